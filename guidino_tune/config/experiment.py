@@ -1,0 +1,126 @@
+"""An experiment: one complete, immutable training configuration, with YAML in and out and a stable hash."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from guidino_tune.config.parsing import parse, read_yaml
+from guidino_tune.config.sections import PATCH, STRICT, Data, DINOGuide, Guide, Loss, NNWNet, Segmenter, Training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Experiment:
+    """Data, guide, segmenter, loss and training. The defaults are GuiDINO-W on the paper's settings."""
+
+    data: Data
+    guide: Guide = DINOGuide()
+    segmenter: Segmenter = NNWNet()
+    loss: Loss = Loss()
+    training: Training = Training()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        if isinstance(self.guide, DINOGuide):
+            gate = self.guide.gate
+            if gate not in ("default", "none", *self.segmenter.gates):
+                raise ValueError(
+                    f"guide.gate: {gate!r} is no place in segmenter {self.segmenter.kind!r}; "
+                    f"possible: {', '.join(('default', 'none', *self.segmenter.gates))}"
+                )
+            if gate == "none" and not self.segmenter.needs_features:
+                raise ValueError(
+                    f"guide.gate: 'none' leaves the guide without effect on {self.segmenter.kind!r}; for the plain network set guide.kind=none"
+                )
+        elif self.segmenter.needs_features:
+            raise ValueError(
+                f"segmenter {self.segmenter.kind!r} is a head on the guide backbone's features: it needs guide.kind=dino "
+                "(guide.gate=none for the plain head)"
+            )
+        return self
+
+    @property
+    def gate(self) -> str | None:
+        """The place where the guide mask multiplies, or ``None`` when there is no guide mask."""
+        if not isinstance(self.guide, DINOGuide) or self.guide.gate == "none":
+            return None
+        return self.segmenter.gates[0] if self.guide.gate == "default" else self.guide.gate
+
+    @property
+    def num_prototypes(self) -> int:
+        """Prototypes of the TokenBook; by default one per patch of an image (FACTS: the reference's choice)."""
+        fixed = self.guide.tokenbook.num_prototypes if isinstance(self.guide, DINOGuide) else None
+        return fixed or (self.data.image_size // PATCH) ** 2
+
+    @property
+    def name(self) -> str:
+        """The name the field uses for this combination, such as ``GuiDINO-W-LoRA``."""
+        plain = {"unet": "U-Net", "nnwnet": "nnWNet", "segdino": "SegDINO", "segguidino": "Seg-DINO"}
+        guided = {"unet": "GuiDINO-U", "nnwnet": "GuiDINO-W", "segdino": "SegDINO-guided", "segguidino": "Seg-GuiDINO"}
+        lora = isinstance(self.guide, DINOGuide) and self.guide.lora.rank > 0
+        return (guided if self.gate else plain)[self.segmenter.kind] + ("-LoRA" if lora else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, nested, in plain YAML types."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    def to_yaml(self) -> str:
+        """YAML text that ``Experiment.from_yaml`` reads back as an equal experiment."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "experiment") -> Experiment:
+        """Checks and builds.
+
+        Raises:
+            UserError: An unknown key, a wrong type, a value out of range, or sections that do not fit each other; names the path.
+        """
+        return parse(cls, values, source)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Experiment:
+        """Reads a YAML file: an experiment, or an export that holds one under ``experiment``.
+
+        Raises:
+            UserError: The file is missing, is no YAML, or holds no valid experiment.
+        """
+        values = read_yaml(path)
+        return cls.from_dict(values.get("experiment", values), source=str(path))
+
+    def effective(self) -> dict[str, Any]:
+        """``to_dict`` without the fields that change nothing here (such as LoRA's alpha at rank 0)."""
+        values = self.to_dict()
+        guide, loss, training = values["guide"], values["loss"], values["training"]
+        lora = isinstance(self.guide, DINOGuide) and self.guide.lora.rank > 0
+        if isinstance(self.guide, DINOGuide):
+            guide["gate"] = self.gate
+            guide["tokenbook"]["num_prototypes"] = self.num_prototypes
+        if not self.gate:
+            guide.pop("tokenbook", None)
+            for key in ("lambda_guide", "guide_loss", "guide_target"):
+                del loss[key]
+        elif loss["lambda_guide"] == 0:
+            del loss["guide_loss"], loss["guide_target"]
+        if not lora:
+            guide.pop("lora", None)
+            del training["lora_lr"]
+        if loss["hinge_weight"] == 0:
+            del loss["hinge_margin"], loss["hinge_band"]
+        if training["optimizer"] != "sgd":
+            del training["momentum"]
+        return values
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits, the same on every machine for the same effective experiment."""
+        text = json.dumps(self.effective(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]

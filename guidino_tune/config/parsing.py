@@ -1,0 +1,96 @@
+"""YAML and mappings into checked dataclasses, with messages that name the file, the path in it and the nearest valid name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from guidino_tune.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Reads one mapping with the safe loader.
+
+    Raises:
+        UserError: No such file, no readable YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("no such file", where=str(path), todo="check the path, or list the spaces with: guidino-tune search --help") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read: {error}", where=str(path)) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"is no valid YAML{line}: {getattr(error, 'problem', error)}", where=str(path), todo="mend that line") from None
+    if not isinstance(values, dict):
+        raise UserError("holds no mapping of names to values", where=str(path))
+    return values
+
+
+def parse(cls: type[T], values: Mapping[str, Any], source: str) -> T:
+    """Builds a dataclass from a mapping.
+
+    Raises:
+        UserError: Lists every problem with its path inside ``source``.
+    """
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        problems = [_describe(cls, item) for item in error.errors()]
+        raise UserError("; ".join(dict.fromkeys(problems)), where=source, todo="correct the value or the name and run the command again") from None
+
+
+def _describe(cls: type, item: Any) -> str:
+    path: list[str] = []
+    level: Any = cls
+    parent: Any = cls
+    for step in item["loc"]:
+        # Below a discriminated union pydantic puts the member's tag into the location; the user's path has no such step.
+        member = None if dataclasses.is_dataclass(level) else next((k for k in _members(level) if _tag(k) == step), None)
+        if member is not None:
+            level = member
+        else:
+            path.append(str(step))
+            parent, level = level, _fields(level).get(str(step))
+    where = ".".join(path) or "experiment"
+    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown name '{where}'; {nearest(path[-1], _fields(parent))}"
+    if item["type"] in ("missing", "missing_argument"):
+        return f"'{where}' is missing"
+    if item["type"] == "union_tag_invalid":
+        tag, expected = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return f"'{where}.kind': unknown kind {tag!r}; {nearest(tag, expected)}"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "literal_error" and isinstance(item["input"], str):
+        message += f"; {nearest(item['input'], [w.strip(chr(39)) for w in item['ctx']['expected'].replace(' or ', ', ').split(', ')])}"
+    return f"'{where}' = {item['input']!r}: {message}" if path else message
+
+
+def _members(level: Any) -> list[Any]:
+    members: list[Any] = []
+    for part in get_args(level):
+        members += [part] if dataclasses.is_dataclass(part) else _members(part) if get_args(part) else []
+    return members
+
+
+def _tag(cls: Any) -> str | None:
+    return next((str(f.default) for f in dataclasses.fields(cls) if f.name == "kind"), None)
+
+
+def _fields(level: Any) -> dict[str, Any]:
+    """Field names and types of a dataclass, or of all members of a union of them."""
+    classes = [level] if dataclasses.is_dataclass(level) else _members(level)
+    known: dict[str, Any] = {}
+    for one in classes:
+        hints = get_type_hints(one, include_extras=True)
+        known |= {f.name: hints[f.name] for f in dataclasses.fields(one)}
+    return known

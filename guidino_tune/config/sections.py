@@ -1,0 +1,249 @@
+"""The sections of an experiment: data, guide, segmenter, loss and training.
+
+All are frozen, slotted, keyword-only dataclasses whose values pydantic checks on construction, so that an experiment that exists is
+a valid one. Lengths are in pixels, weights and fractions are dimensionless, learning rates are per optimiser step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, field_validator
+from pydantic.dataclasses import dataclass
+
+from guidino_tune.errors import nearest
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+PATCH = 16
+"""Side of one DINOv3 patch in pixels; every image side is a multiple of it."""
+
+BACKBONES: dict[str, str | None] = {
+    "tiny": None,  # a two-layer ViT for the demo and for tests; random weights only
+    "vits16": "facebook/dinov3-vits16-pretrain-lvd1689m",
+    "vitb16": "facebook/dinov3-vitb16-pretrain-lvd1689m",
+    "vitl16": "facebook/dinov3-vitl16-pretrain-lvd1689m",
+}
+"""Guide backbones by name, with the Hugging Face repository that holds their weights."""
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def is_local_backbone(name: str) -> bool:
+    """True when ``name`` is a path to a Hugging Face model folder rather than a name in ``BACKBONES``."""
+    return "/" in name or name.startswith((".", "~")) or Path(name).is_dir()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Data:
+    """What is segmented: a source of cases, how they are split, resized and augmented.
+
+    Attributes:
+        kind: The layout of the files under ``root`` (``demo`` makes its own images).
+        root: Folder of the data set; ``None`` looks in the place where ``prepare`` puts it.
+        image_size: Side of the square that images are resized to, in pixels; a multiple of 16.
+        augmentation: ``nnunet`` (nnU-Net's set, run with MONAI) or ``none``.
+        bad_cases: What a corrupt or mismatched image does: stop with a message, or be left out and named.
+        validation_fraction: Share of the cases held out for validation where no split is published.
+        test_fraction: Share of the cases sealed as test where no test split is published.
+        split_seed: Seed of those two choices.
+        max_train_cases: Use only this many training cases (seeded choice); ``None`` uses all.
+        max_validation_cases: The same for validation.
+    """
+
+    kind: Literal["kvasir", "isic2017", "tn3k", "folder", "demo"]
+    root: str | None = None
+    image_size: Annotated[int, Field(ge=2 * PATCH, le=4096, multiple_of=PATCH)] = 256
+    augmentation: Literal["nnunet", "none"] = "nnunet"
+    bad_cases: Literal["error", "skip"] = "error"
+    validation_fraction: Fraction = 0.1
+    test_fraction: Fraction = 0.1
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    max_train_cases: Count | None = None
+    max_validation_cases: Count | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class TokenBook:
+    """How tokens become a guide mask (GuiDINO, equation 1).
+
+    Attributes:
+        num_prototypes: Number of learned vectors; ``None`` takes the number of patches of one image, as the reference does.
+        similarity: Between a projected token and a prototype.
+        aggregation: ``weighted``: learned weight per prototype (the paper's equation 1). ``mean``: the reference code's plain mean.
+            ``softmax``: a smooth maximum with learned temperature, the only one in which the prototypes do not collapse to one vector.
+    """
+
+    num_prototypes: Count | None = None
+    similarity: Literal["cosine", "dot"] = "cosine"
+    aggregation: Literal["weighted", "mean", "softmax"] = "weighted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class LoRA:
+    """Low-rank adapters in the guide backbone; rank 0 leaves it frozen.
+
+    Attributes:
+        rank: Rank of the update; 0 means no adapters.
+        alpha: Scale: the update is multiplied by ``alpha / rank``.
+        dropout: On the adapter's input, in training only.
+        targets: The attention projections (q, k, v, o), or those and both MLP projections.
+    """
+
+    rank: Annotated[int, Field(ge=0, le=512)] = 0
+    alpha: Positive = 16.0
+    dropout: Fraction = 0.05
+    targets: Literal["attention", "attention+mlp"] = "attention"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class NoGuide:
+    """The plain segmenter, without DINOv3."""
+
+    kind: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class DINOGuide:
+    """A DINO backbone and a TokenBook whose mask gates the segmenter.
+
+    Attributes:
+        backbone: A name in ``BACKBONES`` or the path of a Hugging Face model folder.
+        weights: ``pretrained``, or ``random`` (the same random weights everywhere; for the demo and for tests).
+        gate: Where the mask multiplies; ``default`` is the paper's place for the segmenter, ``none`` gives features without a mask.
+    """
+
+    kind: Literal["dino"] = "dino"
+    backbone: str = "vits16"
+    weights: Literal["pretrained", "random"] = "pretrained"
+    gate: Literal["default", "none", "input", "bottleneck", "features"] = "default"
+    tokenbook: TokenBook = TokenBook()
+    lora: LoRA = LoRA()
+
+    @field_validator("backbone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name in BACKBONES or is_local_backbone(name):
+            return name
+        raise ValueError(f"unknown backbone {name!r}; {nearest(name, BACKBONES)} (or the path of a model folder)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class UNet:
+    """U-Net with batch norm; widths ``base_width * (1, 2, 4, 8, 16)``. GuiDINO-U gates its bottleneck."""
+
+    gates: ClassVar[tuple[str, ...]] = ("bottleneck", "input")
+    needs_features: ClassVar[bool] = False
+    kind: Literal["unet"] = "unet"
+    base_width: Count = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class NNWNet:
+    """nnWNet 2D; local widths ``base_width * (1, 2, 4, 8, 16)``, global ones half of them. GuiDINO-W gates its input image."""
+
+    gates: ClassVar[tuple[str, ...]] = ("input", "bottleneck")
+    needs_features: ClassVar[bool] = False
+    kind: Literal["nnwnet"] = "nnwnet"
+    base_width: Annotated[int, Field(ge=2, multiple_of=2)] = 16
+    deep_supervision: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class SegDINO:
+    """SegDINO's linear head on four layers of the guide backbone; plain SegDINO has ``guide.gate: none``.
+
+    Attributes:
+        features: Width of each branch before the last 1x1 convolution.
+        branch_widths: Widths of the four 1x1 projections, shallowest layer first.
+        final_norm: Apply the backbone's last LayerNorm to every layer (the official code does, GuiDINO's port does not).
+    """
+
+    gates: ClassVar[tuple[str, ...]] = ("features",)
+    needs_features: ClassVar[bool] = True
+    kind: Literal["segdino"] = "segdino"
+    features: Count = 128
+    branch_widths: tuple[Count, Count, Count, Count] = (96, 192, 384, 768)
+    final_norm: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class SegGuiDINO:
+    """Seg-GuiDINO's head: projected backbone features, multiplied by the guide mask, one more convolution, upsampling."""
+
+    gates: ClassVar[tuple[str, ...]] = ("features",)
+    needs_features: ClassVar[bool] = True
+    kind: Literal["segguidino"] = "segguidino"
+    hidden: Count = 256
+    dropout: Fraction = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Loss:
+    """``L = dice_weight * Dice + bce_weight * BCE + lambda_guide * guide + hinge_weight * hinge`` (GuiDINO, section "Loss").
+
+    Attributes:
+        lambda_guide: The paper's lambda.
+        guide_loss: Between guide mask and target: ``bce`` (paper) or ``mse`` (reference code).
+        guide_target: Ground truth on the token grid: ``area`` (share of foreground) or ``nearest`` (reference code).
+        hinge_weight: Weight of the boundary hinge loss; 0 switches it off.
+        hinge_margin: Margin in logits.
+        hinge_band: Width of the boundary band, in pixels (odd).
+        batch_dice: Dice over the whole batch (as nnU-Net in 2D) rather than per case.
+    """
+
+    dice_weight: NonNegative = 1.0
+    bce_weight: NonNegative = 1.0
+    lambda_guide: NonNegative = 0.1
+    guide_loss: Literal["bce", "mse"] = "bce"
+    guide_target: Literal["area", "nearest"] = "area"
+    hinge_weight: NonNegative = 0.0
+    hinge_margin: Positive = 1.0
+    hinge_band: Annotated[int, Field(ge=3, le=31)] = 3
+    batch_dice: bool = True
+
+    @field_validator("hinge_band")
+    @classmethod
+    def _odd(cls, width: int) -> int:
+        if width % 2 == 0:
+            raise ValueError("must be odd")
+        return width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Training:
+    """How weights are learned.
+
+    Attributes:
+        epochs: Full budget of a trial; schedules run over all of it, also when the trial is stopped early.
+        batch_size: Images per optimiser step, over all workers.
+        lr: Learning rate of everything but the adapters.
+        lora_lr: Learning rate of the adapters.
+        momentum: Of SGD (Nesterov).
+        schedule: ``poly``: ``(1 - e/E) ** 0.9``; ``cosine``: to zero; per epoch ``e`` of ``E``.
+        precision: ``auto`` takes bf16 autocast where the hardware computes in it, else fp32.
+        channels_last: Memory format of the segmenter.
+        grad_clip: Largest gradient norm; ``None`` does not clip.
+        seed: Of initial weights, order of cases and augmentation.
+    """
+
+    epochs: Count = 400
+    batch_size: Count = 4
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = 1e-4
+    lora_lr: Positive = 5e-4
+    weight_decay: NonNegative = 3e-5
+    momentum: Fraction = 0.99
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    channels_last: bool = True
+    grad_clip: Positive | None = 12.0
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+Guide = Annotated[NoGuide | DINOGuide, Field(discriminator="kind")]
+Segmenter = Annotated[UNet | NNWNet | SegDINO | SegGuiDINO, Field(discriminator="kind")]
