@@ -18,9 +18,11 @@ from guidino_tune.config.sections import (
     Training,
     UNet,
     is_local_backbone,
+    section_defaults,
 )
+from guidino_tune.config.study import Resources, Study
 
 __all__ = [
-    "BACKBONES", "PATCH", "DINOGuide", "Data", "Experiment", "Guide", "LoRA", "Loss", "NNWNet", "NoGuide",
-    "SegDINO", "SegGuiDINO", "Segmenter", "TokenBook", "Training", "UNet", "is_local_backbone",
+    "BACKBONES", "PATCH", "DINOGuide", "Data", "Experiment", "Guide", "LoRA", "Loss", "NNWNet", "NoGuide", "Resources",
+    "SegDINO", "SegGuiDINO", "Segmenter", "Study", "TokenBook", "Training", "UNet", "is_local_backbone", "section_defaults",
 ]  # fmt: skip

@@ -100,6 +100,7 @@ class Experiment:
         """``to_dict`` without the fields that change nothing here (such as LoRA's alpha at rank 0)."""
         values = self.to_dict()
         guide, loss, training = values["guide"], values["loss"], values["training"]
+        del values["data"]["root"]  # where the images lie is no part of what is trained
         lora = isinstance(self.guide, DINOGuide) and self.guide.lora.rank > 0
         if isinstance(self.guide, DINOGuide):
             guide["gate"] = self.gate

@@ -6,8 +6,9 @@ a valid one. Lengths are in pixels, weights and fractions are dimensionless, lea
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
@@ -247,3 +248,11 @@ class Training:
 
 Guide = Annotated[NoGuide | DINOGuide, Field(discriminator="kind")]
 Segmenter = Annotated[UNet | NNWNet | SegDINO | SegGuiDINO, Field(discriminator="kind")]
+
+
+def section_defaults(section: str, kind: str) -> dict[str, Any] | None:
+    """All fields of the ``guide`` or ``segmenter`` of that kind at their defaults; ``None`` for another section or an unknown kind."""
+    union = {"guide": Guide, "segmenter": Segmenter}.get(section)
+    members = get_args(get_args(union)[0]) if union else ()
+    found = next((cls for cls in members if cls().kind == kind), None)
+    return dataclasses.asdict(found()) if found else None

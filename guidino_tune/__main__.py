@@ -1,0 +1,41 @@
+"""``guidino-tune NAME ...`` is ``python -m guidino_tune.NAME ...``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from guidino_tune import __version__
+from guidino_tune.errors import nearest
+
+COMMANDS = {
+    "search": "search hyper-parameters on Ray; start, continue or extend a study",
+    "export": "write the best (or any) trial of a study as a YAML file",
+    "retrain": "train an exported configuration with several seeds and test it once",
+    "evaluate": "score a model on the validation or the sealed test split",
+    "predict": "masks and overlays for a folder of images",
+    "prepare": "download, check and unpack a data set",
+    "doctor": "what is here, and what to do about what is not",
+}
+
+
+def main() -> int:
+    """Finds the command and runs it; exit code 2 for an unknown one."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name == "--version":
+        print(f"guidino-tune {__version__}")
+        return 0
+    if name in ("-h", "--help"):
+        print("usage: guidino-tune COMMAND [options]   (guidino-tune COMMAND --help tells more)\n\ncommands:")
+        for command, about in COMMANDS.items():
+            print(f"  {command:<9} {about}")
+        return 0
+    if name not in COMMANDS:
+        print(f"error: no command {name!r}; {nearest(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    code: int = importlib.import_module(f"guidino_tune.{name}").main(sys.argv[2:])
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""What all commands share: the parser, and exit code 2 with one clear message for a user's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+
+def parser(name: str, about: str, examples: str) -> argparse.ArgumentParser:
+    """An argument parser that keeps the layout of its examples and knows ``--home``."""
+    made = argparse.ArgumentParser(
+        prog=f"guidino-tune {name}",
+        description=about,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--home", metavar="DIR", help="folder for studies, data sets and caches (default: $GUIDINO_TUNE_HOME or ~/guidino_tune)")
+    return made
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A duration such as ``90``, ``30m``, ``2h`` or ``1.5d``, for argparse; seconds without a unit."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    try:
+        value = float(number) * unit
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 90s, 30m or 2h")
+    return value
+
+
+def run(command: Callable[[argparse.Namespace], int], arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    """Parses, runs, and turns a user's mistake into one message on standard error.
+
+    Returns:
+        The exit code: the command's own, 2 for a mistake, 130 for Ctrl-C.
+    """
+    from guidino_tune.errors import UserError
+
+    options = arguments.parse_args(argv)
+    if options.home:
+        os.environ["GUIDINO_TUNE_HOME"] = options.home
+    try:
+        return command(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

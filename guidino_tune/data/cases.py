@@ -1,0 +1,84 @@
+"""A case (one image with its mask) and a listing of the cases of a data set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from guidino_tune.errors import UserError
+
+PARTS = ("train", "validation", "test", "trainval")
+"""What a data set may publish about a case; ``trainval`` cases are divided by us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """The files of one image and its mask.
+
+    Attributes:
+        id: Unique in its data set; where two folders use the same file names it is prefixed (``trainval/0000``).
+        image: Path of the image.
+        mask: Path of the mask.
+        group: Cases of one group (a patient) never come into two drawn parts; the id itself where no patient is known.
+    """
+
+    id: str
+    image: Path
+    mask: Path
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All cases of a data set, by name only: no file has been opened.
+
+    Attributes:
+        cases: Every case, ids unique.
+        published: Case id -> ``train``, ``validation``, ``test`` or ``trainval``, where the data set publishes a split; else empty.
+        notes: What a person should know, such as files that were left out.
+
+    Raises:
+        UserError: No case at all, or an id occurs twice.
+        ValueError: ``published`` names an unknown case or part (a mistake in a source).
+    """
+
+    cases: tuple[Case, ...]
+    published: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.cases:
+            raise UserError("the data set has no cases", todo="check data.root, or fetch the data with: guidino-tune prepare")
+        twice = [name for name, count in Counter(case.id for case in self.cases).items() if count > 1]
+        if twice:
+            raise UserError(
+                f"{len(twice)} case ids occur twice: {some(twice)}", where=str(self.cases[0].image.parent), todo="rename the files"
+            )
+        unknown = set(self.published) - {case.id for case in self.cases} | (set(self.published.values()) - set(PARTS))
+        if unknown:
+            raise ValueError(f"published split names unknown cases or parts: {some(unknown)}")
+
+    def select(self, ids: tuple[str, ...]) -> list[Case]:
+        """The cases with these ids, in this order.
+
+        Raises:
+            KeyError: An id is not in the listing.
+        """
+        by_id = {case.id: case for case in self.cases}
+        return [by_id[name] for name in ids]
+
+
+def some(names: Iterable[object], limit: int = 3) -> str:
+    """Names the first few, sorted, and says how many more there are."""
+    ordered = sorted(str(name) for name in names)
+    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
+    return ", ".join(ordered[:limit]) + more
+
+
+def stable_hash(*parts: object) -> int:
+    """A 63-bit number from the text of ``parts``, the same in every process and on every machine (unlike ``hash``)."""
+    text = "\0".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

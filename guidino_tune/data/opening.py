@@ -1,0 +1,100 @@
+"""Opens a data set for a search: training and validation cases, decoded. The files of test cases are never opened here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from guidino_tune import paths
+from guidino_tune.config.sections import Data
+from guidino_tune.data.cases import Listing, some, stable_hash
+from guidino_tune.data.sources import find_cases
+from guidino_tune.data.splits import Split, check_split, make_split, read_split, shared_groups, write_split
+from guidino_tune.data.table import CaseTable, Progress, build_table
+from guidino_tune.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class SearchData:
+    """What a search may see.
+
+    Attributes:
+        train: Training cases, decoded.
+        validation: Validation cases, decoded.
+        split: The whole split; of the test cases only the ids.
+        fingerprint: 64 hexadecimal digits of the decoded cases' ids and contents, the image size and the split.
+        notes: What a person should know: cases left out, patients in two parts, and the like.
+    """
+
+    train: CaseTable
+    validation: CaseTable
+    split: Split
+    fingerprint: str
+    notes: tuple[str, ...]
+
+
+def open_for_search(
+    data: Data, *, split_file: Path | None = None, cache: Path | None = None, progress: Progress | None = None
+) -> SearchData:
+    """Finds the cases, divides them, and decodes those for training and validation.
+
+    Args:
+        data: What to open.
+        split_file: Read if it exists, else the split is made and written there, so that a study keeps its split for good.
+        cache: Where decoded cases are kept; by default ``paths.cache()``.
+        progress: Told (done, in all) over both parts, while decoding.
+
+    Raises:
+        UserError: The data set is not there or not whole, a case cannot be decoded (unless ``bad_cases`` is ``skip``), or the stored split
+            does not fit the data set or the settings.
+    """
+    listing = find_cases(data)
+    split, notes = _split(listing, data, split_file)
+    leaks = shared_groups(listing, split)
+    if leaks:
+        notes += (f"{len(leaks)} groups (patients) have cases in more than one part of the split ({split.origin}): {some(leaks)}",)
+    train = _choose(split.train, data.max_train_cases, data.split_seed)
+    validation = _choose(split.validation, data.max_validation_cases, data.split_seed)
+    folder = cache or paths.cache()
+    total = len(train) + len(validation)
+    tables = []
+    for ids, before in ((train, 0), (validation, len(train))):
+        told = (lambda done, _, before=before: progress(before + done, total)) if progress else None
+        tables.append(build_table(listing.select(ids), data.image_size, folder, data.bad_cases, told))
+    notes += tuple(f"left out {text}" for table in tables for text in table.skipped)
+    text = json.dumps([tables[0].fingerprint, tables[1].fingerprint, asdict(split)], sort_keys=True)
+    return SearchData(tables[0], tables[1], split, hashlib.sha256(text.encode()).hexdigest(), listing.notes + notes)
+
+
+def _split(listing: Listing, data: Data, split_file: Path | None) -> tuple[Split, tuple[str, ...]]:
+    if split_file is None or not split_file.exists():
+        split = make_split(listing, data)
+        if split_file is not None:
+            write_split(split, split_file)
+        return split, ()
+    split = read_split(split_file)
+    if "seeded" in split.origin and split.seed != data.split_seed:
+        raise UserError(
+            f"the stored split was drawn with seed {split.seed}, but data.split_seed is {data.split_seed}",
+            where=str(split_file),
+            todo=f"set data.split_seed={split.seed}, or start another study",
+        )
+    check_split(split, listing, split_file)
+    new = {case.id for case in listing.cases}.difference(split.train, split.validation, split.test)
+    if new:
+        return split, (f"{split_file}: {len(new)} cases of the data set are in no part of the stored split and are not used: {some(new)}",)
+    if "seeded" in split.origin and _parts(make_split(listing, data)) != _parts(split):
+        return split, (f"{split_file}: the stored split is kept; with the present settings another one would be drawn",)
+    return split, ()
+
+
+def _parts(split: Split) -> tuple[set[str], ...]:
+    return set(split.train), set(split.validation), set(split.test)
+
+
+def _choose(ids: tuple[str, ...], most: int | None, seed: int) -> tuple[str, ...]:
+    if most is None or most >= len(ids):
+        return ids
+    return tuple(sorted(sorted(ids, key=lambda name: (stable_hash("choice", seed, name), name))[:most]))  # fewer is a part of more

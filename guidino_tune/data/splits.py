@@ -1,0 +1,174 @@
+"""Train, validation and test: what a data set publishes is kept, what is missing is drawn by a seed, whole groups at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from guidino_tune.config.sections import Data
+from guidino_tune.data.cases import Case, Listing, some, stable_hash
+from guidino_tune.errors import UserError
+
+_PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Which cases are for training, for choosing, and for the one measurement at the end.
+
+    Attributes:
+        train: Case ids, sorted.
+        validation: Case ids, sorted.
+        test: Case ids, sorted; empty when none is published and ``data.test_fraction`` is 0.
+        origin: Such as ``published``, ``published test, seeded validation`` or ``seeded``.
+        seed: Seed of what was drawn.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    origin: str
+    seed: int
+
+
+def make_split(listing: Listing, data: Data) -> Split:
+    """Divides a listing.
+
+    Published validation and test cases stay what they are. A part that is not published is drawn from all the others (published
+    training cases included) as ``fraction`` of their number, rounded, at least one case. Groups are taken whole, in an order that depends
+    only on the seed, the part and the group's name: not on the machine or on the order of the listing; and the test split does not
+    depend on ``validation_fraction``. An unpublished case follows a published one of its group.
+
+    Raises:
+        UserError: Training or validation would be empty.
+    """
+    published = dict(listing.published)
+    # sorted, so that a group that is published in both goes the same way for any order of the listing
+    held_out = dict(sorted((case.group, published[case.id]) for case in listing.cases if published.get(case.id) in ("validation", "test")))
+    for case in listing.cases:
+        if case.id not in published and case.group in held_out:
+            published[case.id] = held_out[case.group]
+    parts = {part: {case.id for case in listing.cases if published.get(case.id) == part} for part in ("validation", "test")}
+    pool = [case for case in listing.cases if published.get(case.id) not in ("validation", "test")]
+    available = len(pool)
+    origins = {part: "published" if parts[part] else "seeded" for part in parts}
+    for part, fraction in (("test", data.test_fraction), ("validation", data.validation_fraction)):
+        if origins[part] == "seeded":
+            parts[part] = _draw(pool, fraction, available, part, data.split_seed)
+            pool = [case for case in pool if case.id not in parts[part]]
+            if not parts[part]:
+                origins[part] = "no"
+    train = {case.id for case in pool}
+    for part, ids in (("training", train), ("validation", parts["validation"])):
+        if not ids:
+            raise UserError(
+                f"no cases are left for {part}: {len(listing.cases)} cases in {len({case.group for case in listing.cases})} groups",
+                where="data.validation_fraction, data.test_fraction",
+                todo="choose other fractions, or use more cases",
+            )
+    return Split(
+        train=tuple(sorted(train)),
+        validation=tuple(sorted(parts["validation"])),
+        test=tuple(sorted(parts["test"])),
+        origin=_origin(origins),
+        seed=data.split_seed,
+    )
+
+
+def _draw(pool: list[Case], fraction: float, available: int, part: str, seed: int) -> set[str]:
+    target = max(1, round(fraction * available)) if fraction > 0 else 0
+    groups: dict[str, list[str]] = defaultdict(list)
+    for case in pool:
+        groups[case.group].append(case.id)
+    drawn: set[str] = set()
+    order = sorted(groups, key=lambda group: (stable_hash("split", seed, part, group), group))
+    for group in order:
+        size = len(groups[group])
+        if abs(len(drawn) + size - target) < abs(
+            len(drawn) - target
+        ):  # a group that would overshoot by more than is missing is passed over
+            drawn.update(groups[group])
+    if target and not drawn and len(groups) > 1:
+        drawn.update(groups[min(order, key=lambda group: len(groups[group]))])
+    return drawn
+
+
+def _origin(origins: dict[str, str]) -> str:
+    kinds = set(origins.values())
+    if len(kinds) == 1:
+        return kinds.pop()
+    return ", ".join(f"{kind} {part}" for kind in ("published", "seeded", "no") for part in ("validation", "test") if origins[part] == kind)
+
+
+def shared_groups(listing: Listing, split: Split) -> tuple[str, ...]:
+    """Groups (patients) that have cases in more than one part, as happens only where a published split divides them."""
+    part_of = {name: part for part in _PARTS for name in getattr(split, part)}
+    parts: dict[str, set[str]] = defaultdict(set)
+    for case in listing.cases:
+        if case.id in part_of:
+            parts[case.group].add(part_of[case.id])
+    return tuple(sorted(group for group, found in parts.items() if len(found) > 1))
+
+
+def write_split(split: Split, path: Path) -> None:
+    """Writes JSON to a temporary name beside ``path`` and renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_text(json.dumps(asdict(split), indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_split(path: Path) -> Split:
+    """Reads what ``write_split`` wrote, or a file of that form by hand.
+
+    Raises:
+        UserError: The file is missing or malformed, or a case is in it twice.
+    """
+    todo = "restore the file; or delete it to draw the split anew (results before and after are then not comparable)"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"cannot read the split: {error.strerror or error}", where=str(path), todo="start the search first: it writes it"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"is no valid JSON: {error}", where=str(path), todo=todo) from None
+    if not isinstance(values, dict) or not all(_is_names(values.get(part)) for part in _PARTS):
+        raise UserError(f"holds no lists of case ids under {', '.join(_PARTS)}", where=str(path), todo=todo)
+    origin, seed = values.get("origin", "given"), values.get("seed", 0)
+    if not isinstance(origin, str) or type(seed) is not int:
+        raise UserError("origin must be text and seed a whole number", where=str(path), todo=todo)
+    twice = [name for name, count in Counter(name for part in _PARTS for name in values[part]).items() if count > 1]
+    if twice:
+        raise UserError(f"{len(twice)} cases are in it twice: {some(twice)}", where=str(path), todo="leave each case in one part only")
+    if not values["train"] or not values["validation"]:
+        raise UserError("train or validation is empty", where=str(path), todo=todo)
+    return Split(train=tuple(values["train"]), validation=tuple(values["validation"]), test=tuple(values["test"]), origin=origin, seed=seed)
+
+
+def check_split(split: Split, listing: Listing, path: Path, parts: Iterable[str] = _PARTS) -> None:
+    """Checks that every case of a stored split is in the data set.
+
+    Raises:
+        UserError: Some are not.
+    """
+    known = {case.id for case in listing.cases}
+    missing = [name for part in parts for name in getattr(split, part) if name not in known]
+    if missing:
+        raise UserError(
+            f"{len(missing)} cases of the stored split are not in the data set: {some(missing)}",
+            where=str(path),
+            todo=f"point data.root at the data the split was made from (now: {listing.cases[0].image.parent}), or use another split file",
+        )
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)

@@ -1,0 +1,163 @@
+"""The training loss: soft Dice, cross-entropy, guide term and boundary hinge, with deep supervision (GuiDINO, section "Loss").
+
+Everything is computed in float32, whatever autocast the caller runs under: a bf16 sum over 65,536 pixels keeps two digits.
+Nothing here waits for the device; the caller decides when a value is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from guidino_tune.config.sections import Loss
+from guidino_tune.errors import UserError
+
+_SMOOTH = 1e-5
+_PROBABILITY_EPS = 1e-6
+
+
+def deep_supervision_weights(num_heads: int) -> list[float]:
+    """Weight of each head, finest first: ``1 / 2**i``, normalised to sum to one over all heads.
+
+    nnU-Net sets the last weight to zero; GuiDINO keeps it, and so do we.
+    """
+    total = sum(0.5**i for i in range(num_heads))
+    return [0.5**i / total for i in range(num_heads)]
+
+
+def soft_dice_loss(logits: Tensor, masks: Tensor, *, batch: bool = True) -> Tensor:
+    """``1 - (2 * sum(p * y) + s) / (sum(p) + sum(y) + s)`` with ``s = 1e-5``: 0 is perfect, 1 is no overlap.
+
+    Args:
+        logits: (B, 1, H, W), float32.
+        masks: (B, 1, H, W), 0 or 1, float32.
+        batch: Sum over the whole batch before the ratio (nnU-Net in 2D, "batch Dice"); else one ratio per case, then their mean.
+
+    Returns:
+        A scalar. In distributed training the batch is that of one worker.
+    """
+    axes = (0, 1, 2, 3) if batch else (1, 2, 3)
+    probabilities = logits.sigmoid()
+    overlap = (probabilities * masks).sum(axes)
+    size = probabilities.sum(axes) + masks.sum(axes)
+    return (1 - (2 * overlap + _SMOOTH) / (size + _SMOOTH)).mean()
+
+
+def guide_loss(guide: Tensor, masks: Tensor, *, kind: str = "bce", target: str = "area") -> Tensor:
+    """Distance between the guide mask and the ground truth on the guide's own grid.
+
+    Args:
+        guide: (B, 1, h, w), probabilities in [0, 1], float32.
+        masks: (B, 1, H, W), 0 or 1, float32.
+        kind: ``bce`` (the paper) or ``mse`` (the reference code).
+        target: ``area``: the share of foreground in each cell; ``nearest``: the cell's top-left pixel, as the reference code has it.
+
+    Returns:
+        A scalar. With ``bce`` and cells of mixed area its least value is above 0 (the entropy of the shares).
+    """
+    grid = (guide.shape[-2], guide.shape[-1])
+    cells = F.adaptive_avg_pool2d(masks, grid) if target == "area" else F.interpolate(masks, size=grid, mode="nearest")
+    if kind == "mse":
+        return F.mse_loss(guide, cells)
+    # The logarithm's slope at 0 and 1 is infinite; a cosine can get there exactly.
+    return F.binary_cross_entropy(guide.clamp(_PROBABILITY_EPS, 1 - _PROBABILITY_EPS), cells)
+
+
+def boundary_band(masks: Tensor, width: int) -> Tensor:
+    """1 where a ``width`` x ``width`` window sees both foreground and background, else 0: both sides of every border.
+
+    Args:
+        masks: (B, 1, H, W), 0 or 1, float.
+        width: Odd, in pixels; 3 gives one pixel on each side.
+
+    Returns:
+        (B, 1, H, W), float. Max-pooling pads with minus infinity, so that the edge of the image is no border.
+    """
+    highest = F.max_pool2d(masks, width, stride=1, padding=width // 2)
+    lowest = -F.max_pool2d(-masks, width, stride=1, padding=width // 2)
+    return (highest > lowest).to(masks.dtype)
+
+
+def hinge_loss(logits: Tensor, masks: Tensor, *, margin: float = 1.0, band: int = 3) -> Tensor:
+    """``relu(margin - y * logit)`` with ``y`` in {-1, +1}, averaged over the pixels of the boundary band.
+
+    Args:
+        logits: (B, 1, H, W), float32.
+        masks: (B, 1, H, W), 0 or 1, float32.
+        margin: In logits.
+        band: Width of the boundary band in pixels (odd).
+
+    Returns:
+        A scalar; 0 where the batch has no border at all.
+    """
+    weights = boundary_band(masks, band)
+    loss = F.relu(margin - (2 * masks - 1) * logits)
+    return (loss * weights).sum() / weights.sum().clamp(min=1)
+
+
+class SegmentationLoss(nn.Module):
+    """``dice_weight * Dice + bce_weight * BCE + lambda_guide * guide + hinge_weight * hinge``.
+
+    Dice and BCE are averaged over all heads with ``deep_supervision_weights``, every head once, against the mask resized to the head's
+    size (nearest). The guide term counts once, and the hinge is on the finest head only: a band of pixels has no meaning on coarse heads.
+
+    Args:
+        loss: Weights and choices.
+
+    Raises:
+        UserError: Neither Dice nor BCE nor hinge has a weight, so that nothing would train the segmenter.
+    """
+
+    def __init__(self, loss: Loss) -> None:
+        super().__init__()
+        if not (loss.dice_weight or loss.bce_weight or loss.hinge_weight):
+            raise UserError(
+                "dice_weight, bce_weight and hinge_weight are all 0, so nothing would train the segmenter",
+                where="loss",
+                todo="give at least one of them a weight above 0",
+            )
+        self.loss = loss
+
+    def forward(self, logits: Sequence[Tensor], guide: Tensor | None, masks: Tensor) -> dict[str, Tensor]:
+        """Computes the loss.
+
+        Args:
+            logits: One (B, 1, h_i, w_i) per head, finest first.
+            guide: (B, 1, h, w) with values in [0, 1], or ``None`` for a network without guide mask (then there is no guide term).
+            masks: (B, 1, H, W), 0 or 1, floating point.
+
+        Returns:
+            ``total``, which carries the gradient, and the unweighted, detached value of each term in use: ``dice``, ``bce``, ``guide``,
+            ``hinge``. All are float32 scalars on the device of the logits.
+        """
+        with torch.autocast(device_type=masks.device.type, enabled=False):
+            terms = self._terms([head.float() for head in logits], None if guide is None else guide.float(), masks.float())
+            total = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        return {"total": total, **{name: value.detach() for name, (_, value) in terms.items()}}
+
+    def _terms(self, heads: list[Tensor], guide: Tensor | None, masks: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """Weight and unweighted value of each term in use."""
+        loss = self.loss
+        weights = deep_supervision_weights(len(heads))
+        targets = [_resized(masks, head) for head in heads]
+        terms: dict[str, tuple[float, Tensor]] = {}
+        if loss.dice_weight:
+            dice = [w * soft_dice_loss(h, t, batch=loss.batch_dice) for w, h, t in zip(weights, heads, targets, strict=True)]
+            terms["dice"] = (loss.dice_weight, torch.stack(dice).sum())
+        if loss.bce_weight:
+            bce = [w * F.binary_cross_entropy_with_logits(h, t) for w, h, t in zip(weights, heads, targets, strict=True)]
+            terms["bce"] = (loss.bce_weight, torch.stack(bce).sum())
+        if loss.lambda_guide and guide is not None:
+            terms["guide"] = (loss.lambda_guide, guide_loss(guide, masks, kind=loss.guide_loss, target=loss.guide_target))
+        if loss.hinge_weight:
+            terms["hinge"] = (loss.hinge_weight, hinge_loss(heads[0], targets[0], margin=loss.hinge_margin, band=loss.hinge_band))
+        return terms
+
+
+def _resized(masks: Tensor, head: Tensor) -> Tensor:
+    """The masks on the head's grid; nearest keeps them 0 or 1."""
+    size = (head.shape[-2], head.shape[-1])
+    return masks if size == tuple(masks.shape[-2:]) else F.interpolate(masks, size=size, mode="nearest")

@@ -1,0 +1,52 @@
+"""Networks: the guide (backbone and TokenBook), the gate, the segmenters, and how an experiment puts them together."""
+
+from __future__ import annotations
+
+import copy
+
+from guidino_tune.config import DINOGuide, Experiment
+from guidino_tune.models.backbone import Backbone, Features, check_backbone, load_backbone
+from guidino_tune.models.guided import GuidedSegmenter, Prediction
+from guidino_tune.models.lora import add_lora
+from guidino_tune.models.seeding import seeded
+from guidino_tune.models.segmenters import SEGMENTERS
+from guidino_tune.models.tokenbook import TokenBook
+
+__all__ = ["Backbone", "Features", "GuidedSegmenter", "Prediction", "build_model", "check_backbone", "load_backbone"]
+
+
+def build_model(experiment: Experiment, backbone: Backbone | None = None) -> GuidedSegmenter:
+    """The network of an experiment, on the CPU, with initial weights that follow from ``experiment.training.seed``.
+
+    Segmenter, adapters and TokenBook draw their weights independently, so that experiments which differ only in the guide start from
+    the same segmenter. The global random state is left as it was.
+
+    Args:
+        experiment: What to build.
+        backbone: An already loaded frozen backbone of this experiment's guide, to be shared; ``None`` loads it. With LoRA it is copied,
+            because adapters change it.
+
+    Raises:
+        UserError: The backbone's weights cannot be loaded.
+    """
+    guide, seed = experiment.guide, experiment.training.seed
+    tokenbook = None
+    if not isinstance(guide, DINOGuide):
+        backbone = None
+    else:
+        if backbone is None:
+            backbone = load_backbone(guide)
+        elif guide.lora.rank > 0:
+            backbone = copy.deepcopy(backbone)
+        with seeded(seed):
+            add_lora(backbone, guide.lora)
+        if experiment.gate is not None:
+            with seeded(seed):
+                tokenbook = TokenBook.from_config(guide.tokenbook, backbone.width, experiment.num_prototypes)
+    with seeded(seed):
+        segmenter = SEGMENTERS[experiment.segmenter.kind](
+            experiment.segmenter,
+            features_width=backbone.width if backbone else None,
+            num_layers=backbone.num_layers if backbone else None,
+        )
+    return GuidedSegmenter(segmenter, backbone=backbone, tokenbook=tokenbook, place=experiment.gate)

@@ -1,0 +1,21 @@
+"""The segmenters by their configuration's ``kind``.
+
+To add one: a configuration dataclass with ``kind``, ``gates`` and ``needs_features``, one file here with a ``Segmenter`` subclass, and
+one line in ``SEGMENTERS``. See ``base.Segmenter`` for the constructor and ``forward`` that all share.
+"""
+
+from guidino_tune.models.segmenters.base import Segmenter
+from guidino_tune.models.segmenters.nnwnet import NNWNet
+from guidino_tune.models.segmenters.segdino import SegDINO
+from guidino_tune.models.segmenters.segguidino import SegGuiDINO
+from guidino_tune.models.segmenters.unet import UNet
+
+SEGMENTERS: dict[str, type[Segmenter]] = {
+    "unet": UNet,
+    "nnwnet": NNWNet,
+    "segdino": SegDINO,
+    "segguidino": SegGuiDINO,
+}
+"""Segmenter classes by ``kind``."""
+
+__all__ = ["SEGMENTERS", "Segmenter"]

@@ -1,0 +1,56 @@
+"""U-Net (Ronneberger et al., 2015) with batch norm, as GuiDINO-U gates it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from guidino_tune import config as sections
+from guidino_tune.models.backbone import Features
+from guidino_tune.models.gate import Gate
+from guidino_tune.models.segmenters.base import Segmenter
+
+
+def double_conv(inputs: int, outputs: int) -> nn.Sequential:
+    """Twice 3x3 convolution without bias, batch norm and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class UNet(Segmenter):
+    """Five levels of widths ``base_width * (1, 2, 4, 8, 16)``, max pooling down, transposed convolutions up, one 1x1 head.
+
+    Gate places: ``bottleneck``, the deepest map at 1/16 (GuiDINO-U), and ``input``, the image.
+    """
+
+    def __init__(
+        self, config: sections.UNet, *, features_width: int | None = None, num_layers: int | None = None, num_outputs: int = 1
+    ) -> None:
+        super().__init__(config)
+        widths = [config.base_width * 2**level for level in range(5)]
+        self.down = nn.ModuleList(double_conv(inputs, outputs) for inputs, outputs in zip([3, *widths], widths, strict=False))
+        widths.reverse()
+        self.up = nn.ModuleList(nn.ConvTranspose2d(deep, fine, 2, stride=2) for deep, fine in pairwise(widths))
+        self.merge = nn.ModuleList(double_conv(deep, fine) for deep, fine in pairwise(widths))
+        self.head = nn.Conv2d(widths[-1], num_outputs, 1)
+
+    def forward(self, images: Tensor, gate: Gate, features: Features | None = None) -> tuple[Tensor, ...]:
+        """See ``Segmenter.forward``; one head."""
+        x = self.down[0](gate("input", images))
+        skips = []
+        for block in self.down[1:]:
+            skips.append(x)
+            x = block(F.max_pool2d(x, 2))
+        x = gate("bottleneck", x)
+        for up, merge in zip(self.up, self.merge, strict=True):
+            x = merge(torch.cat([skips.pop(), up(x)], dim=1))
+        return (self.head(x),)

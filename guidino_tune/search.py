@@ -1,0 +1,83 @@
+"""The command ``search``: start, continue or extend a study."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from guidino_tune.cli import parser, positive, run, seconds
+
+EXAMPLES = """\
+  guidino-tune search demo                                  a small search on generated images, minutes on two cores
+  guidino-tune search kvasir --data-root /data/Kvasir-SEG   the full space on your copy of the data set
+  guidino-tune search kvasir --trials 200                   the same study goes on, up to 200 trials
+  guidino-tune search kvasir --name plain --set guide.kind=none
+                                                            another study: the plain networks, without guide
+  guidino-tune search kvasir --set guide.backbone=/models/dinov3-vits16 --dry-run
+                                                            check everything and show the plan, spend nothing
+  guidino-tune search my_space.yaml --set data.kind=folder --data-root /data/mine
+  ray job submit --working-dir . -- python -m guidino_tune.search kvasir
+                                                            the same on a cluster
+
+A value that is --set is no longer searched. The same command continues a study that was stopped or killed."""
+
+OPTIONS = {
+    "name": "study.name",
+    "trials": "study.trials",
+    "time_budget": "study.time_budget",
+    "sampler": "study.sampler",
+    "pruner": "study.pruner",
+    "max_epochs": "training.epochs",
+    "concurrent": "resources.concurrent",
+    "executor": "resources.executor",
+    "data_root": "data.root",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and searches; see ``--help``."""
+    made = parser("search", "Search hyper-parameters with Optuna on Ray, logged to MLflow.", EXAMPLES)
+    made.add_argument("space", help="demo, kvasir, isic2017, tn3k, or a YAML file of your own")
+    made.add_argument("--data-root", metavar="DIR", help="folder of the data set, in its published layout")
+    made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="another value in experiment, study or resources")
+    made.add_argument("--name", help="name of the study (default: that of the space)")
+    made.add_argument("--trials", type=positive, help="trials in all; more than before extends the study")
+    made.add_argument("--time-budget", type=seconds, metavar="TIME", help="stop after 30m, 2h, ...; the same command goes on later")
+    made.add_argument("--max-epochs", type=positive, help="full budget of a trial")
+    made.add_argument("--concurrent", type=positive, help="trials side by side (default: as many as fit)")
+    made.add_argument("--seed", type=int, help="of the sampler, of initial weights and of views")
+    made.add_argument("--sampler", choices=["tpe", "random"], help="how configurations are chosen; random is the control")
+    made.add_argument("--pruner", choices=["asha", "none"], help="how trials are stopped early")
+    made.add_argument("--executor", choices=["auto", "actor", "train"], help="reused actor, or a Ray Train worker group per trial")
+    made.add_argument("--storage", metavar="URL", help="database of the Optuna study, for teams (default: a file in the study's folder)")
+    made.add_argument("--dry-run", action="store_true", help="check everything, print experiment, space and plan, and spend nothing")
+    return run(_search, made, argv)
+
+
+def _search(options: argparse.Namespace) -> int:
+    from guidino_tune.space.check import without_idle
+    from guidino_tune.space.space import absolute, load_space, override
+
+    assignments = [f"{path}={getattr(options, name)}" for name, path in OPTIONS.items() if getattr(options, name) is not None]
+    if options.seed is not None:
+        assignments += [f"study.seed={options.seed}", f"training.seed={options.seed}"]
+    space = load_space(options.space)
+    if options.max_epochs is not None and options.max_epochs < space.study.min_epochs:
+        assignments.append("study.min_epochs=1")
+    space = absolute(without_idle(override(space, [*assignments, *options.set])))
+
+    from rich.console import Console
+
+    console = Console()
+    if options.dry_run:
+        from guidino_tune.tuning.dry_run import show_plan
+
+        return show_plan(space, console)
+    from guidino_tune.tuning.search import run_search
+
+    return run_search(space, console, storage=options.storage)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What may vary in an experiment: a YAML file with conditions, its checks, and its Optuna distributions."""

@@ -1,0 +1,167 @@
+"""One searched parameter: a range or a choice, with an optional condition on the rest of the experiment."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from guidino_tune.config import section_defaults
+from guidino_tune.config.sections import STRICT
+
+Scalar: TypeAlias = bool | int | float | str | None
+Values: TypeAlias = dict[str, Scalar]
+"""Values of searched parameters by their path in the experiment, such as ``{"loss.lambda_guide": 0.1}``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Bounds:
+    """Numeric limits in a condition; all that are given must hold."""
+
+    gt: float | None = None
+    ge: float | None = None
+    lt: float | None = None
+    le: float | None = None
+
+    def hold(self, value: Any) -> bool:
+        """True when ``value`` is a number within the limits."""
+        return (
+            isinstance(value, int | float)
+            and (self.gt is None or value > self.gt)
+            and (self.ge is None or value >= self.ge)
+            and (self.lt is None or value < self.lt)
+            and (self.le is None or value <= self.le)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Parameter:
+    """How one path of the experiment varies.
+
+    Attributes:
+        type: ``float`` or ``int`` with ``low`` and ``high`` (inclusive), or ``choice`` with ``choices``.
+        log: Search the logarithm.
+        step: Grid of a range, counted from ``low``.
+        when: Path -> value, list of values, or limits (``{gt: 0}``) that the experiment must have for the parameter to be searched.
+    """
+
+    type: Literal["float", "int", "choice"]
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    step: float | None = None
+    choices: tuple[Scalar, ...] = ()
+    when: dict[str, Bounds | list[Scalar] | Scalar] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Parameter:
+        if self.type == "choice":
+            if not self.choices or self.low is not None or self.high is not None or self.log or self.step is not None:
+                raise ValueError("type 'choice' takes 'choices' (at least one) and no low, high, log or step")
+            if len(set(map(repr, self.choices))) < len(self.choices):
+                raise ValueError("the same choice stands twice")
+            return self
+        if self.low is None or self.high is None or self.choices:
+            raise ValueError(f"type {self.type!r} takes 'low' and 'high', and no 'choices'")
+        if self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log needs low above 0 and no step")
+        if self.type == "int" and not all(float(x).is_integer() for x in (self.low, self.high, self.step or 1)):
+            raise ValueError("type 'int' takes whole numbers")
+        return self
+
+    @property
+    def ends(self) -> tuple[Scalar, ...]:
+        """Both ends of the range, or every choice."""
+        if self.type == "choice":
+            return self.choices
+        low, high = self.limits
+        return (low, high)
+
+    @property
+    def limits(self) -> tuple[Any, Any]:
+        """Both ends of a range as numbers of its type."""
+        assert self.low is not None and self.high is not None
+        return (int(self.low), int(self.high)) if self.type == "int" else (float(self.low), float(self.high))
+
+    def contains(self, value: Scalar) -> bool:
+        """True when a study could choose this value."""
+        if self.type == "choice":
+            return any(value == choice and type(value) is type(choice) for choice in self.choices)
+        if isinstance(value, bool) or not isinstance(value, int | float) or (self.type == "int" and not float(value).is_integer()):
+            return False
+        low, high = self.limits
+        return bool(low <= value <= high)
+
+    def active(self, experiment: Mapping[str, Any]) -> bool:
+        """True when the condition holds for a nested experiment mapping."""
+        for path, wanted in (self.when or {}).items():
+            value = get_path(experiment, path, default=_ABSENT)
+            if isinstance(wanted, Bounds):
+                fits = wanted.hold(value)
+            else:
+                fits = value in wanted if isinstance(wanted, list) else value == wanted
+            if not fits:
+                return False
+        return True
+
+    def draw(self, generator: random.Random) -> Scalar:
+        """A random value, used to check a space without a study."""
+        if self.type == "choice":
+            return generator.choice(self.choices)
+        low, high = self.limits
+        return generator.randint(low, high) if self.type == "int" else generator.uniform(low, high)
+
+    def describe(self) -> str:
+        """One short line, such as ``0.01 .. 1 (log) when guide.lora.rank gt 0``."""
+        if self.type == "choice":
+            text = ", ".join("null" if c is None else str(c) for c in self.choices)
+        else:
+            text = f"{self.low:g} .. {self.high:g}" + (" (log)" if self.log else "") + (f" step {self.step:g}" if self.step else "")
+        for path, wanted in (self.when or {}).items():
+            if isinstance(wanted, Bounds):
+                limits = " and ".join(f"{k} {v:g}" for k in ("gt", "ge", "lt", "le") if (v := getattr(wanted, k)) is not None)
+                text += f", when {path} {limits}"
+            else:
+                text += f", when {path} is {wanted}"
+        return text
+
+
+_ABSENT = object()
+
+
+def get_path(values: Mapping[str, Any], path: str, default: Any = None) -> Any:
+    """The value at a dotted path, or ``default`` where there is none."""
+    level: Any = values
+    for key in path.split("."):
+        if not isinstance(level, Mapping) or key not in level:
+            return default
+        level = level[key]
+    return level
+
+
+def has_path(values: Mapping[str, Any], path: str) -> bool:
+    """True when the dotted path leads to a value."""
+    return get_path(values, path, default=_ABSENT) is not _ABSENT
+
+
+def set_path(values: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy with another value at an existing path.
+
+    A new ``guide.kind`` or ``segmenter.kind`` starts from that kind's defaults, for another kind has other fields.
+
+    Raises:
+        KeyError: No such path.
+    """
+    if not has_path(values, path):
+        raise KeyError(path)
+    head, _, rest = path.partition(".")
+    if rest == "kind" and values[head]["kind"] != value:
+        section = section_defaults(head, str(value))
+        if section is not None:
+            return {**values, head: section}
+    return {**values, head: set_path(values[head], rest, value) if rest else value}

@@ -1,0 +1,217 @@
+"""A search space: base experiment, parameters, first trials, study settings and resources, as one checked object."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from guidino_tune.config import BACKBONES, Experiment, Resources, Study, is_local_backbone
+from guidino_tune.config.parsing import parse, read_yaml
+from guidino_tune.errors import UserError, nearest
+from guidino_tune.space.parameters import Parameter, Scalar, Values, has_path, set_path
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What a study searches.
+
+    Attributes:
+        base: The experiment whose values hold wherever nothing is searched.
+        parameters: By path, in the order in which they are drawn; a condition may look at those before.
+        first_trials: Values tried first, such as the paper's settings; what they leave out is sampled.
+        source: The file it came from, for messages.
+        notes: What overrides fixed or dropped, in words.
+    """
+
+    base: Experiment
+    parameters: Mapping[str, Parameter]
+    first_trials: tuple[Values, ...]
+    study: Study
+    resources: Resources
+    source: str
+    notes: tuple[str, ...] = ()
+
+    def walk(self, choose: Callable[[str, Parameter], Scalar]) -> tuple[Values, dict[str, Any]]:
+        """Chooses a value for each active parameter in order.
+
+        Returns:
+            The values, and the nested experiment mapping that has them.
+        """
+        experiment, values = self.base.to_dict(), Values()
+        for path, parameter in self.parameters.items():
+            if has_path(experiment, path) and parameter.active(experiment):
+                values[path] = choose(path, parameter)
+                experiment = set_path(experiment, path, values[path])
+        return values, experiment
+
+    def experiment(self, values: Mapping[str, Scalar]) -> Experiment:
+        """The experiment of a trial with these values.
+
+        Raises:
+            UserError: The values make no valid experiment.
+        """
+        experiment = self.base.to_dict()
+        for path, value in values.items():
+            experiment = set_path(experiment, path, value)
+        return Experiment.from_dict(experiment, source=f"{self.source}, with {_line(values)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that decides the trials, in plain YAML types; ``read_space`` reads it back."""
+        parameters = {path: _plain(parameter) for path, parameter in self.parameters.items()}
+        return {
+            "experiment": self.base.to_dict(),
+            "space": parameters,
+            "first_trials": [dict(v) for v in self.first_trials],
+            "study": _plain(self.study, keep_none=True),
+            "resources": _plain(self.resources, keep_none=True),
+        }
+
+
+def names() -> list[str]:
+    """The spaces that come with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in _shipped().iterdir() if p.name.endswith(".yaml"))
+
+
+def _shipped() -> Any:
+    """``search_spaces``: package data when installed, the folder beside the package in a checkout."""
+    installed = resources.files("guidino_tune") / "search_spaces"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "search_spaces"
+
+
+def load_space(name: str) -> Space:
+    """Reads a shipped space by name, or a YAML file by path.
+
+    Raises:
+        UserError: No such space; or its file has a mistake, with the path in it.
+    """
+    if name in names():
+        path = str(_shipped() / f"{name}.yaml")
+    elif "/" in name or name.endswith((".yaml", ".yml")):
+        path = name
+    else:
+        raise UserError(f"no search space {name!r}; {nearest(name, names())}", todo="give one of these names, or the path of a YAML file")
+    return read_space(read_yaml(path), source=path, default_name=Path(path).stem)
+
+
+def read_space(values: Mapping[str, Any], *, source: str, default_name: str = "study") -> Space:
+    """Builds a space from the mapping in a YAML file.
+
+    Raises:
+        UserError: Names the file, the path in it and the nearest valid name.
+    """
+    known = ("experiment", "space", "first_trials", "study", "resources")
+    for key in values:
+        if key not in known:
+            raise UserError(f"unknown name {key!r}; {nearest(str(key), known)}", where=source)
+    base = Experiment.from_dict(values.get("experiment") or {}, source=f"{source}, experiment")
+    parameters: dict[str, Parameter] = {}
+    for path, spec in (values.get("space") or {}).items():
+        if not isinstance(spec, Mapping):
+            raise UserError("is no mapping such as {type: float, low: 0.1, high: 1}", where=f"{source}, space.{path}")
+        inferred = {"type": "choice"} if "choices" in spec else {}
+        parameters[str(path)] = parse(Parameter, {**inferred, **spec}, f"{source}, space.{path}")
+    first = values.get("first_trials") or []
+    if not isinstance(first, list) or not all(isinstance(v, Mapping) for v in first):
+        raise UserError("is no list of mappings from a path to a value", where=f"{source}, first_trials")
+    return Space(
+        base=base,
+        parameters=parameters,
+        first_trials=tuple(dict(v) for v in first),
+        study=parse(Study, {"name": default_name, **(values.get("study") or {})}, f"{source}, study"),
+        resources=parse(Resources, values.get("resources") or {}, f"{source}, resources"),
+        source=source,
+    )
+
+
+def override(space: Space, assignments: Iterable[str]) -> Space:
+    """Applies ``a.b=c`` assignments; a searched parameter that is set is fixed and no longer searched.
+
+    Raises:
+        UserError: No ``=``, no such path, or an invalid value.
+    """
+    experiment = space.base.to_dict()
+    settings: dict[str, dict[str, Any]] = {"study": _plain(space.study, keep_none=True), "resources": _plain(space.resources, keep_none=True)}
+    fixed: dict[str, Any] = {}
+    for text in assignments:
+        path, equals, raw = text.partition("=")
+        where = f"--set {text}"
+        if not equals:
+            raise UserError("has no '='", where=where, todo="write --set path=value, such as --set training.epochs=20")
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError:
+            raise UserError(f"{raw!r} is no YAML value", where=where) from None
+        head, _, rest = path.partition(".")
+        if head in settings:
+            if rest not in settings[head]:
+                raise UserError(f"unknown name {path!r}; {nearest(path, [f'{head}.{k}' for k in settings[head]])}", where=where)
+            settings[head][rest] = value
+            continue
+        if not has_path(experiment, path):
+            hint = nearest(path, [*_paths(experiment), *(f"{s}.{k}" for s in settings for k in settings[s])])
+            raise UserError(f"unknown name {path!r}; {hint}", where=where)
+        experiment = set_path(experiment, path, value)
+        fixed[path] = value
+    notes = [f"fixed by --set, no longer searched: {p} = {fixed[p]}" for p in space.parameters if p in fixed]
+    first = [
+        {p: v for p, v in trial.items() if p not in fixed}
+        for trial in space.first_trials
+        if all(trial[p] == value for p, value in fixed.items() if p in trial)
+    ]
+    if len(first) < len(space.first_trials):
+        notes.append(f"{len(space.first_trials) - len(first)} of the first trials left out: they contradict --set")
+    return dataclasses.replace(
+        space,
+        base=Experiment.from_dict(experiment, source="experiment with --set"),
+        parameters={p: spec for p, spec in space.parameters.items() if p not in fixed},
+        first_trials=tuple(first),
+        study=parse(Study, settings["study"], "--set, study"),
+        resources=parse(Resources, settings["resources"], "--set, resources"),
+        notes=(*space.notes, *notes),
+    )
+
+
+def absolute(space: Space) -> Space:
+    """The same space with absolute paths: its trials run in other folders, or on other machines."""
+    experiment = space.base.to_dict()
+    root, guide = experiment["data"]["root"], experiment["guide"]
+    if root is not None:
+        experiment["data"]["root"] = _absolute(root)
+    if "backbone" in guide:
+        guide["backbone"] = _backbone(guide["backbone"])
+    parameters = {
+        path: dataclasses.replace(p, choices=tuple(_backbone(c) for c in p.choices)) if path == "guide.backbone" else p
+        for path, p in space.parameters.items()
+    }
+    first = tuple({p: _backbone(v) if p == "guide.backbone" else v for p, v in trial.items()} for trial in space.first_trials)
+    base = Experiment.from_dict(experiment, source=space.source)
+    return dataclasses.replace(space, base=base, parameters=parameters, first_trials=first)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _backbone(name: Scalar) -> Scalar:
+    return _absolute(str(name)) if name not in BACKBONES and is_local_backbone(str(name)) else name
+
+
+def _plain(item: Any, *, keep_none: bool = False) -> dict[str, Any]:
+    values = dataclasses.asdict(item)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if keep_none or v not in (None, (), False)}
+
+
+def _paths(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in values.items():
+        found += _paths(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
+    return found
+
+
+def _line(values: Mapping[str, Scalar]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in values.items())

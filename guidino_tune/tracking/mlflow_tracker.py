@@ -1,0 +1,237 @@
+"""Tracking that never stops or slows a trial: the driver leaves snapshots here, and a background thread brings MLflow up to date.
+
+The study's folder is the spool. What a run needs is in the driver's snapshots, what MLflow already has is in the ledger, and their
+difference is sent. So it makes no difference whether MLflow was away for a second or for the whole search: the rest goes out when it
+is back, or when the same command runs again. Run ids, steps and times come from the study, so nothing is stored twice.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from guidino_tune.errors import UserError
+from guidino_tune.tracking.client import THREAD_NAME, connect, explain, is_permanent, is_server, redacted, ui_command
+from guidino_tune.tracking.ledger import Ledger
+from guidino_tune.tracking.runs import STUDY, RunSender
+from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot
+
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two tries while MLflow is away
+HURRY = 0.3  # the same while ``close`` waits
+
+Job = tuple[str, int]  # what to send ("study", "trial", "study files", "trial files") and the trial's number (-1 for the study)
+URGENT = ("study", "trial")  # files may be large: figures of all trials go first
+
+
+class MLflowTracker:
+    """Keeps one parent run (the study) and one child run per trial up to date.
+
+    No method raises because of MLflow, and ``update`` costs microseconds. After a resume, hand over every trial again, finished ones too.
+
+    Args:
+        uri: Of an MLflow server or a database; ``None`` takes ``$MLFLOW_TRACKING_URI``.
+        experiment: Name of the MLflow experiment; created when missing.
+        study: The study as it is now.
+        ledger: File that remembers what was sent; in the study's folder.
+        artifact_location: Folder for the artifacts of a new experiment in a database; a server has its own place.
+
+    Raises:
+        UserError: There is no URI.
+    """
+
+    def __init__(self, uri: str | None, experiment: str, study: StudySnapshot, ledger: Path, artifact_location: Path | None = None) -> None:
+        uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            raise UserError("no MLflow to track to", todo="set MLFLOW_TRACKING_URI, or give a database such as sqlite:////folder/mlflow.db")
+        self.uri = uri
+        self._experiment, self._ledger_path = experiment, ledger
+        self._artifact_location = None if is_server(uri) else artifact_location
+        self._study, self._status = study, "RUNNING"
+        self._trials: dict[int, TrialSnapshot] = {}
+        self._jobs: dict[Job, None] = {("study", -1): None}  # a dict is a set that keeps its order
+        self._busy: Job | None = None
+        self._lock = threading.Condition()
+        self._ending = threading.Event()  # close() waits: try faster
+        self._stopped = threading.Event()  # give up
+        self._thread: threading.Thread | None = None
+        self._sender: RunSender | None = None
+        self._away: str | None = None
+        self._refusals: list[str] = []
+        self._ledger: Ledger | None = None
+
+    def start(self) -> None:
+        """Starts the background thread; at once, without waiting for MLflow. A second call does nothing."""
+        if self._thread is None:
+            # A daemon: a hanging server must not keep a finished driver alive.
+            self._thread = threading.Thread(target=self._work, name=THREAD_NAME, daemon=True)
+            self._thread.start()
+
+    def update(self, trial: TrialSnapshot) -> None:
+        """Leaves a trial's newest snapshot to be sent; an older one that still waits is replaced."""
+        with self._lock:
+            self._trials[trial.number] = trial
+            self._jobs[("trial", trial.number)] = None
+            self._lock.notify_all()
+
+    def update_study(self, study: StudySnapshot) -> None:
+        """The same for the study."""
+        with self._lock:
+            self._study = study
+            self._jobs[("study", -1)] = None
+            self._lock.notify_all()
+
+    def flush(self, timeout: float = 30.0) -> bool:
+        """Waits until everything was sent, at most ``timeout`` seconds; True if it was."""
+        with self._lock:
+            return self._lock.wait_for(lambda: self._pending() == 0, timeout) and not self._refusals
+
+    def close(self, timeout: float = 30.0, interrupted: bool = False) -> bool:
+        """Sends what is left, at most ``timeout`` seconds, and ends the thread.
+
+        Args:
+            timeout: Seconds.
+            interrupted: The search was stopped before its end: the parent run becomes KILLED instead of FINISHED, and trials that were
+                running SCHEDULED, as the same command goes on with them.
+
+        Returns:
+            True if MLflow has everything; else see ``message``.
+        """
+        with self._lock:
+            self._status = "KILLED" if interrupted else "FINISHED"
+            for number, trial in self._trials.items():
+                if interrupted and trial.state == "running":
+                    self._trials[number] = replace(trial, state="interrupted")
+                    self._jobs[("trial", number)] = None
+            self._jobs[("study", -1)] = None
+            self._lock.notify_all()
+        deadline = time.monotonic() + timeout
+        self._ending.set()
+        done = self._thread is not None and self.flush(timeout)
+        self._stopped.set()
+        with self._lock:
+            self._lock.notify_all()
+        if self._thread is not None:
+            self._thread.join(max(0.0, min(1.0, deadline - time.monotonic())))
+        return done
+
+    @property
+    def pending(self) -> int:
+        """How many things (figures or files of a trial or of the study) wait to be sent."""
+        with self._lock:
+            return self._pending()
+
+    @property
+    def last_error(self) -> str | None:
+        """What is wrong now, in one line, or ``None``."""
+        ledger = self._ledger.error if self._ledger else None
+        return self._away or (self._refusals[-1] if self._refusals else None) or ledger
+
+    @property
+    def message(self) -> str:
+        """For people: where the runs are, or what is missing and why."""
+        pending = self.pending
+        if pending:
+            why = f" ({self._away})" if self._away else ""
+            return f"{pending} updates are not yet in MLflow{why}; running the same command again sends them"
+        if self._refusals:
+            return f"{len(self._refusals)} entries could not be sent to MLflow, the last one: {self._refusals[-1]}"
+        return f"everything is in MLflow: {self.url or ui_command(self.uri)}"
+
+    @property
+    def ui_command(self) -> str:
+        """The command that opens the runs in a browser, or the server's address."""
+        return ui_command(self.uri)
+
+    @property
+    def url(self) -> str:
+        """Address of the parent run on a server; empty for a database, or while no run exists."""
+        experiment, parent = self._sender.location if self._sender else ("", "")
+        return f"{redacted(self.uri).rstrip('/')}/#/experiments/{experiment}/runs/{parent}" if parent and is_server(self.uri) else ""
+
+    def _pending(self) -> int:
+        return len(self._jobs) + (self._busy is not None)
+
+    def _work(self) -> None:
+        self._ledger = Ledger(self._ledger_path)
+        wait = FIRST_WAIT
+        while (job := self._next()) is not None:
+            error = self._attempt(job)
+            with self._lock:
+                self._busy = None
+                if error is None:
+                    files = (f"{job[0]} files", job[1])
+                    if job[0] in URGENT and self._has_files(job):
+                        self._jobs[files] = None
+                else:
+                    self._jobs[job] = None
+                self._away = error
+                self._lock.notify_all()
+            if error is None:
+                wait = FIRST_WAIT
+                continue
+            self._pause(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
+
+    def _next(self) -> Job | None:
+        """Waits for the next thing to do; ``None`` after ``close``."""
+        with self._lock:
+            self._lock.wait_for(lambda: bool(self._jobs) or self._stopped.is_set())
+            if self._stopped.is_set():
+                return None
+            self._busy = next((job for job in self._jobs if job[0] in URGENT), None) or next(iter(self._jobs))
+            del self._jobs[self._busy]
+            return self._busy
+
+    def _pause(self, seconds: float) -> None:
+        """Waits, but not long once ``close`` was called."""
+        self._ending.wait(seconds)
+        if self._ending.is_set():
+            self._stopped.wait(min(seconds, HURRY))
+
+    def _attempt(self, job: Job) -> str | None:
+        """Sends one thing; returns why it must be tried again, or ``None``."""
+        connecting = self._sender is None
+        try:
+            sender = self._sender or self._open()
+            connecting = False
+            self._send(sender, job)
+        except Exception as error:  # whatever happens in here, trials go on
+            if not connecting and is_permanent(error):
+                self._refuse(" ".join(str(error).split())[:400] or type(error).__name__)
+                return None
+            self._sender = None  # look again for the parent: the database may be a new one
+            return explain(error, self.uri)
+        return None
+
+    def _open(self) -> RunSender:
+        assert self._ledger is not None
+        sender = RunSender(connect(self.uri), self._experiment, self._artifact_location, self._ledger, self._refuse)
+        if not sender.open(self._study):
+            with self._lock:
+                self._jobs |= dict.fromkeys([("study", -1), *(("trial", number) for number in self._trials)])
+        self._sender = sender
+        return sender
+
+    def _send(self, sender: RunSender, job: Job) -> None:
+        kind, number = job
+        with self._lock:
+            study, status, trial = self._study, self._status, self._trials.get(number)
+        if kind == "study":
+            sender.send_study(study, status)
+        elif kind == "study files":
+            sender.send_files(STUDY, (), study.artifacts)
+        elif trial is not None and kind == "trial":
+            sender.send_trial(trial, study)
+        elif trial is not None:
+            sender.send_files(str(number), trial.pictures, trial.artifacts)
+
+    def _has_files(self, job: Job) -> bool:
+        trial = self._trials.get(job[1])
+        return bool(trial.pictures or trial.artifacts) if trial else bool(self._study.artifacts)
+
+    def _refuse(self, message: str) -> None:
+        if message not in self._refusals:
+            self._refusals.append(message)

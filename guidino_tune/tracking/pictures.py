@@ -1,0 +1,260 @@
+"""Pictures of predictions: image, truth, guide mask and prediction side by side, and sheets of several of them.
+
+NumPy and Pillow only, so that drawing needs neither a GPU process nor a tracking server.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+
+TRUTH: Colour = (0, 230, 90)
+PREDICTION: Colour = (255, 45, 210)
+_PAPER: Colour = (255, 255, 255)
+_INK: Colour = (32, 36, 44)
+
+# Eight evenly spaced colours of matplotlib's "inferno"; between them the colour is interpolated.
+_HEAT = np.array([(0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39), (252, 255, 164)])
+
+_GAP = 8
+_SUPERSAMPLE = 3
+_MIN_GUIDE_SPAN = 0.05
+
+
+def overlay(
+    image: np.ndarray,
+    truth: np.ndarray | None,
+    guide: np.ndarray | None,
+    prediction: np.ndarray,
+    *,
+    title: str = "",
+    height: int = 288,
+) -> Image.Image:
+    """One row of panels: image | truth | guide | prediction, with captions.
+
+    The truth is outlined in green and the prediction in magenta; the last panel shows both. The guide mask is a heat map whose colours
+    run from its least to its greatest value (both are in the caption), but over at least 0.05, so that a flat guide looks flat.
+
+    Args:
+        image: (H, W, 3), uint8.
+        truth: (H, W), foreground is not 0; ``None`` leaves its panel and the Dice out.
+        guide: (h, w), float, on any grid; ``None`` leaves its panel out.
+        prediction: (H, W), foreground is not 0.
+        title: One line above the panels.
+        height: Of a panel, in pixels. Images wider than two heights are fitted into that width.
+
+    Raises:
+        ValueError: The image is not (H, W, 3) uint8, or a mask has another size.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"an image is (H, W, 3) uint8; got shape {image.shape}, {image.dtype}")
+    for name, mask in (("truth", truth), ("prediction", prediction)):
+        if mask is not None and mask.shape != image.shape[:2]:
+            raise ValueError(f"{name} has size {mask.shape}, the image {image.shape[:2]}")
+    size = _fitted(image.shape[1], image.shape[0], height)
+    photo = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
+    panels = [_Panel(photo, "image")]
+    lines, caption = [_Outline(prediction, PREDICTION, 2.0)], "prediction"
+    if truth is not None:
+        outlined = _outlined(_tinted(photo, truth, TRUTH), _Outline(truth, TRUTH, 2.4))
+        panels.append(_Panel(outlined, "ground truth", _swatch(TRUTH)))
+        # Wider than the prediction's line over it, so that both can be seen where they agree.
+        lines.insert(0, _Outline(truth, TRUTH, 4.6))
+        caption = f"prediction    Dice {_dice(prediction, truth):.3f}"
+    if guide is not None:
+        low, high = _limits(guide)
+        panels.append(_Panel(_heat_map(photo, guide), f"guide    {low:.2f} to {high:.2f}", heat_colours(np.linspace(0, 1, 48)[None])))
+    panels.append(_Panel(_outlined(photo, *lines), caption, _swatch(PREDICTION)))
+    return _row(panels, title, height)
+
+
+def contact_sheet(rows: Sequence[Image.Image], columns: int = 1, max_width: int = 2400) -> Image.Image:
+    """Pictures in a grid, filled row by row, on white.
+
+    Args:
+        rows: At least one picture, such as those of ``overlay``.
+        columns: Pictures side by side.
+        max_width: The sheet is scaled down when it is wider, in pixels.
+
+    Raises:
+        ValueError: There is no picture, or ``columns`` is less than 1.
+    """
+    if not rows or columns < 1:
+        raise ValueError(f"a sheet needs pictures and columns; got {len(rows)} and {columns}")
+    columns = min(columns, len(rows))
+    lines = [rows[start : start + columns] for start in range(0, len(rows), columns)]
+    widths = [max(line[c].width for line in lines if c < len(line)) for c in range(columns)]
+    heights = [max(picture.height for picture in line) for line in lines]
+    sheet = Image.new("RGB", (sum(widths), sum(heights)), _PAPER)
+    for y, line in zip(_starts(heights), lines, strict=True):
+        for x, picture in zip(_starts(widths), line, strict=False):
+            sheet.paste(picture.convert("RGB"), (x, y))
+    if sheet.width > max_width:
+        sheet = sheet.resize((max_width, max(1, round(sheet.height * max_width / sheet.width))), Image.Resampling.LANCZOS)
+    return sheet
+
+
+def save_png(picture: Image.Image, path: str | Path) -> Path:
+    """Writes a PNG whole or not at all; makes the folder if need be.
+
+    Returns:
+        The path written.
+
+    Raises:
+        OSError: The folder cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        picture.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def heat_colours(values: np.ndarray) -> np.ndarray:
+    """Colours from black over red to light yellow for values in [0, 1]; outside they are clipped, NaN is grey.
+
+    Args:
+        values: Of any shape.
+
+    Returns:
+        The same shape with a last axis of 3, uint8.
+    """
+    stops = np.linspace(0, 1, len(_HEAT))
+    colours = np.stack([np.interp(np.nan_to_num(values, nan=0.0), stops, _HEAT[:, c]) for c in range(3)], axis=-1)
+    return np.where(np.isnan(values)[..., None], 128, np.rint(colours)).astype(np.uint8)
+
+
+class _Panel(NamedTuple):
+    """A picture, what stands below it, and the colours that stand before that: (1, n, 3) uint8."""
+
+    picture: Image.Image
+    caption: str
+    key: np.ndarray | None = None
+
+
+def _row(panels: Sequence[_Panel], title: str, height: int) -> Image.Image:
+    """Puts panels side by side, each with its caption below, and the title above all."""
+    small = max(11, round(height / 19))
+    font, title_font = ImageFont.load_default(small), ImageFont.load_default(small + 3)
+    top = _GAP + (round((small + 3) * 1.6) if title else 0)
+    panel_width, panel_height = panels[0].picture.size
+    step = panel_width + _GAP
+    row = Image.new("RGB", (_GAP + step * len(panels), top + panel_height + round(small * 2.1)), _PAPER)
+    draw = ImageDraw.Draw(row)
+    if title:
+        draw.text((_GAP, _GAP // 2), _shortened(title, title_font, row.width - 2 * _GAP), fill=_INK, font=title_font)
+    for i, panel in enumerate(panels):
+        left, x, y = _GAP + step * i, _GAP + step * i, top + panel_height + round(small * 0.4)
+        row.paste(panel.picture, (left, top))
+        if panel.key is not None:
+            side = round(small * 0.7)
+            key = Image.fromarray(panel.key).resize((side if panel.key.shape[1] == 1 else 4 * side, side))
+            row.paste(key, (x, y + round(small * 0.3)))
+            x += key.width + round(small * 0.5)
+        draw.text((x, y), _shortened(panel.caption, font, left + panel_width - x), fill=_INK, font=font)
+    return row
+
+
+def _swatch(colour: Colour) -> np.ndarray:
+    return np.array([[colour]], dtype=np.uint8)
+
+
+class _Outline(NamedTuple):
+    """A mask's border as a line, ``width`` pixels wide."""
+
+    mask: np.ndarray
+    colour: Colour
+    width: float
+
+
+def _outlined(photo: Image.Image, *outlines: _Outline) -> Image.Image:
+    """Draws smooth lines, later ones over earlier ones, and below all of them dark rims that show on any background."""
+    fine = (photo.width * _SUPERSAMPLE, photo.height * _SUPERSAMPLE)
+    shapes = [np.asarray(_mask_image(outline.mask).resize(fine, Image.Resampling.BILINEAR)) > 127 for outline in outlines]
+    rims = [(shape, (0, 0, 0), outline.width + 1.4, 0.55) for shape, outline in zip(shapes, outlines, strict=True)]
+    lines = [(shape, outline.colour, outline.width, 1.0) for shape, outline in zip(shapes, outlines, strict=True)]
+    for shape, colour, width, strength in rims + lines:
+        radius = max(1, round(width * _SUPERSAMPLE / 2))
+        line = _dilated(shape, radius) & _dilated(~shape, radius)
+        alpha = Image.fromarray(line.astype(np.uint8) * round(255 * strength)).resize(photo.size, Image.Resampling.BOX)
+        photo = Image.composite(Image.new("RGB", photo.size, colour), photo, alpha)
+    return photo
+
+
+def _dilated(shape: np.ndarray, radius: int) -> np.ndarray:
+    """All pixels within ``radius`` of the shape. Beyond the image there is nothing, neither shape nor background: its edge is no border."""
+    height, width = shape.shape
+    padded = np.pad(shape, radius)
+    # widened[k]: each row dilated by k to both sides; a disc is a stack of rows of different widths.
+    widened = [padded[:, radius : radius + width]]
+    for k in range(1, radius + 1):
+        widened.append(widened[-1] | padded[:, radius - k : radius - k + width] | padded[:, radius + k : radius + k + width])
+    out = np.zeros_like(shape)
+    for dy in range(-radius, radius + 1):
+        out |= widened[math.isqrt(radius**2 - dy**2)][radius + dy : radius + dy + height]
+    return out
+
+
+def _tinted(photo: Image.Image, mask: np.ndarray, colour: Colour, strength: float = 0.22) -> Image.Image:
+    """Mixes a colour into the foreground."""
+    alpha = _mask_image(mask).resize(photo.size, Image.Resampling.BILINEAR).point(lambda value: round(value * strength))
+    return Image.composite(Image.new("RGB", photo.size, colour), photo, alpha)
+
+
+def _heat_map(photo: Image.Image, guide: np.ndarray) -> Image.Image:
+    """The guide mask in colours, upsampled, with a trace of the grey photograph for orientation."""
+    low, high = _limits(guide)
+    middle, span = (low + high) / 2, max(high - low, _MIN_GUIDE_SPAN)
+    scaled = ((guide.astype(np.float32) - middle) / span + 0.5).astype(np.float32)
+    values = np.asarray(Image.fromarray(scaled).resize(photo.size, Image.Resampling.BICUBIC))
+    return Image.blend(Image.fromarray(heat_colours(values)), photo.convert("L").convert("RGB"), 0.25)
+
+
+def _limits(guide: np.ndarray) -> tuple[float, float]:
+    finite = guide[np.isfinite(guide)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (math.nan, math.nan)
+
+
+def _mask_image(mask: np.ndarray) -> Image.Image:
+    return Image.fromarray((np.asarray(mask) != 0).astype(np.uint8) * 255)
+
+
+def _dice(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """As in ``guidino_tune.metrics``, whose module this one may not import; both empty is 1."""
+    p, t = np.asarray(prediction) != 0, np.asarray(truth) != 0
+    size = int(p.sum()) + int(t.sum())
+    return 2 * int((p & t).sum()) / size if size else 1.0
+
+
+def _fitted(width: int, height: int, target: int) -> tuple[int, int]:
+    """Size of a panel: ``target`` high, or less for an image wider than two heights."""
+    scale = min(target / height, 2 * target / width)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    """Where each of several adjoining stretches begins."""
+    return [sum(lengths[:i]) for i in range(len(lengths))]
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Cuts a text that is wider than ``width`` pixels, and marks the cut."""
+    if font.getlength(text) <= width:
+        return text
+    text = text[:width]  # No letter is narrower than a pixel.
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."

@@ -1,0 +1,1 @@
+"""The training loop that both executors run, its optimisers, checkpoints and the `Reporter` protocol."""

@@ -1,0 +1,96 @@
+"""A trial's folder: experiment, checkpoints, history and pictures, each written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from guidino_tune.training.reporter import EpochRecord
+
+KEEP = 2
+"""Checkpoints kept: the newest, and the one before it in case the newest is damaged."""
+
+
+class TrialFolder:
+    """``experiment.yaml``, ``history.jsonl``, ``checkpoints/epoch-0001/``, ``best/`` and ``pictures/`` of one training run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.history_file = path / "history.jsonl"
+        self.best = path / "best"
+        self.pictures = path / "pictures"
+
+    def save(self, epoch: int, write: Callable[[Path], None], *, best: bool) -> None:
+        """Writes a checkpoint beside its place and renames it; see ``Reporter.save``."""
+        checkpoints = self.path / "checkpoints"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        target = checkpoints / f"epoch-{epoch:05d}"
+        draft = checkpoints / f".{target.name}.{os.getpid()}"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        write(draft)
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+        if best:
+            self._replace_best(target)
+        for old in self.checkpoints()[KEEP:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _replace_best(self, target: Path) -> None:
+        draft, old = self.path / f".best.{os.getpid()}", self.path / f".best-old.{os.getpid()}"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        for name in ("weights.safetensors", "state.json"):
+            shutil.copy2(target / name, draft / name)
+        if self.best.exists():
+            self.best.rename(old)
+        draft.rename(self.best)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, newest first."""
+        return sorted((self.path / "checkpoints").glob("epoch-*"), reverse=True)
+
+    def latest(self) -> Path | None:
+        """See ``Reporter.latest``."""
+        return next(iter(self.checkpoints()), None)
+
+    def write_history(self, records: Iterable[EpochRecord]) -> None:
+        """Replaces the history, as when a run goes on from a checkpoint older than its last line."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.history_file, "".join(json.dumps(r.to_dict()) + "\n" for r in records))
+
+    def append_history(self, record: EpochRecord) -> None:
+        """Adds one epoch."""
+        with self.history_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record.to_dict()) + "\n")
+
+    def history(self) -> list[EpochRecord]:
+        """All epochs so far; a torn last line is left out."""
+        return read_history(self.history_file)
+
+    def tidy(self) -> None:
+        """Removes what a finished run no longer needs; its best weights, history and pictures stay."""
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+
+def read_history(file: Path) -> list[EpochRecord]:
+    """Reads a history file; missing or torn lines are left out."""
+    records = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            records.append(EpochRecord(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError):
+            continue
+    return records
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file under a temporary name and renames it, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

@@ -1,0 +1,51 @@
+"""What a training run needs from whoever runs it: somewhere to save, and somebody to tell."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """What one epoch gave.
+
+    Attributes:
+        epoch: Counted from 1.
+        metrics: By name; ``val_dice`` is the objective.
+        time: End of the epoch, Unix seconds.
+    """
+
+    epoch: int
+    metrics: Mapping[str, float]
+    time: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return asdict(self) | {"metrics": dict(self.metrics)}
+
+
+class Decision(enum.Enum):
+    """The answer to a report."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+
+
+class Reporter(Protocol):
+    """The only thing that the loop knows of Ray, of a study, or of a terminal."""
+
+    def report(self, record: EpochRecord) -> Decision:
+        """Hands over an epoch that is already saved."""
+        ...
+
+    def save(self, epoch: int, write: Callable[[Path], None], *, best: bool) -> None:
+        """Keeps what ``write`` puts into the folder it is given, whole or not at all; with ``best`` also as the best so far."""
+        ...
+
+    def latest(self) -> Path | None:
+        """The newest folder saved, or ``None``."""
+        ...

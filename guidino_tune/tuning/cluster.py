@@ -1,0 +1,81 @@
+"""Connecting to Ray: the cluster of a job, a running one on this machine, or a new one of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from guidino_tune.config import Resources
+from guidino_tune.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a search will use: executor, trials side by side, GPUs of one worker, and what the cluster has."""
+
+    executor: str
+    concurrent: int
+    gpus: float
+    cluster_cpus: float
+    cluster_gpus: float
+    dashboard: str
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[str]:
+    """A Ray cluster for the time of a block; gives the dashboard's address, empty when there is none.
+
+    Raises:
+        UserError: A cluster is named but cannot be joined.
+    """
+    import ray
+
+    mine = not ray.is_initialized()
+    if mine:
+        try:
+            # The dashboard's state service is what frees the CPUs of Ray Train trials that are stopped early.
+            ray.init(include_dashboard=None if os.environ.get("RAY_ADDRESS") else True, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError, PermissionError) as error:
+            raise UserError(
+                f"cannot join the Ray cluster: {str(error).splitlines()[0]}",
+                where=os.environ.get("RAY_ADDRESS", "this machine"),
+                todo="check RAY_ADDRESS and RAY_AUTH_MODE, or see: guidino-tune doctor",
+            ) from None
+    try:
+        yield ray.get_runtime_context().dashboard_url if hasattr(ray.get_runtime_context(), "dashboard_url") else ""
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def plan(resources: Resources, dashboard: str = "") -> Plan:
+    """Fits the trials to the connected cluster.
+
+    Raises:
+        UserError: One trial needs more than the cluster has.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    per_worker = resources.gpus_per_worker if resources.gpus_per_worker is not None else (1.0 if gpus else 0.0)
+    kind = resources.executor
+    if kind == "auto":
+        kind = "train" if resources.workers > 1 or per_worker else "actor"
+    if kind == "actor" and resources.workers > 1:
+        raise UserError("the actor executor has one worker", where="resources.workers", todo="use --executor train, or workers: 1")
+    cpus_per_worker = min(resources.cpus_per_worker, max(1, int(cpus / resources.workers)))
+    need_cpus, need_gpus = resources.workers * cpus_per_worker, resources.workers * per_worker
+    if need_cpus > cpus or need_gpus > gpus:
+        raise UserError(
+            f"one trial needs {need_cpus:g} CPUs and {need_gpus:g} GPUs; the cluster has {cpus:g} and {gpus:g}",
+            where="resources",
+            todo="lower resources.workers, cpus_per_worker or gpus_per_worker, or add nodes",
+        )
+    fits = int(cpus // need_cpus)
+    if need_gpus:
+        fits = min(fits, int(gpus / need_gpus + 1e-6))
+    return Plan(kind, min(resources.concurrent or fits, fits), per_worker, cpus, gpus, dashboard)

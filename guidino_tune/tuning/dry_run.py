@@ -1,0 +1,83 @@
+"""What a search would do: the experiment, the space and the plan, checked and printed, with nothing spent and nothing written."""
+
+from __future__ import annotations
+
+import os
+
+from optuna.trial import TrialState
+from rich.console import Console
+from rich.table import Table
+
+from guidino_tune import paths
+from guidino_tune.data.sources import find_cases
+from guidino_tune.data.splits import make_split
+from guidino_tune.space.check import check_space
+from guidino_tune.space.space import Space
+from guidino_tune.tracking.client import redacted
+from guidino_tune.tuning.search import check_weights, mlflow_uri
+from guidino_tune.tuning.study import StudyFolder, check_same_search, load_study
+
+
+def show_plan(space: Space, console: Console) -> int:
+    """Prints the resolved experiment, the space, and what would happen where.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UserError: What would stop the search itself: a mistake in the space, missing data, weights that cannot be loaded.
+    """
+    check_space(space)
+    check_weights(space)
+    folder = StudyFolder(paths.studies() / space.study.name)
+    check_same_search(space, folder)
+    listing = find_cases(space.base.data)
+    split = make_split(listing, space.base.data)
+    console.rule("experiment", align="left")
+    console.print(space.base.to_yaml(), highlight=False)
+    console.rule("space", align="left")
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for column in ("parameter", "searched", *(f"first trial {i}" for i in range(len(space.first_trials)))):
+        table.add_column(column)
+    for path, parameter in space.parameters.items():
+        table.add_row(path, parameter.describe(), *(str(trial.get(path, "-")) for trial in space.first_trials))
+    console.print(table)
+    for note in (*space.notes, *listing.notes):
+        console.print(f"note: {note}", style="yellow", highlight=False)
+    console.rule("plan", align="left")
+    study, resources, epochs = space.study, space.resources, space.base.training.epochs
+    rungs = _rungs(study.min_epochs, study.reduction_factor, epochs) if study.pruner == "asha" else []
+    known = _known(folder)
+    lines = {
+        "study": f"{study.name}, {study.trials} trials ({known}), sampler {study.sampler}, seed {study.seed}",
+        "early stop": f"{study.pruner}; trials are compared at epochs {', '.join(map(str, rungs))} of {epochs}" if rungs else "none",
+        "time": f"no new trial after {study.time_budget:g} s" if study.time_budget else "no limit",
+        "cases": f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} sealed test ({split.origin})",
+        "a trial": f"{resources.workers} worker(s) with {resources.cpus_per_worker} CPU(s) and "
+        + ("the GPUs there are" if resources.gpus_per_worker is None else f"{resources.gpus_per_worker:g} GPU(s)")
+        + f" each; executor {resources.executor}; up to {epochs} epochs",
+        "side by side": f"{resources.concurrent or 'as many as fit'} (this machine has {os.cpu_count()} CPUs)",
+        "Ray": os.environ.get("RAY_ADDRESS", "a cluster running here, else a new one on this machine"),
+        "study folder": str(folder.path),
+        "MLflow": redacted(mlflow_uri()),
+        "cache": str(paths.cache()),
+    }
+    for name, text in lines.items():
+        console.print(f"{name:>13}  {text}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _rungs(first: int, factor: int, last: int) -> list[int]:
+    rungs = []
+    while first < last:
+        rungs.append(first)
+        first *= factor
+    return [*rungs, last]
+
+
+def _known(folder: StudyFolder) -> str:
+    if not folder.definition.exists():
+        return "new"
+    trials = load_study(folder).get_trials(deepcopy=False)
+    done = sum(t.state.is_finished() for t in trials)
+    return f"{done} finished before, {sum(t.state == TrialState.RUNNING for t in trials)} to be continued"

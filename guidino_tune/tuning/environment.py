@@ -1,0 +1,21 @@
+"""Settings that Ray reads when it is imported; importing ``guidino_tune.tuning`` makes them first."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def prepare_environment() -> None:
+    """Sets what is not set: a user's own setting wins."""
+    for name, value in {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a report waits for this poll, 2 s by default
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard copies of what the study holds
+        "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new output ignores `verbose=0`; the search draws its own table
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is of no use to us
+    }.items():
+        os.environ.setdefault(name, value)
+    # With an address given, Ray uses the machine's token only when told to; told to without a token, it does not start at all.
+    if (Path.home() / ".ray" / "auth_token").exists() or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

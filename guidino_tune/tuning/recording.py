@@ -1,0 +1,135 @@
+"""From the study to its observers: tracking snapshots of trials, and the best configuration as a file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+
+from guidino_tune import __version__
+from guidino_tune.config import Experiment
+from guidino_tune.space.space import Space
+from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot, flatten
+from guidino_tune.tracking.snapshots import TrialState as TrackedState
+from guidino_tune.training.folder import write_text
+from guidino_tune.training.reporter import EpochRecord
+from guidino_tune.tuning.study import StudyFolder, best_value, ranking
+
+STATES: dict[TrialState, TrackedState] = {
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "fail",
+}
+
+
+class Recorder:
+    """Hands every change of the study to the tracker, and keeps ``best.yaml`` beside the study up to date.
+
+    Args:
+        study: The study.
+        space: What it searches.
+        folder: Where it lives.
+        tracker: Takes snapshots; never blocks and never raises.
+        snapshot: Of the whole study, with its data set.
+    """
+
+    def __init__(self, study: optuna.Study, space: Space, folder: StudyFolder, tracker: Any, snapshot: StudySnapshot) -> None:
+        self.study, self.space, self.folder, self.tracker, self.snapshot = study, space, folder, tracker, snapshot
+        self._histories: dict[int, list[EpochRecord]] = {}
+        self._ids = {t.number: t._trial_id for t in study.get_trials(deepcopy=False)}
+
+    def sync(self) -> None:
+        """Hands over every trial there is: what an earlier run could not send is sent now."""
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state != TrialState.WAITING:
+                self._update(trial, self.folder.trial(trial.number).history())
+        self.refresh()
+
+    def changed(self, number: int, experiment: Experiment, record: EpochRecord | None) -> None:
+        """One trial started, finished an epoch, or ended."""
+        history = self._histories.get(number)
+        if history is None:
+            history = self._histories[number] = self.folder.trial(number).history()
+        if record is not None and record.epoch not in {r.epoch for r in history}:
+            history.append(record)
+        trial = self._trial(number)
+        self._update(trial, tuple(history), experiment)
+        if trial.state.is_finished():
+            del self._histories[number]
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Writes ``best.yaml`` when there is a best trial, and brings the parent run up to date."""
+        ranked = ranking(self.study)
+        counts: dict[str, float] = {f"trials_{name}": 0.0 for name in STATES.values()}
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state in STATES:
+                counts[f"trials_{STATES[trial.state]}"] += 1
+        metrics = dict(counts)
+        artifacts = [self.folder.definition]
+        if ranked:
+            write_text(self.folder.best, export_yaml(self.study, self.space, self.folder, ranked[0]))
+            artifacts.append(self.folder.best)
+            metrics["best_val_dice"] = float(ranked[0].value or 0.0)
+            metrics["best_trial"] = float(ranked[0].number)
+        self.snapshot = dataclasses.replace(self.snapshot, artifacts=tuple(artifacts), metrics={**self.snapshot.metrics, **metrics})
+        self.tracker.update_study(self.snapshot)
+
+    def interrupted(self) -> None:
+        """Marks trials that the study still counts as running: nobody runs them now."""
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state == TrialState.RUNNING:
+                self._update(trial, self.folder.trial(trial.number).history(), state="interrupted")
+
+    def _trial(self, number: int) -> FrozenTrial:
+        if number not in self._ids:
+            self._ids |= {t.number: t._trial_id for t in self.study.get_trials(deepcopy=False)}
+        return self.study._storage.get_trial(self._ids[number])
+
+    def _update(
+        self, trial: FrozenTrial, history: Any, experiment: Experiment | None = None, state: TrackedState | None = None
+    ) -> None:
+        experiment = experiment or self.space.experiment(trial.params)
+        pictures = self.folder.trial(trial.number).pictures
+        failure = trial.user_attrs.get("failure")
+        self.tracker.update(
+            TrialSnapshot(
+                number=trial.number,
+                name=experiment.name,
+                state=state or STATES[trial.state],
+                reason=f"{failure}: {trial.user_attrs.get('message', '')}" if failure else "",
+                params=flatten(experiment.to_dict()),
+                searched=trial.params,
+                history=history,
+                pictures=tuple(sorted(pictures.glob("*.png"))) if trial.state.is_finished() else (),
+                tags={"experiment_hash": experiment.hash},
+                started=trial.datetime_start.timestamp() if trial.datetime_start else None,
+                finished=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
+            )
+        )
+
+
+def export_yaml(study: optuna.Study, space: Space, folder: StudyFolder, trial: FrozenTrial) -> str:
+    """The experiment of a trial with where it comes from, as YAML that ``retrain`` takes."""
+    experiment = space.experiment(trial.params)
+    provenance: Mapping[str, Any] = {
+        "study": study.study_name,
+        "study_folder": str(folder.path),
+        "trial": trial.number,
+        "state": trial.state.name,
+        "val_dice": best_value(trial),
+        "epochs_trained": max(trial.intermediate_values, default=0),
+        "searched": dict(trial.params),
+        "split": str(folder.split),
+        "experiment_hash": experiment.hash,
+        "guidino_tune": __version__,
+    }
+    return (
+        f"# {experiment.name}: trial {trial.number} of study {study.study_name!r}. Retrain it with: guidino-tune retrain FILE\n"
+        + yaml.safe_dump({"provenance": dict(provenance), "experiment": experiment.to_dict()}, sort_keys=False)
+    )

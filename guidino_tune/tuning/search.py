@@ -1,0 +1,267 @@
+"""One search from its checks to its leaderboard."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import time
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from rich.console import Console
+
+from guidino_tune import paths
+from guidino_tune.config import DINOGuide, Experiment
+from guidino_tune.data.opening import SearchData, open_for_search
+from guidino_tune.errors import UserError
+from guidino_tune.metrics import constant_mask_dice
+from guidino_tune.models.backbone import check_backbone
+from guidino_tune.space.check import check_space
+from guidino_tune.space.space import Space
+from guidino_tune.tracking import DatasetInfo, MLflowTracker, StudySnapshot, flatten, tracking_uri
+from guidino_tune.training.folder import write_text
+from guidino_tune.training.reporter import EpochRecord
+from guidino_tune.tuning.bridge import Bridge, StudyScheduler, StudySearcher
+from guidino_tune.tuning.cluster import Plan, connected, plan
+from guidino_tune.tuning.progress import Progress, leaderboard
+from guidino_tune.tuning.recording import Recorder
+from guidino_tune.tuning.study import StudyFolder, check_same_search, finished, open_study, ranking
+
+MLFLOW_EXPERIMENT = "guidino_tune"
+
+
+def mlflow_uri() -> str:
+    """``MLFLOW_TRACKING_URI``, or a database in the home folder that all studies share, so that they can be compared."""
+    return tracking_uri(paths.home() / "mlflow.db")
+
+
+def check_search(space: Space, console: Console) -> SearchData:
+    """Everything that can be known before a CPU second is spent on training.
+
+    Raises:
+        UserError: The space has a mistake, weights cannot be loaded, or the data set is missing or damaged.
+    """
+    check_space(space)
+    check_weights(space)
+    folder = StudyFolder(paths.studies() / space.study.name)
+    check_same_search(space, folder)
+    with console.status("reading the images") as status:
+        return open_for_search(
+            space.base.data,
+            split_file=folder.split,
+            progress=lambda done, total: status.update(f"reading the images: {done} of {total}"),
+        )
+
+
+def check_weights(space: Space) -> None:
+    """Every guide backbone that a trial may use can be loaded.
+
+    Raises:
+        UserError: Which one cannot, why, and what else to do.
+    """
+    guide = space.base.guide
+    if isinstance(guide, DINOGuide):
+        searched = space.parameters.get("guide.backbone")
+        for name in searched.ends if searched else (guide.backbone,):
+            check_backbone(dataclasses.replace(guide, backbone=str(name)))
+
+
+def run_search(space: Space, console: Console, storage: str | None = None) -> int:
+    """Starts, continues or extends the study of this space, and prints what came of it.
+
+    Args:
+        space: What to search, with its study settings and resources.
+        console: For progress and results.
+        storage: Database URL of the Optuna study; by default a journal file in the study's folder.
+
+    Returns:
+        Exit code: 0, or 1 when no trial gave a result, or 130 when it was interrupted.
+
+    Raises:
+        UserError: Before anything is spent; see ``check_search``.
+    """
+    os.environ["GUIDINO_TUNE_SEALED"] = "1"  # nothing in this process may open the test split, not even by mistake
+    folder = StudyFolder(paths.studies() / space.study.name)
+    check_space(space)
+    lock = folder.lock()
+    with lock:
+        data = check_search(space, console)
+        for note in (*space.notes, *data.notes):
+            console.print(f"note: {note}", style="yellow", highlight=False)
+        baseline = _baseline(data)
+        console.print(
+            f"{len(data.train)} training and {len(data.validation)} validation cases ({data.split.origin}); the test split is sealed. "
+            f"Best constant mask: Dice {baseline:.4f}"
+        )
+        with connected() as dashboard:
+            resources = plan(space.resources, dashboard)
+            study = open_study(space, folder, storage)
+            _same_data(study, data, folder)
+            before = len(finished(study))
+            if before:
+                console.print(f"continuing study {space.study.name!r}: {before} trials finished before")
+            console.print(
+                f"{resources.concurrent} trials side by side ({resources.executor} executor, {space.resources.workers} worker(s) of "
+                f"{space.resources.cpus_per_worker} CPU(s) and {resources.gpus:g} GPU(s) each); study folder {folder.path}"
+            )
+            snapshot = _study_snapshot(space, data, baseline)
+            tracker = MLflowTracker(mlflow_uri(), MLFLOW_EXPERIMENT, snapshot, folder.ledger, paths.home() / "mlartifacts")
+            tracker.start()
+            recorder = Recorder(study, space, folder, tracker, snapshot)
+            interrupted = _search(study, space, folder, recorder, resources, console)
+        if interrupted:
+            recorder.interrupted()
+        recorder.refresh()
+        tracker.close(timeout=60, interrupted=interrupted)
+        return _closing(study, space, folder, console, baseline=baseline, tracking=tracker, interrupted=interrupted)
+
+
+def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, resources: Plan, console: Console) -> bool:
+    """Runs what remains; True when it ended before all trials did."""
+    import ray
+    from ray import tune
+
+    from guidino_tune.tuning.executors import trainable
+
+    recorder.sync()
+    deadline = time.time() + space.study.time_budget if space.study.time_budget else math.inf
+    with Progress(study, space, console) as progress:
+
+        def listener(number: int, experiment: Experiment, record: EpochRecord | None) -> None:
+            recorder.changed(number, experiment, record)
+            if record is None:
+                progress.changed(number)
+
+        bridge = Bridge(study, space, folder, listener, trial_settings(space, folder, resources, sealed=True), deadline)
+        if not bridge.remaining:
+            return False
+        tuner = tune.Tuner(
+            trainable(resources.executor, space.resources, resources.gpus),
+            tune_config=tune.TuneConfig(
+                search_alg=StudySearcher(bridge),
+                scheduler=StudyScheduler(bridge),
+                num_samples=bridge.remaining,
+                max_concurrent_trials=resources.concurrent,
+                reuse_actors=resources.executor == "actor",
+            ),
+            # A name of its own for each run keeps Tune from looking for its earlier state: the study is the only one.
+            run_config=tune.RunConfig(
+                name=f"run-{int(time.time())}",
+                storage_path=str(folder.ray),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=space.resources.max_failures),
+            ),
+        )
+        with _termination_as_interrupt():
+            try:
+                tuner.fit()
+            except ray.tune.TuneError as error:
+                raise UserError(f"Ray ended the search: {error}", where=str(folder.path), todo="the same command continues it") from error
+            except KeyboardInterrupt:
+                return True
+    return bool(bridge.running) or bridge.expired
+
+
+def trial_settings(space: Space, folder: StudyFolder, resources: Plan, *, sealed: bool) -> dict[str, Any]:
+    """What every trial's process must know beside its experiment; paths are absolute, for it runs in another folder or on another node."""
+    return {
+        "home": str(paths.home()),
+        "split_file": str(folder.split),
+        "ray_folder": str(folder.ray / "train"),
+        "cpus": space.resources.cpus_per_worker,
+        "gpus": resources.gpus,
+        "workers": space.resources.workers,
+        "max_failures": space.resources.max_failures,
+        "sealed": sealed,
+    }
+
+
+class _termination_as_interrupt:  # noqa: N801
+    """SIGTERM (a stopped job, a machine going down) ends the search as Ctrl-C does: trials stay in the study, to be continued."""
+
+    def __enter__(self) -> None:
+        self.before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+
+    def __exit__(self, *exc: object) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+
+
+def _baseline(data: SearchData) -> float:
+    train = [data.train.mask(i) for i in range(len(data.train))]
+    return constant_mask_dice(train, [data.validation.mask(i) for i in range(len(data.validation))])
+
+
+def _same_data(study: optuna.Study, data: SearchData, folder: StudyFolder) -> None:
+    known = study.user_attrs.get("data_fingerprint")
+    if known is None:
+        study.set_user_attr("data_fingerprint", data.fingerprint)
+    elif known != data.fingerprint:
+        raise UserError(
+            "the images differ from those this study was started with; its trials could not be compared with new ones",
+            where=str(folder.path),
+            todo="restore the images, or start another study with --name",
+        )
+
+
+def _study_snapshot(space: Space, data: SearchData, baseline: float) -> StudySnapshot:
+    section = space.base.data
+    return StudySnapshot(
+        name=space.study.name,
+        params={
+            **flatten(dataclasses.asdict(space.study), "study."),
+            **flatten(space.base.to_dict()),
+            **{f"space.{path}": parameter.describe() for path, parameter in space.parameters.items()},
+        },
+        datasets=(
+            DatasetInfo(
+                name=section.kind,
+                fingerprint=data.fingerprint,
+                num_train=len(data.train),
+                num_validation=len(data.validation),
+                source=section.root or section.kind,
+            ),
+        ),
+        metrics={"constant_mask_dice": baseline},
+        id=str(paths.studies() / space.study.name),
+    )
+
+
+def _closing(
+    study: optuna.Study, space: Space, folder: StudyFolder, console: Console, *, baseline: float, tracking: MLflowTracker, interrupted: bool
+) -> int:
+    console.print(leaderboard(study, space))
+    ranked = ranking(study)
+    failed = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.FAIL]
+    if failed:
+        reasons = sorted({f"{t.user_attrs.get('failure')}: {t.user_attrs.get('message', '')}" for t in failed})
+        console.print(f"{len(failed)} trials failed: " + "; ".join(reasons[:3]), style="red", highlight=False, soft_wrap=True)
+    if ranked:
+        best = float(ranked[0].value or 0.0)
+        verdict = "beats" if best > baseline else "does NOT beat"
+        worst = float(ranked[-1].value or 0.0)
+        console.print(f"Best validation Dice {best:.4f} {verdict} the best constant mask ({baseline:.4f}); worst complete trial {worst:.4f}.")
+    console.print(tracking.message, highlight=False, soft_wrap=True)
+    name = space.study.name
+    steps = [("browse", tracking.ui_command)]
+    if interrupted:
+        console.print("Interrupted: nothing is lost; the same command goes on from here.", style="yellow")
+    if ranked:
+        steps += [
+            ("export", f"python -m guidino_tune.export {name} --output best.yaml"),
+            ("retrain", "python -m guidino_tune.retrain best.yaml --seeds 3"),
+        ]
+    for label, command in steps:
+        console.print(f"{label:>8}: {command}", highlight=False, soft_wrap=True)
+    write_text(folder.path / "leaderboard.txt", _plain(study, space))
+    if interrupted and not space.study.time_budget:
+        return 130
+    return 0 if ranked or interrupted else 1
+
+
+def _plain(study: optuna.Study, space: Space) -> str:
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(leaderboard(study, space, rows=1000))
+    return console.export_text()

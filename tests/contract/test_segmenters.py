@@ -1,0 +1,154 @@
+"""What every registered segmenter keeps, plain and guided, at every place it can be gated."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from guidino_tune.config import Experiment, Segmenter
+from guidino_tune.models import build_model
+from guidino_tune.models.gate import Gate
+from guidino_tune.models.segmenters import SEGMENTERS
+
+CONFIGS: dict[str, Any] = {next(f.default for f in dataclasses.fields(c) if f.name == "kind"): c for c in get_args(get_args(Segmenter)[0])}
+SMALL: dict[str, dict[str, Any]] = {
+    "unet": {"base_width": 4},
+    "nnwnet": {"base_width": 4},
+    "segdino": {"features": 8, "branch_widths": (4, 4, 8, 8)},
+    "segguidino": {"hidden": 16},
+}
+"""Options that make them quick; a segmenter without an entry is tested as it is."""
+
+TINY: dict[str, Any] = {"kind": "dino", "backbone": "tiny", "weights": "random"}
+GUIDES = {
+    "plain": {"kind": "none"},
+    "ungated": TINY | {"gate": "none"},
+    "guided": TINY,
+    "mean": TINY | {"tokenbook": {"aggregation": "mean"}},
+    "softmax": TINY | {"tokenbook": {"aggregation": "softmax", "num_prototypes": 3}},
+    "lora": TINY | {"lora": {"rank": 2, "targets": "attention+mlp"}},
+}
+
+
+def options(kind: str) -> list[dict[str, Any]]:
+    flags = [f.name for f in dataclasses.fields(CONFIGS[kind]) if isinstance(f.default, bool)]
+    return [{}, *({name: not getattr(CONFIGS[kind](), name)} for name in flags)]
+
+
+def possible(kind: str, guide: Any) -> bool:
+    needs: bool = CONFIGS[kind].needs_features
+    return guide != "plain" if needs else guide != "ungated"
+
+
+CASES = [(kind, guide, extra) for kind in SEGMENTERS for guide in GUIDES if possible(kind, guide) for extra in options(kind)]
+PLACES = [(kind, place) for kind in SEGMENTERS for place in CONFIGS[kind].gates]
+
+
+def build(kind: str, guide: Any, **extra: dict[str, Any]) -> Any:
+    values = {"data": {"kind": "demo", "image_size": 64}, "guide": guide, "segmenter": {"kind": kind, **SMALL.get(kind, {}), **extra}}
+    return build_model(Experiment.from_dict(values))
+
+
+def test_every_configuration_has_its_class() -> None:
+    assert set(SEGMENTERS) == set(CONFIGS)
+
+
+@pytest.mark.parametrize(("kind", "guide", "extra"), CASES)
+def test_shapes_and_gradients(kind: str, guide: Any, extra: dict[str, Any]) -> None:
+    model = build(kind, GUIDES[guide], **extra).train()
+    prediction = model(torch.randn(2, 3, 64, 96))
+    for level, logits in enumerate(prediction.logits):
+        assert logits.shape == (2, 1, 64 // 2**level, 96 // 2**level)
+        assert torch.isfinite(logits).all()
+    gated = guide not in ("plain", "ungated")
+    assert (prediction.guide is not None) == gated
+    if gated:
+        assert prediction.guide.shape == (2, 1, 4, 6)
+    # Distributed training stops on a trainable weight without a gradient.
+    sum(logits.square().mean() for logits in prediction.logits).backward()
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    assert all(p.grad is None for name, p in model.named_parameters() if not p.requires_grad)
+
+
+def settle(model: Any, images: torch.Tensor) -> Any:
+    """Batch norm takes the statistics of these images: with the initial ones deep features fade to nothing in eval mode."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    model.train()(images)
+    return model.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "place"), PLACES)
+def test_gate_multiplies_at_its_place(kind: str, place: str) -> None:
+    images = torch.randn(4, 3, 64, 64)
+    model = settle(build(kind, TINY | {"gate": place}), images)
+    request = model.feature_request
+    features = model.backbone(images, request.layers, request.final_norm)
+    none = model.segmenter(images, Gate(), features)[0]
+    ones = model.segmenter(images, Gate(torch.ones(4, 1, 4, 4), place), features)[0]
+    half = model.segmenter(images, Gate(torch.full((4, 1, 4, 4), 0.5), place), features)[0]
+    elsewhere = model.segmenter(images, Gate(torch.zeros(4, 1, 4, 4), "nowhere"), features)[0]
+    assert torch.equal(ones, none)
+    assert torch.equal(elsewhere, none)
+    assert (half - none).abs().max() > 0.05 * none.std()
+    mask = model.tokenbook(features.last)
+    assert torch.equal(model(images).logits[0], model.segmenter(images, Gate(mask, place), features)[0])
+    assert not torch.equal(model(images).logits[0], none)
+
+
+@pytest.mark.parametrize(("kind", "place"), PLACES)
+def test_guide_learns_through_the_gate_alone(kind: str, place: str) -> None:
+    model = build(kind, TINY | {"gate": place}).train()
+    model(torch.randn(2, 3, 64, 64)).logits[0].square().mean().backward()
+    assert model.tokenbook.prototypes.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("kind", "guide", "extra"), CASES)
+def test_saved_state_gives_the_same_output(kind: str, guide: Any, extra: dict[str, Any], tmp_path: Path) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    trained = build(kind, GUIDES[guide], **extra).train()
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        trained(images)  # moves batch norm statistics
+    save_file({k: v.contiguous() for k, v in trained.trained_state().items()}, tmp_path / "weights.safetensors")
+    fresh = build(kind, GUIDES[guide], **extra)
+    trained.eval()
+    fresh.eval()
+    assert not torch.equal(fresh(images).logits[0], trained(images).logits[0])
+    fresh.load_trained_state(load_file(tmp_path / "weights.safetensors"))
+    for a, b in zip(fresh(images).logits, trained(images).logits, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", SEGMENTERS)
+def test_several_outputs(kind: str) -> None:
+    config = CONFIGS[kind](**SMALL.get(kind, {}))
+    guided = build(kind, TINY)
+    model = SEGMENTERS[kind](config, features_width=64, num_layers=2, num_outputs=3)
+    images = torch.randn(1, 3, 64, 64)
+    features = guided.backbone(images, model.feature_request.layers, model.feature_request.final_norm)
+    assert all(logits.shape[1] == 3 for logits in model.eval()(images, Gate(), features))
+
+
+@pytest.mark.parametrize("kind", [k for k in SEGMENTERS if CONFIGS[k].needs_features])
+def test_heads_need_a_backbone(kind: str) -> None:
+    with pytest.raises(ValueError, match="backbone"):
+        SEGMENTERS[kind](CONFIGS[kind]())
+
+
+@pytest.mark.parametrize("kind", SEGMENTERS)
+def test_bf16_autocast_stays_close(kind: str) -> None:
+    model = build(kind, TINY).eval()
+    images = torch.randn(1, 3, 64, 64)
+    expected = model(images).logits[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        low = model(images).logits[0].float()
+    assert (low - expected).abs().max() < 0.2 * expected.abs().max()

@@ -1,0 +1,94 @@
+"""The sources, decoding and splits on real files. GUIDINO_TUNE_DATA names the folder that holds them."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from guidino_tune.config import Data
+from guidino_tune.data.decoding import read_case, read_mask
+from guidino_tune.data.opening import open_for_search
+from guidino_tune.data.sources import find_cases
+from guidino_tune.data.splits import make_split, shared_groups
+from guidino_tune.data.views import TrainViews
+from guidino_tune.errors import UserError
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    root = os.environ.get("GUIDINO_TUNE_DATA")
+    if not root:
+        pytest.skip("GUIDINO_TUNE_DATA is not set")
+    monkeypatch.setenv("GUIDINO_TUNE_HOME", str(tmp_path))
+    return Path(root)
+
+
+SETS = [
+    ("kvasir", "kvasir-352", (795, 100, 100), "published"),
+    ("isic2017", "isic2017-256", (135, 50, 15), "published validation, seeded test"),
+    ("tn3k", "ddti-300", (71, 8, 40), "published test, seeded validation"),
+]
+
+
+@pytest.mark.parametrize(("kind", "folder", "counts", "origin"), SETS)
+def test_real_sets_are_found_and_divided(root, kind, folder, counts, origin):
+    listing = find_cases(Data(kind=kind, root=str(root / folder)))
+    split = make_split(listing, Data(kind=kind))
+    assert (len(split.train), len(split.validation), len(split.test)) == counts
+    assert split.origin == origin
+    assert shared_groups(listing, split) == ()
+    assert listing.notes == ()
+
+
+@pytest.mark.parametrize(("kind", "folder"), [(kind, folder) for kind, folder, *_ in SETS])
+def test_real_cases_decode_to_masks_that_cover_a_sensible_part(root, kind, folder):
+    cases = find_cases(Data(kind=kind, root=str(root / folder))).cases
+    for case in cases[:: max(1, len(cases) // 25)]:
+        image, mask = read_case(case)
+        assert image.shape == (*mask.shape, 3)
+        assert image.std() > 5
+        assert set(np.unique(mask)) <= {0, 1}
+        assert 0.001 < mask.mean() < 0.99, case.id
+
+
+def test_ringing_of_real_jpeg_masks_is_background(root):
+    ringing = 0
+    for case in find_cases(Data(kind="kvasir", root=str(root / "kvasir-352"))).cases[:20]:
+        stored = np.asarray(Image.open(case.mask).convert("L"))
+        mask = read_mask(case.mask)
+        ringing += int(((stored > 0) & (mask == 0)).sum())
+        assert not mask[stored < 100].any()
+    assert ringing > 1000
+
+
+def test_original_files_agree_with_their_resized_copies(root):
+    """The same five polyps, unmodified and resized by someone else: an independent check of decoding and orientation."""
+    small = {case.id: case for case in find_cases(Data(kind="kvasir", root=str(root / "kvasir-352"))).cases}
+    compared = 0
+    for case in find_cases(Data(kind="kvasir", root=str(root / "kvasir-original"))).cases:
+        if case.id in small:
+            _, mask = read_case(case)
+            _, other = read_case(small[case.id])
+            resized = np.asarray(Image.fromarray(mask).resize(other.shape[::-1], Image.Resampling.NEAREST))
+            assert 2 * (resized & other).sum() / (resized.sum() + other.sum()) > 0.97
+            compared += 1
+    assert compared == 5
+
+
+def test_original_isic_files_decode_and_half_a_layout_is_named(root):
+    folder = root / "isic2017-original"
+    for image in sorted((folder / "ISIC-2017_Validation_Data").glob("*.jpg")):
+        mask = read_mask(folder / "ISIC-2017_Validation_Part1_GroundTruth" / f"{image.stem}_segmentation.png")
+        assert mask.any()
+    with pytest.raises(UserError, match="no ISIC-2017_Training_Data/"):
+        find_cases(Data(kind="isic2017", root=str(folder)))
+
+
+def test_search_data_of_real_images_feeds_training(root, tmp_path):
+    data = Data(kind="kvasir", root=str(root / "kvasir-352"), image_size=64, max_train_cases=12, max_validation_cases=4)
+    opened = open_for_search(data, split_file=tmp_path / "split.json")
+    batches = list(TrainViews(opened.train, "nnunet", 0, 4).epoch(0))
+    assert [batch.images.shape for batch in batches] == [(4, 3, 64, 64)] * 3
+    assert all(0 < batch.masks.mean() < 0.9 for batch in batches)

@@ -1,0 +1,162 @@
+"""Pictures: what is drawn where, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from guidino_tune.tracking.pictures import PREDICTION, TRUTH, contact_sheet, heat_colours, overlay, save_png
+
+
+def _mask(y0: int, y1: int, x0: int, x1: int, size: int = 96) -> np.ndarray:
+    mask = np.zeros((size, size), np.uint8)
+    mask[y0:y1, x0:x1] = 1
+    return mask
+
+
+def _photo(size: int = 96) -> np.ndarray:
+    return np.full((size, size, 3), 90, np.uint8)
+
+
+def _panels(row: Image.Image, count: int, height: int) -> list[np.ndarray]:
+    """The pictures of a row without a title; square panels with a gap of 8."""
+    pixels = np.asarray(row)
+    return [pixels[8 : 8 + height, 8 + i * (height + 8) : 8 + i * (height + 8) + height] for i in range(count)]
+
+
+def _like(panel: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    return np.asarray((np.abs(panel.astype(int) - colour) < 40).all(-1))
+
+
+def test_panels_hold_what_they_should() -> None:
+    truth, prediction = _mask(20, 60, 20, 60), _mask(30, 70, 30, 70)
+    row = overlay(_photo(), truth, np.eye(6), prediction, height=96)
+    image, green, guide, both = _panels(row, 4, 96)
+    assert (image == 90).all()
+    assert _like(green, TRUTH).any()
+    assert not _like(green, PREDICTION).any()
+    assert not _like(guide, TRUTH).any()
+    assert _like(both, TRUTH).any()
+    assert _like(both, PREDICTION).any()
+    # Lines run along the borders, nowhere else.
+    rows, columns = np.nonzero(_like(both, PREDICTION))
+    distance = np.minimum.reduce([np.abs(rows - 30), np.abs(rows - 70), np.abs(columns - 30), np.abs(columns - 70)])
+    assert distance.max() <= 2
+    assert rows.min() >= 28
+    assert columns.max() <= 71
+
+
+def test_both_lines_show_where_truth_and_prediction_agree() -> None:
+    mask = _mask(20, 60, 20, 60)
+    both = _panels(overlay(_photo(), mask, None, mask, height=192), 3, 192)[2]
+    assert _like(both, PREDICTION).sum() > 100
+    assert _like(both, TRUTH).sum() > 100
+
+
+def test_no_line_along_the_image_s_edge() -> None:
+    everything = np.ones((96, 96), bool)
+    assert (_panels(overlay(_photo(), None, None, everything, height=96), 2, 96)[1] == 90).all()
+
+
+def test_a_single_pixel_can_be_seen() -> None:
+    panel = _panels(overlay(_photo(), None, None, _mask(50, 51, 50, 51), height=192), 2, 192)[1]
+    rows, columns = np.nonzero(_like(panel, PREDICTION))
+    assert len(rows) >= 4
+    assert abs(rows.mean() - 101) < 2
+    assert abs(columns.mean() - 101) < 2
+
+
+def test_hot_guide_cells_are_bright_and_in_place() -> None:
+    guide = np.full((6, 6), 0.2)
+    guide[1, 4] = 0.9
+    panel = _panels(overlay(_photo(), None, guide, _mask(0, 1, 0, 1), height=96), 3, 96)[1].mean(-1)
+    y, x = np.unravel_index(panel.argmax(), panel.shape)
+    assert 16 <= y < 32
+    assert 64 <= x < 80
+
+
+def test_flat_and_broken_guides_are_drawn_flat() -> None:
+    noise = 0.5 + 1e-5 * np.random.default_rng(0).normal(size=(6, 6))
+    for guide in (noise, np.full((6, 6), np.nan)):
+        panel = _panels(overlay(_photo(), None, guide, _mask(0, 1, 0, 1), height=96), 3, 96)[1]
+        assert panel.astype(int).std(axis=(0, 1)).max() < 1
+
+
+def test_missing_parts_leave_no_gap() -> None:
+    mask = _mask(20, 60, 20, 60)
+    widths = [overlay(_photo(), t, g, mask, height=96).width for t in (None, mask) for g in (None, np.eye(6))]
+    assert widths == [8 + n * 104 for n in (2, 3, 3, 4)]
+
+
+def test_a_title_adds_a_line_and_the_dice_changes_the_caption() -> None:
+    mask = _mask(20, 60, 20, 60)
+    plain, titled = overlay(_photo(), mask, None, mask), overlay(_photo(), mask, None, mask, title="case 17 " * 200)
+    assert titled.width == plain.width
+    assert titled.height > plain.height
+    worse = overlay(_photo(), mask, None, _mask(20, 60, 20, 70))
+    caption = np.s_[plain.height - 25 :, plain.width - 280 :]
+    assert (np.asarray(plain)[caption] != np.asarray(worse)[caption]).any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(617, 528), (20, 900), (900, 20)])
+def test_any_aspect_fits(height: int, width: int) -> None:
+    image, mask = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
+    row = overlay(image, mask, np.eye(4), mask, height=96)
+    assert row.width <= 8 + 4 * (2 * 96 + 8)
+    assert row.height <= 96 + 50
+
+
+def test_masks_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="prediction has size"):
+        overlay(_photo(), None, None, np.zeros((5, 5)))
+    with pytest.raises(ValueError, match="uint8"):
+        overlay(_photo().astype(float), None, None, _mask(0, 1, 0, 1))
+
+
+def test_contact_sheet_places_every_picture() -> None:
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    pictures = [Image.new("RGB", (20 + i, 10), colour) for i, colour in enumerate(colours)]
+    sheet = contact_sheet(pictures, columns=2)
+    assert sheet.size == (22 + 21, 20)
+    assert [sheet.getpixel(at) for at in ((0, 0), (22, 0), (0, 10), (30, 15))] == [*colours, (255, 255, 255)]
+    assert contact_sheet(pictures, columns=9).size == (63, 10)
+    assert contact_sheet(pictures, columns=2, max_width=21).width == 21
+    with pytest.raises(ValueError, match="sheet"):
+        contact_sheet([])
+
+
+def test_png_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = Image.new("RGB", (7, 5), (1, 2, 3))
+    path = save_png(picture, tmp_path / "new" / "picture.png")
+    with Image.open(path) as opened:
+        assert (opened.format, opened.size) == ("PNG", (7, 5))
+    assert os.listdir(path.parent) == ["picture.png"]
+
+    def fails(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OSError, match="disk full"):
+        save_png(Image.new("RGB", (9, 9)), path)
+    assert os.listdir(path.parent) == ["picture.png"]
+    with Image.open(path) as opened:
+        assert opened.size == (7, 5)
+
+
+def test_heat_colours_grow_brighter() -> None:
+    colours = heat_colours(np.linspace(0, 1, 50))
+    assert colours.dtype == np.uint8
+    assert (np.diff(colours.astype(int) @ [299, 587, 114]) >= 0).all()
+    assert (heat_colours(np.array([-1.0, 2.0])) == colours[[0, -1]]).all()
+    assert (heat_colours(np.array([np.nan])) == 128).all()
+
+
+def test_drawing_needs_neither_torch_nor_mlflow() -> None:
+    code = "import guidino_tune.tracking.pictures, sys; assert not {'torch', 'mlflow', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
