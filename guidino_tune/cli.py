@@ -16,7 +16,9 @@ def parser(name: str, about: str, examples: str) -> argparse.ArgumentParser:
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--home", metavar="DIR", help="folder for studies, data sets and caches (default: $GUIDINO_TUNE_HOME or ~/guidino_tune)")
+    made.add_argument(
+        "--home", metavar="DIR", help="folder for studies, data sets and caches (default: $GUIDINO_TUNE_HOME or ~/guidino_tune)"
+    )
     return made
 
 

@@ -67,9 +67,9 @@ def _search(options: argparse.Namespace) -> int:
         assignments.append("study.min_epochs=1")
     space = absolute(without_idle(override(space, [*assignments, *options.set])))
 
-    from rich.console import Console
+    from guidino_tune.tuning.progress import make_console
 
-    console = Console()
+    console = make_console()
     if options.dry_run:
         from guidino_tune.tuning.dry_run import show_plan
 

@@ -24,7 +24,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError("no such file", where=str(path), todo="check the path, or list the spaces with: guidino-tune search --help") from None
+        raise UserError(
+            "no such file", where=str(path), todo="check the path, or list the spaces with: guidino-tune search --help"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read: {error}", where=str(path)) from None
     except yaml.YAMLError as error:
@@ -46,7 +48,9 @@ def parse(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         problems = [_describe(cls, item) for item in error.errors()]
-        raise UserError("; ".join(dict.fromkeys(problems)), where=source, todo="correct the value or the name and run the command again") from None
+        raise UserError(
+            "; ".join(dict.fromkeys(problems)), where=source, todo="correct the value or the name and run the command again"
+        ) from None
 
 
 def _describe(cls: type, item: Any) -> str:

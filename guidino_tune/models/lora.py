@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from guidino_tune.config import LoRA
 from guidino_tune.models.backbone import Backbone
 
@@ -36,6 +38,8 @@ def add_lora(backbone: Backbone, lora: LoRA) -> Backbone:
         bias="none",
         target_modules=[name for name in TARGETS[lora.targets] if name in present],
     )
-    backbone.vit = get_peft_model(backbone.vit, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a property under its old name
+        backbone.vit = get_peft_model(backbone.vit, config)
     backbone.eval()
     return backbone

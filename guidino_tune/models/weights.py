@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,15 +93,16 @@ def load_pretrained(backbone: str) -> DINOv3ViTModel:
             f"no {WEIGHTS} in {folder}", where=where, todo=f"convert the weights with save_pretrained (no pickle is read); {_LOCAL}"
         )
     try:
-        loaded: Any = DINOv3ViTModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # reported below, with all others, instead of raised one by one
-            output_loading_info=True,
-        )
+        with _quiet():
+            loaded: Any = DINOv3ViTModel.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # reported below, with all others, instead of raised one by one
+                output_loading_info=True,
+            )
     except Exception as error:  # safetensors, transformers and the file system each have errors of their own; all mean the same here
         raise UserError(f"the weights in {folder} cannot be read ({type(error).__name__}: {error})", where=where, todo=todo) from None
     vit: DINOv3ViTModel
@@ -110,6 +113,23 @@ def load_pretrained(backbone: str) -> DINOv3ViTModel:
         names = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
         raise UserError(f"the weights in {folder} lack or do not fit {names}", where=where, todo=todo)
     return vit
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no loading report of transformers in a trial's output; what matters of it becomes an error of ours."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def hub_folder(backbone: str) -> Path:

@@ -73,7 +73,10 @@ def idle_parameters(space: Space) -> list[str]:
         values, _ = space.walk(draw)
         space.experiment(values)
         for path in values:
-            if len({_with(space, drawn, path, end).hash for end in space.parameters[path].ends}) > 1 or len(space.parameters[path].ends) == 1:
+            if (
+                len({_with(space, drawn, path, end).hash for end in space.parameters[path].ends}) > 1
+                or len(space.parameters[path].ends) == 1
+            ):
                 alive.add(path)
     return [path for path in space.parameters if path not in alive]
 

@@ -135,7 +135,10 @@ def override(space: Space, assignments: Iterable[str]) -> Space:
         UserError: No ``=``, no such path, or an invalid value.
     """
     experiment = space.base.to_dict()
-    settings: dict[str, dict[str, Any]] = {"study": _plain(space.study, keep_none=True), "resources": _plain(space.resources, keep_none=True)}
+    settings: dict[str, dict[str, Any]] = {
+        "study": _plain(space.study, keep_none=True),
+        "resources": _plain(space.resources, keep_none=True),
+    }
     fixed: dict[str, Any] = {}
     for text in assignments:
         path, equals, raw = text.partition("=")

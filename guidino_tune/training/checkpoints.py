@@ -18,7 +18,12 @@ WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "sta
 
 
 def write_checkpoint(
-    folder: Path, weights: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, *, experiment_hash: str, history: Sequence[EpochRecord]
+    folder: Path,
+    weights: dict[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    experiment_hash: str,
+    history: Sequence[EpochRecord],
 ) -> None:
     """Writes everything that an exact continuation needs; random states are derived from seed and epoch, so they are not in it."""
     save_weights(folder / WEIGHTS, weights)

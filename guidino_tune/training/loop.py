@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,7 +41,15 @@ class TrainingRun:
     """
 
     def __init__(
-        self, experiment: Experiment, data: SearchData, reporter: Reporter, *, device: str = "cpu", rank: int = 0, world_size: int = 1, reported: int = 0
+        self,
+        experiment: Experiment,
+        data: SearchData,
+        reporter: Reporter,
+        *,
+        device: str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        reported: int = 0,
     ) -> None:
         self.experiment, self.data, self.reporter = experiment, data, reporter
         self.device, self.rank, self.world_size = torch.device(device), rank, world_size
@@ -163,7 +172,7 @@ class TrainingRun:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, masks.to(self.device, non_blocking=True)
 
-    def _write(self, folder) -> None:  # noqa: ANN001
+    def _write(self, folder: Path) -> None:
         checkpoints.write_checkpoint(
             folder, self.model.trained_state(), self.optimizer, experiment_hash=self.experiment.hash, history=self.history
         )

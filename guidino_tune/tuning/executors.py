@@ -45,9 +45,7 @@ def _start(config: Mapping[str, Any], tell: Callable[[dict[str, Any]], None], *,
     experiment = Experiment.from_dict(config["experiment"])
     reporter = _TuneReporter(Path(config["folder"]), tell, main=rank == 0)
     data = open_for_search(experiment.data, split_file=Path(config["split_file"]))
-    run = TrainingRun(
-        experiment, data, reporter, device=device, rank=rank, world_size=world_size, reported=config["reported"]
-    )
+    run = TrainingRun(experiment, data, reporter, device=device, rank=rank, world_size=world_size, reported=config["reported"])
     if rank == 0:
         # The checkpoint knows what was trained; lines of a later, unsaved epoch would be written twice.
         reporter.write_history(r for r in run.history if r.epoch <= config["reported"])
@@ -117,9 +115,7 @@ def train_trial(config: dict[str, Any]) -> None:
     ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config["workers"], use_gpu=bool(gpus), resources_per_worker=per_worker
-        ),
+        scaling_config=ray.train.ScalingConfig(num_workers=config["workers"], use_gpu=bool(gpus), resources_per_worker=per_worker),
         run_config=ray.train.RunConfig(
             name=f"trial-{config['number']:05d}-{os.getpid()}",
             storage_path=config["ray_folder"],

@@ -143,7 +143,11 @@ def leaderboard(study: optuna.Study, space: Space, rows: int = 10) -> Table:
 
 
 def _word(trial: FrozenTrial) -> str:
-    words = {TrialState.PRUNED: "stopped early", TrialState.FAIL: trial.user_attrs.get("failure", "failed"), TrialState.COMPLETE: "complete"}
+    words = {
+        TrialState.PRUNED: "stopped early",
+        TrialState.FAIL: trial.user_attrs.get("failure", "failed"),
+        TrialState.COMPLETE: "complete",
+    }
     return words.get(trial.state, trial.state.name.lower())
 
 
@@ -155,3 +159,9 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def make_console() -> Console:
+    """Standard output; as wide as the tables need where it is no terminal."""
+    console = Console(soft_wrap=True)
+    return console if console.is_terminal else Console(width=160, soft_wrap=True)

@@ -10,14 +10,16 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from guidino_tune import __version__
+from guidino_tune import __version__, paths
 from guidino_tune.config import Experiment
-from guidino_tune.space.space import Space
+from guidino_tune.config.parsing import read_yaml
+from guidino_tune.errors import UserError
+from guidino_tune.space.space import Space, read_space
 from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot, flatten
 from guidino_tune.tracking.snapshots import TrialState as TrackedState
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.reporter import EpochRecord
-from guidino_tune.tuning.study import StudyFolder, best_value, ranking
+from guidino_tune.tuning.study import StudyFolder, best_value, load_study, ranking
 
 STATES: dict[TrialState, TrackedState] = {
     TrialState.RUNNING: "running",
@@ -91,9 +93,7 @@ class Recorder:
             self._ids |= {t.number: t._trial_id for t in self.study.get_trials(deepcopy=False)}
         return self.study._storage.get_trial(self._ids[number])
 
-    def _update(
-        self, trial: FrozenTrial, history: Any, experiment: Experiment | None = None, state: TrackedState | None = None
-    ) -> None:
+    def _update(self, trial: FrozenTrial, history: Any, experiment: Experiment | None = None, state: TrackedState | None = None) -> None:
         experiment = experiment or self.space.experiment(trial.params)
         pictures = self.folder.trial(trial.number).pictures
         failure = trial.user_attrs.get("failure")
@@ -133,3 +133,33 @@ def export_yaml(study: optuna.Study, space: Space, folder: StudyFolder, trial: F
         f"# {experiment.name}: trial {trial.number} of study {study.study_name!r}. Retrain it with: guidino-tune retrain FILE\n"
         + yaml.safe_dump({"provenance": dict(provenance), "experiment": experiment.to_dict()}, sort_keys=False)
     )
+
+
+def export_trial(name: str, number: int | None, storage: str | None = None) -> tuple[str, str]:
+    """A trial of a study by its name, as YAML, with a line that says which one it is.
+
+    Args:
+        name: Of the study.
+        number: Of the trial; ``None`` takes the best that ran its whole budget.
+        storage: Database URL of the study; by default the file in its folder.
+
+    Raises:
+        UserError: No such study or trial, or none that ran its whole budget.
+    """
+    folder = StudyFolder(paths.studies() / name)
+    study = load_study(folder, storage)
+    space = read_space(read_yaml(folder.definition), source=str(folder.definition))
+    trials = {t.number: t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING}
+    ranked = ranking(study)
+    if number is None and not ranked:
+        raise UserError(
+            f"no trial of {len(trials)} has run its whole budget yet", where=str(folder.path), todo="wait, or name one with --trial"
+        )
+    if number is not None and number not in trials:
+        known = f"0 to {max(trials)}" if trials else "none yet"
+        raise UserError(f"no trial {number}", where=str(folder.path), todo=f"trials: {known}")
+    trial = ranked[0] if number is None else trials[number]
+    value = best_value(trial)
+    score = "no result" if value is None else f"validation Dice {value:.4f}"
+    line = f"trial {trial.number}: {trial.user_attrs.get('name', '')}, {trial.state.name.lower()}, {score}"
+    return export_yaml(study, space, folder, trial), line

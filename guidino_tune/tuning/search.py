@@ -179,7 +179,7 @@ def trial_settings(space: Space, folder: StudyFolder, resources: Plan, *, sealed
     }
 
 
-class _termination_as_interrupt:  # noqa: N801
+class _termination_as_interrupt:
     """SIGTERM (a stopped job, a machine going down) ends the search as Ctrl-C does: trials stay in the study, to be continued."""
 
     def __enter__(self) -> None:
@@ -242,7 +242,9 @@ def _closing(
         best = float(ranked[0].value or 0.0)
         verdict = "beats" if best > baseline else "does NOT beat"
         worst = float(ranked[-1].value or 0.0)
-        console.print(f"Best validation Dice {best:.4f} {verdict} the best constant mask ({baseline:.4f}); worst complete trial {worst:.4f}.")
+        console.print(
+            f"Best validation Dice {best:.4f} {verdict} the best constant mask ({baseline:.4f}); worst complete trial {worst:.4f}."
+        )
     console.print(tracking.message, highlight=False, soft_wrap=True)
     name = space.study.name
     steps = [("browse", tracking.ui_command)]

@@ -13,7 +13,7 @@ from guidino_tune.models import build_model
 from guidino_tune.models.gate import Gate
 from guidino_tune.models.segmenters import SEGMENTERS
 
-CONFIGS: dict[str, Any] = {next(f.default for f in dataclasses.fields(c) if f.name == "kind"): c for c in get_args(get_args(Segmenter)[0])}
+CONFIGS: dict[str, Any] = {c().kind: c for c in get_args(get_args(Segmenter)[0])}
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"base_width": 4},
     "nnwnet": {"base_width": 4},
@@ -40,7 +40,7 @@ def options(kind: str) -> list[dict[str, Any]]:
 
 def possible(kind: str, guide: Any) -> bool:
     needs: bool = CONFIGS[kind].needs_features
-    return guide != "plain" if needs else guide != "ungated"
+    return bool(guide != "plain") if needs else bool(guide != "ungated")
 
 
 CASES = [(kind, guide, extra) for kind in SEGMENTERS for guide in GUIDES if possible(kind, guide) for extra in options(kind)]

@@ -108,7 +108,7 @@ def test_plain_models_have_no_guide() -> None:
 
 
 def test_same_seed_same_weights_and_the_global_state_is_left_alone() -> None:
-    def state(**options: Any) -> dict[str, torch.Tensor]:
+    def state(**options: Any) -> Any:
         return build(experiment(guide={"lora": {"rank": 2}}, **options)).trained_state()
 
     torch.manual_seed(1)
@@ -183,6 +183,9 @@ def test_adapters_of_another_experiment_do_not_load() -> None:
 def test_image_size_must_fit(size: Any) -> None:
     with pytest.raises(UserError, match="multiples of 16"):
         build(experiment("nnwnet"))(torch.zeros(1, 3, *size))
+    plain = Experiment.from_dict({"data": {"kind": "demo"}, "guide": {"kind": "none"}, "segmenter": {"kind": "unet", "base_width": 4}})
+    with pytest.raises(UserError, match="multiples of 16"):
+        build(plain)(torch.zeros(1, 3, *size))
 
 
 def test_parts_must_belong_together() -> None:
@@ -214,7 +217,7 @@ def test_learns_one_image() -> None:
         loss = nn.functional.binary_cross_entropy_with_logits(prediction.logits[0], mask)
         loss = loss + nn.functional.binary_cross_entropy(prediction.guide, nn.functional.avg_pool2d(mask, 16))
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
     predicted = prediction.logits[0] > 0
     assert 2 * (predicted * mask).sum() / (predicted.sum() + mask.sum()) > 0.95

@@ -74,6 +74,11 @@ def test_mask_is_in_the_unit_interval(aggregation: str, similarity: str, scale: 
     assert mask.max() <= 1
 
 
+def test_a_cosine_rounded_above_one_stays_a_probability() -> None:
+    assert make("mean")._aggregate(torch.full((1, 5, 1, 1), 1 + 1e-6)).max() <= 1
+    assert make("mean")._aggregate(torch.full((1, 5, 1, 1), -1 - 1e-6)).min() >= 0
+
+
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_float32_under_autocast(aggregation: str) -> None:
     book = make(aggregation, width=64, num=32)

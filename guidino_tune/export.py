@@ -1,0 +1,50 @@
+"""The command ``export``: the best, or any, trial of a study as a YAML file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from guidino_tune.cli import parser, run
+
+EXAMPLES = """\
+  guidino-tune export kvasir                       the best trial, as best.yaml
+  guidino-tune export kvasir --trial 17 --output trial17.yaml
+  guidino-tune export kvasir --output -            print it
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and exports; see ``--help``."""
+    made = parser("export", "Write a trial's configuration, with where it comes from, as a YAML file that `retrain` takes.", EXAMPLES)
+    made.add_argument("study", help="name of the study")
+    made.add_argument("--trial", type=int, metavar="NUMBER", help="default: the best that ran its whole budget")
+    made.add_argument("--output", default="best.yaml", metavar="FILE", help="default: best.yaml; - prints it")
+    made.add_argument("--force", action="store_true", help="replace the file if it is there")
+    made.add_argument("--storage", metavar="URL", help="database of the Optuna study, as given to search")
+    return run(_export, made, argv)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from guidino_tune.errors import UserError
+    from guidino_tune.tuning.recording import export_trial
+
+    text, line = export_trial(options.study, options.trial, options.storage)
+    if options.output == "-":
+        print(text, end="")
+        return 0
+    file = Path(options.output)
+    if file.exists() and not options.force and file.read_text(encoding="utf-8") != text:
+        raise UserError("the file is there already", where=str(file), todo="choose another --output, or --force")
+    from guidino_tune.training.folder import write_text
+
+    write_text(file, text)
+    print(f"{line}\nwritten: {file}\n retrain: python -m guidino_tune.retrain {file} --seeds 3")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""The command ``predict``: masks and overlays for a folder of images, at their original size."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from guidino_tune.cli import parser, run
+
+EXAMPLES = """\
+  guidino-tune predict ~/guidino_tune/retrained/kvasir-12/model images/ --output masks
+  guidino-tune predict MODEL images/ --output masks --mirror --keep-largest
+  guidino-tune predict MODEL one.jpg --output masks --threshold 0.4
+
+Writes OUTPUT/masks/NAME.png (0 and 255, the image's own size) and OUTPUT/overlays/NAME.png."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and predicts; see ``--help``."""
+    made = parser("predict", "Segment images with a trained model.", EXAMPLES)
+    made.add_argument("model", help="model folder of `retrain`, or a trial's folder of a study")
+    made.add_argument("images", help="folder of images, or one image")
+    made.add_argument("--output", required=True, metavar="DIR", help="folder for masks and overlays")
+    made.add_argument("--threshold", type=float, default=0.5, help="of the probability, between 0 and 1 (default: 0.5)")
+    made.add_argument("--mirror", action="store_true", help="average over the four flips")
+    made.add_argument("--keep-largest", action="store_true", help="keep only the largest connected part")
+    made.add_argument("--no-overlays", action="store_true", help="masks only")
+    return run(_predict, made, argv)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from guidino_tune.prediction import predict_folder
+
+    console = Console()
+    with console.status("predicting") as status:
+        done, failed = predict_folder(
+            Path(options.model),
+            Path(options.images),
+            Path(options.output),
+            threshold=options.threshold,
+            mirror=options.mirror,
+            keep_largest=options.keep_largest,
+            overlays=not options.no_overlays,
+            progress=lambda number, total: status.update(f"predicting: {number} of {total} images"),
+        )
+    console.print(f"{done} masks in {Path(options.output) / 'masks'}", highlight=False, soft_wrap=True)
+    for message in failed:
+        print(f"left out: {message}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The command ``retrain``: an exported configuration with several seeds, the sealed test once, a registered model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from guidino_tune.cli import parser, positive, run
+
+EXAMPLES = """\
+  guidino-tune retrain best.yaml                    three seeds with the full budget of the file
+  guidino-tune retrain best.yaml --epochs 400 --seeds 5
+  guidino-tune retrain best.yaml --seeds 1 --workers 2 --set training.batch_size=8
+                                                    one training over two workers (DDP)
+
+The same command continues what was interrupted. The seed that is best on validation becomes the model."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and retrains; see ``--help``."""
+    made = parser("retrain", "Train a configuration with several seeds on Ray Train, test each once, and register the model.", EXAMPLES)
+    made.add_argument("file", help="an export of `guidino-tune export`, or any experiment as YAML")
+    made.add_argument("--seeds", type=positive, default=3, help="how many trainings, side by side where they fit (default: 3)")
+    made.add_argument("--epochs", type=positive, help="budget of each (default: that of the file)")
+    made.add_argument("--name", help="of the result (default: study and trial, or the file's name)")
+    made.add_argument("--data-root", metavar="DIR", help="folder of the data set")
+    made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="another value in the experiment")
+    made.add_argument("--workers", type=positive, default=1, help="processes of one training (default: 1)")
+    made.add_argument("--cpus-per-worker", type=positive, default=1, help="CPU cores of each (default: 1)")
+    made.add_argument("--gpus-per-worker", type=float, help="may be a fraction (default: 1 where there are GPUs)")
+    made.add_argument("--concurrent", type=positive, help="trainings side by side (default: as many as fit)")
+    return run(_retrain, made, argv)
+
+
+def _retrain(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from guidino_tune.config import Resources
+    from guidino_tune.config.parsing import read_yaml
+    from guidino_tune.errors import UserError
+    from guidino_tune.space.space import absolute, override, read_space
+
+    values = read_yaml(options.file)
+    provenance = values.get("provenance") or {}
+    resources = {
+        "workers": options.workers,
+        "cpus_per_worker": options.cpus_per_worker,
+        "gpus_per_worker": options.gpus_per_worker,
+        "concurrent": options.concurrent,
+    }
+    space = read_space({"experiment": values.get("experiment", values), "resources": resources}, source=options.file)
+    assignments = [f"training.epochs={options.epochs}"] if options.epochs else []
+    assignments += [f"data.root={options.data_root}"] if options.data_root else []
+    assignments += options.set
+    if any(text.partition(".")[0] in ("study", "resources") for text in assignments):
+        raise UserError("takes paths of the experiment only", where="--set", todo="see the options --workers, --concurrent and others")
+    space = absolute(override(space, assignments))
+    name = f"{provenance['study']}-{provenance['trial']}" if "study" in provenance else Path(options.file).stem
+
+    from guidino_tune.tuning.progress import make_console
+    from guidino_tune.tuning.retraining import retrain
+
+    settings: Resources = space.resources
+    retrain(space.base, provenance, name=options.name or name, seeds=options.seeds, resources=settings, console=make_console())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

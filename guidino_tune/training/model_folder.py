@@ -1,0 +1,75 @@
+"""A trained model as a folder: ``weights.safetensors``, ``experiment.yaml`` and ``provenance.yaml``; no pickle, no code."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from guidino_tune.config import Experiment
+from guidino_tune.errors import UserError
+from guidino_tune.models import GuidedSegmenter, build_model
+from guidino_tune.training.checkpoints import WEIGHTS, load_weights
+
+EXPERIMENT, PROVENANCE = "experiment.yaml", "provenance.yaml"
+
+
+def export_model(source: Path, experiment: Experiment, target: Path, provenance: Mapping[str, Any]) -> Path:
+    """Copies the weights of a checkpoint into a model folder, whole or not at all.
+
+    Args:
+        source: A checkpoint folder, such as a trial's ``best``.
+        experiment: What was trained.
+        target: The new folder; an older one is replaced.
+        provenance: Where the weights come from, in plain YAML types.
+    """
+    draft = target.with_name(f".{target.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    shutil.copy2(source / WEIGHTS, draft / WEIGHTS)
+    (draft / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
+    (draft / PROVENANCE).write_text(yaml.safe_dump(dict(provenance), sort_keys=False), encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    draft.rename(target)
+    return target
+
+
+def find_weights(folder: Path) -> tuple[Path, Experiment]:
+    """Where the weights of a model or trial folder are, and the experiment they belong to.
+
+    Raises:
+        UserError: The folder holds no model.
+    """
+    for weights in (folder / WEIGHTS, folder / "best" / WEIGHTS, folder / "model" / WEIGHTS):
+        for experiment in (weights.parent / EXPERIMENT, weights.parent.parent / EXPERIMENT):
+            if weights.exists() and experiment.exists():
+                return weights, Experiment.from_yaml(experiment)
+    raise UserError(
+        f"holds no model ({WEIGHTS} with {EXPERIMENT})",
+        where=str(folder),
+        todo="give the model folder that `guidino-tune retrain` printed, or a trial's folder in a study",
+    )
+
+
+def load_model(folder: Path, device: str = "cpu") -> tuple[GuidedSegmenter, Experiment]:
+    """Builds the network and loads its weights strictly, ready for inference.
+
+    Raises:
+        UserError: No model there, damaged weights, or weights of another network.
+    """
+    file, experiment = find_weights(folder)
+    model = build_model(experiment)
+    try:
+        model.load_trained_state(load_weights(file))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"the weights do not fit the experiment: {error}", where=str(file)) from None
+    return model.to(torch.device(device)).eval(), experiment
+
+
+def best_device() -> str:
+    """``cuda`` where there is a GPU, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,309 @@
+"""Retraining of one configuration: full budget, several seeds side by side through Ray Train, the sealed test once, a registered model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+from rich.console import Console
+from rich.progress import Progress as RichProgress
+from rich.progress import TaskID, TextColumn
+from rich.table import Table
+
+from guidino_tune import __version__, paths
+from guidino_tune.config import Experiment, Resources
+from guidino_tune.data.opening import open_for_search
+from guidino_tune.data.sealed import open_test
+from guidino_tune.data.splits import read_split
+from guidino_tune.errors import UserError
+from guidino_tune.metrics import summarise
+from guidino_tune.tracking import SeedRun, flatten, log_model_run, ui_command
+from guidino_tune.training.evaluation import RESOLUTION, evaluate_cases, write_scores
+from guidino_tune.training.folder import TrialFolder, write_text
+from guidino_tune.training.loop import OBJECTIVE
+from guidino_tune.training.model_folder import best_device, export_model, load_model
+from guidino_tune.training.reporter import EpochRecord
+from guidino_tune.tuning.cluster import Plan, connected, plan
+from guidino_tune.tuning.search import MLFLOW_EXPERIMENT, mlflow_uri
+
+METRICS = ("dice", "iou", "hd95", "asd")
+
+
+@dataclass(frozen=True, slots=True)
+class SeedResult:
+    """One seed: its folder, the objective at its best epoch, and its test metrics."""
+
+    seed: int
+    folder: TrialFolder
+    validation: float
+    test: Mapping[str, float]
+
+
+def retrain(
+    experiment: Experiment, provenance: Mapping[str, Any], *, name: str, seeds: int, resources: Resources, console: Console
+) -> Path:
+    """Trains, tests, exports and registers; the same call continues what was interrupted.
+
+    Args:
+        experiment: What to train, with its full budget.
+        provenance: Where it comes from; written into the model folder.
+        name: Of the folder under ``retrained`` and of the registered model.
+        seeds: How many; they count up from ``experiment.training.seed``.
+        resources: Of one training.
+        console: For progress and results.
+
+    Returns:
+        The exported model folder: the seed with the best validation Dice.
+
+    Raises:
+        UserError: Data or weights are missing, the folder holds another experiment, or a training failed.
+    """
+    home = paths.home() / "retrained" / name
+    split_file = home / "split.json"
+    _check_same(home, experiment)
+    data = open_for_search(experiment.data, split_file=split_file)
+    for note in data.notes:
+        console.print(f"note: {note}", style="yellow", highlight=False)
+    _check_split(provenance, split_file, console)
+    numbers = [experiment.training.seed + i for i in range(seeds)]
+    runs = {seed: TrialFolder(home / f"seed-{seed}") for seed in numbers}
+    todo = [seed for seed in numbers if len(runs[seed].history()) < experiment.training.epochs or not runs[seed].best.exists()]
+    console.print(f"{experiment.name} on {experiment.data.kind}: {seeds} seed(s), {experiment.training.epochs} epochs each; folder {home}")
+    if todo:
+        with connected() as dashboard:
+            booked = plan(dataclasses.replace(resources, executor="train"), dashboard)
+            _train(experiment, {s: runs[s] for s in todo}, split_file, resources, booked, console)
+    validation = {seed: max(r.metrics[OBJECTIVE] for r in runs[seed].history()) for seed in numbers}
+    tested = _test(experiment, runs, split_file, home, console)
+    results = [SeedResult(s, runs[s], validation[s], tested.get(s, {})) for s in numbers]
+    console.print(_table(experiment, results))
+    chosen = max(results, key=lambda r: (r.validation, -r.seed))
+    model = export_model(
+        chosen.folder.best,
+        dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, seed=chosen.seed)),
+        home / "model",
+        {
+            **provenance,
+            "retrained_seeds": numbers,
+            "chosen_seed": chosen.seed,
+            "chosen_by": "validation Dice at its best epoch",
+            "metrics_at": RESOLUTION,
+            "validation_dice": chosen.validation,
+            "test": dict(chosen.test),
+            "guidino_tune": __version__,
+        },
+    )
+    _register(experiment, results, chosen, model, home, name, console)
+    return model
+
+
+def _train(
+    experiment: Experiment, runs: Mapping[int, TrialFolder], split_file: Path, resources: Resources, booked: Plan, console: Console
+) -> None:
+    from ray import tune
+
+    from guidino_tune.tuning.executors import trainable
+
+    def config(seed: int) -> dict[str, Any]:
+        seeded = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, seed=seed))
+        return {
+            "home": str(paths.home()), "split_file": str(split_file), "ray_folder": str(split_file.parent / "ray" / "train"),
+            "cpus": resources.cpus_per_worker, "gpus": booked.gpus, "workers": resources.workers,
+            "max_failures": resources.max_failures, "sealed": True, "number": seed, "experiment": seeded.to_dict(),
+            "reported": 0, "folder": str(runs[seed].path),
+        }  # fmt: skip
+
+    searcher = _Seeds([config(seed) for seed in runs], experiment.training.epochs, console)
+    tuner = tune.Tuner(
+        trainable("train", resources, booked.gpus),
+        tune_config=tune.TuneConfig(search_alg=searcher, num_samples=len(runs), max_concurrent_trials=booked.concurrent),
+        run_config=tune.RunConfig(
+            name=f"run-{int(time.time())}",
+            storage_path=str(split_file.parent / "ray"),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=resources.max_failures),
+        ),
+    )
+    with searcher:
+        tuner.fit()
+    for seed, folder in runs.items():
+        if len(folder.history()) < experiment.training.epochs:
+            raise UserError(
+                f"seed {seed} stopped after {len(folder.history())} of {experiment.training.epochs} epochs",
+                where=str(folder.path),
+                todo="see traceback.txt there if there is one; the same command continues it",
+            )
+
+
+class _Seeds(Searcher):
+    """Hands Tune one configuration per seed, and shows how far each is."""
+
+    def __init__(self, configs: Sequence[dict[str, Any]], epochs: int, console: Console) -> None:
+        super().__init__()
+        self.waiting, self.epochs, self.console = list(configs), epochs, console
+        self.seeds: dict[str, int] = {}
+        self.bars = RichProgress(*RichProgress.get_default_columns(), TextColumn("{task.fields[score]}"), console=console, transient=True)
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> None:
+        if self.console.is_terminal:
+            self.bars.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.bars.stop()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Seeds:
+        return self
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        if not self.waiting:
+            return Searcher.FINISHED
+        config = self.waiting.pop(0)
+        self.seeds[trial_id] = config["number"]
+        self.tasks[trial_id] = self.bars.add_task(f"seed {config['number']}", total=self.epochs, score="")
+        return config
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if "record" not in result:
+            self.console.print(f"seed {self.seeds[trial_id]} failed: {result['failure']}: {result['message']}", style="red")
+            return
+        record = EpochRecord(**json.loads(result["record"]))
+        score = f"val Dice {record.metrics[OBJECTIVE]:.4f}"
+        self.bars.update(self.tasks[trial_id], completed=record.epoch, score=score)
+        # Without a terminal, ten lines a seed tell enough.
+        if not self.console.is_terminal and (record.epoch % max(1, self.epochs // 10) == 0 or record.epoch == self.epochs):
+            self.console.print(f"seed {self.seeds[trial_id]}: epoch {record.epoch}/{self.epochs}, {score}", highlight=False)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.bars.update(self.tasks[trial_id], visible=False)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: each seed's folder is its state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see ``save``."""
+
+
+def _test(
+    experiment: Experiment, runs: Mapping[int, TrialFolder], split_file: Path, home: Path, console: Console
+) -> dict[int, dict[str, float]]:
+    """Scores every seed on the sealed test, which is opened once; what was measured before is read back."""
+    stored = home / "test.json"
+    known: dict[int, dict[str, float]] = {}
+    if stored.exists():
+        known = {int(seed): values for seed, values in json.loads(stored.read_text(encoding="utf-8")).items()}
+    missing = [seed for seed in runs if seed not in known]
+    if not missing:
+        return known
+    cases = open_test(experiment.data, split_file, reason=f"final measurement of {home.name}, seeds {missing}")
+    device = best_device()
+    for seed in missing:
+        with console.status(f"test, seed {seed}") as status:
+            weights = export_model(runs[seed].best, experiment, runs[seed].path / "model", {"seed": seed})
+            model, _ = load_model(weights, device)
+            scores = evaluate_cases(
+                model, cases, experiment.data.image_size,
+                progress=lambda done, total, seed=seed: status.update(f"test, seed {seed}: {done} of {total} images"),
+            )  # fmt: skip
+        write_scores(scores, runs[seed].path / "test-cases.csv")
+        known[seed] = summarise(list(scores.values()))
+        write_text(stored, json.dumps(known, indent=1))
+    return known
+
+
+def _table(experiment: Experiment, results: Sequence[SeedResult]) -> Table:
+    title = f"{experiment.name}: sealed test, {RESOLUTION}, HD95 and ASD in pixels (MONAI's definitions)"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in ("seed", "val Dice", *(f"test {m}" for m in METRICS)):
+        table.add_column(column, justify="right")
+    for result in results:
+        table.add_row(str(result.seed), f"{result.validation:.4f}", *(f"{result.test[m]:.4f}" for m in METRICS))
+    columns = [[r.validation for r in results], *([r.test[m] for r in results] for m in METRICS)]
+    table.add_section()
+    table.add_row("mean ± sd", *(mean_sd(values) for values in columns), style="bold")
+    return table
+
+
+def mean_sd(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation; a single value has none."""
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{spread}"
+
+
+def _register(
+    experiment: Experiment, results: Sequence[SeedResult], chosen: SeedResult, model: Path, home: Path, name: str, console: Console
+) -> None:
+    summary = {f"test_{m}_mean": statistics.fmean(r.test[m] for r in results) for m in METRICS}
+    if len(results) > 1:
+        summary |= {f"test_{m}_sd": statistics.stdev(r.test[m] for r in results) for m in METRICS}
+    summary["val_dice_mean"] = statistics.fmean(r.validation for r in results)
+    uri, registered = mlflow_uri(), f"guidino-tune-{name}"
+    marker = home / "registered.json"
+    key = {"experiment": experiment.hash, "seeds": [r.seed for r in results], "chosen": chosen.seed, "uri": uri}
+    if marker.exists() and json.loads(marker.read_text(encoding="utf-8")).get("key") == key:
+        version = json.loads(marker.read_text(encoding="utf-8"))["version"]
+    else:
+        _, version = log_model_run(
+            uri,
+            MLFLOW_EXPERIMENT,
+            f"retrain {name} {experiment.name}",
+            flatten(experiment.to_dict()),
+            summary,
+            [p for r in results for p in (r.folder.path / "test-cases.csv",)],
+            model,
+            registered,
+            {"experiment_hash": experiment.hash, "metrics_at": RESOLUTION},
+            seeds=[
+                SeedRun(
+                    seed=r.seed,
+                    metrics={"best_val_dice": r.validation, **{f"test_{m}": r.test[m] for m in METRICS}},
+                    history=r.folder.history(),
+                    artifacts=sorted(r.folder.pictures.glob("*.png")),
+                    chosen=r.seed == chosen.seed,
+                )
+                for r in results
+            ],
+            artifact_location=paths.home() / "mlartifacts",
+        )
+        write_text(marker, json.dumps({"key": key, "version": version}))
+    for line in (
+        f"model of seed {chosen.seed} (best on validation): {model}",
+        f"registered in MLflow as {registered!r}, version {version}",
+        f"  browse: {ui_command(uri)}",
+        f" predict: python -m guidino_tune.predict {model} IMAGES --output masks",
+        f"evaluate: python -m guidino_tune.evaluate {model}",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _check_same(home: Path, experiment: Experiment) -> None:
+    stored = home / "experiment.yaml"
+    if stored.exists() and Experiment.from_yaml(stored).hash != experiment.hash:
+        raise UserError("another experiment was retrained under this name", where=str(home), todo="choose another --name")
+    write_text(stored, experiment.to_yaml())
+
+
+def _check_split(provenance: Mapping[str, Any], split_file: Path, console: Console) -> None:
+    """The search and the retraining must agree on what was never seen."""
+    searched = Path(str(provenance.get("split") or ""))
+    if not searched.is_file():
+        if provenance:
+            console.print("note: the study's split is not on this machine; the same seed draws the same one", style="yellow")
+        return
+    ours, theirs = read_split(split_file), read_split(searched)
+    if (set(ours.test), set(ours.validation)) != (set(theirs.test), set(theirs.validation)):
+        raise UserError(
+            "the split differs from the study's: the test cases may have been seen by the search",
+            where=f"{split_file} and {searched}",
+            todo="use the study's data set and settings",
+        )
