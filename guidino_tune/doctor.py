@@ -1,0 +1,356 @@
+"""The command ``doctor``: what is here, and what to do about what is not."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from guidino_tune.cli import parser, run
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+EXAMPLES = """\
+  guidino-tune doctor                                       can a demo search run, and what else is here?
+  guidino-tune doctor --kind kvasir --data-root /data/Kvasir-SEG
+                                                            is this data set whole?
+  guidino-tune doctor --backbone vits16                     load these weights, after a download if need be
+  guidino-tune doctor --backbone /models/dinov3-vits16      is this a usable model folder?
+
+Nothing is changed, started or downloaded (but for the --backbone that you name). `ok` is fine, a `note` limits what you can do, and what
+is `missing` stops even a demo search, or is what you asked for. Exit code 0 when nothing is missing, else 1."""
+
+KINDS = ("kvasir", "isic2017", "tn3k", "folder", "demo")
+NAME = "guidino-tune"
+GIB = 2**30
+COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        mark: ``ok``; ``note`` for what limits some uses; ``missing`` for what a demo search, or the user's question, needs.
+        name: What was looked at.
+        found: What is there.
+        todo: What to do about it, if anything.
+    """
+
+    mark: Literal["ok", "note", "missing"]
+    name: str
+    found: str
+    todo: str = ""
+
+
+Check = Callable[[argparse.Namespace], Iterable[Row]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and looks around; see ``--help``."""
+    made = parser("doctor", "Says what is here and what to do about what is not.", EXAMPLES)
+    made.add_argument("--kind", choices=KINDS, help="a data set that must be whole, as in data.kind")
+    made.add_argument("--data-root", metavar="DIR", help="its folder (default: where `prepare` puts it)")
+    made.add_argument("--backbone", metavar="NAME_OR_PATH", help="a guide backbone that must load, as in guide.backbone")
+    return run(_doctor, made, argv)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    _check_options(options)
+    console = Console()
+    num_missing = 0
+    for row in survey(CHECKS, options):
+        num_missing += row.mark == "missing"
+        line = Text.assemble((f"{row.mark:<8} ", COLOURS[row.mark]), (f"{row.name:<13} ", "bold"), " ".join(row.found.split()))
+        console.print(line, soft_wrap=True)
+        if row.todo:
+            console.print(Text(f"{'':<23}-> {row.todo}", "dim"), soft_wrap=True)
+    if num_missing:
+        console.print(Text(f"\n{num_missing} missing: see the lines marked so.", "red"))
+        return 1
+    console.print(Text("\nNothing needed is missing. Try: guidino-tune search demo"))
+    return 0
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    from guidino_tune.config import BACKBONES, is_local_backbone
+    from guidino_tune.errors import UserError, nearest
+
+    if options.data_root and not options.kind:
+        raise UserError("says where, but not what", where="--data-root", todo=f"add --kind: {', '.join(KINDS)}")
+    if options.kind == "folder" and not options.data_root:
+        raise UserError("has no default place", where="--kind folder", todo="add --data-root DIR")
+    if options.backbone and options.backbone not in BACKBONES and not is_local_backbone(options.backbone):
+        raise UserError(f"unknown backbone; {nearest(options.backbone, BACKBONES)}", where=f"--backbone {options.backbone}")
+
+
+def survey(checks: Mapping[str, Check], options: argparse.Namespace) -> Iterator[Row]:
+    """Runs the checks one by one; one that fails is a row as well, ``missing`` when a demo search needs what it looks at."""
+    from guidino_tune.errors import UserError
+
+    for name, check in checks.items():
+        mark: Literal["note", "missing"] = "missing" if name in NEEDED else "note"
+        try:
+            yield from check(options)
+        except UserError as error:
+            yield Row(mark, name, f"{error.where}: {error.what}" if error.where else error.what, error.todo)
+        except Exception as error:  # a doctor that falls ill itself helps nobody
+            yield Row(mark, name, f"could not be checked ({type(error).__name__}: {error})")
+
+
+def _python(options: argparse.Namespace) -> Iterator[Row]:
+    from packaging.specifiers import SpecifierSet
+
+    version = ".".join(map(str, sys.version_info[:3]))
+    wanted = metadata.metadata(NAME)["Requires-Python"]
+    good = SpecifierSet(wanted).contains(version, prereleases=True)
+    yield Row("ok" if good else "missing", "Python", f"{version} ({wanted} needed) at {sys.executable}")
+
+
+def _packages(options: argparse.Namespace) -> Iterator[Row]:
+    wrong, count = [], 0
+    for requirement in _requirements():
+        count += 1
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{requirement.name} is not installed")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{requirement.name} is {version}, needed {requirement.specifier}")
+    if wrong:
+        todo = f"{sys.executable} -m pip install -c constraints.txt -e .   (in the project's folder)"
+        yield Row("missing", "packages", "; ".join(wrong), todo)
+    else:
+        yield Row("ok", "packages", f"all {count} as needed; {NAME} {metadata.version(NAME)}, torch {metadata.version('torch')}")
+
+
+def _requirements() -> Iterator[Requirement]:
+    """What the package needs, with the extras of what it needs: Ray without its dashboard is installed, and yet hangs."""
+    from packaging.requirements import Requirement
+
+    for requirement in map(Requirement, metadata.requires(NAME) or ()):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        yield requirement
+        try:
+            inner = [Requirement(text) for text in (metadata.requires(requirement.name) or ())] if requirement.extras else []
+        except metadata.PackageNotFoundError:
+            continue  # told above
+        for extra in sorted(requirement.extras):
+            yield from (r for r in inner if r.marker and r.marker.evaluate({"extra": extra}) and not r.marker.evaluate({"extra": ""}))
+
+
+def _spaces(options: argparse.Namespace) -> Iterator[Row]:
+    from guidino_tune.space.space import load_space, names
+
+    load_space("demo")
+    yield Row("ok", "search spaces", ", ".join(names()))
+
+
+def _processor(options: argparse.Namespace) -> Iterator[Row]:
+    import torch
+
+    from guidino_tune.training.loop import use_bf16  # also imports what every trial imports
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # of the container, if we are in one
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        memory = min(memory, int(text))
+    precision = "bf16" if use_bf16("auto", torch.device("cpu")) else "no fast bf16, trials compute in fp32"
+    few = memory < 4 * GIB
+    todo = "a search with two trials side by side takes about 3 GiB: use --concurrent 1" if few else ""
+    yield Row("note" if few else "ok", "processor", f"{cores} CPU cores, {memory / GIB:.1f} GiB of memory, {precision}", todo)
+
+
+def _gpus(options: argparse.Namespace) -> Iterator[Row]:
+    import torch
+
+    if not torch.cuda.is_available():
+        there = shutil.which("nvidia-smi") is not None
+        reason = f"nvidia-smi is here, but torch {torch.__version__} finds no GPU" if there else "none: trials run on the CPU"
+        todo = "install a torch that was built for this driver: https://pytorch.org/get-started" if there else ""
+        yield Row("note", "GPU", reason, todo)
+        return
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
+        yield Row("ok", f"GPU {index}", f"{device.name}, {device.total_memory / GIB:.0f} GiB, {bf16}")
+
+
+def _home(options: argparse.Namespace) -> Iterator[Row]:
+    from guidino_tune import paths
+
+    home = paths.home()
+    folder = next(place for place in (home, *home.parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        todo = "choose another folder with --home or GUIDINO_TUNE_HOME"
+        yield Row("missing", "home folder", f"{folder} cannot be written ({error.strerror})", todo)
+        return
+    free = shutil.disk_usage(folder).free / GIB
+    new = "" if home.exists() else ", made by the first search"
+    todo = "" if free >= 5 else "make room, or choose another folder with --home or GUIDINO_TUNE_HOME"
+    yield Row("note" if todo else "ok", "home folder", f"{home} ({free:.1f} GiB free{new})", todo)
+
+
+def _ray(options: argparse.Namespace) -> Iterator[Row]:
+    shell = dict(os.environ)  # before the import below sets what is not set
+    from guidino_tune.tuning import inspection
+
+    token = inspection.find_token(shell)
+    generate = "ray get-auth-token --generate"
+    if not token.place and token.mode == "token":
+        yield Row(
+            "missing", "Ray token", "RAY_AUTH_MODE=token, but there is no token", f"{generate}   (or copy that of the cluster's head)"
+        )
+        return  # Ray would end this process
+    yield Row("ok", "Ray", f"version {inspection.ray_version()}")
+    cluster = inspection.find_cluster(shell)
+    if cluster.problem:
+        yield Row("missing", "Ray cluster", f"{cluster.address} (from {cluster.origin}): {cluster.problem}", cluster.todo)
+    elif cluster.address:
+        yield Row("ok", "Ray cluster", f"{cluster.address} answers: {cluster.resources or 'it does not tell its resources'}")
+    else:
+        yield Row("ok", "Ray cluster", "none runs: a search starts one on this machine, for itself")
+    if token.mode == "disabled":
+        found = "RAY_AUTH_MODE=disabled: whoever reaches a cluster's ports can run code on it"
+        yield Row("note", "Ray token", found, f"unset RAY_AUTH_MODE; {generate}; export RAY_AUTH_MODE=token")
+    elif not token.place:
+        found = "none yet: a search makes one, but `ray start --head` before that starts a cluster open to everybody"
+        yield Row("note", "Ray token", found, f"{generate}; export RAY_AUTH_MODE=token")
+    elif token.exposed:
+        yield Row("note", "Ray token", f"other users can read {token.place}", f"chmod 600 {token.place}")
+    elif token.mode != "token":
+        found = f"{token.place}; a search uses it, but `ray job submit` and `ray status` with an address do not by themselves"
+        yield Row("note", "Ray token", found, "export RAY_AUTH_MODE=token")
+    else:
+        yield Row("ok", "Ray token", token.place)
+
+
+def _mlflow(options: argparse.Namespace) -> Iterator[Row]:
+    from guidino_tune import paths
+    from guidino_tune.tracking import tracking_uri
+    from guidino_tune.tracking.inspection import reach
+
+    yield Row("ok", "MLflow", reach(tracking_uri(paths.home() / "mlflow.db")))
+
+
+def _weights(options: argparse.Namespace) -> Iterator[Row]:
+    from huggingface_hub import try_to_load_from_cache
+
+    from guidino_tune.config import BACKBONES
+    from guidino_tune.models.weights import CONFIG, WEIGHTS
+
+    if options.backbone:
+        yield _loaded(options.backbone, "missing")
+    reason = ""
+    for name, repository in BACKBONES.items():
+        if repository is None or name == options.backbone:
+            continue
+        if all(isinstance(try_to_load_from_cache(repository, file), str) for file in (CONFIG, WEIGHTS)):
+            yield _loaded(name, "note")
+            continue
+        if not reason.startswith("the hub"):  # asked once only when it does not answer
+            reason = _hub_answer(repository, WEIGHTS)
+        todo = (
+            f"accept the licence at https://huggingface.co/{repository} and run `hf auth login`; "
+            "or name a model folder: --set guide.backbone=/path/to/folder"
+        )
+        if reason.startswith("may be"):
+            todo = f"a search downloads them by itself; now: hf download {repository}"
+        yield Row("note", name, f"weights are not on this machine; {reason}", todo)
+
+
+def _loaded(name: str, otherwise: Literal["note", "missing"]) -> Row:
+    from guidino_tune.config import BACKBONES, DINOGuide
+    from guidino_tune.errors import UserError
+    from guidino_tune.models.backbone import check_backbone
+
+    random = BACKBONES.get(name, "") is None
+    try:
+        check_backbone(DINOGuide(backbone=name, weights="random" if random else "pretrained"))
+    except UserError as error:
+        return Row(otherwise, name, error.what, error.todo)
+    return Row("ok", name, "needs no weights" if random else "weights load")
+
+
+def _hub_answer(repository: str, file: str) -> str:
+    """What the Hugging Face hub says to a request for ``file``, without a download."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import GatedRepoError
+
+    try:
+        size = get_hf_file_metadata(hf_hub_url(repository, file), timeout=5).size or 0
+    except GatedRepoError:
+        return "the licence is not accepted, or nobody is logged in"
+    except Exception as error:  # the hub client passes on the errors of its HTTP library, which it changes between versions
+        return f"the hub does not answer ({type(error).__name__})"
+    return f"may be downloaded ({size / 1e6:.0f} MB)"
+
+
+def _data(options: argparse.Namespace) -> Iterator[Row]:
+    from guidino_tune import paths
+    from guidino_tune.data.sources import SOURCES
+    from guidino_tune.data.sources.demo import VERSION
+    from guidino_tune.errors import UserError
+
+    for kind in KINDS:
+        asked = kind == options.kind
+        if kind == "folder" and not asked:
+            continue  # may lie anywhere
+        root = Path(options.data_root).expanduser().absolute() if asked and options.data_root else paths.datasets() / kind
+        if kind == "demo" and not (root / f"v{VERSION}").is_dir():
+            yield Row("ok", "data: demo", "drawn by the first search, in seconds")  # listing it would draw it
+            continue
+        try:
+            listing = SOURCES[kind](root, "error")
+        except UserError as error:
+            needed = asked or kind == "demo"
+            yield Row("missing" if needed else "note", f"data: {kind}", f"{error.where}: {error.what}", error.todo)
+            continue
+        yield Row("ok", f"data: {kind}", "; ".join((f"{len(listing.cases)} images with masks in {root}", *listing.notes)))
+
+
+def _studies(options: argparse.Namespace) -> Iterator[Row]:
+    from guidino_tune import paths
+
+    names = sorted(file.parent.name for file in paths.studies().glob("*/study.yaml"))
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    yield Row("ok", "studies", f"{', '.join(names[:8])}{more}" if names else "none yet")
+
+
+CHECKS: dict[str, Check] = {
+    "Python": _python,
+    "packages": _packages,
+    "search spaces": _spaces,
+    "processor": _processor,
+    "GPU": _gpus,
+    "home folder": _home,
+    "Ray": _ray,
+    "MLflow": _mlflow,
+    "weights": _weights,
+    "data": _data,
+    "studies": _studies,
+}
+"""Checks by the name that a failure of the check itself gets, in the order in which they are printed."""
+
+NEEDED = frozenset({"Python", "packages", "search spaces", "processor", "home folder", "Ray", "data"})
+"""Checks of what a demo search cannot do without."""
+
+if __name__ == "__main__":
+    sys.exit(main())

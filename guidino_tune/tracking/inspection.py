@@ -1,0 +1,49 @@
+"""Whether MLflow can be reached, asked within seconds and without changing anything."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from guidino_tune.errors import UserError
+from guidino_tune.tracking.client import connect, explain, is_server, redacted
+
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""Where databases listen unless the URL says otherwise."""
+
+
+def reach(uri: str, timeout: int = 5) -> str:
+    """Asks MLflow for its experiments.
+
+    Args:
+        uri: An http(s) address or a database URL, as ``tracking_uri`` gives it.
+        timeout: For an answer, in seconds.
+
+    Returns:
+        What is there, in a few words and without password.
+
+    Raises:
+        UserError: It cannot be reached or cannot be used, and why.
+    """
+    place = redacted(uri)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return f"{place}: the first search creates it"
+    try:
+        if not is_server(uri):
+            _knock(uri, timeout)
+        found = connect(uri, timeout).search_experiments()
+    except Exception as error:  # whatever MLflow, SQLAlchemy or a database driver raises means the same here
+        todo = "start it (cluster/mlflow.sh), or correct or unset MLFLOW_TRACKING_URI; a search runs without it and sends its records later"
+        if "db upgrade" in str(error):
+            todo = f"another version of MLflow wrote it: make a copy, then run `mlflow db upgrade {place}`"
+        raise UserError(explain(error, uri), todo=todo) from None
+    return f"{place}: answers, {len(found)} experiment{'' if len(found) == 1 else 's'}"
+
+
+def _knock(uri: str, timeout: int) -> None:
+    """Fails at once where a database driver would wait for minutes."""
+    parts = urlsplit(uri)
+    port = parts.port or PORTS.get(parts.scheme.partition("+")[0])
+    if parts.hostname and port:
+        socket.create_connection((parts.hostname, port), timeout).close()
