@@ -72,10 +72,10 @@ def _doctor(options: argparse.Namespace) -> int:
     num_missing = 0
     for row in survey(CHECKS, options):
         num_missing += row.mark == "missing"
-        line = Text.assemble((f"{row.mark:<8} ", COLOURS[row.mark]), (f"{row.name:<13} ", "bold"), " ".join(row.found.split()))
+        line = Text.assemble((f"{row.mark:<8} ", COLOURS[row.mark]), (f"{row.name:<14} ", "bold"), " ".join(row.found.split()))
         console.print(line, soft_wrap=True)
         if row.todo:
-            console.print(Text(f"{'':<23}-> {row.todo}", "dim"), soft_wrap=True)
+            console.print(Text(f"{'':<24}-> {row.todo}", "dim"), soft_wrap=True)
     if num_missing:
         console.print(Text(f"\n{num_missing} missing: see the lines marked so.", "red"))
         return 1
@@ -233,13 +233,13 @@ def _ray(options: argparse.Namespace) -> Iterator[Row]:
     elif not token.place:
         found = "none yet: a search makes one, but `ray start --head` before that starts a cluster open to everybody"
         yield Row("note", "Ray token", found, f"{generate}; export RAY_AUTH_MODE=token")
-    elif token.exposed:
-        yield Row("note", "Ray token", f"other users can read {token.place}", f"chmod 600 {token.place}")
     elif token.mode != "token":
         found = f"{token.place}; a search uses it, but `ray job submit` and `ray status` with an address do not by themselves"
         yield Row("note", "Ray token", found, "export RAY_AUTH_MODE=token")
     else:
         yield Row("ok", "Ray token", token.place)
+    if token.exposed:
+        yield Row("note", "Ray token", f"other users of this machine can read {token.place}", f"chmod 600 {token.place}")
 
 
 def _mlflow(options: argparse.Namespace) -> Iterator[Row]:
@@ -319,9 +319,9 @@ def _data(options: argparse.Namespace) -> Iterator[Row]:
             continue
         try:
             listing = SOURCES[kind](root, "error")
-        except UserError as error:
-            needed = asked or kind == "demo"
-            yield Row("missing" if needed else "note", f"data: {kind}", f"{error.where}: {error.what}", error.todo)
+        except (UserError, OSError) as error:
+            what, todo = (f"{error.where}: {error.what}", error.todo) if isinstance(error, UserError) else (str(error), "")
+            yield Row("missing" if asked or kind == "demo" else "note", f"data: {kind}", what, todo)
             continue
         yield Row("ok", f"data: {kind}", "; ".join((f"{len(listing.cases)} images with masks in {root}", *listing.notes)))
 

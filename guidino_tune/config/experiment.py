@@ -38,7 +38,8 @@ class Experiment:
                 )
             if gate == "none" and not self.segmenter.needs_features:
                 raise ValueError(
-                    f"guide.gate: 'none' leaves the guide without effect on {self.segmenter.kind!r}; for the plain network set guide.kind=none"
+                    f"guide.gate: 'none' leaves the guide without effect on {self.segmenter.kind!r}; "
+                    "for the plain network set guide.kind=none"
                 )
         elif self.segmenter.needs_features:
             raise ValueError(

@@ -15,14 +15,29 @@ from guidino_tune.errors import UserError, nearest
 T = TypeVar("T")
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which also refuses a mapping that holds the same name twice: YAML forbids it, PyYAML takes the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Composes as usual, then compares the names as they are written; merged ones (``<<``) come later and may be overridden."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the name {key.value!r} stands twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return node
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Reads one mapping with the safe loader.
 
     Raises:
-        UserError: No such file, no readable YAML, or not a mapping.
+        UserError: No such file, no readable YAML, the same name twice, or not a mapping.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # a safe loader, see above
     except FileNotFoundError:
         raise UserError(
             "no such file", where=str(path), todo="check the path, or list the spaces with: guidino-tune search --help"
@@ -42,8 +57,10 @@ def parse(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     """Builds a dataclass from a mapping.
 
     Raises:
-        UserError: Lists every problem with its path inside ``source``.
+        UserError: Not a mapping; else lists every problem with its path inside ``source``.
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{values!r} is no mapping of names to values", where=source)
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
@@ -73,6 +90,10 @@ def _describe(cls: type, item: Any) -> str:
     if item["type"] == "union_tag_invalid":
         tag, expected = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace("'", "").split(", ")
         return f"'{where}.kind': unknown kind {tag!r}; {nearest(tag, expected)}"
+    if item["type"] == "union_tag_not_found":
+        return f"'{where}.kind' is missing; known: {', '.join(sorted(filter(None, map(_tag, _members(level)))))}"
+    if item["type"] in ("dataclass_type", "model_attributes_type"):
+        return f"'{where}' = {item['input']!r}: is no mapping of names to values"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "literal_error" and isinstance(item["input"], str):
         message += f"; {nearest(item['input'], [w.strip(chr(39)) for w in item['ctx']['expected'].replace(' or ', ', ').split(', ')])}"
@@ -82,7 +103,7 @@ def _describe(cls: type, item: Any) -> str:
 def _members(level: Any) -> list[Any]:
     members: list[Any] = []
     for part in get_args(level):
-        members += [part] if dataclasses.is_dataclass(part) else _members(part) if get_args(part) else []
+        members += [part] if isinstance(part, type) and dataclasses.is_dataclass(part) else _members(part) if get_args(part) else []
     return members
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from guidino_tune.errors import nearest
@@ -28,10 +28,19 @@ BACKBONES: dict[str, str | None] = {
 }
 """Guide backbones by name, with the Hugging Face repository that holds their weights."""
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):  # YAML reads `on` and `yes` as true, which would silently count as 1
+        raise ValueError("a number is needed, not true or false")
+    return value
+
+
+Number = BeforeValidator(_no_switch)
+Positive = Annotated[float, Field(gt=0), Number]
+NonNegative = Annotated[float, Field(ge=0), Number]
+Fraction = Annotated[float, Field(ge=0, lt=1), Number]
+Count = Annotated[int, Field(ge=1), Number]
+Index = Annotated[int, Field(ge=0), Number]
 
 
 def is_local_backbone(name: str) -> bool:
@@ -58,12 +67,12 @@ class Data:
 
     kind: Literal["kvasir", "isic2017", "tn3k", "folder", "demo"]
     root: str | None = None
-    image_size: Annotated[int, Field(ge=2 * PATCH, le=4096, multiple_of=PATCH)] = 256
+    image_size: Annotated[int, Field(ge=2 * PATCH, le=4096, multiple_of=PATCH), Number] = 256
     augmentation: Literal["nnunet", "none"] = "nnunet"
     bad_cases: Literal["error", "skip"] = "error"
     validation_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.1
-    split_seed: Annotated[int, Field(ge=0)] = 0
+    split_seed: Index = 0
     max_train_cases: Count | None = None
     max_validation_cases: Count | None = None
 
@@ -95,7 +104,7 @@ class LoRA:
         targets: The attention projections (q, k, v, o), or those and both MLP projections.
     """
 
-    rank: Annotated[int, Field(ge=0, le=512)] = 0
+    rank: Annotated[int, Field(ge=0, le=512), Number] = 0
     alpha: Positive = 16.0
     dropout: Fraction = 0.05
     targets: Literal["attention", "attention+mlp"] = "attention"
@@ -150,7 +159,7 @@ class NNWNet:
     gates: ClassVar[tuple[str, ...]] = ("input", "bottleneck")
     needs_features: ClassVar[bool] = False
     kind: Literal["nnwnet"] = "nnwnet"
-    base_width: Annotated[int, Field(ge=2, multiple_of=2)] = 16
+    base_width: Annotated[int, Field(ge=2, multiple_of=2), Number] = 16
     deep_supervision: bool = True
 
 
@@ -204,7 +213,7 @@ class Loss:
     guide_target: Literal["area", "nearest"] = "area"
     hinge_weight: NonNegative = 0.0
     hinge_margin: Positive = 1.0
-    hinge_band: Annotated[int, Field(ge=3, le=31)] = 3
+    hinge_band: Annotated[int, Field(ge=3, le=31), Number] = 3
     batch_dice: bool = True
 
     @field_validator("hinge_band")
@@ -243,7 +252,7 @@ class Training:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
     grad_clip: Positive | None = 12.0
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Index = 0
 
 
 Guide = Annotated[NoGuide | DINOGuide, Field(discriminator="kind")]

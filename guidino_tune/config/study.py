@@ -46,14 +46,14 @@ class Resources:
             ``auto``: ``train`` with GPUs or several workers, else ``actor``.
         concurrent: Trials side by side; ``None``: as many as the cluster's CPUs and GPUs carry.
         workers: Processes of one trial (DDP).
-        cpus_per_worker: CPU cores of each; also the threads torch may use.
-        gpus_per_worker: May be a fraction, then several trials share a GPU.
+        cpus_per_worker: CPU cores of each; also the threads torch may use. ``None``: one without GPUs, else its GPU's share of the node.
+        gpus_per_worker: May be a fraction, then several trials share a GPU. ``None``: one where there are GPUs.
         max_failures: How often a trial whose process died is continued from its checkpoint.
     """
 
     executor: Literal["auto", "actor", "train"] = "auto"
     concurrent: Count | None = None
     workers: Count = 1
-    cpus_per_worker: Count = 1
+    cpus_per_worker: Count | None = None
     gpus_per_worker: NonNegative | None = None
     max_failures: Annotated[int, Field(ge=0)] = 2

@@ -68,6 +68,8 @@ class Parameter:
             raise ValueError(f"type {self.type!r} takes 'low' and 'high', and no 'choices'")
         if self.low > self.high:
             raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        if self.step is not None and (self.step <= 0 or not _whole((self.high - self.low) / self.step)):
+            raise ValueError(f"from low {self.low:g} to high {self.high:g} is no whole number of steps of {self.step:g}")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log needs low above 0 and no step")
         if self.type == "int" and not all(float(x).is_integer() for x in (self.low, self.high, self.step or 1)):
@@ -85,27 +87,27 @@ class Parameter:
     @property
     def limits(self) -> tuple[Any, Any]:
         """Both ends of a range as numbers of its type."""
-        assert self.low is not None and self.high is not None
+        assert self.low is not None
+        assert self.high is not None
         return (int(self.low), int(self.high)) if self.type == "int" else (float(self.low), float(self.high))
 
     def contains(self, value: Scalar) -> bool:
         """True when a study could choose this value."""
         if self.type == "choice":
-            return any(value == choice and type(value) is type(choice) for choice in self.choices)
+            return any(value == choice and isinstance(value, bool) is isinstance(choice, bool) for choice in self.choices)
         if isinstance(value, bool) or not isinstance(value, int | float) or (self.type == "int" and not float(value).is_integer()):
             return False
         low, high = self.limits
-        return bool(low <= value <= high)
+        return bool(low <= value <= high) and (self.step is None or _whole((value - low) / self.step))
 
     def active(self, experiment: Mapping[str, Any]) -> bool:
         """True when the condition holds for a nested experiment mapping."""
         for path, wanted in (self.when or {}).items():
             value = get_path(experiment, path, default=_ABSENT)
             if isinstance(wanted, Bounds):
-                fits = wanted.hold(value)
-            else:
-                fits = value in wanted if isinstance(wanted, list) else value == wanted
-            if not fits:
+                if not wanted.hold(value):
+                    return False
+            elif value not in (wanted if isinstance(wanted, list) else [wanted]):
                 return False
         return True
 
@@ -114,6 +116,9 @@ class Parameter:
         if self.type == "choice":
             return generator.choice(self.choices)
         low, high = self.limits
+        if self.step is not None:
+            value = low + generator.randint(0, round((high - low) / self.step)) * self.step
+            return int(value) if self.type == "int" else min(float(value), high)
         return generator.randint(low, high) if self.type == "int" else generator.uniform(low, high)
 
     def describe(self) -> str:
@@ -134,6 +139,10 @@ class Parameter:
 _ABSENT = object()
 
 
+def _whole(number: float) -> bool:
+    return abs(number - round(number)) < 1e-8
+
+
 def get_path(values: Mapping[str, Any], path: str, default: Any = None) -> Any:
     """The value at a dotted path, or ``default`` where there is none."""
     level: Any = values
@@ -147,6 +156,14 @@ def get_path(values: Mapping[str, Any], path: str, default: Any = None) -> Any:
 def has_path(values: Mapping[str, Any], path: str) -> bool:
     """True when the dotted path leads to a value."""
     return get_path(values, path, default=_ABSENT) is not _ABSENT
+
+
+def leaf_paths(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted paths of everything that is no mapping itself."""
+    found = []
+    for key, value in values.items():
+        found += leaf_paths(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
+    return found
 
 
 def set_path(values: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:

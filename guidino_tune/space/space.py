@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -13,7 +14,11 @@ import yaml
 from guidino_tune.config import BACKBONES, Experiment, Resources, Study, is_local_backbone
 from guidino_tune.config.parsing import parse, read_yaml
 from guidino_tune.errors import UserError, nearest
-from guidino_tune.space.parameters import Parameter, Scalar, Values, has_path, set_path
+from guidino_tune.space.parameters import Parameter, Scalar, Values, get_path, has_path, leaf_paths, set_path
+
+EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+TEXT = ("data.root", "guide.backbone", "study.name")
+"""Paths whose value is text whatever it looks like: a study may be called 2024."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +31,7 @@ class Space:
         first_trials: Values tried first, such as the paper's settings; what they leave out is sampled.
         source: The file it came from, for messages.
         notes: What overrides fixed or dropped, in words.
+        origin: The space as it was before any override; ``None`` when there was none.
     """
 
     base: Experiment
@@ -35,6 +41,7 @@ class Space:
     resources: Resources
     source: str
     notes: tuple[str, ...] = ()
+    origin: Space | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def walk(self, choose: Callable[[str, Parameter], Scalar]) -> tuple[Values, dict[str, Any]]:
         """Chooses a value for each active parameter in order.
@@ -110,22 +117,38 @@ def read_space(values: Mapping[str, Any], *, source: str, default_name: str = "s
             raise UserError(f"unknown name {key!r}; {nearest(str(key), known)}", where=source)
     base = Experiment.from_dict(values.get("experiment") or {}, source=f"{source}, experiment")
     parameters: dict[str, Parameter] = {}
-    for path, spec in (values.get("space") or {}).items():
+    for path, spec in _mapping(values, "space", source).items():
         if not isinstance(spec, Mapping):
             raise UserError("is no mapping such as {type: float, low: 0.1, high: 1}", where=f"{source}, space.{path}")
         inferred = {"type": "choice"} if "choices" in spec else {}
-        parameters[str(path)] = parse(Parameter, {**inferred, **spec}, f"{source}, space.{path}")
+        parameters[str(path)] = parse(Parameter, {**inferred, **_numbers(spec)}, f"{source}, space.{path}")
     first = values.get("first_trials") or []
     if not isinstance(first, list) or not all(isinstance(v, Mapping) for v in first):
         raise UserError("is no list of mappings from a path to a value", where=f"{source}, first_trials")
     return Space(
         base=base,
         parameters=parameters,
-        first_trials=tuple(dict(v) for v in first),
-        study=parse(Study, {"name": default_name, **(values.get("study") or {})}, f"{source}, study"),
-        resources=parse(Resources, values.get("resources") or {}, f"{source}, resources"),
+        first_trials=tuple(_numbers(v) for v in first),
+        study=parse(Study, {"name": default_name, **_mapping(values, "study", source)}, f"{source}, study"),
+        resources=parse(Resources, _mapping(values, "resources", source), f"{source}, resources"),
         source=source,
     )
+
+
+def _mapping(values: Mapping[str, Any], section: str, source: str) -> Mapping[str, Any]:
+    found = values.get(section) or {}
+    if not isinstance(found, Mapping):
+        raise UserError(f"{found!r} is no mapping of names to values", where=f"{source}, {section}")
+    return found
+
+
+def _numbers(value: Any) -> Any:
+    """Reads ``1e-4`` as the number that is meant: PyYAML, with YAML 1.1, takes it for text unless it is written ``1.0e-4``."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 def override(space: Space, assignments: Iterable[str]) -> Space:
@@ -146,7 +169,7 @@ def override(space: Space, assignments: Iterable[str]) -> Space:
         if not equals:
             raise UserError("has no '='", where=where, todo="write --set path=value, such as --set training.epochs=20")
         try:
-            value = yaml.safe_load(raw)
+            value = raw if path in TEXT and raw not in ("", "null") else yaml.safe_load(raw)
         except yaml.YAMLError:
             raise UserError(f"{raw!r} is no YAML value", where=where) from None
         head, _, rest = path.partition(".")
@@ -156,26 +179,29 @@ def override(space: Space, assignments: Iterable[str]) -> Space:
             settings[head][rest] = value
             continue
         if not has_path(experiment, path):
-            hint = nearest(path, [*_paths(experiment), *(f"{s}.{k}" for s in settings for k in settings[s])])
+            hint = nearest(path, [*leaf_paths(experiment), *(f"{s}.{k}" for s in settings for k in settings[s])])
             raise UserError(f"unknown name {path!r}; {hint}", where=where)
         experiment = set_path(experiment, path, value)
         fixed[path] = value
+    base = Experiment.from_dict(experiment, source="experiment with --set")
+    checked = base.to_dict()  # `1e-4` came as text and is a number by now
+    fixed = {p: get_path(checked, p) for p in fixed}
     notes = [f"fixed by --set, no longer searched: {p} = {fixed[p]}" for p in space.parameters if p in fixed]
-    first = [
-        {p: v for p, v in trial.items() if p not in fixed}
-        for trial in space.first_trials
-        if all(trial[p] == value for p, value in fixed.items() if p in trial)
-    ]
-    if len(first) < len(space.first_trials):
-        notes.append(f"{len(space.first_trials) - len(first)} of the first trials left out: they contradict --set")
+    # What was set replaces the same path in the first trials; those that differed only there become one.
+    first: list[Values] = []
+    for trial in space.first_trials:
+        kept = {p: v for p, v in trial.items() if p not in fixed}
+        if kept and kept not in first:
+            first.append(kept)
     return dataclasses.replace(
         space,
-        base=Experiment.from_dict(experiment, source="experiment with --set"),
+        base=base,
         parameters={p: spec for p, spec in space.parameters.items() if p not in fixed},
         first_trials=tuple(first),
         study=parse(Study, settings["study"], "--set, study"),
         resources=parse(Resources, settings["resources"], "--set, resources"),
         notes=(*space.notes, *notes),
+        origin=space.origin or space,
     )
 
 
@@ -206,14 +232,7 @@ def _backbone(name: Scalar) -> Scalar:
 
 def _plain(item: Any, *, keep_none: bool = False) -> dict[str, Any]:
     values = dataclasses.asdict(item)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if keep_none or v not in (None, (), False)}
-
-
-def _paths(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key, value in values.items():
-        found += _paths(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
-    return found
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if keep_none or not (v is None or v is False or v == ())}
 
 
 def _line(values: Mapping[str, Scalar]) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -39,10 +39,28 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """The JSON part, with ``history`` as records."""
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    return state | {"history": [EpochRecord(**r) for r in state["history"]]}
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What ``write_checkpoint`` wrote: hash of the experiment, its epochs so far, trained weights, and the optimiser's tensors by name."""
+
+    experiment: str
+    history: list[EpochRecord]
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Reads a checkpoint, all of it or nothing.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        history = [EpochRecord(**r) for r in state["history"]]
+        return Checkpoint(state["experiment"], history, load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"the checkpoint is damaged: {error}", where=str(folder), todo="an older one is used where there is one") from None
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -57,10 +75,15 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"the weights cannot be read: {error}", where=str(path), todo="retrain, or name another run") from None
 
 
-def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """Restores the optimiser's tensors for the same parameters in the same order."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in load_file(folder / OPTIMIZER).items():
+    for name, tensor in tensors.items():
         index, _, key = name.partition(".")
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:
+            # In the parameter's own memory format: fused optimisers walk through memory and would pair the wrong numbers.
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

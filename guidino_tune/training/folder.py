@@ -32,31 +32,28 @@ class TrialFolder:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         write(draft)
+        if best:
+            # Before the checkpoint counts: a crash between the two repeats the epoch, and with it the best.
+            self._replace_best(draft)
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
-        if best:
-            self._replace_best(target)
         for old in self.checkpoints()[KEEP:]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def _replace_best(self, target: Path) -> None:
+    def _replace_best(self, checkpoint: Path) -> None:
         draft, old = self.path / f".best.{os.getpid()}", self.path / f".best-old.{os.getpid()}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         for name in ("weights.safetensors", "state.json"):
-            shutil.copy2(target / name, draft / name)
+            shutil.copy2(checkpoint / name, draft / name)
         if self.best.exists():
             self.best.rename(old)
         draft.rename(self.best)
         shutil.rmtree(old, ignore_errors=True)
 
     def checkpoints(self) -> list[Path]:
-        """Complete checkpoints, newest first."""
+        """See ``Reporter.checkpoints``."""
         return sorted((self.path / "checkpoints").glob("epoch-*"), reverse=True)
-
-    def latest(self) -> Path | None:
-        """See ``Reporter.latest``."""
-        return next(iter(self.checkpoints()), None)
 
     def write_history(self, records: Iterable[EpochRecord]) -> None:
         """Replaces the history, as when a run goes on from a checkpoint older than its last line."""
@@ -74,7 +71,8 @@ class TrialFolder:
 
     def tidy(self) -> None:
         """Removes what a finished run no longer needs; its best weights, history and pictures stay."""
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        for path in (self.path / "checkpoints", *self.path.glob(".best*")):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def read_history(file: Path) -> list[EpochRecord]:

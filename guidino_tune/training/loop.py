@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from functools import lru_cache
@@ -15,6 +16,7 @@ from torch import nn
 from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.data.opening import SearchData
 from guidino_tune.data.views import Batch, TrainViews, validation_batches, view_seed
+from guidino_tune.errors import UserError
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.metrics import score_cases, summarise
 from guidino_tune.models import build_model
@@ -23,6 +25,8 @@ from guidino_tune.training import checkpoints
 from guidino_tune.training.failures import Diverged
 from guidino_tune.training.optimisers import make_optimizer, set_learning_rates
 from guidino_tune.training.reporter import Decision, EpochRecord, Reporter
+
+log = logging.getLogger(__name__)
 
 OBJECTIVE = "val_dice"
 """The metric that a study maximises: mean Dice over validation cases at training size."""
@@ -148,6 +152,10 @@ class TrainingRun:
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         self.model.eval()
+        if self.world_size > 1:
+            # Batch norm's running statistics differ between workers after the last step; those of rank 0 are the ones saved.
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
         scores = []
         for number, batch in enumerate(validation_batches(self.data.validation, self.experiment.training.batch_size)):
             if number % self.world_size != self.rank:
@@ -178,16 +186,19 @@ class TrainingRun:
         )
 
     def _continue(self) -> None:
-        """Goes on from the newest checkpoint of the same experiment, if there is one."""
-        folder = self.reporter.latest()
-        if folder is None:
+        """Goes on from the newest checkpoint that is whole, if there is one."""
+        for folder in self.reporter.checkpoints():
+            try:
+                saved = checkpoints.read_checkpoint(folder)
+            except UserError as error:
+                log.warning("%s", error)
+                continue
+            if saved.experiment != self.experiment.hash:
+                raise ValueError(f"{folder} belongs to experiment {saved.experiment}, not {self.experiment.hash}")
+            self.model.load_trained_state(saved.weights)
+            checkpoints.restore_optimizer(self.optimizer, saved.optimizer)
+            self.history = saved.history
             return
-        state = checkpoints.read_state(folder)
-        if state["experiment"] != self.experiment.hash:
-            raise ValueError(f"{folder} belongs to experiment {state['experiment']}, not {self.experiment.hash}")
-        self.model.load_trained_state(checkpoints.load_weights(folder / checkpoints.WEIGHTS))
-        checkpoints.load_optimizer(folder, self.optimizer)
-        self.history = state["history"]
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

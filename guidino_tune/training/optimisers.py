@@ -27,7 +27,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], training: Training) -> torch.optim.Optimizer:
     """Two groups: adapters (``lora_`` in the name) at ``lora_lr``, everything else at ``lr``; frozen parameters are left out."""
-    rest, lora = [], []
+    rest: list[nn.Parameter] = []
+    lora: list[nn.Parameter] = []
     for name, parameter in parameters:
         if parameter.requires_grad:
             (lora if "lora_" in name else rest).append(parameter)

@@ -46,6 +46,6 @@ class Reporter(Protocol):
         """Keeps what ``write`` puts into the folder it is given, whole or not at all; with ``best`` also as the best so far."""
         ...
 
-    def latest(self) -> Path | None:
-        """The newest folder saved, or ``None``."""
+    def checkpoints(self) -> list[Path]:
+        """The folders saved, newest first; at least the newest and, in case it is damaged, the one before it."""
         ...

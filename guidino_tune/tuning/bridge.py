@@ -145,7 +145,7 @@ class StudySearcher(Searcher):
         super().__init__()  # no metric: a result may be a failure, and the study knows its objective
         self.bridge = bridge
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         """See ``Searcher.suggest``."""
         return Searcher.FINISHED if self.bridge.expired else self.bridge.ask(trial_id)
 

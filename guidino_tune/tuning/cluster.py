@@ -14,14 +14,14 @@ from guidino_tune.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a search will use: executor, trials side by side, GPUs of one worker, and what the cluster has."""
+    """What a search will use: executor, trials side by side, CPUs and GPUs of one worker, and what the cluster has."""
 
     executor: str
     concurrent: int
+    cpus: int
     gpus: float
     cluster_cpus: float
     cluster_gpus: float
-    dashboard: str
 
 
 @contextlib.contextmanager
@@ -33,11 +33,12 @@ def connected() -> Iterator[str]:
     """
     import ray
 
-    mine = not ray.is_initialized()
+    mine, dashboard = not ray.is_initialized(), ""
     if mine:
         try:
             # The dashboard's state service is what frees the CPUs of Ray Train trials that are stopped early.
-            ray.init(include_dashboard=None if os.environ.get("RAY_ADDRESS") else True, log_to_driver=False, logging_level=logging.ERROR)
+            context = ray.init(include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
+            dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
         except (ConnectionError, RuntimeError, ValueError, PermissionError) as error:
             raise UserError(
                 f"cannot join the Ray cluster: {str(error).splitlines()[0]}",
@@ -45,13 +46,13 @@ def connected() -> Iterator[str]:
                 todo="check RAY_ADDRESS and RAY_AUTH_MODE, or see: guidino-tune doctor",
             ) from None
     try:
-        yield ray.get_runtime_context().dashboard_url if hasattr(ray.get_runtime_context(), "dashboard_url") else ""
+        yield dashboard
     finally:
         if mine:
             ray.shutdown()
 
 
-def plan(resources: Resources, dashboard: str = "") -> Plan:
+def plan(resources: Resources) -> Plan:
     """Fits the trials to the connected cluster.
 
     Raises:
@@ -67,7 +68,7 @@ def plan(resources: Resources, dashboard: str = "") -> Plan:
         kind = "train" if resources.workers > 1 or per_worker else "actor"
     if kind == "actor" and resources.workers > 1:
         raise UserError("the actor executor has one worker", where="resources.workers", todo="use --executor train, or workers: 1")
-    cpus_per_worker = min(resources.cpus_per_worker, max(1, int(cpus / resources.workers)))
+    cpus_per_worker = resources.cpus_per_worker or _share(cpus, gpus, per_worker)
     need_cpus, need_gpus = resources.workers * cpus_per_worker, resources.workers * per_worker
     if need_cpus > cpus or need_gpus > gpus:
         raise UserError(
@@ -78,4 +79,8 @@ def plan(resources: Resources, dashboard: str = "") -> Plan:
     fits = int(cpus // need_cpus)
     if need_gpus:
         fits = min(fits, int(gpus / need_gpus + 1e-6))
-    return Plan(kind, min(resources.concurrent or fits, fits), per_worker, cpus, gpus, dashboard)
+    return Plan(kind, min(resources.concurrent or fits, fits), cpus_per_worker, per_worker, cpus, gpus)
+
+
+def _share(cpus: float, gpus: float, per_worker: float) -> int:
+    return max(1, int(cpus * per_worker / gpus)) if gpus and per_worker else 1

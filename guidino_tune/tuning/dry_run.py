@@ -53,7 +53,7 @@ def show_plan(space: Space, console: Console) -> int:
         "early stop": f"{study.pruner}; trials are compared at epochs {', '.join(map(str, rungs))} of {epochs}" if rungs else "none",
         "time": f"no new trial after {study.time_budget:g} s" if study.time_budget else "no limit",
         "cases": f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} sealed test ({split.origin})",
-        "a trial": f"{resources.workers} worker(s) with {resources.cpus_per_worker} CPU(s) and "
+        "a trial": f"{resources.workers} worker(s) with {resources.cpus_per_worker or 'their share of the'} CPU(s) and "
         + ("the GPUs there are" if resources.gpus_per_worker is None else f"{resources.gpus_per_worker:g} GPU(s)")
         + f" each; executor {resources.executor}; up to {epochs} epochs",
         "side by side": f"{resources.concurrent or 'as many as fit'} (this machine has {os.cpu_count()} CPUs)",

@@ -13,7 +13,7 @@ import ray.train
 import ray.train.torch
 from ray import tune
 
-from guidino_tune.config import Experiment, Resources
+from guidino_tune.config import Experiment
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.tracking.pictures import contact_sheet, overlay, save_png
 from guidino_tune.training.failures import failure_kind
@@ -21,6 +21,7 @@ from guidino_tune.training.folder import TrialFolder, write_text
 from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.reporter import Decision, EpochRecord
 from guidino_tune.training.showing import shown_cases
+from guidino_tune.tuning.cluster import Plan
 
 CONTROLLER_CPU = 0.01
 """CPU that Tune books for a Ray Train trial's controller; zero is refused, and a whole one would starve the workers."""
@@ -83,7 +84,8 @@ class TrialActor(tune.Trainable):
 
     def reset_config(self, config: dict[str, Any]) -> bool:
         """Takes the next trial; it is built in the first step, so that its failure belongs to it alone."""
-        self.config, self.run = config, None
+        self.config = config
+        self.run: TrainingRun | None = None
         return True
 
     def step(self) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def train_trial(config: dict[str, Any]) -> None:
             name=f"trial-{config['number']:05d}-{os.getpid()}",
             storage_path=config["ray_folder"],
             failure_config=ray.train.FailureConfig(max_failures=config["max_failures"]),
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
         ),
     ).fit()
 
@@ -151,8 +153,8 @@ def _prepare_process(config: Mapping[str, Any]) -> None:
     torch.set_num_threads(config["cpus"])
 
 
-def trainable(kind: str, resources: Resources, gpus: float) -> Any:
+def trainable(plan: Plan) -> Any:
     """What Tune runs for a trial, with what it books for it."""
-    if kind == "actor":
-        return tune.with_resources(TrialActor, {"CPU": resources.cpus_per_worker, "GPU": gpus})
+    if plan.executor == "actor":
+        return tune.with_resources(TrialActor, {"CPU": plan.cpus, "GPU": plan.gpus})
     return tune.with_resources(train_trial, {"CPU": CONTROLLER_CPU})

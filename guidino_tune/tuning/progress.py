@@ -148,7 +148,7 @@ def _word(trial: FrozenTrial) -> str:
         TrialState.FAIL: trial.user_attrs.get("failure", "failed"),
         TrialState.COMPLETE: "complete",
     }
-    return words.get(trial.state, trial.state.name.lower())
+    return str(words.get(trial.state, trial.state.name.lower()))
 
 
 def _cell(value: object) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from ray.tune.search import Searcher
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 from rich.progress import TaskID, TextColumn
+from rich.status import Status
 from rich.table import Table
 
 from guidino_tune import __version__, paths
@@ -77,8 +80,8 @@ def retrain(
     todo = [seed for seed in numbers if len(runs[seed].history()) < experiment.training.epochs or not runs[seed].best.exists()]
     console.print(f"{experiment.name} on {experiment.data.kind}: {seeds} seed(s), {experiment.training.epochs} epochs each; folder {home}")
     if todo:
-        with connected() as dashboard:
-            booked = plan(dataclasses.replace(resources, executor="train"), dashboard)
+        with connected():
+            booked = plan(dataclasses.replace(resources, executor="train"))
             _train(experiment, {s: runs[s] for s in todo}, split_file, resources, booked, console)
     validation = {seed: max(r.metrics[OBJECTIVE] for r in runs[seed].history()) for seed in numbers}
     tested = _test(experiment, runs, split_file, home, console)
@@ -115,14 +118,14 @@ def _train(
         seeded = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, seed=seed))
         return {
             "home": str(paths.home()), "split_file": str(split_file), "ray_folder": str(split_file.parent / "ray" / "train"),
-            "cpus": resources.cpus_per_worker, "gpus": booked.gpus, "workers": resources.workers,
+            "cpus": booked.cpus, "gpus": booked.gpus, "workers": resources.workers,
             "max_failures": resources.max_failures, "sealed": True, "number": seed, "experiment": seeded.to_dict(),
             "reported": 0, "folder": str(runs[seed].path),
         }  # fmt: skip
 
     searcher = _Seeds([config(seed) for seed in runs], experiment.training.epochs, console)
     tuner = tune.Tuner(
-        trainable("train", resources, booked.gpus),
+        trainable(booked),
         tune_config=tune.TuneConfig(search_alg=searcher, num_samples=len(runs), max_concurrent_trials=booked.concurrent),
         run_config=tune.RunConfig(
             name=f"run-{int(time.time())}",
@@ -133,6 +136,7 @@ def _train(
     )
     with searcher:
         tuner.fit()
+    shutil.rmtree(split_file.parent / "ray", ignore_errors=True)
     for seed, folder in runs.items():
         if len(folder.history()) < experiment.training.epochs:
             raise UserError(
@@ -165,7 +169,7 @@ class _Seeds(Searcher):
     def __deepcopy__(self, memo: dict[int, Any]) -> _Seeds:
         return self
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         if not self.waiting:
             return Searcher.FINISHED
         config = self.waiting.pop(0)
@@ -211,14 +215,16 @@ def _test(
         with console.status(f"test, seed {seed}") as status:
             weights = export_model(runs[seed].best, experiment, runs[seed].path / "model", {"seed": seed})
             model, _ = load_model(weights, device)
-            scores = evaluate_cases(
-                model, cases, experiment.data.image_size,
-                progress=lambda done, total, seed=seed: status.update(f"test, seed {seed}: {done} of {total} images"),
-            )  # fmt: skip
+            show = partial(_show_test, status, seed)
+            scores = evaluate_cases(model, cases, experiment.data.image_size, progress=show)
         write_scores(scores, runs[seed].path / "test-cases.csv")
         known[seed] = summarise(list(scores.values()))
         write_text(stored, json.dumps(known, indent=1))
     return known
+
+
+def _show_test(status: Status, seed: int, done: int, total: int) -> None:
+    status.update(f"test, seed {seed}: {done} of {total} images")
 
 
 def _table(experiment: Experiment, results: Sequence[SeedResult]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shutil
 import signal
 import time
 from typing import Any
@@ -97,16 +98,18 @@ def run_search(space: Space, console: Console, storage: str | None = None) -> in
             f"Best constant mask: Dice {baseline:.4f}"
         )
         with connected() as dashboard:
-            resources = plan(space.resources, dashboard)
+            resources = plan(space.resources)
             study = open_study(space, folder, storage)
             _same_data(study, data, folder)
             before = len(finished(study))
             if before:
                 console.print(f"continuing study {space.study.name!r}: {before} trials finished before")
             console.print(
-                f"{resources.concurrent} trials side by side ({resources.executor} executor, {space.resources.workers} worker(s) of "
-                f"{space.resources.cpus_per_worker} CPU(s) and {resources.gpus:g} GPU(s) each); study folder {folder.path}"
+                f"{resources.concurrent} trials side by side ({resources.executor} executor; {space.resources.workers} worker(s) of "
+                f"{resources.cpus} CPU(s) and {resources.gpus:g} GPU(s) each)",
+                highlight=False,
             )
+            console.print(f"study folder {folder.path}; Ray dashboard {dashboard or 'off'}", highlight=False)
             snapshot = _study_snapshot(space, data, baseline)
             tracker = MLflowTracker(mlflow_uri(), MLFLOW_EXPERIMENT, snapshot, folder.ledger, paths.home() / "mlartifacts")
             tracker.start()
@@ -139,7 +142,7 @@ def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Re
         if not bridge.remaining:
             return False
         tuner = tune.Tuner(
-            trainable(resources.executor, space.resources, resources.gpus),
+            trainable(resources),
             tune_config=tune.TuneConfig(
                 search_alg=StudySearcher(bridge),
                 scheduler=StudyScheduler(bridge),
@@ -162,6 +165,8 @@ def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Re
                 raise UserError(f"Ray ended the search: {error}", where=str(folder.path), todo="the same command continues it") from error
             except KeyboardInterrupt:
                 return True
+            finally:
+                shutil.rmtree(folder.ray, ignore_errors=True)
     return bool(bridge.running) or bridge.expired
 
 
@@ -171,7 +176,7 @@ def trial_settings(space: Space, folder: StudyFolder, resources: Plan, *, sealed
         "home": str(paths.home()),
         "split_file": str(folder.split),
         "ray_folder": str(folder.ray / "train"),
-        "cpus": space.resources.cpus_per_worker,
+        "cpus": resources.cpus,
         "gpus": resources.gpus,
         "workers": space.resources.workers,
         "max_failures": space.resources.max_failures,

@@ -1,0 +1,57 @@
+# Everything from a checkout, with nothing but `make`, Python 3.11 or newer and pip. The environment is made in .venv when it is needed
+# and brought up to date when pyproject.toml or constraints.txt change. Settings of pip (PIP_INDEX_URL, pip.conf, ...) are respected.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt -e
+SPACE = demo
+ARGS =
+PYTEST_ARGS =
+
+.DEFAULT_GOAL := help
+.PHONY: help search test lint bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make search   a small search on generated images: minutes on two CPU cores"
+	@echo "              (make search SPACE=kvasir ARGS='--trials 8' searches another space)"
+	@echo "make test     all tests; those on real data only where GUIDINO_TUNE_DATA names the folder that holds them"
+	@echo "              (make test PYTEST_ARGS='tests/unit -k loss' runs some of them)"
+	@echo "make lint     formatting, mistakes and types: ruff and mypy"
+	@echo "make bench    the benchmarks in tests/benchmarks"
+	@echo "make clean    removes .venv and everything that was built here; studies and data sets in ~/guidino_tune stay"
+
+search: .venv/.run
+	$(BIN)/python -m guidino_tune.search $(SPACE) $(ARGS)
+
+test: .venv/.dev
+	$(BIN)/python -m pytest --ignore=tests/benchmarks $(PYTEST_ARGS)
+
+lint: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy guidino_tune
+
+bench: .venv/.dev
+	@if ls tests/benchmarks/test_*.py > /dev/null 2>&1; then $(BIN)/python -m pytest -s tests/benchmarks $(PYTEST_ARGS); \
+	else echo "there are no benchmarks in tests/benchmarks"; fi
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find guidino_tune tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Empty files that say when the environment was last brought up to date: for users, and for developers, who have all that users have.
+.venv/.run: pyproject.toml constraints.txt | .venv/bin/python
+	@if [ ! .venv/.dev -nt pyproject.toml ] || [ ! .venv/.dev -nt constraints.txt ]; then \
+		echo "installing into .venv: some minutes the first time"; $(INSTALL) .; fi
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv: some minutes the first time"
+	@$(INSTALL) '.[dev]'
+	@touch $@
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is older or absent: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv

@@ -1,0 +1,91 @@
+"""What the tests of training and tuning share: a few small demo cases, small experiments, and a reporter that remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from guidino_tune.config import Experiment
+from guidino_tune.data.cases import Case
+from guidino_tune.data.opening import SearchData
+from guidino_tune.data.sources.demo import generate
+from guidino_tune.data.splits import Split
+from guidino_tune.data.table import build_table
+from guidino_tune.training.folder import TrialFolder
+from guidino_tune.training.loop import TrainingRun
+from guidino_tune.training.reporter import Decision, EpochRecord
+
+SMALL: dict[str, dict[str, Any]] = {
+    "unet": {"segmenter": {"kind": "unet", "base_width": 2}},
+    "nnwnet": {"segmenter": {"kind": "nnwnet", "base_width": 2}},
+    "segguidino": {"segmenter": {"kind": "segguidino", "hidden": 8, "dropout": 0.2}},
+}
+"""One small network of each family."""
+
+NO_GUIDE = {"kind": "none"}
+GUIDE = {"kind": "dino", "backbone": "tiny", "weights": "random", "tokenbook": {"num_prototypes": 4}}
+LORA = {**GUIDE, "lora": {"rank": 2, "dropout": 0.1}}
+
+
+def make_data(folder: Path, *, size: int = 32, train: int = 6, validation: int = 4) -> SearchData:
+    """Draws demo cases straight at ``size`` pixels."""
+    cases = []
+    for number in range(train + validation):
+        name = f"case_{number:02d}"
+        image, mask = generate(number, size)
+        case = Case(name, folder / f"{name}.png", folder / f"{name}-mask.png", name)
+        Image.fromarray(image).save(case.image)
+        Image.fromarray(mask).save(case.mask)
+        cases.append(case)
+    tables = [build_table(part, size, folder / "cache", "error") for part in (cases[:train], cases[train:])]
+    ids = [case.id for case in cases]
+    return SearchData(tables[0], tables[1], Split(tuple(ids[:train]), tuple(ids[train:]), (), "seeded", 0), "0" * 64, ())
+
+
+def make_experiment(kind: str = "unet", *, guide: dict[str, Any] | None = None, size: int = 32, **training: Any) -> Experiment:
+    """A small experiment on ``size`` pixels; ``training`` overrides single values."""
+    return Experiment.from_dict(
+        {
+            "data": {"kind": "demo", "image_size": size},
+            "guide": guide or NO_GUIDE,
+            **SMALL[kind],
+            "training": {"epochs": 4, "batch_size": 3, "lr": 3e-3, "precision": "fp32", **training},
+        }
+    )
+
+
+class Listener(TrialFolder):
+    """A trial's folder that remembers what it was told, and says stop after some epochs."""
+
+    def __init__(self, path: Path, stop_after: int | None = None) -> None:
+        super().__init__(path)
+        self.told: list[EpochRecord] = []
+        self.saved: list[int] = []
+        self.stop_after = stop_after
+
+    def save(self, epoch: int, write: Callable[[Path], None], *, best: bool) -> None:
+        super().save(epoch, write, best=best)
+        self.saved.append(epoch)
+
+    def report(self, record: EpochRecord) -> Decision:
+        self.told.append(record)
+        return Decision.STOP if record.epoch == self.stop_after else Decision.CONTINUE
+
+    @property
+    def epochs(self) -> list[int]:
+        return [record.epoch for record in self.told]
+
+
+def train(experiment: Experiment, data: SearchData, path: Path, *, stop_after: int | None = None, reported: int = 0) -> TrainingRun:
+    """A new run in ``path``, trained until its budget or ``stop_after``."""
+    run = TrainingRun(experiment, data, Listener(path, stop_after), reported=reported)
+    run.run()
+    return run
+
+
+def values(run: TrainingRun) -> list[dict[str, float]]:
+    """The metrics of every epoch but the measured times."""
+    return [{k: v for k, v in r.metrics.items() if k not in ("epoch_seconds", "images_per_second")} for r in run.history]
