@@ -18,6 +18,8 @@ from guidino_tune.cli import parser, run
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
+    from guidino_tune.errors import UserError
+
 EXAMPLES = """\
   guidino-tune doctor                                       can a demo search run, and what else is here?
   guidino-tune doctor --kind kvasir --data-root /data/Kvasir-SEG
@@ -104,9 +106,13 @@ def survey(checks: Mapping[str, Check], options: argparse.Namespace) -> Iterator
         try:
             yield from check(options)
         except UserError as error:
-            yield Row(mark, name, f"{error.where}: {error.what}" if error.where else error.what, error.todo)
+            yield _refused(mark, name, error)
         except Exception as error:  # a doctor that falls ill itself helps nobody
             yield Row(mark, name, f"could not be checked ({type(error).__name__}: {error})")
+
+
+def _refused(mark: Literal["note", "missing"], name: str, error: UserError) -> Row:
+    return Row(mark, name, f"{error.where}: {error.what}" if error.where else error.what, error.todo)
 
 
 def _python(options: argparse.Namespace) -> Iterator[Row]:
@@ -319,9 +325,11 @@ def _data(options: argparse.Namespace) -> Iterator[Row]:
             continue
         try:
             listing = SOURCES[kind](root, "error")
-        except (UserError, OSError) as error:
-            what, todo = (f"{error.where}: {error.what}", error.todo) if isinstance(error, UserError) else (str(error), "")
-            yield Row("missing" if asked or kind == "demo" else "note", f"data: {kind}", what, todo)
+        except UserError as error:
+            yield _refused("missing" if asked or kind == "demo" else "note", f"data: {kind}", error)
+            continue
+        except OSError as error:
+            yield Row("missing" if asked or kind == "demo" else "note", f"data: {kind}", str(error))
             continue
         yield Row("ok", f"data: {kind}", "; ".join((f"{len(listing.cases)} images with masks in {root}", *listing.notes)))
 

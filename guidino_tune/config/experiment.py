@@ -64,10 +64,8 @@ class Experiment:
     @property
     def name(self) -> str:
         """The name the field uses for this combination, such as ``GuiDINO-W-LoRA``."""
-        plain = {"unet": "U-Net", "nnwnet": "nnWNet", "segdino": "SegDINO", "segguidino": "Seg-DINO"}
-        guided = {"unet": "GuiDINO-U", "nnwnet": "GuiDINO-W", "segdino": "SegDINO-guided", "segguidino": "Seg-GuiDINO"}
         lora = isinstance(self.guide, DINOGuide) and self.guide.lora.rank > 0
-        return (guided if self.gate else plain)[self.segmenter.kind] + ("-LoRA" if lora else "")
+        return (self.segmenter.guided_name if self.gate else self.segmenter.plain_name) + ("-LoRA" if lora else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, nested, in plain YAML types."""

@@ -148,6 +148,8 @@ class UNet:
 
     gates: ClassVar[tuple[str, ...]] = ("bottleneck", "input")
     needs_features: ClassVar[bool] = False
+    plain_name: ClassVar[str] = "U-Net"
+    guided_name: ClassVar[str] = "GuiDINO-U"
     kind: Literal["unet"] = "unet"
     base_width: Count = 32
 
@@ -158,6 +160,8 @@ class NNWNet:
 
     gates: ClassVar[tuple[str, ...]] = ("input", "bottleneck")
     needs_features: ClassVar[bool] = False
+    plain_name: ClassVar[str] = "nnWNet"
+    guided_name: ClassVar[str] = "GuiDINO-W"
     kind: Literal["nnwnet"] = "nnwnet"
     base_width: Annotated[int, Field(ge=2, multiple_of=2), Number] = 16
     deep_supervision: bool = True
@@ -175,6 +179,8 @@ class SegDINO:
 
     gates: ClassVar[tuple[str, ...]] = ("features",)
     needs_features: ClassVar[bool] = True
+    plain_name: ClassVar[str] = "SegDINO"
+    guided_name: ClassVar[str] = "SegDINO-guided"
     kind: Literal["segdino"] = "segdino"
     features: Count = 128
     branch_widths: tuple[Count, Count, Count, Count] = (96, 192, 384, 768)
@@ -187,6 +193,8 @@ class SegGuiDINO:
 
     gates: ClassVar[tuple[str, ...]] = ("features",)
     needs_features: ClassVar[bool] = True
+    plain_name: ClassVar[str] = "Seg-DINO"
+    guided_name: ClassVar[str] = "Seg-GuiDINO"
     kind: Literal["segguidino"] = "segguidino"
     hidden: Count = 256
     dropout: Fraction = 0.0

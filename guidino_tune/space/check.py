@@ -60,10 +60,15 @@ def without_idle(space: Space) -> Space:
     idle = [path for path in idle if path not in mistakes]
     if not idle:
         return space
+    first: list[Values] = []
+    for trial in space.first_trials:
+        kept = {p: v for p, v in trial.items() if p not in idle}
+        if kept and kept not in first:  # those that differed only there become one
+            first.append(kept)
     return dataclasses.replace(
         space,
         parameters={p: spec for p, spec in space.parameters.items() if p not in idle},
-        first_trials=tuple({p: v for p, v in trial.items() if p not in idle} for trial in space.first_trials),
+        first_trials=tuple(first),
         notes=(*space.notes, *(f"without effect after --set, not searched: {p}" for p in idle)),
     )
 

@@ -68,7 +68,7 @@ class Space:
         return Experiment.from_dict(experiment, source=f"{self.source}, with {_line(values)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that decides the trials, in plain YAML types; ``read_space`` reads it back."""
+        """Everything that decides the trials, in plain YAML types; ``read_space`` reads it back. The order of parameters counts."""
         parameters = {path: _plain(parameter) for path, parameter in self.parameters.items()}
         return {
             "experiment": self.base.to_dict(),

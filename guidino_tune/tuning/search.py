@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+import uuid
 from typing import Any
 
 import optuna
@@ -110,7 +111,7 @@ def run_search(space: Space, console: Console, storage: str | None = None) -> in
                 highlight=False,
             )
             console.print(f"study folder {folder.path}; Ray dashboard {dashboard or 'off'}", highlight=False)
-            snapshot = _study_snapshot(space, data, baseline)
+            snapshot = _study_snapshot(study, space, data, baseline)
             tracker = MLflowTracker(mlflow_uri(), MLFLOW_EXPERIMENT, snapshot, folder.ledger, paths.home() / "mlartifacts")
             tracker.start()
             recorder = Recorder(study, space, folder, tracker, snapshot)
@@ -211,7 +212,10 @@ def _same_data(study: optuna.Study, data: SearchData, folder: StudyFolder) -> No
         )
 
 
-def _study_snapshot(space: Space, data: SearchData, baseline: float) -> StudySnapshot:
+def _study_snapshot(study: optuna.Study, space: Space, data: SearchData, baseline: float) -> StudySnapshot:
+    # Kept with the study: it tells a study apart from an older one of the same name, on any machine.
+    if "id" not in study.user_attrs:
+        study.set_user_attr("id", uuid.uuid4().hex)
     section = space.base.data
     return StudySnapshot(
         name=space.study.name,
@@ -230,7 +234,7 @@ def _study_snapshot(space: Space, data: SearchData, baseline: float) -> StudySna
             ),
         ),
         metrics={"constant_mask_dice": baseline},
-        id=str(paths.studies() / space.study.name),
+        id=study.user_attrs["id"],
     )
 
 

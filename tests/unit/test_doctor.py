@@ -58,20 +58,15 @@ def refuse(options):
     raise UserError("is broken", where="the thing", todo="mend it")
 
 
-def fine(options):
-    yield Row("ok", "last", "fine")
-
-
 def test_a_check_that_fails_is_a_row_and_the_others_go_on():
-    rows = list(survey({"Python": crash, "MLflow": refuse, "Ray": refuse, "GPU": crash, "studies": fine}, NOTHING))
+    rows = list(
+        survey({"Python": crash, "MLflow": refuse, "Ray": refuse, "GPU": crash, "studies": lambda _: [Row("ok", "last", "")]}, NOTHING)
+    )
     assert [(row.mark, row.name) for row in rows] == [
         ("ok", "first"), ("missing", "Python"), ("note", "MLflow"), ("missing", "Ray"), ("ok", "first"), ("note", "GPU"), ("ok", "last"),
     ]  # fmt: skip
     assert "OSError: disk on fire" in rows[1].found
     assert (rows[2].found, rows[2].todo) == ("the thing: is broken", "mend it")
-
-
-def test_needed_checks_exist():
     assert set(doctor.CHECKS) > doctor.NEEDED
 
 
@@ -324,6 +319,21 @@ def test_data_sets_in_their_places_and_where_the_user_says(tmp_path):
     assert {row.name: row.mark for row in doctor._data(asked)}["data: folder"] == "ok"
     (tmp_path / "mine" / "masks" / "1.jpg").unlink()
     assert {row.name: row.mark for row in doctor._data(asked)}["data: folder"] == "missing"
+
+
+def test_an_empty_or_unreadable_data_set_is_told_and_the_others_are_looked_at(tmp_path, monkeypatch):
+    from guidino_tune.data.sources import SOURCES
+
+    def unreadable(root, on_bad):
+        raise PermissionError(13, "Permission denied", str(root))
+
+    (tmp_path / "home" / "datasets" / "kvasir" / "images").mkdir(parents=True)
+    (tmp_path / "home" / "datasets" / "kvasir" / "masks").mkdir()
+    monkeypatch.setitem(SOURCES, "isic2017", unreadable)
+    rows = {row.name: row for row in doctor._data(NOTHING)}
+    assert [row.mark for row in rows.values()] == ["note", "note", "note", "ok"]
+    assert "Permission denied" in rows["data: isic2017"].found
+    assert not rows["data: kvasir"].found.startswith(":")
 
 
 def test_a_damaged_demo_set_stops_a_demo_search(tmp_path):

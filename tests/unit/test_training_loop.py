@@ -201,7 +201,7 @@ def test_eight_demo_images_are_learned_by_heart(tmp_path: Path) -> None:
         run.run_epoch()
     losses = [r.metrics["train_total"] for r in run.history]
     assert run.best > 0.9
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.75 * losses[0]
 
 
 def test_the_same_experiment_trains_the_same_whatever_happened_before(data: SearchData, tmp_path: Path) -> None:

@@ -1,0 +1,257 @@
+"""Overrides and checks of spaces: what they accept, and messages that name the parameter, its value and the nearest name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from guidino_tune.errors import UserError
+from guidino_tune.space.check import check_space, without_idle
+from guidino_tune.space.space import Space, absolute, load_space, override, read_space
+
+RANK, ALPHA, LORA_LR = "guide.lora.rank", "guide.lora.alpha", "training.lora_lr"
+
+
+def space_of(text: str, **sections: Any) -> Space:
+    """A space over a small guided U-Net with these parameters (YAML)."""
+    experiment = {"data": {"kind": "demo", "image_size": 64}, "guide": {"kind": "dino", "backbone": "tiny"}, "segmenter": {"kind": "unet"}}
+    values = {"experiment": experiment, "space": yaml.safe_load(text), **sections}
+    return read_space(values, source="mine.yaml")
+
+
+def message(space: Space) -> str:
+    with pytest.raises(UserError) as caught:
+        check_space(space)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("spce: {}", ["mine.yaml", "'spce'", "'space'"]),
+        ("space: [1]", ["mine.yaml, space", "no mapping"]),
+        ("space: {training.lr: 3}", ["space.training.lr", "no mapping such as"]),
+        ("space: {training.lr: {type: flaot, low: 1, high: 2}}", ["space.training.lr", "'flaot'", "'float'"]),
+        ("space: {training.lr: {type: float, low: 1, hgih: 2}}", ["space.training.lr", "'hgih'", "'high'"]),
+        ("space: {training.lr: {type: float, low: 2, high: 1}}", ["space.training.lr", "low 2 is above high 1"]),
+        ("space: {training.lr: {type: float, low: 1}}", ["space.training.lr", "'low' and 'high'"]),
+        ("space: {training.lr: {type: float, low: 0, high: 1, log: true}}", ["space.training.lr", "log needs low above 0"]),
+        ("space: {training.epochs: {type: int, low: 1.5, high: 3}}", ["space.training.epochs", "whole numbers"]),
+        ("space: {training.epochs: {type: int, low: 1, high: 10, step: 4}}", ["space.training.epochs", "steps of 4"]),
+        ("space: {training.epochs: {type: int, low: 1, high: 10, step: 0}}", ["space.training.epochs", "steps of 0"]),
+        ("space: {training.lr: {choices: []}}", ["space.training.lr", "'choices'"]),
+        ("space: {training.lr: {choices: [1, 1]}}", ["space.training.lr", "twice"]),
+        ("space: {training.lr: {choices: [1, 2], log: true}}", ["space.training.lr", "no low, high, log or step"]),
+        ("first_trials: {training.lr: 1}", ["first_trials", "no list"]),
+        ("study: {trails: 3}", ["mine.yaml, study", "'trails'", "'trials'"]),
+        ("study: demo", ["mine.yaml, study", "no mapping"]),
+        ("study: {name: 'a b'}", ["mine.yaml, study", "'name' = 'a b'"]),
+        ("resources: {workers: 0}", ["mine.yaml, resources", "'workers'"]),
+        ("resources: [1]", ["mine.yaml, resources", "no mapping"]),
+        ("experiment: {data: {kind: demo}, los: {}}", ["mine.yaml, experiment", "'los'", "'loss'"]),
+        ("experiment: 5", ["mine.yaml, experiment", "no mapping"]),
+    ],
+)
+def test_messages_of_reading(text: str, expected: list[str]) -> None:
+    values = {"experiment": {"data": {"kind": "demo"}}, **yaml.safe_load(text)}
+    with pytest.raises(UserError) as caught:
+        read_space(values, source="mine.yaml")
+    assert all(part in str(caught.value) for part in expected), str(caught.value)
+
+
+# -------------------------------------------------------------------------------------------------------------------- overrides
+
+
+def test_override_fixes_what_was_searched() -> None:
+    before = load_space("kvasir")
+    after = override(before, ["training.lr=1e-4", "study.trials=3", "resources.workers=2", "training.epochs=5"])
+    assert "training.lr" in before.parameters
+    assert "training.lr" not in after.parameters
+    assert (after.base.training.lr, after.base.training.epochs, after.study.trials, after.resources.workers) == (1e-4, 5, 3, 2)
+    assert after.notes == ("fixed by --set, no longer searched: training.lr = 0.0001",)
+    assert len(after.first_trials) == len(before.first_trials)
+    assert all("training.lr" not in trial for trial in after.first_trials)
+    check_space(override(after, ["study.min_epochs=1"]))
+
+
+def test_what_is_set_replaces_its_part_of_the_first_trials() -> None:
+    searched = {path: value for path, value in PAPER.items() if path != "training.lr"}
+    after = override(load_space("kvasir"), ["segmenter.kind=unet", "training.lr=3e-4"])
+    assert list(after.first_trials) == [searched, {**searched, **ADAPTED}]  # five trials that differed only there are two by now
+    assert [after.experiment(trial).training.lr for trial in after.first_trials] == [3e-4, 3e-4]
+    # Without adapters, their scale and learning rate are no difference either.
+    frozen = without_idle(override(load_space("kvasir"), ["guide.lora.rank=0"]))
+    assert [frozen.experiment(trial).name for trial in frozen.first_trials] == ["GuiDINO-W", "GuiDINO-U", "Seg-GuiDINO"]
+
+
+def test_override_drops_what_lost_its_effect() -> None:
+    space = without_idle(override(load_space("kvasir"), ["guide.lora.rank=0"]))
+    assert {RANK, ALPHA, LORA_LR} & set(space.parameters) == set()
+    assert sum("without effect after --set" in note for note in space.notes) == 2
+    check_space(space)
+    plain = without_idle(override(load_space("kvasir"), ["guide.kind=none", "segmenter.kind=unet"]))
+    assert list(plain.parameters) == ["loss.hinge_weight", "training.lr"]
+    assert plain.base.name == "U-Net"
+    check_space(plain)
+
+
+def test_a_mistake_in_the_file_is_not_dropped_as_a_consequence_of_an_override() -> None:
+    space = space_of("training.lr: {type: float, low: 0.1, high: 1}\ntraining.weight_deacy: {type: float, low: 0.1, high: 1}")
+    after = without_idle(override(space, ["study.trials=3"]))
+    assert "training.weight_deacy" in after.parameters
+    assert "training.weight_decay" in message(after)
+    assert without_idle(space) is space
+
+
+def test_a_new_kind_resets_its_section() -> None:
+    space = override(load_space("demo"), ["segmenter.kind=nnwnet"])
+    assert space.base.segmenter.kind == "nnwnet"
+    assert space.base.to_dict()["segmenter"] == {"kind": "nnwnet", "base_width": 16, "deep_supervision": True}
+    assert override(load_space("demo"), ["guide.kind=none"]).base.to_dict()["guide"] == {"kind": "none"}
+    same = override(load_space("demo"), ["segmenter.kind=unet"])
+    assert same.base.segmenter == load_space("demo").base.segmenter
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("training.epoch=5", ["--set training.epoch=5", "'training.epochs'"]),
+        ("loss.lamda_guide=1", ["'loss.lambda_guide'"]),
+        ("study.trails=5", ["'study.trials'"]),
+        ("resources.worker=5", ["'resources.workers'"]),
+        ("nonsense", ["--set nonsense", "no '='", "path=value"]),
+        ("training.epochs=many", ["'training.epochs'", "'many'"]),
+        ("training.epochs=-1", ["'training.epochs'", "-1"]),
+        ("training.epochs=[", ["no YAML value"]),
+        ("segmenter.kind=unett", ["'segmenter.kind'", "'unet'"]),
+        ("guide.gate=features", ["guide.gate", "'features'"]),
+        ("training=5", ["'training' = 5"]),
+        ("study.name=a b", ["'name' = 'a b'"]),
+    ],
+)
+def test_messages_of_overrides(assignment: str, expected: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        override(load_space("kvasir"), [assignment])
+    assert all(part in str(caught.value) for part in expected), str(caught.value)
+
+
+def test_text_stays_text() -> None:
+    space = override(load_space("kvasir"), ["study.name=2024", "data.root=1e5", "guide.backbone=./007"])
+    assert (space.study.name, space.base.data.root) == ("2024", "1e5")
+    assert space.base.to_dict()["guide"]["backbone"] == "./007"
+    assert override(space, ["data.root=null"]).base.data.root is None
+
+
+def test_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = space_of("guide.backbone: {choices: [vits16, ./models/mine]}", first_trials=[{"guide.backbone": "./models/mine"}])
+    space = absolute(override(space, ["data.root=images"]))
+    mine = str(tmp_path / "models" / "mine")
+    assert space.base.data.root == str(tmp_path / "images")
+    assert space.parameters["guide.backbone"].choices == ("vits16", mine)
+    assert space.first_trials == ({"guide.backbone": mine},)
+
+
+# ----------------------------------------------------------------------------------------------------------------------- checks
+
+
+def test_unknown_path_suggests_the_nearest_one() -> None:
+    text = message(space_of("training.leraning_rate: {type: float, low: 0.1, high: 1}\ntraining.lr: {choices: [0.1, 1.0]}"))
+    assert text.startswith("mine.yaml, space.training.leraning_rate: has no effect")
+    text = message(space_of("guide.lora.rnk: {choices: [0, 4]}"))
+    assert "mine.yaml, space.guide.lora.rnk" in text
+    assert "did you mean 'guide.lora.rank'" in text
+
+
+def test_paths_of_other_kinds_are_known_when_their_kind_is_searched() -> None:
+    check_space(space_of("segmenter.kind: {choices: [unet, nnwnet]}\nsegmenter.deep_supervision: {choices: [false, true]}"))
+    text = message(space_of("segmenter.deep_supervision: {choices: [false, true]}"))
+    assert "no experiment of this space has such a field" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{ALPHA}: {{type: float, low: 4, high: 64}}", [f"space.{ALPHA}", "changes nothing"]),
+        ("training.momentum: {type: float, low: 0.1, high: 0.9}", ["space.training.momentum", "changes nothing"]),
+        (f"{RANK}: {{choices: [0, 4]}}\n{ALPHA}: {{choices: [1, 2], when: {{{RANK}: {{gt: 4}}}}}}", [f"space.{ALPHA}", "is never met"]),
+        (
+            f"{RANK}: {{choices: [0, 4]}}\n{ALPHA}: {{choices: [1, 2], when: {{guide.lora.rnk: {{gt: 0}}}}}}",
+            [f"space.{ALPHA}", "'guide.lora.rnk'", f"did you mean '{RANK}'"],
+        ),
+    ],
+)
+def test_parameters_without_effect(text: str, expected: list[str]) -> None:
+    found = message(space_of(text))
+    assert "has no effect" in found
+    assert all(part in found for part in expected), found
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value", "reason"),
+    [
+        ("training.lr: {type: float, low: 0, high: 1}", "training.lr", "0.0", "greater than 0"),
+        ("guide.lora.dropout: {type: float, low: 0.5, high: 1}", "guide.lora.dropout", "1.0", "less than 1"),
+        ("loss.hinge_band: {choices: [3, 4]}", "loss.hinge_band", "4", "odd"),
+        ("loss.guide_loss: {choices: [bce, dice]}", "loss.guide_loss", "'dice'", "'bce' or 'mse'"),
+        ("guide.backbone: {choices: [vits16, vits17]}", "guide.backbone", "'vits17'", "did you mean 'vits16'"),
+        ("segmenter.kind: {choices: [unet, unett]}", "segmenter.kind", "'unett'", "did you mean 'unet'"),
+        ("guide.lora: {choices: [1, 2]}", "guide.lora", "", "no mapping"),
+        ("segmenter.kind: {choices: [unet, segguidino]}\nguide.gate: {choices: [input, features]}", "guide.gate", "", "is no place in"),
+        ("guide.kind: {choices: [dino, none]}\nsegmenter.kind: {choices: [unet, segdino]}", "segmenter.kind", "'segdino'", "needs guide"),
+    ],
+)
+def test_an_invalid_value_is_named_with_its_parameter_only(text: str, path: str, value: str, reason: str) -> None:
+    other = "training.weight_decay: {type: float, low: 0.001, high: 0.1}\nloss.batch_dice: {choices: [true, false]}\n"
+    found = message(space_of(other + text))
+    assert found.startswith(f"mine.yaml, space.{path}: {value}")
+    assert reason in found
+    assert "makes no valid experiment" in found
+    assert "weight_decay" not in found
+    assert "batch_dice" not in found
+
+
+def test_a_value_between_valid_ends_may_be_invalid() -> None:
+    found = message(space_of("segmenter.kind: {choices: [nnwnet]}\nsegmenter.base_width: {type: int, low: 8, high: 16}"))
+    assert found.startswith("mine.yaml, space.segmenter.base_width: ")
+    check_space(space_of("segmenter.kind: {choices: [nnwnet]}\nsegmenter.base_width: {type: int, low: 8, high: 16, step: 2}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "upper", "lower"),
+    [
+        (f"{ALPHA}: {{choices: [1, 2], when: {{{RANK}: {{gt: 0}}}}}}\n{RANK}: {{choices: [0, 4]}}", ALPHA, RANK),
+        ("segmenter.base_width: {choices: [8, 16]}\nsegmenter.kind: {choices: [unet, nnwnet]}", "segmenter.base_width", "segmenter.kind"),
+    ],
+)
+def test_a_parameter_stands_below_what_decides_about_it(text: str, upper: str, lower: str) -> None:
+    found = message(space_of(text))
+    assert f"space.{upper}" in found
+    assert f"move it below {lower}" in found
+
+
+@pytest.mark.parametrize(
+    ("trial", "expected"),
+    [
+        ({"training.lr": 2.0}, ["first_trials[1].training.lr", "2.0 lies outside 0.1 .. 1"]),
+        ({"training.lrr": 0.5}, ["first_trials[1].training.lrr", "not searched", "'training.lr'"]),
+        ({"training.epochs": 5}, ["first_trials[1].training.epochs", "not searched", "`experiment`"]),
+        ({"segmenter.kind": "segdino"}, ["first_trials[1].segmenter.kind", "'segdino' lies outside unet, nnwnet"]),
+        ({"training.lr": "fast"}, ["first_trials[1].training.lr", "'fast' lies outside"]),
+    ],
+)
+def test_first_trials_outside(trial: dict[str, Any], expected: list[str]) -> None:
+    text = "segmenter.kind: {choices: [unet, nnwnet]}\ntraining.lr: {type: float, low: 0.1, high: 1}"
+    found = message(space_of(text, first_trials=[{"training.lr": 0.5}, trial]))
+    assert all(part in found for part in expected), found
+
+
+def test_first_rung_within_the_budget() -> None:
+    space = space_of("training.lr: {choices: [0.1, 1.0]}", study={"min_epochs": 500})
+    assert "min_epochs 500 is above training.epochs 400" in message(space)

@@ -1,0 +1,257 @@
+"""The bridge with a real study and made-up results: every trial ends in the study as what really happened to it."""
+
+import copy
+import json
+import math
+import pickle
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+from training_helpers import search_space
+
+from guidino_tune.config import Experiment
+from guidino_tune.space.space import Space
+from guidino_tune.training.reporter import EpochRecord
+from guidino_tune.tuning.bridge import Bridge, StudyScheduler, StudySearcher
+from guidino_tune.tuning.study import StudyFolder, open_study
+
+
+def result(epoch: int, dice: float) -> dict[str, Any]:
+    """What an executor gives Tune for an epoch, with some of what Tune adds."""
+    record = EpochRecord(epoch, {"val_dice": dice, "train_total": 1.0}, 1.7e9 + epoch)
+    return {"record": json.dumps(record.to_dict()), "epoch": epoch, "training_iteration": 1, "done": False}
+
+
+class Driver:
+    """One run of the command: the study opened again, a bridge, and what the listener heard."""
+
+    def __init__(self, path: Path, space: Space | None = None, deadline: float = math.inf) -> None:
+        self.space = space or search_space(first_trials=[])
+        self.folder = StudyFolder(path)
+        self.study = open_study(self.space, self.folder)
+        self.heard: list[tuple[int, int | None]] = []
+        self.bridge = Bridge(self.study, self.space, self.folder, self._listen, {"workers": 1}, deadline)
+
+    def _listen(self, number: int, experiment: Experiment, record: EpochRecord | None) -> None:
+        self.heard.append((number, record.epoch if record else None))
+
+    def trial(self, number: int) -> optuna.trial.FrozenTrial:
+        return self.study.get_trials()[number]
+
+
+def states(study: optuna.Study) -> list[str]:
+    return [t.state.name for t in study.get_trials()]
+
+
+def test_a_complete_trial_has_the_value_of_its_best_epoch(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    config = driver.bridge.ask("a")
+    values = {1: 0.3, 2: 0.8, 3: 0.5, 4: 0.6}
+    answers = [driver.bridge.report("a", result(e, v)) for e, v in values.items()]
+    assert answers == [True, True, True, False]
+    driver.bridge.tell("a", crashed=False)
+    trial = driver.trial(0)
+    assert (trial.state, trial.value, trial.intermediate_values) == (TrialState.COMPLETE, 0.8, values)
+    assert trial.user_attrs["name"] == "GuiDINO-U"
+    assert trial.user_attrs["hash"] == Experiment.from_dict(config["experiment"]).hash
+    assert driver.heard == [(0, None), (0, 1), (0, 2), (0, 3), (0, 4), (0, None)]
+    assert (config["number"], config["reported"], config["workers"]) == (0, 0, 1)
+    assert config["folder"] == str(tmp_path / "trials" / "00000")
+
+
+def test_a_trial_stopped_early_is_pruned_with_all_its_values(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, search_space(first_trials=[], study={"min_epochs": 2, "reduction_factor": 2}))
+    for name, dice in (("a", 0.9), ("b", 0.1)):
+        driver.bridge.ask(name)
+        for epoch in (1, 2, 3, 4):
+            if not driver.bridge.report(name, result(epoch, dice + epoch / 100)):
+                break
+        driver.bridge.tell(name, crashed=False)
+    first, second = driver.study.get_trials()
+    assert first.state == TrialState.COMPLETE
+    assert second.state == TrialState.PRUNED
+    assert second.intermediate_values == {1: 0.1 + 1 / 100, 2: 0.1 + 2 / 100}
+    assert [t.number for t in (driver.study.best_trial,)] == [0]
+
+
+def test_a_failure_is_told_with_its_reason_and_the_search_goes_on(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.bridge.ask("a")
+    assert driver.bridge.report("a", result(1, 0.4))
+    assert not driver.bridge.report("a", {"failure": "diverged", "message": "the loss is nan" * 1000, "epoch": 0})
+    driver.bridge.tell("a", crashed=False)
+    trial = driver.trial(0)
+    assert (trial.state, trial.user_attrs["failure"]) == (TrialState.FAIL, "diverged")
+    assert trial.user_attrs["message"].startswith("the loss is nan")
+    assert len(trial.user_attrs["message"]) <= 2000
+    assert trial.intermediate_values == {1: 0.4}
+    assert driver.bridge.ask("b")["number"] == 1
+
+
+def test_an_objective_that_is_no_number_is_a_failure(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.bridge.ask("a")
+    assert not driver.bridge.report("a", result(1, math.nan))
+    driver.bridge.tell("a", crashed=False)
+    trial = driver.trial(0)
+    assert (trial.state, trial.user_attrs["failure"]) == (TrialState.FAIL, "diverged")
+    assert not trial.intermediate_values
+
+
+def test_a_process_that_died_too_often_is_a_failure(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.bridge.ask("a")
+    driver.bridge.report("a", result(1, 0.4))
+    driver.bridge.tell("a", crashed=True)
+    assert (driver.trial(0).state, driver.trial(0).user_attrs["failure"]) == (TrialState.FAIL, "crashed")
+
+
+def test_epochs_told_twice_count_once(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.bridge.ask("a")
+    for epoch, dice in ((1, 0.1), (2, 0.2), (1, 0.7), (2, 0.9), (3, 0.3), (3, 0.5), (4, 0.25)):
+        driver.bridge.report("a", result(epoch, dice))
+    driver.bridge.tell("a", crashed=False)
+    assert driver.trial(0).intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.25}
+    assert driver.trial(0).value == 0.3
+    assert [epoch for _, epoch in driver.heard if epoch] == [1, 2, 3, 4]
+    driver.bridge.tell("a", crashed=False)  # Tune may close a trial twice
+    assert states(driver.study) == ["COMPLETE"]
+
+
+def test_what_a_dead_driver_left_running_is_asked_first_as_it_was(tmp_path: Path) -> None:
+    dead = Driver(tmp_path)
+    configs = {name: dead.bridge.ask(name) for name in ("a", "b", "c")}
+    for epoch in (1, 2, 3, 4):
+        dead.bridge.report("b", result(epoch, 0.5))
+    dead.bridge.tell("b", crashed=False)
+    dead.bridge.report("a", result(1, 0.1))
+    dead.bridge.report("a", result(2, 0.2))
+    alive = Driver(tmp_path)
+    assert alive.bridge.remaining == alive.space.study.trials - 1
+    again = [alive.bridge.ask(name) for name in ("x", "y", "z")]
+    assert [c["number"] for c in again] == [0, 2, 3]
+    assert again[0]["experiment"] == configs["a"]["experiment"]
+    assert again[1]["experiment"] == configs["c"]["experiment"]
+    assert [c["reported"] for c in again] == [2, 0, 0]
+    alive.bridge.report("x", result(2, 0.99))  # known already
+    for epoch in (3, 4):
+        alive.bridge.report("x", result(epoch, 0.3))
+    alive.bridge.tell("x", crashed=False)
+    assert alive.trial(0).intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.3}
+    assert alive.heard == [(0, None), (2, None), (3, None), (0, 3), (0, 4), (0, None)]
+
+
+def test_an_orphan_that_had_told_everything_is_only_closed(tmp_path: Path) -> None:
+    dead = Driver(tmp_path)
+    dead.bridge.ask("a")
+    for epoch in (1, 2, 3, 4):
+        dead.bridge.report("a", result(epoch, epoch / 10))
+    alive = Driver(tmp_path)
+    assert alive.bridge.ask("x")["reported"] == 4
+    assert not alive.bridge.report("x", result(4, 0.4))
+    alive.bridge.tell("x", crashed=False)
+    assert (alive.trial(0).state, alive.trial(0).value) == (TrialState.COMPLETE, 0.4)
+
+
+def test_after_the_deadline_trials_stay_running(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    for name in ("a", "b", "c"):
+        driver.bridge.ask(name)
+    for epoch in (1, 2, 3):
+        driver.bridge.report("b", result(epoch, 0.5))
+    driver.bridge.deadline = time.time() - 1
+    assert not driver.bridge.report("a", result(1, 0.5))
+    assert not driver.bridge.report("b", result(4, 0.5))
+    assert not driver.bridge.report("c", {"failure": "bug", "message": "oh"})
+    for name in ("a", "b", "c"):
+        driver.bridge.tell(name, crashed=False)
+    assert states(driver.study) == ["RUNNING", "COMPLETE", "FAIL"]
+    assert StudySearcher(driver.bridge).suggest("d") == Searcher.FINISHED
+    assert len(driver.study.trials) == 3
+    assert [t.number for t in Driver(tmp_path).bridge.orphans] == [0]
+
+
+def test_checkpoints_of_closed_trials_are_tidied_and_others_stay(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    for number, name in enumerate("ab"):
+        driver.bridge.ask(name)
+        folder = driver.folder.trial(number)
+        (folder.path / "checkpoints" / "epoch-00001").mkdir(parents=True)
+        (folder.best).mkdir()
+    driver.bridge.report("a", {"failure": "bug", "message": "oh"})
+    driver.bridge.tell("a", crashed=False)
+    assert [p.name for p in driver.folder.trial(0).path.iterdir()] == ["best"]
+    assert driver.folder.trial(1).checkpoints()
+
+
+def test_no_more_remain_than_the_study_wants(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, search_space(first_trials=[], study={"trials": 2}))
+    for name in ("a", "b"):
+        driver.bridge.ask(name)
+        driver.bridge.report(name, {"failure": "bug", "message": "oh"})
+        driver.bridge.tell(name, crashed=False)
+    assert Driver(tmp_path, search_space(first_trials=[], study={"trials": 2})).bridge.remaining == 0
+    assert Driver(tmp_path, search_space(first_trials=[], study={"trials": 5})).bridge.remaining == 3
+
+
+def test_tune_sees_a_searcher_and_a_scheduler(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    searcher, scheduler = StudySearcher(driver.bridge), StudyScheduler(driver.bridge)
+    assert searcher.suggest("a")["number"] == 0
+    tune_trial: Any = SimpleNamespace(trial_id="a")
+    answers = [scheduler.on_trial_result(None, tune_trial, result(e, 0.5)) for e in (1, 2, 3, 4)]
+    assert answers == [TrialScheduler.CONTINUE] * 3 + [TrialScheduler.STOP]
+    searcher.on_trial_result("a", result(4, 0.5))
+    searcher.on_trial_complete("a", result(4, 0.5))
+    assert states(driver.study) == ["COMPLETE"]
+    assert copy.deepcopy(driver.bridge) is driver.bridge
+    assert len(pickle.dumps(driver.bridge)) < 1000
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["epoch", "again", "die", "fail"]), st.floats(0, 1)), max_size=30))
+def test_nothing_is_lost_or_doubled_whatever_happens(tmp_path_factory: pytest.TempPathFactory, events: list) -> None:
+    """Four trials side by side whose epochs, failures and driver deaths come in any order."""
+    path = tmp_path_factory.mktemp("study")
+    space = search_space(first_trials=[], study={"pruner": "none"})
+    driver = Driver(path, space)
+    names = {n: str(n) for n in range(4)}
+    told: dict[int, dict[int, float]] = {driver.bridge.ask(names[n])["number"]: {} for n in range(4)}
+    closed: dict[int, TrialState] = {}
+    for n, what, dice in events:
+        if what == "die":
+            driver = Driver(path, space)
+            for orphan in [t.number for t in driver.bridge.orphans]:
+                config = driver.bridge.ask(names[orphan])
+                assert (config["number"], config["reported"]) == (orphan, max(told[orphan], default=0))
+            continue
+        if n in closed:
+            continue
+        if what == "fail":
+            driver.bridge.report(names[n], {"failure": "bug", "message": "oh"})
+            closed[n] = TrialState.FAIL
+        else:
+            epoch = max(told[n], default=0) + (what == "epoch")
+            if epoch == 0:
+                continue
+            told[n].setdefault(epoch, dice)
+            if driver.bridge.report(names[n], result(epoch, dice)):
+                continue
+            closed[n] = TrialState.COMPLETE
+        driver.bridge.tell(names[n], crashed=False)
+    assert len(driver.study.trials) == 4
+    for trial in driver.study.get_trials():
+        assert trial.state == closed.get(trial.number, TrialState.RUNNING)
+        assert trial.intermediate_values == told[trial.number]
+        if trial.state == TrialState.COMPLETE:
+            assert trial.value == max(told[trial.number].values())
