@@ -73,7 +73,7 @@ def _search(options: argparse.Namespace) -> int:
     if options.dry_run:
         from guidino_tune.tuning.dry_run import show_plan
 
-        return show_plan(space, console)
+        return show_plan(space, console, options.storage)
     from guidino_tune.tuning.search import run_search
 
     return run_search(space, console, storage=options.storage)

@@ -14,10 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from guidino_tune.errors import UserError
-from guidino_tune.tracking.client import THREAD_NAME, connect, explain, is_permanent, is_server, redacted, ui_command
+from guidino_tune.tracking.client import THREAD_NAME, connect, explain, is_permanent, is_server, ui_command
 from guidino_tune.tracking.ledger import Ledger
-from guidino_tune.tracking.runs import STUDY, RunSender
+from guidino_tune.tracking.runs import STUDY, RunSender, study_id
 from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot
+from guidino_tune.tracking.views import page
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two tries while MLflow is away
 HURRY = 0.3  # the same while ``close`` waits
@@ -138,7 +139,9 @@ class MLflowTracker:
             return f"{pending} updates are not yet in MLflow{why}; running the same command again sends them"
         if self._refusals:
             return f"{len(self._refusals)} entries could not be sent to MLflow, the last one: {self._refusals[-1]}"
-        return f"everything is in MLflow: {self.url or ui_command(self.uri)}"
+        if is_server(self.uri):
+            return f"everything is in MLflow: {self.url}"
+        return f"everything is in MLflow: {ui_command(self.uri)} shows it at {self.url}"
 
     @property
     def ui_command(self) -> str:
@@ -147,9 +150,9 @@ class MLflowTracker:
 
     @property
     def url(self) -> str:
-        """Address of the parent run on a server; empty for a database, or while no run exists."""
-        experiment, parent = self._sender.location if self._sender else ("", "")
-        return f"{redacted(self.uri).rstrip('/')}/#/experiments/{experiment}/runs/{parent}" if parent and is_server(self.uri) else ""
+        """Address of the study's trials, best first, for a database on the server that ``ui_command`` starts; empty while MLflow has none."""
+        experiment = self._sender.location[0] if self._sender else ""
+        return page(self.uri, experiment, study_id(self._study)) if experiment else ""
 
     def _pending(self) -> int:
         return len(self._jobs) + (self._busy is not None)

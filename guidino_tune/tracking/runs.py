@@ -13,6 +13,7 @@ from guidino_tune.tracking.client import as_key, as_tags, as_text, code_tags, fi
 from guidino_tune.tracking.ledger import Ledger, Sent
 from guidino_tune.tracking.snapshots import Plain, StudySnapshot, TrialSnapshot
 from guidino_tune.tracking.uploads import PICTURES, ContentHashes, upload
+from guidino_tune.tracking.views import save_view
 from guidino_tune.training.reporter import EpochRecord
 
 BATCH = 100  # MLflow's limit of parameters or tags in a request
@@ -61,11 +62,12 @@ class RunSender:
             self._ledger.forget()
         if run is None or lost:
             self._experiment_id = find_experiment(self._client, self._experiment, self._artifact_location)
-            mine = {"guidino.study_id": _study_id(study), "guidino.kind": "study"}
+            mine = {"guidino.study_id": study_id(study), "guidino.kind": "study"}
             tags = as_tags({"guidino.study": study.name, **mine, **code_tags()})
             run = self._find(mine) or self._client.create_run(self._experiment_id, run_name=study.name, tags=tags)
             self._ledger.note(STUDY, run_id=run.info.run_id, status=run.info.status)
         self._experiment_id, self._parent = run.info.experiment_id, run.info.run_id
+        save_view(self._client, self._experiment_id, study, study_id(study))
         return not lost
 
     def send_study(self, study: StudySnapshot, status: str) -> None:
@@ -142,7 +144,7 @@ class RunSender:
         tags = {
             "mlflow.parentRunId": self._parent,
             "guidino.study": study.name,
-            "guidino.study_id": _study_id(study),
+            "guidino.study_id": study_id(study),
             "guidino.kind": "trial",
             "guidino.trial": str(trial.number),
         }
@@ -277,6 +279,6 @@ def _milliseconds(seconds: float | None, records: Sequence[EpochRecord]) -> int 
     return None if seconds is None else int(seconds * 1000)
 
 
-def _study_id(study: StudySnapshot) -> str:
-    """Without the quote that would end a literal in MLflow's search language, which knows no escapes."""
+def study_id(study: StudySnapshot) -> str:
+    """The tag that tells a study from others, without the quote that would end a literal in MLflow's search language (it knows no escapes)."""
     return (study.id or study.name).replace("'", "_")

@@ -74,7 +74,7 @@ class StudySnapshot:
 
     Attributes:
         name: Name of the parent run.
-        params: What holds for the whole study, flattened with dots.
+        params: What holds for the whole study, flattened with dots; ``space.PATH`` (PATH is searched) adds a column to its view.
         tags: Free labels.
         datasets: Shown by MLflow as the inputs of the parent and of every trial.
         artifacts: Files or folders (``best.yaml``, the report); uploaded again when their content changes.

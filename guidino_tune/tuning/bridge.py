@@ -99,6 +99,9 @@ class Bridge:
             self.reasons[trial.number] = (result["failure"], result["message"])
             return False
         record = EpochRecord(**json.loads(result["record"]))
+        if not math.isfinite(record.metrics[OBJECTIVE]):
+            self.reasons[trial.number] = ("diverged", f"{OBJECTIVE} is not finite in epoch {record.epoch}")
+            return False
         # A trial that was continued tells epochs again that the study may know already.
         if record.epoch not in self.seen[trial.number]:
             trial.report(record.metrics[OBJECTIVE], record.epoch)

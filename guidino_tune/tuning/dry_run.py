@@ -11,14 +11,13 @@ from rich.table import Table
 from guidino_tune import paths
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import make_split
-from guidino_tune.space.check import check_space
 from guidino_tune.space.space import Space
 from guidino_tune.tracking.client import redacted
-from guidino_tune.tuning.search import check_weights, mlflow_uri
-from guidino_tune.tuning.study import StudyFolder, check_same_search, load_study
+from guidino_tune.tuning.search import check_search, mlflow_uri
+from guidino_tune.tuning.study import StudyFolder, load_study
 
 
-def show_plan(space: Space, console: Console) -> int:
+def show_plan(space: Space, console: Console, storage: str | None = None) -> int:
     """Prints the resolved experiment, the space, and what would happen where.
 
     Returns:
@@ -27,10 +26,8 @@ def show_plan(space: Space, console: Console) -> int:
     Raises:
         UserError: What would stop the search itself: a mistake in the space, missing data, weights that cannot be loaded.
     """
-    check_space(space)
-    check_weights(space)
     folder = StudyFolder(paths.studies() / space.study.name)
-    check_same_search(space, folder)
+    check_search(space, folder)
     listing = find_cases(space.base.data)
     split = make_split(listing, space.base.data)
     console.rule("experiment", align="left")
@@ -47,7 +44,7 @@ def show_plan(space: Space, console: Console) -> int:
     console.rule("plan", align="left")
     study, resources, epochs = space.study, space.resources, space.base.training.epochs
     rungs = _rungs(study.min_epochs, study.reduction_factor, epochs) if study.pruner == "asha" else []
-    known = _known(folder)
+    known = _known(folder, storage)
     lines = {
         "study": f"{study.name}, {study.trials} trials ({known}), sampler {study.sampler}, seed {study.seed}",
         "early stop": f"{study.pruner}; trials are compared at epochs {', '.join(map(str, rungs))} of {epochs}" if rungs else "none",
@@ -75,9 +72,9 @@ def _rungs(first: int, factor: int, last: int) -> list[int]:
     return [*rungs, last]
 
 
-def _known(folder: StudyFolder) -> str:
+def _known(folder: StudyFolder, storage: str | None) -> str:
     if not folder.definition.exists():
         return "new"
-    trials = load_study(folder).get_trials(deepcopy=False)
+    trials = load_study(folder, storage).get_trials(deepcopy=False)
     done = sum(t.state.is_finished() for t in trials)
     return f"{done} finished before, {sum(t.state == TrialState.RUNNING for t in trials)} to be continued"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+SEAL = "GUIDINO_TUNE_SEALED"
+"""While it is ``1``, ``data.sealed`` refuses to open the test split in this process."""
 
 
 def prepare_environment() -> None:
@@ -20,3 +25,17 @@ def prepare_environment() -> None:
     # With an address given, Ray uses the machine's token only when told to; told to without a token, it does not start at all.
     if (Path.home() / ".ray" / "auth_token").exists() or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+@contextlib.contextmanager
+def sealed_tests() -> Iterator[None]:
+    """Nothing in this process may open the test split meanwhile, not even by mistake."""
+    before = os.environ.get(SEAL)
+    os.environ[SEAL] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SEAL]
+        else:
+            os.environ[SEAL] = before

@@ -13,7 +13,8 @@ import ray.train
 import ray.train.torch
 from ray import tune
 
-from guidino_tune.config import Experiment
+from guidino_tune import paths
+from guidino_tune.config import Experiment, Resources
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.tracking.pictures import contact_sheet, overlay, save_png
 from guidino_tune.training.failures import failure_kind
@@ -22,6 +23,7 @@ from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.reporter import Decision, EpochRecord
 from guidino_tune.training.showing import shown_cases
 from guidino_tune.tuning.cluster import Plan
+from guidino_tune.tuning.environment import SEAL
 
 CONTROLLER_CPU = 0.01
 """CPU that Tune books for a Ray Train trial's controller; zero is refused, and a whole one would starve the workers."""
@@ -35,7 +37,8 @@ class _TuneReporter(TrialFolder):
         self.tell, self.main = tell, main
 
     def report(self, record: EpochRecord) -> Decision:
-        if self.main:
+        # A finished trial tells its last epoch once more when the driver had died before closing it.
+        if self.main and record.epoch not in {r.epoch for r in self.history()}:
             self.append_history(record)
         # As text, for Tune flattens nested results and adds its own fields to them.
         self.tell({"record": json.dumps(record.to_dict()), "epoch": record.epoch})
@@ -148,9 +151,21 @@ def _prepare_process(config: Mapping[str, Any]) -> None:
     import torch
 
     os.environ["GUIDINO_TUNE_HOME"] = config["home"]
-    if config["sealed"]:
-        os.environ["GUIDINO_TUNE_SEALED"] = "1"
+    os.environ[SEAL] = "1"  # nobody who trains may see the test cases
     torch.set_num_threads(config["cpus"])
+
+
+def process_settings(plan: Plan, resources: Resources, *, split_file: Path, ray_folder: Path) -> dict[str, Any]:
+    """What every training process must know beside its experiment; paths are absolute, for it runs in another folder or on another node."""
+    return {
+        "home": str(paths.home()),
+        "split_file": str(split_file),
+        "ray_folder": str(ray_folder / "train"),
+        "cpus": plan.cpus,
+        "gpus": plan.gpus,
+        "workers": resources.workers,
+        "max_failures": resources.max_failures,
+    }
 
 
 def trainable(plan: Plan) -> Any:

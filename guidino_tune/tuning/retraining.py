@@ -112,16 +112,14 @@ def _train(
 ) -> None:
     from ray import tune
 
-    from guidino_tune.tuning.executors import trainable
+    from guidino_tune.tuning.executors import process_settings, trainable
+
+    ray_folder = split_file.parent / "ray"
+    settings = process_settings(booked, resources, split_file=split_file, ray_folder=ray_folder)
 
     def config(seed: int) -> dict[str, Any]:
         seeded = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, seed=seed))
-        return {
-            "home": str(paths.home()), "split_file": str(split_file), "ray_folder": str(split_file.parent / "ray" / "train"),
-            "cpus": booked.cpus, "gpus": booked.gpus, "workers": resources.workers,
-            "max_failures": resources.max_failures, "sealed": True, "number": seed, "experiment": seeded.to_dict(),
-            "reported": 0, "folder": str(runs[seed].path),
-        }  # fmt: skip
+        return {**settings, "number": seed, "experiment": seeded.to_dict(), "reported": 0, "folder": str(runs[seed].path)}
 
     searcher = _Seeds([config(seed) for seed in runs], experiment.training.epochs, console)
     tuner = tune.Tuner(
@@ -129,14 +127,14 @@ def _train(
         tune_config=tune.TuneConfig(search_alg=searcher, num_samples=len(runs), max_concurrent_trials=booked.concurrent),
         run_config=tune.RunConfig(
             name=f"run-{int(time.time())}",
-            storage_path=str(split_file.parent / "ray"),
+            storage_path=str(ray_folder),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.max_failures),
         ),
     )
     with searcher:
         tuner.fit()
-    shutil.rmtree(split_file.parent / "ray", ignore_errors=True)
+    shutil.rmtree(ray_folder, ignore_errors=True)
     for seed, folder in runs.items():
         if len(folder.history()) < experiment.training.epochs:
             raise UserError(

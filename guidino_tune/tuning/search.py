@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -9,7 +10,7 @@ import shutil
 import signal
 import time
 import uuid
-from typing import Any
+from collections.abc import Iterator
 
 import optuna
 from optuna.trial import TrialState
@@ -18,6 +19,7 @@ from rich.console import Console
 from guidino_tune import paths
 from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.data.opening import SearchData, open_for_search
+from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import UserError
 from guidino_tune.metrics import constant_mask_dice
 from guidino_tune.models.backbone import check_backbone
@@ -28,6 +30,7 @@ from guidino_tune.training.folder import write_text
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.tuning.bridge import Bridge, StudyScheduler, StudySearcher
 from guidino_tune.tuning.cluster import Plan, connected, plan
+from guidino_tune.tuning.environment import sealed_tests
 from guidino_tune.tuning.progress import Progress, leaderboard
 from guidino_tune.tuning.recording import Recorder
 from guidino_tune.tuning.study import StudyFolder, check_same_search, finished, open_study, ranking
@@ -40,22 +43,16 @@ def mlflow_uri() -> str:
     return tracking_uri(paths.home() / "mlflow.db")
 
 
-def check_search(space: Space, console: Console) -> SearchData:
-    """Everything that can be known before a CPU second is spent on training.
+def check_search(space: Space, folder: StudyFolder) -> None:
+    """Everything that can be known before anything is written or trained.
 
     Raises:
-        UserError: The space has a mistake, weights cannot be loaded, or the data set is missing or damaged.
+        UserError: The space has a mistake, weights cannot be loaded, the data set is not there, or the folder holds another search.
     """
     check_space(space)
     check_weights(space)
-    folder = StudyFolder(paths.studies() / space.study.name)
+    find_cases(space.base.data)
     check_same_search(space, folder)
-    with console.status("reading the images") as status:
-        return open_for_search(
-            space.base.data,
-            split_file=folder.split,
-            progress=lambda done, total: status.update(f"reading the images: {done} of {total}"),
-        )
 
 
 def check_weights(space: Space) -> None:
@@ -85,42 +82,59 @@ def run_search(space: Space, console: Console, storage: str | None = None) -> in
     Raises:
         UserError: Before anything is spent; see ``check_search``.
     """
-    os.environ["GUIDINO_TUNE_SEALED"] = "1"  # nothing in this process may open the test split, not even by mistake
     folder = StudyFolder(paths.studies() / space.study.name)
-    check_space(space)
-    lock = folder.lock()
-    with lock:
-        data = check_search(space, console)
+    check_search(space, folder)
+    with folder.lock(), sealed_tests():
+        data = _read_images(space, folder, console)
+        baseline = _baseline(data)
+        study = open_study(space, folder, storage)
+        _same_data(study, data, folder)
         for note in (*space.notes, *data.notes):
             console.print(f"note: {note}", style="yellow", highlight=False)
-        baseline = _baseline(data)
         console.print(
             f"{len(data.train)} training and {len(data.validation)} validation cases ({data.split.origin}); the test split is sealed. "
             f"Best constant mask: Dice {baseline:.4f}"
         )
-        with connected() as dashboard:
-            resources = plan(space.resources)
-            study = open_study(space, folder, storage)
-            _same_data(study, data, folder)
-            before = len(finished(study))
-            if before:
-                console.print(f"continuing study {space.study.name!r}: {before} trials finished before")
-            console.print(
-                f"{resources.concurrent} trials side by side ({resources.executor} executor; {space.resources.workers} worker(s) of "
-                f"{resources.cpus} CPU(s) and {resources.gpus:g} GPU(s) each)",
-                highlight=False,
-            )
-            console.print(f"study folder {folder.path}; Ray dashboard {dashboard or 'off'}", highlight=False)
-            snapshot = _study_snapshot(study, space, data, baseline)
-            tracker = MLflowTracker(mlflow_uri(), MLFLOW_EXPERIMENT, snapshot, folder.ledger, paths.home() / "mlartifacts")
-            tracker.start()
-            recorder = Recorder(study, space, folder, tracker, snapshot)
-            interrupted = _search(study, space, folder, recorder, resources, console)
-        if interrupted:
-            recorder.interrupted()
-        recorder.refresh()
-        tracker.close(timeout=60, interrupted=interrupted)
+        snapshot = _study_snapshot(study, space, data, baseline)
+        tracker = MLflowTracker(mlflow_uri(), MLFLOW_EXPERIMENT, snapshot, folder.ledger, paths.home() / "mlartifacts")
+        recorder = Recorder(study, space, folder, tracker, snapshot)
+        tracker.start()
+        interrupted = True
+        try:
+            recorder.sync()
+            interrupted = _run_trials(study, space, folder, recorder, console)
+        finally:
+            if interrupted:
+                recorder.interrupted()
+            tracker.close(timeout=60, interrupted=interrupted)
         return _closing(study, space, folder, console, baseline=baseline, tracking=tracker, interrupted=interrupted)
+
+
+def _read_images(space: Space, folder: StudyFolder, console: Console) -> SearchData:
+    with console.status("reading the images") as status:
+        return open_for_search(
+            space.base.data,
+            split_file=folder.split,
+            progress=lambda done, total: status.update(f"reading the images: {done} of {total}"),
+        )
+
+
+def _run_trials(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, console: Console) -> bool:
+    """Runs what remains of the study; True when it was interrupted before its end."""
+    before = len(finished(study))
+    if before:
+        console.print(f"continuing study {space.study.name!r}: {before} of {space.study.trials} trials finished before")
+    if before >= space.study.trials:
+        return False
+    with connected() as dashboard:
+        resources = plan(space.resources)
+        console.print(
+            f"{resources.concurrent} trials side by side ({resources.executor} executor; {space.resources.workers} worker(s) of "
+            f"{resources.cpus} CPU(s) and {resources.gpus:g} GPU(s) each)",
+            highlight=False,
+        )
+        console.print(f"study folder {folder.path}; Ray dashboard {dashboard or 'off'}", highlight=False)
+        return _search(study, space, folder, recorder, resources, console)
 
 
 def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, resources: Plan, console: Console) -> bool:
@@ -128,9 +142,8 @@ def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Re
     import ray
     from ray import tune
 
-    from guidino_tune.tuning.executors import trainable
+    from guidino_tune.tuning.executors import process_settings, trainable
 
-    recorder.sync()
     deadline = time.time() + space.study.time_budget if space.study.time_budget else math.inf
     with Progress(study, space, console) as progress:
 
@@ -139,9 +152,8 @@ def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Re
             if record is None:
                 progress.changed(number)
 
-        bridge = Bridge(study, space, folder, listener, trial_settings(space, folder, resources, sealed=True), deadline)
-        if not bridge.remaining:
-            return False
+        settings = process_settings(resources, space.resources, split_file=folder.split, ray_folder=folder.ray)
+        bridge = Bridge(study, space, folder, listener, settings, deadline)
         tuner = tune.Tuner(
             trainable(resources),
             tune_config=tune.TuneConfig(
@@ -171,28 +183,14 @@ def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Re
     return bool(bridge.running) or bridge.expired
 
 
-def trial_settings(space: Space, folder: StudyFolder, resources: Plan, *, sealed: bool) -> dict[str, Any]:
-    """What every trial's process must know beside its experiment; paths are absolute, for it runs in another folder or on another node."""
-    return {
-        "home": str(paths.home()),
-        "split_file": str(folder.split),
-        "ray_folder": str(folder.ray / "train"),
-        "cpus": resources.cpus,
-        "gpus": resources.gpus,
-        "workers": space.resources.workers,
-        "max_failures": space.resources.max_failures,
-        "sealed": sealed,
-    }
-
-
-class _termination_as_interrupt:
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
     """SIGTERM (a stopped job, a machine going down) ends the search as Ctrl-C does: trials stay in the study, to be continued."""
-
-    def __enter__(self) -> None:
-        self.before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-
-    def __exit__(self, *exc: object) -> None:
-        signal.signal(signal.SIGTERM, self.before)
+    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _baseline(data: SearchData) -> float:

@@ -32,13 +32,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def config(tmp_path: Path, demo: Path, number: int = 0, reported: int = 0, **training: Any) -> dict[str, Any]:
-    experiment = make_experiment(guide=GUIDE, epochs=3, **training).to_dict()
+def config(tmp_path: Path, demo: Path, number: int = 0, *, guide: dict | None = GUIDE, **training: Any) -> dict[str, Any]:
+    experiment = make_experiment(guide=guide, epochs=3, **training).to_dict()
     experiment["data"] |= {"kind": "folder", "root": str(demo)}
     return {
         "home": str(tmp_path / "home"), "split_file": str(tmp_path / "split.json"), "ray_folder": str(tmp_path / "ray"),
         "cpus": 1, "gpus": 0.0, "workers": 1, "max_failures": 0, "sealed": False, "number": number, "experiment": experiment,
-        "reported": reported, "folder": str(tmp_path / "trials" / f"{number:05d}"),
+        "reported": 0, "folder": str(tmp_path / "trials" / f"{number:05d}"),
     }  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_one_process_runs_many_trials_and_a_failure_is_its_own(
     first = config(tmp_path, demo, 0)
     trial = actor(first)
     good = trial.step()
-    trial.reset_config(config(tmp_path, demo, 1, lr=1e38, grad_clip=None, optimizer="sgd"))
+    trial.reset_config(config(tmp_path, demo, 1, guide=None, lr=1e38, grad_clip=None, optimizer="sgd"))
     for _ in range(3):
         bad = trial.step()
         if "failure" in bad:

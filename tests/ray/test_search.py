@@ -1,0 +1,181 @@
+"""A search that is killed, stopped and extended: nothing is run twice, nothing is lost, and MLflow says the same as the study."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import SPACE, Command, study_folder, trials_of
+from optuna.trial import TrialState
+
+Start = Callable[..., Command]
+STATE = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED", "RUNNING": "SCHEDULED"}
+
+
+def agrees_with_mlflow(home: Path, name: str, interrupted: bool = False) -> None:
+    """Trial by trial: one run each, its state, its epochs, and their values."""
+    from guidino_tune.tracking.client import connect
+
+    client = connect(f"sqlite:///{home}/mlflow.db")
+    experiment = client.get_experiment_by_name("guidino_tune")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    parents = [r for r in runs if r.data.tags["guidino.kind"] == "study" and r.data.tags["guidino.study"] == name]
+    assert len(parents) == 1
+    assert parents[0].info.status == ("KILLED" if interrupted else "FINISHED")
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    trials = [t for t in trials_of(home, name) if t.state != TrialState.WAITING]
+    assert sorted(int(r.data.tags["guidino.trial"]) for r in children) == [t.number for t in trials]
+    for trial in trials:
+        run = next(r for r in children if int(r.data.tags["guidino.trial"]) == trial.number)
+        assert run.info.status == STATE[trial.state.name]
+        values = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "val_dice")}
+        assert values == pytest.approx(trial.intermediate_values, abs=1e-12)
+        assert len(client.get_metric_history(run.info.run_id, "val_dice")) == len(values)
+        assert float(run.data.params["training.lr"]) == pytest.approx(trial.params["training.lr"], rel=1e-9)
+
+
+def finished(home: Path, name: str) -> dict[int, tuple[Any, ...]]:
+    """All that must never change of trials that have ended, with their history files."""
+    found = {}
+    for t in trials_of(home, name):
+        if t.state.is_finished():
+            history = study_folder(home, name).trial(t.number).history_file
+            text = history.read_text() if history.exists() else None
+            found[t.number] = (t.state, t.datetime_start, t.datetime_complete, t.intermediate_values, t.params, text)
+    return found
+
+
+def running(home: Path, name: str) -> list[int]:
+    """Trials that run and have told at least one epoch."""
+    return [t.number for t in trials_of(home, name) if t.state == TrialState.RUNNING and t.intermediate_values]
+
+
+def slow_space(tmp_path: Path, demo: Path, *, epochs: int, trials: int, **study: Any) -> Path:
+    """A space with trials long enough to be killed in the middle."""
+    space = {
+        **SPACE,
+        "experiment": {
+            **SPACE["experiment"],
+            "data": {**SPACE["experiment"]["data"], "root": str(demo)},
+            "training": {**SPACE["experiment"]["training"], "epochs": epochs},
+        },
+        "study": {**SPACE["study"], "trials": trials, **study},
+    }
+    file = tmp_path / "slow.yaml"
+    file.write_text(yaml.safe_dump(space))
+    return file
+
+
+def check_history(home: Path, name: str, epochs: int) -> None:
+    """Every ended trial has each of its epochs once, in its file as in the study."""
+    for trial in trials_of(home, name):
+        records = study_folder(home, name).trial(trial.number).history()
+        assert [r.epoch for r in records] == list(range(1, len(records) + 1))
+        assert {r.epoch: r.metrics["val_dice"] for r in records} == trial.intermediate_values
+        if trial.state == TrialState.COMPLETE:
+            assert len(records) == epochs
+            assert trial.value == max(trial.intermediate_values.values())
+
+
+def test_a_killed_search_goes_on_and_is_extended(home: Path, tmp_path: Path, demo: Path, start: Start) -> None:
+    space = slow_space(tmp_path, demo, epochs=9, trials=5, min_epochs=3)
+    command = ("guidino_tune.search", str(space))
+    first = start(*command)
+    first.until(lambda: bool(finished(home, "small")) and bool(running(home, "small")))
+    os.kill(first.process.pid, signal.SIGKILL)  # the driver only
+    first.process.wait()
+    # A trial's process may write its last epoch after the driver's death; that epoch is told again.
+    before, left = finished(home, "small"), running(home, "small")
+    assert before
+    assert left
+    params = {t.number: t.params for t in trials_of(home, "small")}
+
+    assert start(*command).wait() == 0
+    after = finished(home, "small")
+    assert {n: after[n] for n in before} == before
+    trials = trials_of(home, "small")
+    assert len(trials) == 5
+    assert all(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
+    assert {n: trials[n].params for n in params if params[n]} == {n: p for n, p in params.items() if p}
+    check_history(home, "small", 9)
+    agrees_with_mlflow(home, "small")
+    assert (study_folder(home, "small").best).exists()
+
+    text = "another search works on this study"
+    lock = study_folder(home, "small").lock()
+    with lock:
+        second = start(*command)
+        assert second.wait() == 2
+    assert text in second.log.read_text()
+
+    assert start(*command, "--trials", "7").wait() == 0
+    extended = finished(home, "small")
+    assert {n: extended[n] for n in after} == after
+    assert sorted(extended) == list(range(7))
+    check_history(home, "small", 9)
+    agrees_with_mlflow(home, "small")
+    rates = [t.params["training.lr"] for t in trials_of(home, "small")]
+    assert len(set(rates)) == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_stopped_search_leaves_its_trials_to_the_next(number: signal.Signals, home: Path, tmp_path: Path, demo: Path, start: Start) -> None:
+    space = slow_space(tmp_path, demo, epochs=30, trials=3, pruner="none")
+    command = ("guidino_tune.search", str(space))
+    first = start(*command)
+    first.until(lambda: len(running(home, "small")) == 2)
+    left = set(running(home, "small"))
+    clock = time.monotonic()
+    first.process.send_signal(number)
+    code = first.wait(60)
+    seconds = time.monotonic() - clock
+    assert code == 130
+    assert seconds < 20
+    trials = trials_of(home, "small")
+    assert left <= {t.number for t in trials if t.state in (TrialState.RUNNING, TrialState.COMPLETE)}
+    assert not [t for t in trials if t.state in (TrialState.FAIL, TrialState.PRUNED)]
+    assert [t for t in trials if t.state == TrialState.RUNNING]
+    agrees_with_mlflow(home, "small", interrupted=True)
+    assert "the same command goes on" in first.log.read_text()
+
+    assert start(*command).wait() == 0
+    assert [t.state for t in trials_of(home, "small")] == [TrialState.COMPLETE] * 3
+    check_history(home, "small", 30)
+    agrees_with_mlflow(home, "small")
+
+
+def test_a_time_budget_leaves_trials_to_the_next_run(home: Path, tmp_path: Path, demo: Path, start: Start) -> None:
+    space = slow_space(tmp_path, demo, epochs=150, trials=2, pruner="none")
+    assert start("guidino_tune.search", str(space), "--time-budget", "6").wait() == 0
+    states = [t.state for t in trials_of(home, "small")]
+    assert TrialState.RUNNING in states
+    assert not {TrialState.PRUNED, TrialState.FAIL} & set(states)
+    agrees_with_mlflow(home, "small", interrupted=True)
+
+
+def test_a_trial_that_diverges_is_one_failure_among_others(home: Path, tmp_path: Path, demo: Path) -> None:
+    """In the process of the test, joined to the cluster that is there."""
+    from guidino_tune.search import main
+
+    space = yaml.safe_load(slow_space(tmp_path, demo, epochs=3, trials=3, pruner="none").read_text())
+    space["experiment"]["guide"] = {"kind": "none"}
+    space["experiment"]["training"]["grad_clip"] = None
+    space["space"] = {"training.lr": {"type": "float", "low": 1e-4, "high": 1e38, "log": True}}
+    space["first_trials"] = [{"training.lr": 1e38}, {"training.lr": 1e-3}, {"training.lr": 2e-3}]
+    file = tmp_path / "diverging.yaml"
+    file.write_text(yaml.safe_dump(space))
+    assert main([str(file)]) == 0
+    states = [t.state for t in trials_of(home, "small")]
+    assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    failed = trials_of(home, "small")[0]
+    assert failed.user_attrs["failure"] == "diverged"
+    assert "not finite" in failed.user_attrs["message"]
+    agrees_with_mlflow(home, "small")
+
+

@@ -1,0 +1,227 @@
+"""A user's mistake on the command line: exit code 2, one clear message on standard error, no traceback, nothing written."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from guidino_tune import __main__, __version__, cli, search
+from guidino_tune.__main__ import COMMANDS
+from guidino_tune.errors import UserError
+
+
+def fails(command: str, argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Runs a command in this process, checks that it fails as it should, and returns its message."""
+    try:
+        code = importlib.import_module(f"guidino_tune.{command}").main(argv)
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    shown = capsys.readouterr()
+    assert code == 2, shown
+    assert shown.out == ""
+    assert "Traceback" not in shown.err
+    assert shown.err.count("error: ") == 1
+    return shown.err
+
+
+# ---------------------------------------------------------------------------------------------------------------- guidino-tune
+
+
+def test_unknown_command_suggests_the_nearest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["guidino-tune", "serach", "demo"])
+    assert __main__.main() == 2
+    shown = capsys.readouterr()
+    assert shown.err == "error: no command 'serach'; did you mean 'search'?\n"
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
+def test_the_list_of_commands(argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["guidino-tune", *argv])
+    assert __main__.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(line.split()[:1] == [command] for line in lines) for command in COMMANDS)
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["guidino-tune", "--version"])
+    assert __main__.main() == 0
+    assert capsys.readouterr().out == f"guidino-tune {__version__}\n"
+
+
+def test_a_command_gets_the_rest_of_the_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["guidino-tune", "search", "kvasr"])
+    assert __main__.main() == 2
+    assert "did you mean 'kvasir'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_unknown_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"guidino-tune {command}" in fails(command, ["--no-such-option"], capsys)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- search
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["kvasr"], ["no search space 'kvasr'", "did you mean 'kvasir'", "  -> "]),
+        (["no_such.yaml"], ["no_such.yaml: no such file", "  -> "]),
+        (["demo", "--set", "training.epoch=3"], ["--set training.epoch=3", "'training.epochs'"]),
+        (["demo", "--set", "nonsense"], ["--set nonsense", "no '='"]),
+        (["demo", "--set", "training.epochs=many"], ["'training.epochs'", "'many'"]),
+        (["demo", "--set", "segmenter.kind=unett"], ["did you mean 'unet'"]),
+        (["demo", "--set", "study.name=a b"], ["'name' = 'a b'"]),
+        (["demo", "--name", "../up"], ["'name' = '../up'"]),
+        (["demo", "--time-budget", "soon"], ["--time-budget", "'soon' is no duration such as 90s, 30m or 2h"]),
+        (["demo", "--time-budget", "-5m"], ["--time-budget"]),
+        (["demo", "--trials", "0"], ["--trials", "'0' is no whole number from 1"]),
+        (["demo", "--trials", "many"], ["--trials", "'many' is no whole number from 1"]),
+        (["demo", "--sampler", "grid"], ["--sampler", "'grid'"]),
+        (["demo", "--seed", "x"], ["--seed", "'x'"]),
+        ([], ["space"]),
+    ],
+)
+def test_search_mistakes(argv: list[str], expected: list[str], home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = fails("search", [*argv, "--dry-run"], capsys)
+    assert all(part in shown for part in expected), shown
+    assert not home.exists()
+
+
+def test_a_broken_space_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("experiment: {data: {kind: demo}}\nspace:\n  training.lr: {type: float, low: 1\n")
+    assert f"{file}: is no valid YAML, line" in fails("search", [str(file), "--dry-run"], capsys)
+    file.write_text("experiment: {data: {kind: demo}}\nspce: {}\n")
+    assert "'space'" in fails("search", [str(file), "--dry-run"], capsys)
+
+
+def test_a_mistake_in_the_space_is_told_before_anything_else(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("experiment: {data: {kind: kvasir, root: /no/such/folder}}\nspace:\n  trainning.lr: {type: float, low: 0.1, high: 1}\n")
+    shown = fails("search", [str(file), "--trials", "3", "--dry-run"], capsys)
+    assert "space.trainning.lr" in shown
+    assert "did you mean 'training.lr'" in shown
+    assert not home.exists()
+
+
+def test_missing_data_root(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["kvasir", "--dry-run", "--data-root", str(tmp_path / "nowhere"), "--set", "guide.weights=random"]
+    shown = fails("search", argv, capsys)
+    assert str(tmp_path / "nowhere") in shown
+    assert "  -> " in shown
+    assert not home.exists()
+
+
+def test_missing_backbone_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = fails(
+        "search", ["demo", "--dry-run", "--set", f"guide.backbone={tmp_path / 'dinov3'}", "--set", "guide.weights=pretrained"], capsys
+    )
+    assert str(tmp_path / "dinov3") in shown
+
+
+def test_options_are_paths_of_the_experiment_and_the_study() -> None:
+    from guidino_tune.space.parameters import has_path
+    from guidino_tune.space.space import load_space
+
+    space = load_space("demo").to_dict()
+    known = {**space["experiment"], "study": space["study"], "resources": space["resources"]}
+    assert all(has_path(known, path) for path in search.OPTIONS.values())
+
+
+# --------------------------------------------------------------------------------------------------------------- other commands
+
+
+@pytest.mark.parametrize(
+    ("command", "argv", "expected"),
+    [
+        ("prepare", ["kvasr"], ["'kvasr'", "kvasir"]),
+        ("prepare", [], ["kind"]),
+        ("retrain", ["no_such.yaml"], ["no_such.yaml: no such file", "  -> "]),
+        ("retrain", ["no_such.yaml", "--seeds", "0"], ["--seeds", "no whole number from 1"]),
+        ("evaluate", ["no_such_model", "--split", "test"], ["--split test", "--reason"]),
+        ("evaluate", ["no_such_model"], ["no_such_model"]),
+        ("evaluate", ["no_such_model", "--split", "train"], ["--split", "'train'"]),
+        ("predict", ["no_such_model", "no_such_images", "--output", "out"], ["no_such_"]),
+        ("predict", ["no_such_model", "no_such_images"], ["--output"]),
+        ("export", ["no_such_study"], ["no_such_study"]),
+        ("export", ["kvasir", "--trial", "first"], ["--trial", "'first'"]),
+    ],
+)
+def test_mistakes_of_other_commands(
+    command: str, argv: list[str], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = fails(command, argv, capsys)
+    assert all(part in shown for part in expected), shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_retrain_takes_paths_of_the_experiment_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "best.yaml"
+    file.write_text("experiment: {data: {kind: demo}}\n")
+    assert "paths of the experiment only" in fails("retrain", [str(file), "--set", "study.trials=3"], capsys)
+    assert "'training.epochs'" in fails("retrain", [str(file), "--set", "training.epoch=3"], capsys)
+    file.write_text("experiment: {data: {kind: demo}, los: {}}\n")
+    assert "'loss'" in fails("retrain", [str(file)], capsys)
+
+
+# ------------------------------------------------------------------------------------------------------------------ shared parts
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90.0), ("90s", 90.0), ("30m", 1800.0), ("2h", 7200.0), ("1.5d", 129600.0), ("0.5", 0.5), ("1e3", 1000.0)],
+)
+def test_durations(text: str, expected: float) -> None:
+    assert cli.seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "h", "0", "-1h", "nan", "inf", "1w", "2 hours", "1h30m"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="no duration"):
+        cli.seconds(text)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-3", "2.5", "1e3", "many"])
+def test_no_positive_numbers(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="no whole number"):
+        cli.positive(text)
+    assert cli.positive("12") == 12
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "shown"),
+    [
+        (UserError("is empty", where="f.yaml", todo="fill it"), 2, "error: f.yaml: is empty\n  -> fill it\n"),
+        (UserError("is empty"), 2, "error: is empty\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_exit_codes(raised: BaseException, code: int, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(_: argparse.Namespace) -> int:
+        raise raised
+
+    assert cli.run(command, cli.parser("x", "about", ""), []) == code
+    assert capsys.readouterr().err == shown
+
+
+def test_a_bug_is_not_hidden() -> None:
+    def command(_: argparse.Namespace) -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.run(command, cli.parser("x", "about", ""), [])
+
+
+def test_home_option(tmp_path: Path) -> None:
+    from guidino_tune import paths
+
+    seen = []
+    cli.run(lambda _: seen.append(paths.home()) or 0, cli.parser("x", "about", ""), ["--home", str(tmp_path / "h")])
+    assert seen == [tmp_path / "h"]

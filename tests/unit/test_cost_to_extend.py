@@ -1,0 +1,79 @@
+"""What it costs to add a segmenter, a data set, a loss, ...: the places in which a kind is named are counted."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from guidino_tune import doctor, prepare
+from guidino_tune.config.sections import Data, Segmenter
+from guidino_tune.data.sources import SOURCES
+
+PACKAGE = Path(__file__).parents[2] / "guidino_tune"
+
+SECTIONS = "config/sections.py"
+SEGMENTER_PLACES = {SECTIONS, "models/segmenters/__init__.py"}  # dataclass, registry
+SOURCE_PLACES = {SECTIONS, "data/sources/__init__.py"}
+DOWNLOADS = {"data/download.py", "prepare.py", "doctor.py"}  # where an archive lies, and commands that offer the kind
+
+PLACES: dict[str, set[str]] = {
+    "unet": SEGMENTER_PLACES,
+    "nnwnet": SEGMENTER_PLACES,
+    "segdino": SEGMENTER_PLACES,
+    "segguidino": SEGMENTER_PLACES,
+    "kvasir": {*SOURCE_PLACES, *DOWNLOADS, "data/sources/kvasir.py"},
+    "isic2017": {*SOURCE_PLACES, *DOWNLOADS, "data/sources/isic2017.py"},
+    "tn3k": {*SOURCE_PLACES, *DOWNLOADS, "data/sources/tn3k.py"},
+    "nnunet": {SECTIONS, "data/augmentation.py"},
+    "mse": {SECTIONS, "losses.py"},
+    "softmax": {SECTIONS, "models/tokenbook.py"},
+    "adamw": {SECTIONS, "training/optimisers.py"},
+    "sgd": {SECTIONS, "training/optimisers.py", "config/experiment.py"},  # momentum has an effect with it only
+    "poly": {SECTIONS, "training/optimisers.py"},
+    "tpe": {"config/study.py", "tuning/study.py", "search.py"},
+    "asha": {"config/study.py", "tuning/study.py", "search.py", "tuning/dry_run.py"},  # the plan shows its rungs
+}
+"""Where the name of a kind may stand, besides docstrings: a new place is a new step for everyone who adds one."""
+
+
+@functools.cache
+def strings(package: Path) -> dict[str, set[str]]:
+    """Files by the strings of the program that stand in them; a docstring is one string, which no kind is equal to."""
+    found: dict[str, set[str]] = {}
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.setdefault(node.value, set()).add(str(path.relative_to(package)))
+    return found
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_kind_is_named_in_its_places_only(kind: str) -> None:
+    assert strings(PACKAGE)[kind] == PLACES[kind]
+
+
+def test_places_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text('"""About unet."""\nif kind == "unet":\n    pass\n')
+    (tmp_path / "b.py").write_text('"""About unet."""\n# unet\nname = "unet3d"\n')
+    assert strings(tmp_path)["unet"] == {"a.py"}
+
+
+def test_every_kind_of_the_configuration_is_counted_or_general() -> None:
+    general = {"none", "folder", "demo", "dino"}  # words of other meanings too; `dino` is the only guide
+    kinds = {*get_args(get_type_hints(Data)["kind"]), *(cls().kind for cls in get_args(get_args(Segmenter)[0]))}
+    assert kinds - general <= set(PLACES)
+
+
+def test_registries_and_commands_hold_every_kind() -> None:
+    kinds = set(get_args(get_type_hints(Data)["kind"]))
+    assert set(SOURCES) == set(doctor.KINDS) == kinds
+    assert set(prepare.KINDS) == kinds - {"folder"}  # a folder of one's own needs no preparation
+    registry = (PACKAGE / "models/segmenters/__init__.py").read_text(encoding="utf-8")  # read, for importing it imports torch
+    assert dict(re.findall(r'^    "(\w+)": (\w+),$', registry, re.MULTILINE)) == {
+        cls().kind: cls.__name__ for cls in get_args(get_args(Segmenter)[0])
+    }

@@ -1,0 +1,216 @@
+"""Exported models, their scores and their predictions."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from training_helpers import GUIDE, LORA, make_experiment
+
+from guidino_tune.config import Data, Experiment
+from guidino_tune.data.opening import open_for_search
+from guidino_tune.data.sources import find_cases
+from guidino_tune.data.sources.demo import generate
+from guidino_tune.errors import UserError
+from guidino_tune.evaluate import main as evaluate
+from guidino_tune.inference import predict_image
+from guidino_tune.metrics import CaseScore, score_case
+from guidino_tune.models import build_model
+from guidino_tune.predict import main as predict
+from guidino_tune.prediction import predict_folder
+from guidino_tune.training.checkpoints import WEIGHTS, save_weights
+from guidino_tune.training.evaluation import choose_cases, evaluate_cases, write_scores
+from guidino_tune.training.model_folder import export_model, find_weights, load_model
+
+SIZES = [(33, 47), (64, 20), (17, 90), (32, 32), (5, 7)]
+"""Width and height of images, none of them what the model sees."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """Twelve demo images of different sizes in the layout of a plain folder."""
+    root = tmp_path_factory.mktemp("images")
+    for name in ("images", "masks"):
+        (root / name).mkdir()
+    for number in range(12):
+        size = SIZES[number % 3]
+        for array, folder in zip(generate(number, 96), ("images", "masks"), strict=True):
+            Image.fromarray(array).resize(size, Image.Resampling.NEAREST).save(root / folder / f"c{number:02d}.png")
+    return Data(kind="folder", root=str(root), image_size=32, validation_fraction=0.25, test_fraction=0.25)
+
+
+def experiment_on(data: Data, kind: str = "unet", guide: dict[str, Any] | None = None) -> Experiment:
+    values = make_experiment(kind, guide=guide).to_dict()
+    values["data"] |= {"kind": "folder", "root": data.root, "validation_fraction": 0.25, "test_fraction": 0.25}
+    return Experiment.from_dict(values)
+
+
+def make_model(folder: Path, experiment: Experiment) -> Path:
+    """A model folder with the initial weights of the experiment."""
+    best = folder / "best"
+    best.mkdir(parents=True)
+    save_weights(best / WEIGHTS, build_model(experiment).trained_state())
+    return export_model(best, experiment, folder / "model", {"study": "small", "trial": 3})
+
+
+@pytest.fixture(scope="module")
+def model(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("retrained")
+    open_for_search(data, split_file=folder / "split.json", cache=folder / "cache")
+    return make_model(folder, experiment_on(data, guide=GUIDE))
+
+
+@pytest.mark.parametrize(("kind", "guide"), [("unet", GUIDE), ("nnwnet", None), ("segguidino", LORA)])
+def test_a_model_comes_back_bit_by_bit(kind: str, guide: dict | None, data: Data, tmp_path: Path) -> None:
+    experiment = experiment_on(data, kind, guide)
+    folder = make_model(tmp_path, experiment)
+    assert sorted(p.name for p in folder.iterdir()) == ["experiment.yaml", "provenance.yaml", "weights.safetensors"]
+    loaded, described = load_model(folder)
+    assert described == experiment
+    assert yaml.safe_load((folder / "provenance.yaml").read_text()) == {"study": "small", "trial": 3}
+    image = torch.randn(1, 3, 32, 32)
+    original = build_model(experiment).eval()
+    assert not loaded.training
+    with torch.no_grad():
+        assert torch.equal(loaded(image).logits[0], original(image).logits[0])
+
+
+def test_an_export_replaces_an_older_one_whole(data: Data, tmp_path: Path) -> None:
+    folder = make_model(tmp_path, experiment_on(data))
+    (folder / "stray.txt").write_text("old")
+    export_model(tmp_path / "best", experiment_on(data), folder, {"trial": 4})
+    assert not (folder / "stray.txt").exists()
+    assert yaml.safe_load((folder / "provenance.yaml").read_text()) == {"trial": 4}
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_trial_folder_is_a_model_too(data: Data, tmp_path: Path) -> None:
+    experiment = experiment_on(data)
+    make_model(tmp_path, experiment)
+    (tmp_path / "experiment.yaml").write_text(experiment.to_yaml())
+    weights, found = find_weights(tmp_path)
+    assert (weights, found) == (tmp_path / "best" / WEIGHTS, experiment)
+
+
+@pytest.mark.parametrize("how", ["nothing", "damaged", "another network"])
+def test_what_is_no_model_is_a_clear_error(how: str, data: Data, tmp_path: Path) -> None:
+    if how != "nothing":
+        folder = make_model(tmp_path, experiment_on(data))
+        if how == "damaged":
+            (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:200])
+        else:
+            (folder / "experiment.yaml").write_text(experiment_on(data, "nnwnet").to_yaml())
+    with pytest.raises(UserError):
+        load_model(tmp_path / "model")
+
+
+def test_scores_are_those_of_each_prediction_at_its_own_size(model: Path, data: Data) -> None:
+    network, experiment = load_model(model)
+    cases = list(find_cases(data).cases)[:4]
+    told: list[tuple[int, int]] = []
+    scores = evaluate_cases(network, cases, 32, progress=lambda *done: told.append(done))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    for case in cases:
+        image, truth = np.asarray(Image.open(case.image).convert("RGB")), np.asarray(Image.open(case.mask).convert("L")) >= 128
+        predicted = predict_image(network, image, 32).mask
+        assert predicted.shape == truth.shape
+        overlap = 2 * (predicted * truth).sum() / max(1, predicted.sum() + truth.sum())
+        assert scores[case.id].dice == pytest.approx(overlap)
+        assert scores[case.id] == score_case(predicted, truth.astype(np.uint8))
+
+
+def test_score_files_hold_every_case(tmp_path: Path) -> None:
+    write_scores({"a": CaseScore(0.5, 1 / 3, 2.0, 1.0), 'b,"x': CaseScore(1.0, 1.0, 0.0, 0.0)}, tmp_path / "scores.csv")
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["case"] for r in rows] == ["a", 'b,"x']
+    assert float(rows[0]["iou"]) == pytest.approx(1 / 3, rel=1e-5)
+
+
+def chosen(model: Path, data: Data, part: str, **changes: Any) -> list[str]:
+    options = {"kind": None, "root": None, "split_file": None, "reason": "a test", **changes}
+    return [case.id for case in choose_cases(model, data, part, **options)]
+
+
+def test_the_parts_are_those_of_the_study_s_split(model: Path, data: Data) -> None:
+    split = json.loads((model.parent / "split.json").read_text())
+    assert chosen(model, data, "validation") == split["validation"]
+    openings = model.parent / "test-openings.jsonl"
+    before = len(openings.read_text().splitlines()) if openings.exists() else 0
+    assert chosen(model, data, "test") == split["test"]
+    assert json.loads(openings.read_text().splitlines()[-1])["reason"] == "a test"
+    assert len(openings.read_text().splitlines()) == before + 1
+    assert not set(split["test"]) & set(chosen(model, data, "validation"))
+
+
+def test_another_data_set_is_scored_whole_or_not_at_all(model: Path, data: Data, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="knows no validation split"):
+        chosen(model, data, "validation", kind="demo")
+    with pytest.raises(UserError, match="trained on"):
+        chosen(model, data, "all")
+    assert len(chosen(model, data, "all", root=data.root)) == 12
+    with pytest.raises(UserError, match="unknown|should be|Input"):
+        chosen(model, data, "all", kind="kvsair")
+    with pytest.raises(UserError, match=r"no split\.json"):
+        chosen(tmp_path, data, "validation")
+
+
+def test_evaluate_prints_means_and_writes_cases(model: Path, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "scores.csv"
+    assert evaluate([str(model), "--output", str(output)]) == 0
+    rows = list(csv.DictReader(output.open()))
+    mean = sum(float(r["dice"]) for r in rows) / len(rows)
+    text = capsys.readouterr().out
+    assert f"Dice {mean:.4f}" in text
+    assert f"{len(rows)} cases" in text
+    assert evaluate([str(model), "--split", "test"]) == 2
+    assert "--reason" in capsys.readouterr().err
+    assert evaluate([str(tmp_path)]) == 2
+
+
+def test_predictions_have_the_size_and_name_of_their_images(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number, (width, height) in enumerate(SIZES):
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"i{number}.{['png', 'jpg', 'bmp', 'tif', 'webp'][number]}")
+    (folder / "broken.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("not an image")
+    done, failed = predict_folder(model, folder, tmp_path / "out")
+    assert done == len(SIZES)
+    assert len(failed) == 1
+    assert "broken.png" in failed[0]
+    network, _ = load_model(model)
+    for number, size in enumerate(SIZES):
+        mask = Image.open(tmp_path / "out" / "masks" / f"i{number}.png")
+        assert mask.size == size
+        assert set(np.unique(np.asarray(mask))) <= {0, 255}
+        assert (tmp_path / "out" / "overlays" / f"i{number}.png").exists()
+    image = np.asarray(Image.open(folder / "i0.png"))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "masks" / "i0.png")) // 255, predict_image(network, image, 32).mask)
+
+
+def test_predict_options(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(generate(3, 50)[0]).save(folder / "a.png")
+    masks = {}
+    for threshold in (0.01, 0.99):
+        out = tmp_path / str(threshold)
+        assert predict([str(model), str(folder / "a.png"), "--output", str(out), "--threshold", str(threshold), "--no-overlays"]) == 0
+        masks[threshold] = np.asarray(Image.open(out / "masks" / "a.png")) > 0
+        assert not (out / "overlays").exists()
+    assert masks[0.01].sum() >= masks[0.99].sum()
+    assert not (masks[0.99] & ~masks[0.01]).any()
+    assert predict([str(model), str(folder), "--output", str(tmp_path / "x"), "--threshold", "1.5"]) == 2
+    Image.fromarray(generate(4, 50)[0]).save(folder / "a.jpg")
+    assert predict([str(model), str(folder), "--output", str(tmp_path / "x")]) == 2
+    assert "two images are called 'a'" in capsys.readouterr().err
+    assert predict([str(model), str(tmp_path / "nothing"), "--output", str(tmp_path / "x")]) == 2
