@@ -7,6 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from guidino_tune import paths
+from guidino_tune.errors import UserError
+
 
 def parser(name: str, about: str, examples: str) -> argparse.ArgumentParser:
     """An argument parser that keeps the layout of its examples and knows ``--home``."""
@@ -52,11 +55,8 @@ def run(command: Callable[[argparse.Namespace], int], arguments: argparse.Argume
     Returns:
         The exit code: the command's own, 2 for a mistake, 130 for Ctrl-C.
     """
-    from guidino_tune.errors import UserError
-
     options = arguments.parse_args(argv)
-    if options.home:
-        os.environ["GUIDINO_TUNE_HOME"] = options.home
+    paths.use_home(options.home)
     try:
         return command(options)
     except UserError as error:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from guidino_tune import paths
 from guidino_tune.cli import parser, run
 
 EXAMPLES = """\
@@ -42,7 +43,7 @@ def _export(options: argparse.Namespace) -> int:
     from guidino_tune.training.folder import write_text
 
     write_text(file, text)
-    print(f"{line}\nwritten: {file}\n retrain: python -m guidino_tune.retrain {file} --seeds 3")
+    print(f"{line}\nwritten: {file}\n retrain: {paths.next_command(f'retrain {file} --seeds 3')}")
     return 0
 
 

@@ -62,8 +62,10 @@ def guide_loss(guide: Tensor, masks: Tensor, *, kind: str = "bce", target: str =
     cells = F.adaptive_avg_pool2d(masks, grid) if target == "area" else F.interpolate(masks, size=grid, mode="nearest")
     if kind == "mse":
         return F.mse_loss(guide, cells)
-    # The logarithm's slope at 0 and 1 is infinite; a cosine can get there exactly.
-    return F.binary_cross_entropy(guide.clamp(_PROBABILITY_EPS, 1 - _PROBABILITY_EPS), cells)
+    # The logarithm's slope at 0 and 1 is infinite; a cosine can get there exactly. Written out, for torch's own function refuses NaN, on
+    # a GPU by ending the process: a diverged guide must reach the loss as NaN instead.
+    likely = guide.clamp(_PROBABILITY_EPS, 1 - _PROBABILITY_EPS)
+    return -(cells * likely.log() + (1 - cells) * (1 - likely).log()).mean()
 
 
 def boundary_band(masks: Tensor, width: int) -> Tensor:

@@ -1,9 +1,14 @@
-"""Where things are kept: one home folder for studies, data sets, caches and the tracking database."""
+"""Where things are kept: one home folder for studies, data sets, caches and the tracking database; and commands that find it again."""
 
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
+
+_named_home: list[str] = []
 
 
 def home() -> Path:
@@ -24,3 +29,21 @@ def cache() -> Path:
 def studies() -> Path:
     """One folder per study."""
     return home() / "studies"
+
+
+def use_home(folder: str | None) -> None:
+    """Takes another home folder, as ``--home`` does, for this process and those it starts; ``None`` leaves the environment's."""
+    _named_home[:] = [folder] if folder else []
+    if folder:
+        os.environ["GUIDINO_TUNE_HOME"] = folder
+
+
+def next_command(words: str) -> str:
+    """A command of this package as it works when copied: with this Python, and with the home folder where ``--home`` named one."""
+    executable = Path(sys.executable)
+    python = "python" if shutil.which("python") == sys.executable else str(executable)
+    if executable.is_relative_to(Path.cwd()):
+        python = python if python == "python" else str(executable.relative_to(Path.cwd()))
+    name, _, rest = words.partition(" ")
+    home = f" --home {shlex.quote(_named_home[0])}" if _named_home else ""
+    return f"{python} -m guidino_tune.{name} {rest}{home}"

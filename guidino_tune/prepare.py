@@ -51,7 +51,7 @@ def _prepare(options: argparse.Namespace) -> int:
     print(f"split: {_split(listing)}")
     for note in listing.notes:
         print(f"note: {note}")
-    print(f"next: guidino-tune search {options.kind}{f' --data-root {shlex.quote(str(root))}' if options.root else ''}")
+    print("next: " + paths.next_command(f"search {options.kind}{f' --data-root {shlex.quote(str(root))}' if options.root else ''}"))
     return 0
 
 

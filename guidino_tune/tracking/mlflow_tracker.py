@@ -150,7 +150,7 @@ class MLflowTracker:
 
     @property
     def url(self) -> str:
-        """Address of the study's trials, best first, for a database on the server that ``ui_command`` starts; empty while MLflow has none."""
+        """Page of the study's trials, best first, for a database on the server that ``ui_command`` starts; empty before there are any."""
         experiment = self._sender.location[0] if self._sender else ""
         return page(self.uri, experiment, study_id(self._study)) if experiment else ""
 

@@ -280,5 +280,5 @@ def _milliseconds(seconds: float | None, records: Sequence[EpochRecord]) -> int 
 
 
 def study_id(study: StudySnapshot) -> str:
-    """The tag that tells a study from others, without the quote that would end a literal in MLflow's search language (it knows no escapes)."""
+    """What tells a study from others, without the quote that would end a literal in MLflow's search language (which has no escape)."""
     return (study.id or study.name).replace("'", "_")

@@ -21,7 +21,7 @@ from guidino_tune.tracking.snapshots import StudySnapshot
 TAG = "mlflow.sharedViewState."
 LOCAL = "http://127.0.0.1:5000"
 """Where the command that ``ui_command`` gives serves the pages."""
-LETTER = 8  # pixels, about: so many does a letter of a column's heading take
+LETTER = 7  # pixels, about: so many does a letter of a heading take
 
 
 def view_name(study_id: str) -> str:
@@ -61,7 +61,7 @@ def _saved(study: StudySnapshot, study_id: str) -> str:
         "metrics.`val_iou`": 90,
         "metrics.`val_hd95`": 90,
         "tags.`guidino.state`": 120,
-        **{f"params.`{as_key(f'searched/{path}')}`": 30 + LETTER * len(f"searched/{path}") for path in searched},
+        **{f"params.`{as_key(f'searched/{path}')}`": 24 + LETTER * len(f"searched/{path}") for path in searched},
     }
     state = {
         "searchFilter": f"tags.`guidino.study_id` = '{study_id}' and tags.`guidino.kind` = 'trial'",

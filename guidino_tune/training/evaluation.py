@@ -81,14 +81,16 @@ def choose_cases(
     Raises:
         UserError: No split, no such data set, or parts of another data set asked for.
     """
+    trained_on = data.root
     other = kind is not None and kind != data.kind
     if part != "all" and other:
         raise UserError(f"the model knows no {part} split of {kind!r}", where="--kind", todo="use --split all")
     values = {**dataclasses.asdict(data), "root": root or (None if other else data.root), "kind": kind or data.kind}
     data = parse(Data, values, "--kind")
     if part == "all":
-        if not other and root is None:
-            raise UserError("all cases include those it was trained on", where="--split all", todo="name another data set")
+        if not other and (data.kind != "folder" or root is None or Path(root).absolute() == Path(str(trained_on)).absolute()):
+            todo = "name another data set by --kind and --data-root (--kind folder fits any images/ and masks/)"
+            raise UserError("all cases include those it was trained on, and the sealed test", where="--split all", todo=todo)
         return list(find_cases(data).cases)
     file = (
         Path(split_file) if split_file else next((p / "split.json" for p in model.absolute().parents if (p / "split.json").exists()), None)

@@ -284,8 +284,8 @@ def _register(
         f"model of seed {chosen.seed} (best on validation): {model}",
         f"registered in MLflow as {registered!r}, version {version}",
         f"  browse: {ui_command(uri)}",
-        f" predict: python -m guidino_tune.predict {model} IMAGES --output masks",
-        f"evaluate: python -m guidino_tune.evaluate {model}",
+        " predict: " + paths.next_command(f"predict {model} IMAGES --output masks"),
+        "evaluate: " + paths.next_command(f"evaluate {model}"),
     ):
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -259,8 +259,8 @@ def _closing(
         console.print("Interrupted: nothing is lost; the same command goes on from here.", style="yellow")
     if ranked:
         steps += [
-            ("export", f"python -m guidino_tune.export {name} --output best.yaml"),
-            ("retrain", "python -m guidino_tune.retrain best.yaml --seeds 3"),
+            ("export", paths.next_command(f"export {name} --output best.yaml")),
+            ("retrain", paths.next_command("retrain best.yaml --seeds 3")),
         ]
     for label, command in steps:
         console.print(f"{label:>8}: {command}", highlight=False, soft_wrap=True)

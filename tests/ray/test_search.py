@@ -35,6 +35,11 @@ def agrees_with_mlflow(home: Path, name: str, interrupted: bool = False) -> None
         run = next(r for r in children if int(r.data.tags["guidino.trial"]) == trial.number)
         assert run.info.status == STATE[trial.state.name]
         values = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "val_dice")}
+        if trial.state == TrialState.RUNNING:
+            # Its last epoch may be saved and yet untold: MLflow knows it from the trial's file, the study hears of it again.
+            saved = {r.epoch: r.metrics["val_dice"] for r in study_folder(home, name).trial(trial.number).history()}
+            assert trial.intermediate_values.items() <= values.items() <= saved.items()
+            continue
         assert values == pytest.approx(trial.intermediate_values, abs=1e-12)
         assert len(client.get_metric_history(run.info.run_id, "val_dice")) == len(values)
         assert float(run.data.params["training.lr"]) == pytest.approx(trial.params["training.lr"], rel=1e-9)
@@ -125,7 +130,9 @@ def test_a_killed_search_goes_on_and_is_extended(home: Path, tmp_path: Path, dem
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_stopped_search_leaves_its_trials_to_the_next(number: signal.Signals, home: Path, tmp_path: Path, demo: Path, start: Start) -> None:
+def test_a_stopped_search_leaves_its_trials_to_the_next(
+    number: signal.Signals, home: Path, tmp_path: Path, demo: Path, start: Start
+) -> None:
     space = slow_space(tmp_path, demo, epochs=30, trials=3, pruner="none")
     command = ("guidino_tune.search", str(space))
     first = start(*command)
@@ -136,7 +143,7 @@ def test_a_stopped_search_leaves_its_trials_to_the_next(number: signal.Signals, 
     code = first.wait(60)
     seconds = time.monotonic() - clock
     assert code == 130
-    assert seconds < 20
+    assert seconds < 10, f"stopping took {seconds:.1f} s"
     trials = trials_of(home, "small")
     assert left <= {t.number for t in trials if t.state in (TrialState.RUNNING, TrialState.COMPLETE)}
     assert not [t for t in trials if t.state in (TrialState.FAIL, TrialState.PRUNED)]
@@ -177,5 +184,3 @@ def test_a_trial_that_diverges_is_one_failure_among_others(home: Path, tmp_path:
     assert failed.user_attrs["failure"] == "diverged"
     assert "not finite" in failed.user_attrs["message"]
     agrees_with_mlflow(home, "small")
-
-

@@ -222,6 +222,11 @@ def test_a_bug_is_not_hidden() -> None:
 def test_home_option(tmp_path: Path) -> None:
     from guidino_tune import paths
 
-    seen = []
-    cli.run(lambda _: seen.append(paths.home()) or 0, cli.parser("x", "about", ""), ["--home", str(tmp_path / "h")])
+    seen: list[Path] = []
+
+    def command(_: argparse.Namespace) -> int:
+        seen.append(paths.home())
+        return 0
+
+    assert cli.run(command, cli.parser("x", "about", ""), ["--home", str(tmp_path / "h")]) == 0
     assert seen == [tmp_path / "h"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import random
 import tomllib
 from pathlib import Path
@@ -15,9 +16,8 @@ from hypothesis import strategies as st
 
 from guidino_tune.config import BACKBONES, DINOGuide
 from guidino_tune.errors import UserError
-from guidino_tune.space import space as space_module
 from guidino_tune.space.check import check_space, idle_parameters
-from guidino_tune.space.parameters import Parameter, get_path
+from guidino_tune.space.parameters import Bounds, Parameter, get_path
 from guidino_tune.space.space import Space, load_space, names, override, read_space
 from guidino_tune.space.suggest import suggest
 
@@ -103,7 +103,7 @@ def test_first_trials_lie_inside_and_name_every_active_parameter(name: str) -> N
     space = load_space(name)
     for trial in space.first_trials:
         assert all(space.parameters[path].contains(value) for path, value in trial.items())
-        active, _ = space.walk(lambda path, parameter, trial=trial: trial[path])  # a parameter that is not named raises
+        active, _ = space.walk(lambda path, _, trial=trial: trial[path])  # type: ignore[misc]  # one that is not named raises
         assert active == trial
 
 
@@ -139,7 +139,7 @@ def test_conditions(condition: str, value: Any, active: bool) -> None:
 
 
 def test_a_condition_on_a_field_that_is_not_there_does_not_hold() -> None:
-    parameter = Parameter(type="float", low=1, high=2, when={RANK: {"ge": 0}, "guide.kind": "none"})
+    parameter = Parameter(type="float", low=1, high=2, when={RANK: Bounds(ge=0), "guide.kind": "none"})
     assert not parameter.active({"guide": {"kind": "none"}})
 
 
@@ -311,6 +311,6 @@ def test_an_installed_package_holds_the_spaces() -> None:
 def test_an_installed_package_reads_its_own_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "search_spaces").mkdir()
     (tmp_path / "search_spaces" / "mine.yaml").write_text("experiment: {data: {kind: demo}}\n")
-    monkeypatch.setattr(space_module.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(importlib.resources, "files", lambda _: tmp_path)
     assert names() == ["mine"]
     assert load_space("mine").source == str(tmp_path / "search_spaces" / "mine.yaml")

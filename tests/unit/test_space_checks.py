@@ -210,8 +210,8 @@ def test_parameters_without_effect(text: str, expected: list[str]) -> None:
     ],
 )
 def test_an_invalid_value_is_named_with_its_parameter_only(text: str, path: str, value: str, reason: str) -> None:
-    other = "training.weight_decay: {type: float, low: 0.001, high: 0.1}\nloss.batch_dice: {choices: [true, false]}\n"
-    found = message(space_of(other + text))
+    above, below = "training.weight_decay: {type: float, low: 0.001, high: 0.1}", "loss.batch_dice: {choices: [true, false]}"
+    found = message(space_of(f"{above}\n{text}\n{below}"))
     assert found.startswith(f"mine.yaml, space.{path}: {value}")
     assert reason in found
     assert "makes no valid experiment" in found

@@ -114,11 +114,7 @@ def test_no_history_is_an_empty_one(folder: TrialFolder) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    st.lists(
-        st.dictionaries(st.text(min_size=1, max_size=8), st.floats(allow_nan=False, allow_infinity=False), max_size=4), max_size=5
-    )
-)
+@given(st.lists(st.dictionaries(st.text(min_size=1, max_size=8), st.floats(allow_nan=False, allow_infinity=False), max_size=4), max_size=5))
 def test_history_reads_back_what_was_written_exactly(metrics: list[dict[str, float]]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = TrialFolder(Path(name) / "trial")

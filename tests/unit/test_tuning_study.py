@@ -93,7 +93,7 @@ def test_first_trials_are_queued_once(folder: StudyFolder) -> None:
 
 def test_a_driver_that_died_while_queueing_queues_the_rest(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     enqueue = optuna.Study.enqueue_trial
-    calls = []
+    calls: list[object] = []
 
     def dies(self: optuna.Study, *args: Any, **kwargs: Any) -> None:
         if calls:
@@ -101,9 +101,10 @@ def test_a_driver_that_died_while_queueing_queues_the_rest(folder: StudyFolder, 
         calls.append(args)
         enqueue(self, *args, **kwargs)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(optuna.Study, "enqueue_trial", dies)
+    monkeypatch.setattr(optuna.Study, "enqueue_trial", dies)
+    with pytest.raises(KeyboardInterrupt):
         open_study(search_space(), folder)
+    monkeypatch.undo()
     assert len(open_study(search_space(), folder).trials) == 2
 
 

@@ -28,7 +28,8 @@ SOURCES: dict[str, Callable[[Path, str], Listing]] = {
 
 
 def find_cases(data: Data) -> Listing:
-    """Lists the cases of a data set. The listing names test files too: only ``opening`` and ``sealed`` may call this.
+    """Lists the cases of a data set. The listing names test files too: it is for
+    ``opening``, ``sealed``, the evaluation and for counting, and nobody opens those files but through ``sealed``.
 
     Raises:
         UserError: The folder or its layout is not there, or files have no partner.
