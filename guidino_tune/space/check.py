@@ -55,8 +55,10 @@ def without_idle(space: Space) -> Space:
     """
     if space.origin is None:
         return space
+    origin = space.origin
+    space = _without_impossible(space, origin)
     idle = idle_parameters(space)
-    mistakes = idle_parameters(space.origin) if idle else []
+    mistakes = idle_parameters(origin) if idle else []
     idle = [path for path in idle if path not in mistakes]
     if not idle:
         return space
@@ -71,6 +73,32 @@ def without_idle(space: Space) -> Space:
         first_trials=tuple(first),
         notes=(*space.notes, *(f"without effect after --set, not searched: {p}" for p in idle)),
     )
+
+
+def _without_impossible(space: Space, origin: Space) -> Space:
+    """Drops, with a note, choices that no longer make any valid experiment (such as heads on the guide's features when it was removed)."""
+    parameters, notes, dropped = dict(space.parameters), [], set[tuple[str, Scalar]]()
+    for path, parameter in space.parameters.items():
+        lost = [c for c in parameter.choices if not _possible(space, path, c) and _possible(origin, path, c)]
+        kept = tuple(c for c in parameter.choices if c not in lost)
+        if lost and kept:
+            parameters[path] = dataclasses.replace(parameter, choices=kept)
+            dropped |= {(path, c) for c in lost}
+            notes.append(f"impossible after --set, not searched: {path} = {', '.join(map(str, lost))}")
+    first = tuple(trial for trial in space.first_trials if not dropped.intersection(trial.items()))
+    return dataclasses.replace(space, parameters=parameters, first_trials=first, notes=(*space.notes, *notes))
+
+
+def _possible(space: Space, path: str, choice: Scalar) -> bool:
+    generator = random.Random(0)
+    for _ in range(8):
+        values, _ = space.walk(lambda p, parameter: choice if p == path else parameter.draw(generator))
+        try:
+            _build(space, values)
+            return True
+        except UserError:
+            continue
+    return False
 
 
 def idle_parameters(space: Space) -> list[str]:

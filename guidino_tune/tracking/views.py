@@ -13,7 +13,7 @@ import json
 import time
 import zlib
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from guidino_tune.tracking.client import as_key, is_server, redacted
 from guidino_tune.tracking.snapshots import StudySnapshot
@@ -31,9 +31,17 @@ def view_name(study_id: str) -> str:
 
 def page(uri: str, experiment_id: str, study_id: str) -> str:
     """Address of a study's view, on the server at ``uri`` or, for a database, on the one that ``ui_command`` starts."""
-    base = redacted(uri).rstrip("/") if is_server(uri) else LOCAL
     query = urlencode({"workflowType": "machine_learning", "viewStateShareKey": view_name(study_id)})
-    return f"{base}/#/experiments/{experiment_id}/runs?{query}"
+    return f"{_base(uri)}/#/experiments/{experiment_id}/runs?{query}"
+
+
+def model_page(uri: str, name: str) -> str:
+    """Address of a registered model, on the same server."""
+    return f"{_base(uri)}/#/models/{quote(name)}"
+
+
+def _base(uri: str) -> str:
+    return redacted(uri).rstrip("/") if is_server(uri) else LOCAL
 
 
 def save_view(client: Any, experiment_id: str, study: StudySnapshot, study_id: str) -> None:

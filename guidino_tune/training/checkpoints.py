@@ -37,6 +37,8 @@ def write_checkpoint(
 def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Saves contiguous copies on the CPU; safetensors refuses views and shared storage."""
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+    # safetensors makes files that only their owner may read; a study is shared with colleagues as the other files of its folder are.
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError
 from guidino_tune.metrics import summarise
 from guidino_tune.tracking import SeedRun, flatten, log_model_run, ui_command
+from guidino_tune.tracking.views import model_page
 from guidino_tune.training.evaluation import RESOLUTION, evaluate_cases, write_scores
 from guidino_tune.training.folder import TrialFolder, write_text
 from guidino_tune.training.loop import OBJECTIVE
@@ -284,6 +285,7 @@ def _register(
         f"model of seed {chosen.seed} (best on validation): {model}",
         f"registered in MLflow as {registered!r}, version {version}",
         f"  browse: {ui_command(uri)}",
+        f"    open: {model_page(uri, registered)}",
         " predict: " + paths.next_command(f"predict {model} IMAGES --output masks"),
         "evaluate: " + paths.next_command(f"evaluate {model}"),
     ):

@@ -252,9 +252,10 @@ def _closing(
         console.print(
             f"Best validation Dice {best:.4f} {verdict} the best constant mask ({baseline:.4f}); worst complete trial {worst:.4f}."
         )
-    console.print(tracking.message, highlight=False, soft_wrap=True)
+    if tracking.pending or tracking.last_error:
+        console.print(tracking.message, style="yellow", highlight=False, soft_wrap=True)
     name = space.study.name
-    steps = [("browse", tracking.ui_command)]
+    steps = [("browse", tracking.ui_command), ("open", tracking.url)]
     if interrupted:
         console.print("Interrupted: nothing is lost; the same command goes on from here.", style="yellow")
     if ranked:
@@ -262,7 +263,7 @@ def _closing(
             ("export", paths.next_command(f"export {name} --output best.yaml")),
             ("retrain", paths.next_command("retrain best.yaml --seeds 3")),
         ]
-    for label, command in steps:
+    for label, command in (step for step in steps if step[1]):
         console.print(f"{label:>8}: {command}", highlight=False, soft_wrap=True)
     write_text(folder.path / "leaderboard.txt", _plain(study, space))
     if interrupted and not space.study.time_budget:

@@ -257,3 +257,11 @@ def test_first_trials_outside(trial: dict[str, Any], expected: list[str]) -> Non
 def test_first_rung_within_the_budget() -> None:
     space = space_of("training.lr: {choices: [0.1, 1.0]}", study={"min_epochs": 500})
     assert "min_epochs 500 is above training.epochs 400" in message(space)
+
+
+def test_removing_the_guide_leaves_the_plain_networks() -> None:
+    space = without_idle(override(load_space("kvasir"), ["guide.kind=none"]))
+    check_space(space)
+    assert space.parameters["segmenter.kind"].choices == ("unet", "nnwnet")
+    assert {t["segmenter.kind"] for t in space.first_trials} == {"unet", "nnwnet"}
+    assert any("segdino, segguidino" in note for note in space.notes)
