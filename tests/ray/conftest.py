@@ -45,8 +45,8 @@ def cluster() -> Iterator[str]:
     import ray
 
     os.environ.pop("RAY_ADDRESS", None)
-    context = ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
-    os.environ["RAY_ADDRESS"] = context.address_info["address"]
+    ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     # With a named address Ray uses the machine's token only when told to; the first ``init`` may have made it.
     prepare_environment()
     yield os.environ["RAY_ADDRESS"]

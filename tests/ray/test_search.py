@@ -133,7 +133,7 @@ def test_a_killed_search_goes_on_and_is_extended(home: Path, tmp_path: Path, dem
 def test_a_stopped_search_leaves_its_trials_to_the_next(
     number: signal.Signals, home: Path, tmp_path: Path, demo: Path, start: Start
 ) -> None:
-    space = slow_space(tmp_path, demo, epochs=30, trials=3, pruner="none")
+    space = slow_space(tmp_path, demo, epochs=15, trials=3, pruner="none")
     command = ("guidino_tune.search", str(space))
     first = start(*command)
     first.until(lambda: len(running(home, "small")) == 2)
@@ -151,9 +151,11 @@ def test_a_stopped_search_leaves_its_trials_to_the_next(
     agrees_with_mlflow(home, "small", interrupted=True)
     assert "the same command goes on" in first.log.read_text()
 
+    if number == signal.SIGINT:
+        return  # both signals take the same way from here
     assert start(*command).wait() == 0
     assert [t.state for t in trials_of(home, "small")] == [TrialState.COMPLETE] * 3
-    check_history(home, "small", 30)
+    check_history(home, "small", 15)
     agrees_with_mlflow(home, "small")
 
 
