@@ -29,6 +29,8 @@ class Experiment:
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
+        if self.loss.dice_weight == 0 and self.loss.bce_weight == 0:
+            raise ValueError("loss: dice_weight and bce_weight are both 0; the coarse outputs would learn nothing")
         if isinstance(self.guide, DINOGuide):
             gate = self.guide.gate
             if gate not in ("default", "none", *self.segmenter.gates):

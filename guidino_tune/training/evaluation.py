@@ -25,6 +25,10 @@ RESOLUTION = "native resolution"
 """Where Dice, IoU, HD95 and ASD of this module are measured; distances are in native pixels."""
 
 
+SEEN = "all cases include those it was trained on, and the sealed test"
+OTHERS = "name another data set by --kind and --data-root (--kind folder fits any images/ and masks/)"
+
+
 def evaluate_cases(
     model: GuidedSegmenter,
     cases: Sequence[Case],
@@ -81,17 +85,19 @@ def choose_cases(
     Raises:
         UserError: No split, no such data set, or parts of another data set asked for.
     """
-    trained_on = data.root
+    trained_on = data
     other = kind is not None and kind != data.kind
     if part != "all" and other:
         raise UserError(f"the model knows no {part} split of {kind!r}", where="--kind", todo="use --split all")
     values = {**dataclasses.asdict(data), "root": root or (None if other else data.root), "kind": kind or data.kind}
     data = parse(Data, values, "--kind")
     if part == "all":
-        if not other and (data.kind != "folder" or root is None or Path(root).absolute() == Path(str(trained_on)).absolute()):
-            todo = "name another data set by --kind and --data-root (--kind folder fits any images/ and masks/)"
-            raise UserError("all cases include those it was trained on, and the sealed test", where="--split all", todo=todo)
-        return list(find_cases(data).cases)
+        if not other and (data.kind != "folder" or root is None):
+            raise UserError(SEEN, where="--split all", todo=OTHERS)
+        cases = list(find_cases(data).cases)
+        if {case.image.resolve() for case in cases} & _images(trained_on):
+            raise UserError(SEEN, where="--split all", todo=OTHERS)
+        return cases
     file = (
         Path(split_file) if split_file else next((p / "split.json" for p in model.absolute().parents if (p / "split.json").exists()), None)
     )
@@ -101,3 +107,11 @@ def choose_cases(
         return open_test(data, file, reason=str(reason))
     wanted = set(read_split(file).validation)
     return [case for case in find_cases(data).cases if case.id in wanted]
+
+
+def _images(data: Data) -> set[Path]:
+    """Files of a model's own data set; none where it is not on this machine."""
+    try:
+        return {case.image.resolve() for case in find_cases(data).cases}
+    except UserError:
+        return set()

@@ -21,9 +21,13 @@ from ray.tune.search import Searcher
 from guidino_tune.config import Experiment
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
+from guidino_tune.training.failures import INFEASIBLE
 from guidino_tune.training.loop import OBJECTIVE
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.tuning.study import StudyFolder, finished
+
+PATIENCE = 3
+"""Trials in a row that fail for reasons outside their configuration (a full disk, missing files, a bug) before a search gives up."""
 
 
 class Bridge:
@@ -56,6 +60,7 @@ class Bridge:
         self.experiments: dict[int, Experiment] = {}
         self.seen: dict[int, set[int]] = {}
         self.reasons: dict[int, tuple[str, str]] = {}
+        self.broken: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its searcher into a state file that we never read."""
@@ -69,6 +74,11 @@ class Bridge:
     def expired(self) -> bool:
         """True after the deadline."""
         return time.time() > self.deadline
+
+    @property
+    def given_up(self) -> str:
+        """Why no more trials are started: one after the other failed through no fault of its configuration; empty otherwise."""
+        return self.broken[-1] if len(self.broken) >= PATIENCE else ""
 
     def ask(self, tune_id: str) -> dict[str, Any]:
         """The next trial: one that a dead driver left running, else a new one."""
@@ -126,13 +136,18 @@ class Bridge:
             trial.set_user_attr("failure", kind)
             trial.set_user_attr("message", message[:2000])
             self.study.tell(trial, state=TrialState.FAIL)
+            self.broken = [] if kind in INFEASIBLE else [*self.broken, f"{kind}: {message}"]
         elif max(epochs, default=0) >= self.space.base.training.epochs:
             self.study.tell(trial, max(epochs.values()))
         elif self.expired:
             return  # stays RUNNING in the study: the next run goes on with it
         else:
             self.study.tell(trial, state=TrialState.PRUNED)
-        self.folder.trial(number).tidy()
+        if number not in self.reasons:
+            self.broken = []
+        # The workers of a Ray Train trial end a little later than this; their folders are tidied after the search.
+        if self.settings["executor"] == "actor":
+            self.folder.trial(number).tidy()
         self.listener(number, self.experiments.pop(number), None)
         self.seen.pop(number)
 
@@ -150,7 +165,7 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """See ``Searcher.suggest``."""
-        return Searcher.FINISHED if self.bridge.expired else self.bridge.ask(trial_id)
+        return Searcher.FINISHED if self.bridge.expired or self.bridge.given_up else self.bridge.ask(trial_id)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """The scheduler reports: it must know the answer."""

@@ -60,27 +60,35 @@ def plan(resources: Resources) -> Plan:
     """
     import ray
 
-    have = ray.cluster_resources()
-    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     per_worker = resources.gpus_per_worker if resources.gpus_per_worker is not None else (1.0 if gpus else 0.0)
     kind = resources.executor
     if kind == "auto":
         kind = "train" if resources.workers > 1 or per_worker else "actor"
     if kind == "actor" and resources.workers > 1:
         raise UserError("the actor executor has one worker", where="resources.workers", todo="use --executor train, or workers: 1")
-    cpus_per_worker = resources.cpus_per_worker or _share(cpus, gpus, per_worker)
-    need_cpus, need_gpus = resources.workers * cpus_per_worker, resources.workers * per_worker
-    if need_cpus > cpus or need_gpus > gpus:
+    cpus_per_worker = resources.cpus_per_worker or _share(nodes, per_worker)
+    # A worker lives on one node: what is left over on several nodes together carries none.
+    places = sum(_places(node, cpus_per_worker, per_worker) for node in nodes)
+    fits = places // resources.workers
+    if not fits:
         raise UserError(
-            f"one trial needs {need_cpus:g} CPUs and {need_gpus:g} GPUs; the cluster has {cpus:g} and {gpus:g}",
+            f"one trial needs {resources.workers} worker(s) with {cpus_per_worker} CPU(s) and {per_worker:g} GPU(s) on one node each; "
+            f"the cluster's {len(nodes)} node(s) with {cpus:g} CPUs and {gpus:g} GPUs in all carry {places}",
             where="resources",
             todo="lower resources.workers, cpus_per_worker or gpus_per_worker, or add nodes",
         )
-    fits = int(cpus // need_cpus)
-    if need_gpus:
-        fits = min(fits, int(gpus / need_gpus + 1e-6))
     return Plan(kind, min(resources.concurrent or fits, fits), cpus_per_worker, per_worker, cpus, gpus)
 
 
-def _share(cpus: float, gpus: float, per_worker: float) -> int:
-    return max(1, int(cpus * per_worker / gpus)) if gpus and per_worker else 1
+def _share(nodes: list[dict[str, float]], per_worker: float) -> int:
+    """CPUs of one worker: its GPU's share on the node that has the fewest for it, or one without GPUs."""
+    with_gpus = [node for node in nodes if node.get("GPU", 0.0) >= per_worker > 0]
+    return max(1, min((int(node.get("CPU", 0.0) * per_worker / node["GPU"]) for node in with_gpus), default=1))
+
+
+def _places(node: dict[str, float], cpus: int, gpus: float) -> int:
+    """How many workers a node carries."""
+    by_cpu = int(node.get("CPU", 0.0) // cpus)
+    return min(by_cpu, int(node.get("GPU", 0.0) / gpus + 1e-6)) if gpus else by_cpu

@@ -83,10 +83,13 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """See ``Trainable.setup``."""
         _prepare_process(config)
+        self.failed = False
         self.reset_config(config)
 
     def reset_config(self, config: dict[str, Any]) -> bool:
         """Takes the next trial; it is built in the first step, so that its failure belongs to it alone."""
+        if self.failed:
+            return False  # Tune then starts a new process: a GPU error may have left this one unable to compute
         self.config = config
         self.run: TrainingRun | None = None
         return True
@@ -101,6 +104,7 @@ class TrialActor(tune.Trainable):
             self.run.reporter.tell = told.update  # type: ignore[attr-defined]
             _epoch(self.run)
         except Exception as error:
+            self.failed = failure_kind(error) != "diverged"
             return _failure(error, self.config)
         return told
 
@@ -115,9 +119,10 @@ def train_trial(config: dict[str, Any]) -> None:
     """Runs a trial as a Ray Train worker group; called by Tune."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    gpus = config["gpus"]
+    gpus, failure = config["gpus"], Path(config["folder"]) / "failure.json"
+    failure.unlink(missing_ok=True)
     per_worker = {"CPU": config["cpus"] - CONTROLLER_CPU} | ({"GPU": gpus} if gpus else {})
-    ray.train.torch.TorchTrainer(
+    trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(num_workers=config["workers"], use_gpu=bool(gpus), resources_per_worker=per_worker),
@@ -127,7 +132,13 @@ def train_trial(config: dict[str, Any]) -> None:
             failure_config=ray.train.FailureConfig(max_failures=config["max_failures"]),
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
         ),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        # Told as a result: an exception here would make Tune start again what Ray Train has tried often enough.
+        known = json.loads(failure.read_text(encoding="utf-8")) if failure.exists() else {}
+        tune.report({"failure": "crashed", "message": str(error), "epoch": 0} | known)
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -143,6 +154,7 @@ def train_worker(config: dict[str, Any]) -> None:
     except Exception as error:
         # Divergence is seen by all workers at once; after any other failure of one, the others wait for it in a collective.
         if world_size > 1 and failure_kind(error) != "diverged":
+            write_text(Path(config["folder"]) / "failure.json", json.dumps(_failure(error, config)))
             raise
         ray.train.report(_failure(error, config))
 
@@ -161,6 +173,7 @@ def process_settings(plan: Plan, resources: Resources, *, split_file: Path, ray_
         "home": str(paths.home()),
         "split_file": str(split_file),
         "ray_folder": str(ray_folder / "train"),
+        "executor": plan.executor,
         "cpus": plan.cpus,
         "gpus": plan.gpus,
         "workers": resources.workers,

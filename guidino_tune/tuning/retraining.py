@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import statistics
@@ -29,13 +30,14 @@ from guidino_tune.errors import UserError
 from guidino_tune.metrics import summarise
 from guidino_tune.tracking import SeedRun, flatten, log_model_run, ui_command
 from guidino_tune.tracking.views import model_page
+from guidino_tune.training.checkpoints import WEIGHTS
 from guidino_tune.training.evaluation import RESOLUTION, evaluate_cases, write_scores
 from guidino_tune.training.folder import TrialFolder, write_text
 from guidino_tune.training.loop import OBJECTIVE
 from guidino_tune.training.model_folder import best_device, export_model, load_model
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.tuning.cluster import Plan, connected, plan
-from guidino_tune.tuning.search import MLFLOW_EXPERIMENT, mlflow_uri
+from guidino_tune.tuning.search import MLFLOW_EXPERIMENT, check_workers, mlflow_uri
 
 METRICS = ("dice", "iou", "hd95", "asd")
 
@@ -71,11 +73,12 @@ def retrain(
     """
     home = paths.home() / "retrained" / name
     split_file = home / "split.json"
+    check_workers(experiment, resources.workers)
     _check_same(home, experiment)
+    _take_split(provenance, split_file, console)
     data = open_for_search(experiment.data, split_file=split_file)
     for note in data.notes:
         console.print(f"note: {note}", style="yellow", highlight=False)
-    _check_split(provenance, split_file, console)
     numbers = [experiment.training.seed + i for i in range(seeds)]
     runs = {seed: TrialFolder(home / f"seed-{seed}") for seed in numbers}
     todo = [seed for seed in numbers if len(runs[seed].history()) < experiment.training.epochs or not runs[seed].best.exists()]
@@ -86,6 +89,8 @@ def retrain(
             _train(experiment, {s: runs[s] for s in todo}, split_file, resources, booked, console)
     validation = {seed: max(r.metrics[OBJECTIVE] for r in runs[seed].history()) for seed in numbers}
     tested = _test(experiment, runs, split_file, home, console)
+    for folder in runs.values():
+        folder.tidy()
     results = [SeedResult(s, runs[s], validation[s], tested.get(s, {})) for s in numbers]
     console.print(_table(experiment, results))
     chosen = max(results, key=lambda r: (r.validation, -r.seed))
@@ -202,9 +207,10 @@ def _test(
 ) -> dict[int, dict[str, float]]:
     """Scores every seed on the sealed test, which is opened once; what was measured before is read back."""
     stored = home / "test.json"
-    known: dict[int, dict[str, float]] = {}
-    if stored.exists():
-        known = {int(seed): values for seed, values in json.loads(stored.read_text(encoding="utf-8")).items()}
+    measured = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
+    # Scores belong to weights, not to a seed: one that was trained anew is measured anew.
+    digests = {seed: hashlib.sha256((run.best / WEIGHTS).read_bytes()).hexdigest() for seed, run in runs.items()}
+    known = {seed: measured[str(seed)]["scores"] for seed in runs if measured.get(str(seed), {}).get("weights") == digests[seed]}
     missing = [seed for seed in runs if seed not in known]
     if not missing:
         return known
@@ -218,7 +224,8 @@ def _test(
             scores = evaluate_cases(model, cases, experiment.data.image_size, progress=show)
         write_scores(scores, runs[seed].path / "test-cases.csv")
         known[seed] = summarise(list(scores.values()))
-        write_text(stored, json.dumps(known, indent=1))
+        measured[str(seed)] = {"weights": digests[seed], "scores": known[seed]}
+        write_text(stored, json.dumps(measured, indent=1))
     return known
 
 
@@ -299,17 +306,26 @@ def _check_same(home: Path, experiment: Experiment) -> None:
     write_text(stored, experiment.to_yaml())
 
 
-def _check_split(provenance: Mapping[str, Any], split_file: Path, console: Console) -> None:
-    """The search and the retraining must agree on what was never seen."""
+def _take_split(provenance: Mapping[str, Any], split_file: Path, console: Console) -> None:
+    """The search and the retraining must agree on what was never seen: the study's own split is taken over.
+
+    Raises:
+        UserError: This retraining was started with another split.
+    """
     searched = Path(str(provenance.get("split") or ""))
     if not searched.is_file():
         if provenance:
-            console.print("note: the study's split is not on this machine; the same seed draws the same one", style="yellow")
+            note = (
+                "the study's split.json is not on this machine; the split is drawn again, which gives the same one only on the same images"
+            )
+            console.print(f"note: {note}", style="yellow", highlight=False)
         return
+    if not split_file.exists():
+        write_text(split_file, searched.read_text(encoding="utf-8"))
     ours, theirs = read_split(split_file), read_split(searched)
     if (set(ours.test), set(ours.validation)) != (set(theirs.test), set(theirs.validation)):
         raise UserError(
             "the split differs from the study's: the test cases may have been seen by the search",
             where=f"{split_file} and {searched}",
-            todo="use the study's data set and settings",
+            todo="choose another --name, which takes the study's split over",
         )

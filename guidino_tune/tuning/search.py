@@ -28,7 +28,7 @@ from guidino_tune.space.space import Space
 from guidino_tune.tracking import DatasetInfo, MLflowTracker, StudySnapshot, flatten, tracking_uri
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.reporter import EpochRecord
-from guidino_tune.tuning.bridge import Bridge, StudyScheduler, StudySearcher
+from guidino_tune.tuning.bridge import PATIENCE, Bridge, StudyScheduler, StudySearcher
 from guidino_tune.tuning.cluster import Plan, connected, plan
 from guidino_tune.tuning.environment import sealed_tests
 from guidino_tune.tuning.progress import Progress, leaderboard
@@ -36,6 +36,9 @@ from guidino_tune.tuning.recording import Recorder
 from guidino_tune.tuning.study import StudyFolder, check_same_search, finished, open_study, ranking
 
 MLFLOW_EXPERIMENT = "guidino_tune"
+
+INTERRUPTED, OUT_OF_TIME = "Interrupted", "The time budget is used up"
+"""Why a search ended before all its trials did; anything else is a failure in words."""
 
 
 def mlflow_uri() -> str:
@@ -51,8 +54,23 @@ def check_search(space: Space, folder: StudyFolder) -> None:
     """
     check_space(space)
     check_weights(space)
+    check_workers(space.base, space.resources.workers)
     find_cases(space.base.data)
     check_same_search(space, folder)
+
+
+def check_workers(experiment: Experiment, workers: int) -> None:
+    """The images of a batch can be shared out evenly.
+
+    Raises:
+        UserError: They cannot.
+    """
+    if experiment.training.batch_size % workers:
+        raise UserError(
+            f"a batch of {experiment.training.batch_size} images cannot be shared out to {workers} workers",
+            where="resources.workers",
+            todo="make training.batch_size a multiple of the workers",
+        )
 
 
 def check_weights(space: Space) -> None:
@@ -77,7 +95,7 @@ def run_search(space: Space, console: Console, storage: str | None = None) -> in
         storage: Database URL of the Optuna study; by default a journal file in the study's folder.
 
     Returns:
-        Exit code: 0, or 1 when no trial gave a result, or 130 when it was interrupted.
+        Exit code: 0; 1 when no trial gave a result or it gave up; 130 when it was interrupted.
 
     Raises:
         UserError: Before anything is spent; see ``check_search``.
@@ -99,15 +117,15 @@ def run_search(space: Space, console: Console, storage: str | None = None) -> in
         tracker = MLflowTracker(mlflow_uri(), MLFLOW_EXPERIMENT, snapshot, folder.ledger, paths.home() / "mlartifacts")
         recorder = Recorder(study, space, folder, tracker, snapshot)
         tracker.start()
-        interrupted = True
+        end = INTERRUPTED
         try:
             recorder.sync()
-            interrupted = _run_trials(study, space, folder, recorder, console)
+            end = _run_trials(study, space, folder, recorder, console)
         finally:
-            if interrupted:
+            if end:
                 recorder.interrupted()
-            tracker.close(timeout=60, interrupted=interrupted)
-        return _closing(study, space, folder, console, baseline=baseline, tracking=tracker, interrupted=interrupted)
+            tracker.close(timeout=60, interrupted=bool(end))
+        return _closing(study, space, folder, console, baseline=baseline, tracking=tracker, end=end)
 
 
 def _read_images(space: Space, folder: StudyFolder, console: Console) -> SearchData:
@@ -119,13 +137,16 @@ def _read_images(space: Space, folder: StudyFolder, console: Console) -> SearchD
         )
 
 
-def _run_trials(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, console: Console) -> bool:
-    """Runs what remains of the study; True when it was interrupted before its end."""
+def _run_trials(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, console: Console) -> str:
+    """Runs what remains of the study; says why when it ended before all trials did."""
     before = len(finished(study))
     if before:
         console.print(f"continuing study {space.study.name!r}: {before} of {space.study.trials} trials finished before")
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.is_finished():
+            folder.trial(trial.number).tidy()
     if before >= space.study.trials:
-        return False
+        return ""
     with connected() as dashboard:
         resources = plan(space.resources)
         console.print(
@@ -137,8 +158,8 @@ def _run_trials(study: optuna.Study, space: Space, folder: StudyFolder, recorder
         return _search(study, space, folder, recorder, resources, console)
 
 
-def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, resources: Plan, console: Console) -> bool:
-    """Runs what remains; True when it ended before all trials did."""
+def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, resources: Plan, console: Console) -> str:
+    """Runs what remains; see ``_run_trials``."""
     import ray
     from ray import tune
 
@@ -177,10 +198,14 @@ def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Re
             except ray.tune.TuneError as error:
                 raise UserError(f"Ray ended the search: {error}", where=str(folder.path), todo="the same command continues it") from error
             except KeyboardInterrupt:
-                return True
+                return INTERRUPTED
             finally:
                 shutil.rmtree(folder.ray, ignore_errors=True)
-    return bool(bridge.running) or bridge.expired
+    if bridge.given_up:
+        return f"{PATIENCE} trials in a row failed for reasons outside their configuration, the last one: {bridge.given_up}"
+    if bridge.expired and len(finished(study)) < space.study.trials:
+        return OUT_OF_TIME
+    return INTERRUPTED if bridge.running else ""
 
 
 @contextlib.contextmanager
@@ -237,7 +262,7 @@ def _study_snapshot(study: optuna.Study, space: Space, data: SearchData, baselin
 
 
 def _closing(
-    study: optuna.Study, space: Space, folder: StudyFolder, console: Console, *, baseline: float, tracking: MLflowTracker, interrupted: bool
+    study: optuna.Study, space: Space, folder: StudyFolder, console: Console, *, baseline: float, tracking: MLflowTracker, end: str
 ) -> int:
     console.print(leaderboard(study, space))
     ranked = ranking(study)
@@ -256,8 +281,8 @@ def _closing(
         console.print(tracking.message, style="yellow", highlight=False, soft_wrap=True)
     name = space.study.name
     steps = [("browse", tracking.ui_command), ("open", tracking.url)]
-    if interrupted:
-        console.print("Interrupted: nothing is lost; the same command goes on from here.", style="yellow")
+    if end:
+        console.print(f"{end}. Nothing is lost; the same command goes on from here.", style="yellow", highlight=False, soft_wrap=True)
     if ranked:
         steps += [
             ("export", paths.next_command(f"export {name} --output best.yaml")),
@@ -266,9 +291,9 @@ def _closing(
     for label, command in (step for step in steps if step[1]):
         console.print(f"{label:>8}: {command}", highlight=False, soft_wrap=True)
     write_text(folder.path / "leaderboard.txt", _plain(study, space))
-    if interrupted and not space.study.time_budget:
-        return 130
-    return 0 if ranked or interrupted else 1
+    if end:
+        return {INTERRUPTED: 130, OUT_OF_TIME: 0}.get(end, 1)
+    return 0 if ranked else 1
 
 
 def _plain(study: optuna.Study, space: Space) -> str:

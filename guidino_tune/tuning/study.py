@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from guidino_tune.config import Study
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space
+from guidino_tune.training.failures import INFEASIBLE
 from guidino_tune.training.folder import TrialFolder, write_text
 
 SAMPLERS: dict[str, Callable[[Study], optuna.samplers.BaseSampler]] = {
@@ -64,7 +66,13 @@ class StudyFolder:
         file = (self.path / "driver.lock").open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(
+                    f"this file system keeps no locks ({error}), so two searches could not be told apart",
+                    where=str(self.path),
+                    todo="choose another folder with --home or GUIDINO_TUNE_HOME, or mount it with locks",
+                ) from None
             file.seek(0)
             raise UserError(
                 f"another search works on this study ({file.read().strip() or 'its process is unknown'})",
@@ -90,6 +98,7 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
     """
     wanted = space.to_dict()
     check_same_search(space, folder)
+    mend_journal(folder.journal)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         study_name=space.study.name,
@@ -98,6 +107,10 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
         load_if_exists=True,
         pruner=PRUNERS[space.study.pruner](space.study),
     )
+    # A database may hold a study that another folder started.
+    if "definition" in study.user_attrs:
+        _compare(study.user_attrs["definition"], wanted, str(storage or folder.path))
+    study.set_user_attr("definition", wanted)
     for values in space.first_trials:
         study.enqueue_trial(dict(values), skip_if_exists=True)
     # Written last: a study without it is created again from the start, and queues nothing twice.
@@ -108,6 +121,22 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.sampler = SAMPLERS[space.study.sampler](dataclasses.replace(space.study, seed=space.study.seed + 7919 * started))
     return study
+
+
+def mend_journal(journal: Path) -> None:
+    """Cuts off a last line that a crash left unfinished; with the next one glued to it, the whole study could not be read."""
+    if not journal.exists():
+        return
+    with journal.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        tail = b""
+        while size and b"\n" not in tail:
+            start = max(0, size - 65536)
+            file.seek(start)
+            tail, size = file.read(size - start) + tail, start
+        whole = size + tail.rfind(b"\n") + 1
+        if whole < size + len(tail):
+            file.truncate(whole)
 
 
 def load_study(folder: StudyFolder, storage: str | None = None) -> optuna.Study:
@@ -140,14 +169,18 @@ def check_same_search(space: Space, folder: StudyFolder) -> None:
     """
     if not folder.definition.exists():
         return
-    old, new = _flat(read_yaml(folder.definition)), _flat(space.to_dict())
+    _compare(read_yaml(folder.definition), space.to_dict(), str(folder.path))
+
+
+def _compare(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    old, new = _flat(before), _flat(now)
     changed = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p) and not p.startswith(FREE_TO_CHANGE)]
     if changed:
         shown = "; ".join(f"{p}: {old.get(p, 'absent')} -> {new.get(p, 'absent')}" for p in changed[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
             f"this study was started with other settings ({shown}{more}); its trials could not be compared with new ones",
-            where=str(folder.path),
+            where=where,
             todo="repeat the first command to continue it, or start another study with --name",
         )
 
@@ -159,8 +192,12 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials with a final state."""
-    return [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
+    """Trials that gave a result: complete, stopped early, or infeasible. One that failed for another reason is made up for by a new one."""
+    return [
+        t
+        for t in study.get_trials(deepcopy=False)
+        if t.state.is_finished() and (t.state != TrialState.FAIL or t.user_attrs.get("failure") in INFEASIBLE)
+    ]
 
 
 def best_value(trial: FrozenTrial) -> float | None:

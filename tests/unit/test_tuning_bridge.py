@@ -39,7 +39,7 @@ class Driver:
         self.folder = StudyFolder(path)
         self.study = open_study(self.space, self.folder)
         self.heard: list[tuple[int, int | None]] = []
-        self.bridge = Bridge(self.study, self.space, self.folder, self._listen, {"workers": 1}, deadline)
+        self.bridge = Bridge(self.study, self.space, self.folder, self._listen, {"workers": 1, "executor": "actor"}, deadline)
 
     def _listen(self, number: int, experiment: Experiment, record: EpochRecord | None) -> None:
         self.heard.append((number, record.epoch if record else None))
@@ -198,7 +198,7 @@ def test_no_more_remain_than_the_study_wants(tmp_path: Path) -> None:
     driver = Driver(tmp_path, search_space(first_trials=[], study={"trials": 2}))
     for name in ("a", "b"):
         driver.bridge.ask(name)
-        driver.bridge.report(name, {"failure": "bug", "message": "oh"})
+        driver.bridge.report(name, {"failure": "diverged", "message": "oh"})
         driver.bridge.tell(name, crashed=False)
     assert Driver(tmp_path, search_space(first_trials=[], study={"trials": 2})).bridge.remaining == 0
     assert Driver(tmp_path, search_space(first_trials=[], study={"trials": 5})).bridge.remaining == 3

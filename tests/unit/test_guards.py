@@ -1,0 +1,157 @@
+"""Guards found by review: each of these once lost results, hung, or let a mistake through."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from optuna.trial import TrialState
+from test_tuning_bridge import Driver, result
+from training_helpers import search_space
+
+from guidino_tune import inference
+from guidino_tune.config import Data, Experiment, Resources
+from guidino_tune.data import augmentation, sealed
+from guidino_tune.data.sources import find_cases
+from guidino_tune.errors import UserError
+from guidino_tune.training.evaluation import choose_cases
+from guidino_tune.training.failures import failure_kind
+from guidino_tune.tuning import cluster, environment
+from guidino_tune.tuning.bridge import PATIENCE, StudySearcher
+from guidino_tune.tuning.search import check_workers
+from guidino_tune.tuning.study import StudyFolder, finished, mend_journal, open_study
+
+
+def fail(driver: Driver, kind: str) -> None:
+    driver.bridge.ask("t")
+    driver.bridge.report("t", result(1, 0.5))
+    driver.bridge.report("t", {"failure": kind, "message": "no space left on device", "epoch": 0})
+    driver.bridge.tell("t", crashed=False)
+
+
+def test_failures_of_the_machine_stop_a_search_and_do_not_use_it_up(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    for _ in range(PATIENCE - 1):
+        fail(driver, "environment")
+    assert not driver.bridge.given_up
+    fail(driver, "environment")
+    assert "no space left" in driver.bridge.given_up
+    assert StudySearcher(driver.bridge).suggest("next") == "FINISHED"
+    again = Driver(tmp_path)
+    assert [t.state for t in again.study.get_trials()] == [TrialState.FAIL] * PATIENCE
+    assert again.bridge.remaining == again.space.study.trials
+
+
+def test_infeasible_configurations_are_results(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    for kind in ("diverged", "out-of-memory", "diverged", "diverged"):
+        fail(driver, kind)
+    assert not driver.bridge.given_up
+    assert len(finished(driver.study)) == 4
+
+
+def test_a_success_in_between_resets_the_patience(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    fail(driver, "bug")
+    fail(driver, "bug")
+    driver.bridge.ask("good")
+    for epoch in range(1, driver.space.base.training.epochs + 1):
+        driver.bridge.report("good", result(epoch, 0.9))
+    driver.bridge.tell("good", crashed=False)
+    fail(driver, "bug")
+    assert not driver.bridge.given_up
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("CUDA error: out of memory"), "out-of-memory"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), "out-of-memory"),
+        (MemoryError(), "out-of-memory"),
+        (OSError(28, "No space left on device"), "environment"),
+        (UserError("corrupt"), "bad data"),
+        (KeyError("x"), "bug"),
+    ],
+)
+def test_failures_are_told_apart(error: Exception, kind: str) -> None:
+    assert failure_kind(error) == kind
+
+
+@pytest.mark.parametrize("cut", [1, 9, 40])
+def test_a_torn_last_line_of_the_journal_is_cut_off(tmp_path: Path, cut: int) -> None:
+    space, folder = search_space(first_trials=[]), StudyFolder(tmp_path)
+    study = open_study(space, folder)
+    for _ in range(3):
+        study.tell(study.ask(), 0.5)
+    whole = folder.journal.read_bytes()
+    folder.journal.write_bytes(whole[:-cut])
+    for _ in range(2):  # the first opening after the crash always worked; the second one did not
+        study = open_study(space, folder)
+        study.tell(study.ask(), 0.5)
+    assert len(study.get_trials()) in (4, 5)
+
+
+def test_a_whole_journal_is_left_alone(tmp_path: Path) -> None:
+    for text in (b"", b"{}\n", b"{}\n" * 70_000):
+        (tmp_path / "journal").write_bytes(text)
+        mend_journal(tmp_path / "journal")
+        assert (tmp_path / "journal").read_bytes() == text
+
+
+def test_a_shared_database_refuses_another_search(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/team.db"
+    open_study(search_space(first_trials=[]), StudyFolder(tmp_path / "mine"), url)
+    open_study(search_space(first_trials=[]), StudyFolder(tmp_path / "yours"), url)
+    with pytest.raises(UserError, match="other settings"):
+        open_study(search_space(first_trials=[], study={"seed": 9}), StudyFolder(tmp_path / "theirs"), url)
+
+
+def nodes(*sizes: tuple[int, int]) -> list[dict[str, Any]]:
+    return [{"Alive": True, "Resources": {"CPU": float(c), "GPU": float(g)} if g else {"CPU": float(c)}} for c, g in sizes]
+
+
+def test_a_worker_must_fit_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: nodes((16, 0), (16, 1)))
+    plan = cluster.plan(Resources())
+    assert (plan.executor, plan.cpus, plan.gpus, plan.concurrent) == ("train", 16, 1.0, 1)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes((16, 0), (4, 1), (4, 1)))
+    plan = cluster.plan(Resources())
+    assert (plan.cpus, plan.concurrent) == (4, 2)
+    assert cluster.plan(Resources(gpus_per_worker=0.5)).concurrent == 4
+    monkeypatch.setattr(ray, "nodes", lambda: nodes((8, 0), (8, 0)))
+    assert cluster.plan(Resources(cpus_per_worker=8, workers=2)).concurrent == 1
+    with pytest.raises(UserError, match="on one node each"):
+        cluster.plan(Resources(cpus_per_worker=12))
+
+
+def test_a_batch_is_shared_out_evenly() -> None:
+    experiment = Experiment.from_dict({"data": {"kind": "demo"}})
+    check_workers(experiment, 2)
+    with pytest.raises(UserError, match="3 workers"):
+        check_workers(experiment, 3)
+
+
+def test_errors_cross_processes() -> None:
+    error = pickle.loads(pickle.dumps(UserError("what", where="here", todo="this")))
+    assert str(error) == str(UserError("what", where="here", todo="this"))
+
+
+def test_the_seal_has_one_name_and_images_one_scale() -> None:
+    assert environment.SEAL == sealed.SEAL
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    assert torch.equal(torch.as_tensor(augmentation.normalise(image)), inference.normalise(image))
+
+
+def test_no_other_name_opens_the_sealed_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guidino_tune.data.sources.demo.COUNTS", {"train": 2, "validation": 1, "test": 1})
+    data = Data(kind="demo", root=str(tmp_path / "demo"))
+    images = find_cases(data).cases[0].image.parents[1]
+    link = tmp_path / "innocent"
+    link.symlink_to(images)
+    for root in (images, link):
+        with pytest.raises(UserError, match="sealed test"):
+            choose_cases(tmp_path, data, "all", kind="folder", root=str(root), split_file=None, reason=None)
