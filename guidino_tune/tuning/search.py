@@ -124,6 +124,9 @@ def run_search(space: Space, console: Console, storage: str | None = None) -> in
         finally:
             if end:
                 recorder.interrupted()
+            for trial in study.get_trials(deepcopy=False):
+                if trial.state.is_finished():
+                    folder.trial(trial.number).tidy()
             tracker.close(timeout=60, interrupted=bool(end))
         return _closing(study, space, folder, console, baseline=baseline, tracking=tracker, end=end)
 
@@ -142,9 +145,6 @@ def _run_trials(study: optuna.Study, space: Space, folder: StudyFolder, recorder
     before = len(finished(study))
     if before:
         console.print(f"continuing study {space.study.name!r}: {before} of {space.study.trials} trials finished before")
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.is_finished():
-            folder.trial(trial.number).tidy()
     if before >= space.study.trials:
         return ""
     with connected() as dashboard:
