@@ -11,8 +11,10 @@ import pytest
 import yaml
 from conftest import SPACE, study_folder, trials_of
 from PIL import Image
+from rich.console import Console
 
 from guidino_tune.config import Experiment
+from guidino_tune.data.splits import read_split
 from guidino_tune.evaluate import main as evaluate
 from guidino_tune.export import main as export
 from guidino_tune.predict import main as predict
@@ -20,6 +22,7 @@ from guidino_tune.retrain import main as retrain
 from guidino_tune.search import main as search
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.model_folder import load_model
+from guidino_tune.tuning.retraining import _take_split
 
 
 def test_export_retrain_test_evaluate_predict(
@@ -64,7 +67,7 @@ def test_export_retrain_test_evaluate_predict(
     chosen = max((0, 1), key=lambda n: (validation[n], -n))
     provenance = yaml.safe_load((folder / "model" / "provenance.yaml").read_text())
     assert (provenance["chosen_seed"], provenance["validation_dice"]) == (chosen, validation[chosen])
-    assert provenance["test"] == pytest.approx(results[str(chosen)])
+    assert provenance["test"] == pytest.approx(results[str(chosen)]["scores"])
     assert (folder / "model" / "weights.safetensors").read_bytes() == (seeds[chosen].best / "weights.safetensors").read_bytes()
 
     # The same command again: nothing is trained, opened or registered a second time.
@@ -84,7 +87,7 @@ def test_export_retrain_test_evaluate_predict(
     with (tmp_path / "scores.csv").open(newline="") as file:
         dice = [float(row["dice"]) for row in csv.DictReader(file)]
     assert len(dice) == 40
-    assert sum(dice) / len(dice) == pytest.approx(results[str(chosen)]["dice"], abs=1e-5)
+    assert sum(dice) / len(dice) == pytest.approx(results[str(chosen)]["scores"]["dice"], abs=1e-5)
     assert len(openings.read_text().splitlines()) == 2
     assert evaluate([str(study_folder(home, "small").trial(winner.number).path)]) == 0
     images = tmp_path / "images"
@@ -97,13 +100,19 @@ def test_export_retrain_test_evaluate_predict(
     assert load_model(model)[1].training.seed == chosen
 
 
-def test_a_split_that_the_search_did_not_have_is_refused(home: Path, tmp_path: Path, demo: Path) -> None:
+def test_the_split_of_the_search_is_taken_over_and_no_other_accepted(home: Path, tmp_path: Path, demo: Path) -> None:
     """The test cases of another split may have been seen by the search."""
     data = {**SPACE["experiment"]["data"], "root": str(demo)}
     split = json.loads(_split(tmp_path, demo).read_text())
-    split["validation"], split["test"] = split["test"], split["validation"]
+    split["validation"], split["test"] = split["test"], split["validation"]  # as a person may have divided them by hand
     other = tmp_path / "other.json"
     other.write_text(json.dumps(split))
+    fresh = tmp_path / "fresh" / "split.json"
+    _take_split({"split": str(other)}, fresh, Console())
+    assert read_split(fresh) == read_split(other)
+    kept = home / "retrained" / "best" / "split.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text((tmp_path / "split.json").read_text())
     export_file = {"provenance": {"split": str(other)}, "experiment": {**SPACE["experiment"], "data": data}}
     (tmp_path / "best.yaml").write_text(yaml.safe_dump(export_file))
     assert retrain([str(tmp_path / "best.yaml"), "--seeds", "1", "--epochs", "1"]) == 2
