@@ -1,28 +1,38 @@
 """What an experiment is: frozen dataclasses, YAML in and out, a stable hash."""
 
 from guidino_tune.config.experiment import Experiment
+from guidino_tune.config.fields import PATCH
+from guidino_tune.config.protocol import Protocol
 from guidino_tune.config.sections import (
     BACKBONES,
-    PATCH,
     Data,
     DINOGuide,
     Guide,
     LoRA,
     Loss,
-    NNWNet,
     NoGuide,
+    TokenBook,
+    Training,
+    is_local_backbone,
+    section_defaults,
+)
+from guidino_tune.config.segmenters import (
+    UKAN,
+    DinoUNet,
+    H2Former,
+    MedDINO,
+    NNUNet,
+    NNWNet,
     SegDINO,
     SegGuiDINO,
     Segmenter,
-    TokenBook,
-    Training,
+    SwinUNet,
     UNet,
-    is_local_backbone,
-    section_defaults,
 )
 from guidino_tune.config.study import Resources, Study
 
 __all__ = [
-    "BACKBONES", "PATCH", "DINOGuide", "Data", "Experiment", "Guide", "LoRA", "Loss", "NNWNet", "NoGuide", "Resources",
-    "SegDINO", "SegGuiDINO", "Segmenter", "Study", "TokenBook", "Training", "UNet", "is_local_backbone", "section_defaults",
+    "BACKBONES", "PATCH", "UKAN", "DINOGuide", "Data", "DinoUNet", "Experiment", "Guide", "H2Former", "LoRA", "Loss", "MedDINO", "NNUNet",
+    "NNWNet", "NoGuide", "Protocol", "Resources", "SegDINO", "SegGuiDINO", "Segmenter", "Study", "SwinUNet", "TokenBook", "Training",
+    "UNet", "is_local_backbone", "section_defaults",
 ]  # fmt: skip

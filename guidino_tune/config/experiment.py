@@ -13,8 +13,10 @@ import yaml
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from guidino_tune.config.fields import PATCH, STRICT
 from guidino_tune.config.parsing import parse, read_yaml
-from guidino_tune.config.sections import PATCH, STRICT, Data, DINOGuide, Guide, Loss, NNWNet, Segmenter, Training
+from guidino_tune.config.sections import Data, DINOGuide, Guide, Loss, Training
+from guidino_tune.config.segmenters import NNWNet, Segmenter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -31,7 +33,19 @@ class Experiment:
     def _consistent(self) -> Experiment:
         if self.loss.dice_weight == 0 and self.loss.bce_weight == 0:
             raise ValueError("loss: dice_weight and bce_weight are both 0; the coarse outputs would learn nothing")
+        size = self.data.image_size
+        multiple = self.segmenter.size_multiple(size)
+        if size % multiple:
+            lower = size // multiple * multiple
+            fitting = f"{lower} and {lower + multiple}" if lower else str(multiple)
+            raise ValueError(
+                f"data.image_size: {size} is no multiple of {multiple}, which segmenter {self.segmenter.kind!r} needs; nearest: {fitting}"
+            )
         if isinstance(self.guide, DINOGuide):
+            if self.guide.sha256 and self.guide.weights == "random":
+                raise ValueError("guide.sha256: random weights have no file to check; set guide.weights=pretrained, or leave it out")
+            if self.data.normalisation != "imagenet":
+                raise ValueError("data.normalisation: a DINO backbone was trained on 'imagenet'; 'zscore' is for plain networks")
             gate = self.guide.gate
             if gate not in ("default", "none", *self.segmenter.gates):
                 raise ValueError(
@@ -59,9 +73,14 @@ class Experiment:
 
     @property
     def num_prototypes(self) -> int:
-        """Prototypes of the TokenBook; by default one per patch of an image (FACTS: the reference's choice)."""
+        """Prototypes of the TokenBook; by default one per patch of an image (the reference code's choice)."""
         fixed = self.guide.tokenbook.num_prototypes if isinstance(self.guide, DINOGuide) else None
         return fixed or (self.data.image_size // PATCH) ** 2
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of the logits: one for binary masks (sigmoid), else background and every class (softmax)."""
+        return 1 if self.data.num_classes == 1 else self.data.num_classes + 1
 
     @property
     def name(self) -> str:
@@ -102,6 +121,10 @@ class Experiment:
         values = self.to_dict()
         guide, loss, training = values["guide"], values["loss"], values["training"]
         del values["data"]["root"]  # where the images lie is no part of what is trained
+        # Fields that came later are left out where they change nothing, so that older exports keep their hash.
+        for section, key, unchanged in (("data", "num_classes", 1), ("data", "normalisation", "imagenet"), ("guide", "sha256", None)):
+            if values[section].get(key, unchanged) == unchanged:
+                values[section].pop(key, None)
         lora = isinstance(self.guide, DINOGuide) and self.guide.lora.rank > 0
         if isinstance(self.guide, DINOGuide):
             guide["gate"] = self.gate

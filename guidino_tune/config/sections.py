@@ -8,39 +8,33 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
+from guidino_tune.config.fields import PATCH, STRICT, Count, Fraction, Index, NonNegative, Number, Positive
+from guidino_tune.config.segmenters import Segmenter
 from guidino_tune.errors import nearest
-
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-PATCH = 16
-"""Side of one DINOv3 patch in pixels; every image side is a multiple of it."""
 
 BACKBONES: dict[str, str | None] = {
     "tiny": None,  # a two-layer ViT for the demo and for tests; random weights only
     "vits16": "facebook/dinov3-vits16-pretrain-lvd1689m",
+    "vits16plus": "facebook/dinov3-vits16plus-pretrain-lvd1689m",
     "vitb16": "facebook/dinov3-vitb16-pretrain-lvd1689m",
     "vitl16": "facebook/dinov3-vitl16-pretrain-lvd1689m",
+    "vith16plus": "facebook/dinov3-vith16plus-pretrain-lvd1689m",
+    "vit7b16": "facebook/dinov3-vit7b16-pretrain-lvd1689m",
+    "convnext_tiny": "facebook/dinov3-convnext-tiny-pretrain-lvd1689m",
+    "convnext_small": "facebook/dinov3-convnext-small-pretrain-lvd1689m",
+    "convnext_base": "facebook/dinov3-convnext-base-pretrain-lvd1689m",
+    "convnext_large": "facebook/dinov3-convnext-large-pretrain-lvd1689m",
+    "dinov2_vits14": "facebook/dinov2-with-registers-small",
+    "dinov2_vitb14": "facebook/dinov2-with-registers-base",
+    "dinov2_vitl14": "facebook/dinov2-with-registers-large",
+    "dinov2_vitg14": "facebook/dinov2-with-registers-giant",
 }
 """Guide backbones by name, with the Hugging Face repository that holds their weights."""
-
-
-def _no_switch(value: Any) -> Any:
-    if isinstance(value, bool):  # YAML reads `on` and `yes` as true, which would silently count as 1
-        raise ValueError("a number is needed, not true or false")
-    return value
-
-
-Number = BeforeValidator(_no_switch)
-Positive = Annotated[float, Field(gt=0), Number]
-NonNegative = Annotated[float, Field(ge=0), Number]
-Fraction = Annotated[float, Field(ge=0, lt=1), Number]
-Count = Annotated[int, Field(ge=1), Number]
-Index = Annotated[int, Field(ge=0), Number]
 
 
 def is_local_backbone(name: str) -> bool:
@@ -56,6 +50,9 @@ class Data:
         kind: The layout of the files under ``root`` (``demo`` makes its own images).
         root: Folder of the data set; ``None`` looks in the place where ``prepare`` puts it.
         image_size: Side of the square that images are resized to, in pixels; a multiple of 16.
+        num_classes: Foreground classes. 1: masks are binary. More: masks are label maps of 0 (background) to ``num_classes``.
+        normalisation: ``imagenet`` (mean and deviation of ImageNet, which DINO backbones need) or ``zscore`` (of each image and channel,
+            as nnU-Net does; for plain networks).
         augmentation: ``nnunet`` (nnU-Net's set, run with MONAI) or ``none``.
         bad_cases: What a corrupt or mismatched image does: stop with a message, or be left out and named.
         validation_fraction: Share of the cases held out for validation where no split is published.
@@ -68,6 +65,8 @@ class Data:
     kind: Literal["kvasir", "isic2017", "tn3k", "folder", "demo"]
     root: str | None = None
     image_size: Annotated[int, Field(ge=2 * PATCH, le=4096, multiple_of=PATCH), Number] = 256
+    num_classes: Annotated[int, Field(ge=1, le=254), Number] = 1
+    normalisation: Literal["imagenet", "zscore"] = "imagenet"
     augmentation: Literal["nnunet", "none"] = "nnunet"
     bad_cases: Literal["error", "skip"] = "error"
     validation_fraction: Fraction = 0.1
@@ -101,7 +100,8 @@ class LoRA:
         rank: Rank of the update; 0 means no adapters.
         alpha: Scale: the update is multiplied by ``alpha / rank``.
         dropout: On the adapter's input, in training only.
-        targets: The attention projections (q, k, v, o), or those and both MLP projections.
+        targets: The attention projections (q, k, v, o), or those and the MLP's. A ConvNeXt has no attention: there both mean its
+            pointwise convolutions.
     """
 
     rank: Annotated[int, Field(ge=0, le=512), Number] = 0
@@ -124,13 +124,16 @@ class DINOGuide:
     Attributes:
         backbone: A name in ``BACKBONES`` or the path of a Hugging Face model folder.
         weights: ``pretrained``, or ``random`` (the same random weights everywhere; for the demo and for tests).
-        gate: Where the mask multiplies; ``default`` is the paper's place for the segmenter, ``none`` gives features without a mask.
+        sha256: Of the ``model.safetensors`` in that model folder, in 64 hexadecimal digits; checked before the weights are used.
+        gate: Where the mask multiplies (see ``segmenters.GATES``); ``default`` is the paper's place for the segmenter, ``none`` gives
+            features without a mask.
     """
 
     kind: Literal["dino"] = "dino"
     backbone: str = "vits16"
     weights: Literal["pretrained", "random"] = "pretrained"
-    gate: Literal["default", "none", "input", "bottleneck", "features"] = "default"
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    gate: Literal["default", "none", "input", "bottleneck", "skips", "decoder", "features"] = "default"
     tokenbook: TokenBook = TokenBook()
     lora: LoRA = LoRA()
 
@@ -143,71 +146,16 @@ class DINOGuide:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class UNet:
-    """U-Net with batch norm; widths ``base_width * (1, 2, 4, 8, 16)``. GuiDINO-U gates its bottleneck."""
-
-    gates: ClassVar[tuple[str, ...]] = ("bottleneck", "input")
-    needs_features: ClassVar[bool] = False
-    plain_name: ClassVar[str] = "U-Net"
-    guided_name: ClassVar[str] = "GuiDINO-U"
-    kind: Literal["unet"] = "unet"
-    base_width: Count = 32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class NNWNet:
-    """nnWNet 2D; local widths ``base_width * (1, 2, 4, 8, 16)``, global ones half of them. GuiDINO-W gates its input image."""
-
-    gates: ClassVar[tuple[str, ...]] = ("input", "bottleneck")
-    needs_features: ClassVar[bool] = False
-    plain_name: ClassVar[str] = "nnWNet"
-    guided_name: ClassVar[str] = "GuiDINO-W"
-    kind: Literal["nnwnet"] = "nnwnet"
-    base_width: Annotated[int, Field(ge=2, multiple_of=2), Number] = 16
-    deep_supervision: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class SegDINO:
-    """SegDINO's linear head on four layers of the guide backbone; plain SegDINO has ``guide.gate: none``.
-
-    Attributes:
-        features: Width of each branch before the last 1x1 convolution.
-        branch_widths: Widths of the four 1x1 projections, shallowest layer first.
-        final_norm: Apply the backbone's last LayerNorm to every layer (the official code does, GuiDINO's port does not).
-    """
-
-    gates: ClassVar[tuple[str, ...]] = ("features",)
-    needs_features: ClassVar[bool] = True
-    plain_name: ClassVar[str] = "SegDINO"
-    guided_name: ClassVar[str] = "SegDINO-guided"
-    kind: Literal["segdino"] = "segdino"
-    features: Count = 128
-    branch_widths: tuple[Count, Count, Count, Count] = (96, 192, 384, 768)
-    final_norm: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class SegGuiDINO:
-    """Seg-GuiDINO's head: projected backbone features, multiplied by the guide mask, one more convolution, upsampling."""
-
-    gates: ClassVar[tuple[str, ...]] = ("features",)
-    needs_features: ClassVar[bool] = True
-    plain_name: ClassVar[str] = "Seg-DINO"
-    guided_name: ClassVar[str] = "Seg-GuiDINO"
-    kind: Literal["segguidino"] = "segguidino"
-    hidden: Count = 256
-    dropout: Fraction = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Loss:
     """``L = dice_weight * Dice + bce_weight * BCE + lambda_guide * guide + hinge_weight * hinge`` (GuiDINO, section "Loss").
 
     Attributes:
+        dice_weight: Of soft Dice; with several classes the mean over the foreground classes.
+        bce_weight: Of cross-entropy: binary, or with several classes softmax cross-entropy.
         lambda_guide: The paper's lambda.
         guide_loss: Between guide mask and target: ``bce`` (paper) or ``mse`` (reference code).
-        guide_target: Ground truth on the token grid: ``area`` (share of foreground) or ``nearest`` (reference code).
+        guide_target: Ground truth, the union of all classes, on the token grid: ``area`` (share of foreground) or ``nearest`` (reference
+            code).
         hinge_weight: Weight of the boundary hinge loss; 0 switches it off.
         hinge_margin: Margin in logits.
         hinge_band: Width of the boundary band, in pixels (odd).
@@ -264,7 +212,6 @@ class Training:
 
 
 Guide = Annotated[NoGuide | DINOGuide, Field(discriminator="kind")]
-Segmenter = Annotated[UNet | NNWNet | SegDINO | SegGuiDINO, Field(discriminator="kind")]
 
 
 def section_defaults(section: str, kind: str) -> dict[str, Any] | None:

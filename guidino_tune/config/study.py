@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from guidino_tune.config.sections import STRICT, Count, NonNegative, Positive
+from guidino_tune.config.fields import STRICT, Count, NonNegative, Positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -16,9 +16,10 @@ class Study:
 
     Attributes:
         name: Of the study; its folder and its MLflow run carry it.
-        trials: Trials in all; the same study with a larger number is extended.
+        trials: Trials in all; the same study with a larger number is extended. Without effect with sampler ``listed``.
         time_budget: Seconds after which no new trial starts and running ones are left to be continued; ``None``: no limit.
-        sampler: ``tpe`` (multivariate, aware of conditions) or ``random``, the control.
+        sampler: ``tpe`` (multivariate, aware of conditions), ``random``, the control, or ``listed``: the first trials, each once, and
+            nothing else, as for a table of systems or a grid.
         pruner: ``asha`` (asynchronous successive halving) or ``none``.
         min_epochs: First rung: no trial is stopped before.
         reduction_factor: One in so many trials goes on at each rung.
@@ -29,7 +30,7 @@ class Study:
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "study"
     trials: Count = 32
     time_budget: Positive | None = None
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: Literal["tpe", "random", "listed"] = "tpe"
     pruner: Literal["asha", "none"] = "asha"
     min_epochs: Count = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3

@@ -42,11 +42,12 @@ def build_model(experiment: Experiment, backbone: Backbone | None = None) -> Gui
             add_lora(backbone, guide.lora)
         if experiment.gate is not None:
             with seeded(seed):
-                tokenbook = TokenBook.from_config(guide.tokenbook, backbone.width, experiment.num_prototypes)
+                tokenbook = TokenBook.from_config(guide.tokenbook, backbone.shape.width, experiment.num_prototypes)
     with seeded(seed):
         segmenter = SEGMENTERS[experiment.segmenter.kind](
             experiment.segmenter,
-            features_width=backbone.width if backbone else None,
-            num_layers=backbone.num_layers if backbone else None,
+            image_size=experiment.data.image_size,
+            num_outputs=experiment.num_outputs,
+            backbone=backbone.shape if backbone else None,
         )
     return GuidedSegmenter(segmenter, backbone=backbone, tokenbook=tokenbook, place=experiment.gate)

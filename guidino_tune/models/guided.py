@@ -60,13 +60,13 @@ class GuidedSegmenter(nn.Module):
         """Segments a batch.
 
         Args:
-            images: (B, 3, H, W), ImageNet-normalised; H and W multiples of 16.
+            images: (B, 3, H, W), normalised; H and W multiples of the segmenter's ``size_multiple``.
             features: The backbone's features of exactly these images (see ``feature_request``); given, the backbone is not run.
 
         Raises:
-            UserError: H or W is no multiple of 16.
+            UserError: H or W is no such multiple.
         """
-        check_image_size(images)
+        check_image_size(images, self.segmenter.size_multiple)
         if features is None:
             features = self._features(images)
         mask = self.tokenbook(features.last) if self.tokenbook is not None and features is not None else None

@@ -7,12 +7,6 @@ import warnings
 from guidino_tune.config import LoRA
 from guidino_tune.models.backbone import Backbone
 
-TARGETS: dict[str, tuple[str, ...]] = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "attention+mlp": ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"),
-}
-"""Linear layers that get an adapter; ``gate_proj`` exists only in backbones with a gated MLP."""
-
 ADAPTER_KEY = "lora_"
 """Occurs in the name of every adapter parameter and in no other."""
 
@@ -22,6 +16,9 @@ def add_lora(backbone: Backbone, lora: LoRA) -> Backbone:
 
     ``backbone.vit.merge_adapter()`` and ``unmerge_adapter()`` add the update to the weights and take it away again.
 
+    Only linear layers inside the blocks are adapted: ``Architecture.attention``, and with ``attention+mlp`` those of the MLP too. A
+    ConvNeXt has no attention; both settings adapt the two pointwise convolutions of its blocks.
+
     Args:
         backbone: Frozen, without adapters.
         lora: ``rank`` 0 adds nothing. ViT-S has 294,912 adapter parameters at rank 8 on attention.
@@ -30,13 +27,14 @@ def add_lora(backbone: Backbone, lora: LoRA) -> Backbone:
         return backbone
     from peft import LoraConfig, get_peft_model  # imports much; most trials need none of it
 
-    present = {name.rpartition(".")[2] for name, _ in backbone.vit.named_modules()}
+    architecture = backbone.architecture
+    names = architecture.attention + (architecture.mlp if lora.targets == "attention+mlp" else ())
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # annotated int, but only ever divided by the rank
         lora_dropout=lora.dropout,
         bias="none",
-        target_modules=[name for name in TARGETS[lora.targets] if name in present],
+        target_modules=rf"{architecture.blocks}(.+\.)?({'|'.join(names)})",  # as a string it must match a module's whole name
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a property under its old name

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from guidino_tune import config
+from guidino_tune.models.precision import without_autocast
 
 
 class TokenBook(nn.Module):
@@ -80,7 +81,7 @@ class TokenBook(nn.Module):
         Returns:
             (B, 1, h, w) in [0, 1], float32 also under autocast: in bf16 the mask's differences are lost in rounding.
         """
-        with torch.autocast(tokens.device.type, enabled=False):
+        with without_autocast(tokens.device):
             return self._aggregate(self.similarities(tokens.float()))
 
     def _aggregate(self, s: Tensor) -> Tensor:

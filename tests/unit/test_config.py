@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guidino_tune.config import BACKBONES, Experiment, section_defaults
-from guidino_tune.config.sections import Data, DINOGuide, LoRA, Loss, NNWNet, NoGuide, SegDINO, SegGuiDINO, TokenBook, Training, UNet
+from guidino_tune.config.sections import Data, DINOGuide, LoRA, Loss, NoGuide, TokenBook, Training
+from guidino_tune.config.segmenters import NNWNet, SegDINO, SegGuiDINO, UNet
 from guidino_tune.space.parameters import get_path, leaf_paths, set_path
 
 # ---------------------------------------------------------------------------------------------------- random valid experiments
@@ -121,9 +122,11 @@ EVERYTHING = Experiment(
 """Every field of every section has an effect here."""
 
 OTHER_VALUES: dict[str, Any] = {
-    "data.kind": "tn3k", "data.image_size": 128, "data.augmentation": "none", "data.bad_cases": "skip", "data.validation_fraction": 0.2,
+    "data.kind": "tn3k", "data.image_size": 128, "data.num_classes": 2, "data.augmentation": "none",
+    "data.bad_cases": "skip", "data.validation_fraction": 0.2,
     "data.test_fraction": 0.2, "data.split_seed": 1, "data.max_train_cases": 9, "data.max_validation_cases": 9,
-    "guide.kind": "none", "guide.backbone": "vitb16", "guide.weights": "random", "guide.gate": "input",
+    "guide.kind": "none", "guide.backbone": "vitb16", "guide.weights": "random", "guide.sha256": "0" * 64,
+    "guide.gate": "input",
     "guide.tokenbook.num_prototypes": 64, "guide.tokenbook.similarity": "dot", "guide.tokenbook.aggregation": "mean",
     "guide.lora.rank": 4, "guide.lora.alpha": 8.0, "guide.lora.dropout": 0.1, "guide.lora.targets": "attention+mlp",
     "segmenter.kind": "nnwnet", "segmenter.base_width": 16,
@@ -136,10 +139,22 @@ OTHER_VALUES: dict[str, Any] = {
 
 SEGMENTER_VALUES: dict[str, dict[str, Any]] = {
     "unet": {"base_width": 16},
+    "nnunet": {"encoder": "residual", "num_stages": 5, "base_width": 16, "max_width": 256, "deep_supervision": False},
     "nnwnet": {"base_width": 32, "deep_supervision": False},
+    "swinunet": {"window": 4, "embed_width": 48, "depths": [2, 2, 2, 1], "heads": [2, 6, 12, 24], "drop_path": 0.2},
+    "h2former": {
+        "window": 8, "base_width": 32, "blocks": [1, 1, 1, 1], "depths": [1, 1, 1, 1], "heads": [2, 2, 2, 2], "drop_path": 0.2,
+        "scrambled_mlp": True,
+    },
+    "ukan": {"widths": [256, 320, 512], "grid": 4, "order": 2, "drop_path": 0.1},
+    "dinounet": {
+        "widths": [16, 32, 64, 128], "rank": 64, "attention_heads": 8, "attention_points": 2, "drop_path": 0.1, "final_norm": False,
+        "deep_supervision": True,
+    },
+    "meddino": {"layers": "last", "final_norm": False},
     "segdino": {"features": 64, "branch_widths": [96, 192, 384, 769], "final_norm": False},
     "segguidino": {"hidden": 64, "dropout": 0.1},
-}
+}  # fmt: skip
 
 
 def changed(experiment: Experiment, **values: Any) -> Experiment:
@@ -151,7 +166,10 @@ def changed(experiment: Experiment, **values: Any) -> Experiment:
 
 def test_every_effective_field_changes_the_hash() -> None:
     # A new field must be given another value here, so that none can be left out of the hash by mistake.
-    assert set(OTHER_VALUES) == set(leaf_paths(EVERYTHING.to_dict())) - {"data.root"}
+    # (data.normalisation has no other value beside a guide.)
+    assert set(OTHER_VALUES) == set(leaf_paths(EVERYTHING.to_dict())) - {"data.root", "data.normalisation"}
+    plain = changed(EVERYTHING, guide__kind="none")
+    assert plain.hash != changed(plain, data__normalisation="zscore").hash
     hashes = {path: changed(EVERYTHING, **{path: value}).hash for path, value in OTHER_VALUES.items()}
     assert len({EVERYTHING.hash, *hashes.values()}) == 1 + len(OTHER_VALUES)
 

@@ -24,7 +24,7 @@ from guidino_tune.errors import UserError
         ("guide: {kind: none, lora: {rank: 8}}", ["'guide.lora'", "known: kind"]),
         ("segmenter: {kind: unett}", ["'segmenter.kind'", "'unett'", "'unet'"]),
         ("guide: {kind: dinno}", ["'guide.kind'", "'dinno'", "'dino'"]),
-        ("segmenter: {base_width: 8}", ["'segmenter.kind' is missing", "nnwnet, segdino, segguidino, unet"]),
+        ("segmenter: {base_width: 8}", ["'segmenter.kind' is missing", "nnwnet, segdino, segguidino, swinunet, ukan, unet"]),
         ("guide: {kind: dino, gate: botleneck}", ["'guide.gate'", "'botleneck'", "'bottleneck'"]),
         ("guide: {kind: dino, backbone: vits17}", ["'guide.backbone'", "'vits17'", "'vits16'"]),
         ("guide: {kind: dino, gate: features}", ["guide.gate", "'features'", "'nnwnet'", "possible: default, none, input, bottleneck"]),

@@ -11,30 +11,30 @@ from typing import get_args, get_type_hints
 import pytest
 
 from guidino_tune import doctor, prepare
-from guidino_tune.config.sections import Data, Segmenter
+from guidino_tune.config.sections import Data
+from guidino_tune.config.segmenters import Segmenter
 from guidino_tune.data.sources import SOURCES
 
 PACKAGE = Path(__file__).parents[2] / "guidino_tune"
 
 SECTIONS = "config/sections.py"
-SEGMENTER_PLACES = {SECTIONS, "models/segmenters/__init__.py"}  # dataclass, registry
+SEGMENTER_SECTIONS = "config/segmenters.py"
+SEGMENTER_PLACES = {SEGMENTER_SECTIONS, "models/segmenters/__init__.py"}  # dataclass, registry
 SOURCE_PLACES = {SECTIONS, "data/sources/__init__.py"}
 DOWNLOADS = {"data/download.py", "prepare.py", "doctor.py"}  # where an archive lies, and commands that offer the kind
 
 PLACES: dict[str, set[str]] = {
-    "unet": SEGMENTER_PLACES,
-    "nnwnet": SEGMENTER_PLACES,
-    "segdino": SEGMENTER_PLACES,
-    "segguidino": SEGMENTER_PLACES,
-    "kvasir": {*SOURCE_PLACES, *DOWNLOADS, "data/sources/kvasir.py"},
+    **dict.fromkeys(("unet", "nnwnet", "swinunet", "h2former", "ukan", "segdino", "segguidino", "dinounet", "meddino"), SEGMENTER_PLACES),
+    "kvasir": {*SOURCE_PLACES, *DOWNLOADS, "data/sources/kvasir.py", "reproduce.py"},  # the default there
     "isic2017": {*SOURCE_PLACES, *DOWNLOADS, "data/sources/isic2017.py"},
     "tn3k": {*SOURCE_PLACES, *DOWNLOADS, "data/sources/tn3k.py"},
-    "nnunet": {SECTIONS, "data/augmentation.py"},
+    "nnunet": {*SEGMENTER_PLACES, SECTIONS, "data/augmentation.py"},  # a segmenter, and the augmentation of that name
     "mse": {SECTIONS, "losses.py"},
     "softmax": {SECTIONS, "models/tokenbook.py"},
     "adamw": {SECTIONS, "training/optimisers.py"},
     "sgd": {SECTIONS, "training/optimisers.py", "config/experiment.py"},  # momentum has an effect with it only
     "poly": {SECTIONS, "training/optimisers.py"},
+    "listed": {"config/study.py", "tuning/study.py", "space/space.py", "space/recipes.py"},  # checked on reading; tables are lists
     "tpe": {"config/study.py", "tuning/study.py", "search.py"},
     "asha": {"config/study.py", "tuning/study.py", "search.py", "tuning/dry_run.py"},  # the plan shows its rungs
 }

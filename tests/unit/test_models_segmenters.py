@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from guidino_tune import config
-from guidino_tune.models.backbone import Features
+from guidino_tune.models.backbone import BackboneShape, Features
 from guidino_tune.models.gate import Gate
 from guidino_tune.models.segmenters import nnwnet
 from guidino_tune.models.segmenters.nnwnet import NNWNet
@@ -82,7 +82,7 @@ def test_unet_is_the_published_one() -> None:
 
 @torch.no_grad()
 def test_segguidino_is_the_published_one() -> None:
-    model = scramble(SegGuiDINO(config.SegGuiDINO(hidden=64, dropout=0.5), features_width=8))
+    model = scramble(SegGuiDINO(config.SegGuiDINO(hidden=64, dropout=0.5), backbone=BackboneShape(8, (8,))))
     last, mask = torch.randn(2, 8, 3, 2), torch.rand(2, 1, 3, 2)
     x = conv(conv(last, model.project, padding=1) * mask, model.block[0], padding=1)
     groups = x.view(2, 32, -1)  # 32 groups of 2 channels
@@ -94,12 +94,12 @@ def test_segguidino_is_the_published_one() -> None:
 
 
 def test_segguidino_falls_back_to_one_group() -> None:
-    assert SegGuiDINO(config.SegGuiDINO(hidden=48), features_width=8).block[1].num_groups == 1
+    assert SegGuiDINO(config.SegGuiDINO(hidden=48), backbone=BackboneShape(8, (8,))).block[1].num_groups == 1
 
 
 @torch.no_grad()
 def test_segdino_is_the_published_one_and_linear() -> None:
-    model = scramble(SegDINO(config.SegDINO(features=6, branch_widths=(2, 3, 4, 5)), features_width=8, num_layers=12))
+    model = scramble(SegDINO(config.SegDINO(features=6, branch_widths=(2, 3, 4, 5)), backbone=BackboneShape(8, (8,) * 12)))
     assert model.feature_request.layers == (2, 5, 8, 11)
     assert model.feature_request.final_norm
     layers, mask = tuple(torch.randn(2, 8, 3, 2) for _ in range(4)), torch.rand(2, 1, 3, 2)

@@ -5,16 +5,28 @@ one line in ``SEGMENTERS``. See ``base.Segmenter`` for the constructor and ``for
 """
 
 from guidino_tune.models.segmenters.base import Segmenter
+from guidino_tune.models.segmenters.dinounet import DinoUNet
+from guidino_tune.models.segmenters.h2former import H2Former
+from guidino_tune.models.segmenters.meddino import MedDINO
+from guidino_tune.models.segmenters.nnunet import NNUNet
 from guidino_tune.models.segmenters.nnwnet import NNWNet
 from guidino_tune.models.segmenters.segdino import SegDINO
 from guidino_tune.models.segmenters.segguidino import SegGuiDINO
+from guidino_tune.models.segmenters.swinunet import SwinUNet
+from guidino_tune.models.segmenters.ukan import UKAN
 from guidino_tune.models.segmenters.unet import UNet
 
 SEGMENTERS: dict[str, type[Segmenter]] = {
     "unet": UNet,
+    "nnunet": NNUNet,
     "nnwnet": NNWNet,
+    "swinunet": SwinUNet,
+    "h2former": H2Former,
+    "ukan": UKAN,
     "segdino": SegDINO,
     "segguidino": SegGuiDINO,
+    "dinounet": DinoUNet,
+    "meddino": MedDINO,
 }
 """Segmenter classes by ``kind``."""
 

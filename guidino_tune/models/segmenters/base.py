@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from guidino_tune.models.backbone import FeatureRequest, Features
+from guidino_tune.models.backbone import BackboneShape, FeatureRequest, Features
 from guidino_tune.models.gate import Gate
 
 
@@ -16,25 +16,26 @@ class Segmenter(nn.Module, ABC):
 
     Args:
         config: The segmenter's configuration dataclass.
-        features_width: Channels of the backbone's features; ``None`` without a backbone.
-        num_layers: Transformer layers of the backbone; ``None`` without one.
+        image_size: Side of the images that it is built for, in pixels. It works on others that are multiples of ``size_multiple`` too.
         num_outputs: Channels of the logits.
+        backbone: What the backbone gives; ``None`` without a backbone.
     """
 
     feature_request = FeatureRequest()
     """Backbone layers that ``forward`` reads; subclasses that need some set their own in the constructor."""
 
     @abstractmethod
-    def __init__(self, config: Any, *, features_width: int | None = None, num_layers: int | None = None, num_outputs: int = 1) -> None:
+    def __init__(self, config: Any, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None) -> None:
         super().__init__()
+        self.size_multiple: int = config.size_multiple(image_size)
 
     @abstractmethod
     def forward(self, images: Tensor, gate: Gate, features: Features | None = None) -> tuple[Tensor, ...]:
         """Segments a batch and calls ``gate(place, x)`` at every place named in the configuration's ``gates``.
 
         Args:
-            images: (B, 3, H, W), ImageNet-normalised; H and W multiples of 16.
-            gate: Multiplies at its place.
+            images: (B, 3, H, W), normalised; H and W multiples of ``size_multiple``, which the caller has checked.
+            gate: Multiplies at its place; a place with several maps (``skips``, ``decoder``) calls it for each.
             features: Backbone features of these images; ``None`` without a backbone.
 
         Returns:
@@ -42,12 +43,12 @@ class Segmenter(nn.Module, ABC):
         """
 
 
-def required(name: str, *values: int | None) -> tuple[int, ...]:
-    """The values of a head that cannot do without a backbone.
+def required(name: str, backbone: BackboneShape | None) -> BackboneShape:
+    """The backbone's shape, for a head that cannot do without a backbone.
 
     Raises:
-        ValueError: One is ``None``.
+        ValueError: There is none.
     """
-    if None in values:
-        raise ValueError(f"{name} is a head on backbone features: it needs features_width and num_layers")
-    return tuple(v for v in values if v is not None)
+    if backbone is None:
+        raise ValueError(f"{name} is a head on backbone features: it needs a backbone")
+    return backbone

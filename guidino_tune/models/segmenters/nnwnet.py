@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from guidino_tune import config as sections
-from guidino_tune.models.backbone import Features
+from guidino_tune.models.backbone import BackboneShape, Features
 from guidino_tune.models.gate import Gate
 from guidino_tune.models.segmenters.base import Segmenter
 
@@ -72,13 +72,14 @@ class NNWNet(Segmenter):
 
     Local widths are ``base_width * (1, 2, 4, 8, 16)``, global widths half of them. With deep supervision there are five heads, at 1,
     1/2, 1/4, 1/8 and 1/16; without it the four coarse ones exist but are neither run nor trained, so that the weights fit both ways.
-    Gate places: ``input``, the image (GuiDINO-W), and ``bottleneck``, the first encoder's deepest map at 1/16.
+    Gate places: ``input``, the image (GuiDINO-W); ``bottleneck``, the first encoder's deepest map at 1/16; ``skips``, every global map
+    that goes to a later pass; ``decoder``, every map that a decoder brings up.
     """
 
     def __init__(
-        self, config: sections.NNWNet, *, features_width: int | None = None, num_layers: int | None = None, num_outputs: int = 1
+        self, config: sections.NNWNet, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, image_size=image_size)
         self.deep_supervision = config.deep_supervision
         local = [config.base_width * 2**level for level in range(5)]
         glob = [width // 2 for width in local]
@@ -110,18 +111,18 @@ class NNWNet(Segmenter):
         x = gate("bottleneck", x)
         for up, mixer in zip(reversed(self.decoder1_local), reversed(self.decoder1_global), strict=True):
             skips2.append(mixer(x))
-            x = torch.cat([up(x), skips1.pop()], dim=1)
+            x = torch.cat([gate("decoder", up(x)), gate("skips", skips1.pop())], dim=1)
         skips3 = []
         for down, mixer in zip(self.encoder2_local, self.encoder2_global, strict=True):
             skips3.append(mixer(x))
             x = down(x)
             skip = skips2.pop()
-            local, x = x, torch.cat([x, skip], dim=1)
+            local, x = x, torch.cat([x, gate("skips", skip)], dim=1)
         logits = []
         for up, head in zip(reversed(self.decoder2_local), reversed(self.coarse_heads), strict=True):
             if self.deep_supervision:
                 logits.append(head(local))
-            local = up(x)
-            x = torch.cat([local, skips3.pop()], dim=1)
+            local = gate("decoder", up(x))
+            x = torch.cat([local, gate("skips", skips3.pop())], dim=1)
         logits.append(self.head(x))
         return tuple(reversed(logits))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from guidino_tune import config as sections
-from guidino_tune.models.backbone import FeatureRequest, Features, segmentation_layers
+from guidino_tune.models.backbone import BackboneShape, FeatureRequest, Features, segmentation_layers
 from guidino_tune.models.gate import Gate
 from guidino_tune.models.segmenters.base import Segmenter, required
 
@@ -17,16 +17,18 @@ class SegDINO(Segmenter):
 
     There is no norm and no activation: the head is linear. The shallowest branch is upsampled by a transposed convolution, the others
     bilinearly with aligned corners, as are the logits.
-    Gate place: ``features``, each of the four projected maps at 1/16.
+    Gate places: ``features``, each of the four projected maps at 1/16, and ``decoder``, their concatenation at 1/4.
     """
 
     def __init__(
-        self, config: sections.SegDINO, *, features_width: int | None = None, num_layers: int | None = None, num_outputs: int = 1
+        self, config: sections.SegDINO, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None
     ) -> None:
-        super().__init__(config)
-        width, depth = required("SegDINO", features_width, num_layers)
-        self.feature_request = FeatureRequest(segmentation_layers(depth), config.final_norm)
-        self.project = nn.ModuleList(nn.Conv2d(width, branch, 1) for branch in config.branch_widths)
+        super().__init__(config, image_size=image_size)
+        shape = required("SegDINO", backbone)
+        layers = segmentation_layers(shape.num_layers)
+        self.feature_request = FeatureRequest(layers, config.final_norm)
+        widths = [shape.layer_widths[layer] for layer in layers]
+        self.project = nn.ModuleList(nn.Conv2d(width, branch, 1) for width, branch in zip(widths, config.branch_widths, strict=True))
         self.mix = nn.ModuleList(nn.Conv2d(branch, config.features, 3, padding=1, bias=False) for branch in config.branch_widths)
         self.up = nn.ConvTranspose2d(config.features, config.features, 4, stride=4, bias=False)
         self.head = nn.Conv2d(4 * config.features, num_outputs, 1)
@@ -39,5 +41,5 @@ class SegDINO(Segmenter):
         ]
         first = self.up(branches[0])
         others = [F.interpolate(x, size=first.shape[-2:], mode="bilinear", align_corners=True) for x in branches[1:]]
-        logits = self.head(torch.cat([first, *others], dim=1))
+        logits = self.head(gate("decoder", torch.cat([first, *others], dim=1)))
         return (F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=True),)

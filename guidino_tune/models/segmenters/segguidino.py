@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from guidino_tune import config as sections
-from guidino_tune.models.backbone import Features
+from guidino_tune.models.backbone import BackboneShape, Features
 from guidino_tune.models.gate import Gate
 from guidino_tune.models.segmenters.base import Segmenter, required
 
@@ -14,15 +14,14 @@ from guidino_tune.models.segmenters.base import Segmenter, required
 class SegGuiDINO(Segmenter):
     """3x3 projection, gate, 3x3 convolution, group norm, GELU, dropout, 1x1 head, bilinear upsampling by 16.
 
-    Gate place: ``features``, the projected map at 1/16.
+    Gate places: ``features``, the projected map at 1/16, and ``decoder``, the map before the head.
     """
 
     def __init__(
-        self, config: sections.SegGuiDINO, *, features_width: int | None = None, num_layers: int | None = None, num_outputs: int = 1
+        self, config: sections.SegGuiDINO, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None
     ) -> None:
-        super().__init__(config)
-        (width,) = required("SegGuiDINO", features_width)
-        self.project = nn.Conv2d(width, config.hidden, 3, padding=1)
+        super().__init__(config, image_size=image_size)
+        self.project = nn.Conv2d(required("SegGuiDINO", backbone).width, config.hidden, 3, padding=1)
         self.block = nn.Sequential(
             nn.Conv2d(config.hidden, config.hidden, 3, padding=1),
             nn.GroupNorm(1 if config.hidden % 32 else 32, config.hidden),
@@ -34,5 +33,5 @@ class SegGuiDINO(Segmenter):
     def forward(self, images: Tensor, gate: Gate, features: Features | None = None) -> tuple[Tensor, ...]:
         """See ``Segmenter.forward``; one head, which needs ``features.last``."""
         assert features is not None
-        logits = self.head(self.block(gate("features", self.project(features.last))))
+        logits = self.head(gate("decoder", self.block(gate("features", self.project(features.last)))))
         return (F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False),)

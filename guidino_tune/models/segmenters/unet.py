@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from guidino_tune import config as sections
-from guidino_tune.models.backbone import Features
+from guidino_tune.models.backbone import BackboneShape, Features
 from guidino_tune.models.gate import Gate
 from guidino_tune.models.segmenters.base import Segmenter
 
@@ -29,13 +29,13 @@ def double_conv(inputs: int, outputs: int) -> nn.Sequential:
 class UNet(Segmenter):
     """Five levels of widths ``base_width * (1, 2, 4, 8, 16)``, max pooling down, transposed convolutions up, one 1x1 head.
 
-    Gate places: ``bottleneck``, the deepest map at 1/16 (GuiDINO-U), and ``input``, the image.
+    Gate places: ``bottleneck``, the deepest map at 1/16 (GuiDINO-U); ``input``, the image; ``skips``; ``decoder``, every merged map.
     """
 
     def __init__(
-        self, config: sections.UNet, *, features_width: int | None = None, num_layers: int | None = None, num_outputs: int = 1
+        self, config: sections.UNet, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, image_size=image_size)
         widths = [config.base_width * 2**level for level in range(5)]
         self.down = nn.ModuleList(double_conv(inputs, outputs) for inputs, outputs in zip([3, *widths], widths, strict=False))
         widths.reverse()
@@ -52,5 +52,5 @@ class UNet(Segmenter):
             x = block(F.max_pool2d(x, 2))
         x = gate("bottleneck", x)
         for up, merge in zip(self.up, self.merge, strict=True):
-            x = merge(torch.cat([skips.pop(), up(x)], dim=1))
+            x = gate("decoder", merge(torch.cat([gate("skips", skips.pop()), up(x)], dim=1)))
         return (self.head(x),)
