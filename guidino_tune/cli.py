@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from guidino_tune import paths
 from guidino_tune.errors import UserError
@@ -47,6 +48,41 @@ def seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 90s, 30m or 2h")
     return value
+
+
+def add_protocol_options(arguments: argparse.ArgumentParser, *, scores: bool) -> None:
+    """Adds the fields of ``config.Protocol`` as options; see ``protocol_values``.
+
+    Args:
+        arguments: The command's parser.
+        scores: Whether the command has true masks: else there is nothing to score, and nothing to decide post-processing on.
+    """
+    arguments.add_argument(
+        "--inference", choices=["resized", "sliding"], default="resized",
+        help="resized: the whole image squeezed to the training size (default); sliding: windows of that size at the image's own scale",
+    )  # fmt: skip
+    arguments.add_argument("--mirror", action="store_true", help="average over the four flips")
+    arguments.add_argument(
+        "--largest-component", choices=["never", "always", *(["validation"] if scores else [])], default="never",
+        help="keep only the largest connected component of each class"
+        + ("; validation: if that improves the mean Dice of the study's validation split" if scores else ""),
+    )  # fmt: skip
+    if scores:
+        arguments.add_argument(
+            "--hd95", choices=["monai", "pooled", "reference"], default="monai",
+            help="monai: larger of both directions' 95th percentiles (default); pooled: of both directions together; "
+            "reference: GuiDINO's code, to the other mask's region instead of its border",
+        )  # fmt: skip
+        arguments.add_argument(
+            "--resolution", choices=["native", "training"], default="native",
+            help="where masks are compared: at the image's own size (default), or at the training size, with distances in its pixels",
+        )  # fmt: skip
+
+
+def protocol_values(options: argparse.Namespace) -> dict[str, Any]:
+    """The values for ``config.Protocol`` that ``add_protocol_options`` has parsed; those without an option keep their default."""
+    names = ("inference", "mirror", "largest_component", "hd95", "resolution")
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
 def run(command: Callable[[argparse.Namespace], int], arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:

@@ -6,12 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from guidino_tune.cli import parser, run
+from guidino_tune.cli import add_protocol_options, parser, protocol_values, run
 
 EXAMPLES = """\
   guidino-tune evaluate ~/guidino_tune/retrained/kvasir-12/model
   guidino-tune evaluate ~/guidino_tune/studies/kvasir/trials/00012 --split validation
   guidino-tune evaluate MODEL --split test --reason "figure 3 of the paper" --output scores.csv
+  guidino-tune evaluate MODEL --inference sliding --mirror --largest-component validation
   guidino-tune evaluate MODEL --kind folder --data-root /data/other_hospital --split all
 
 Every opening of the test split is written down beside the split file, with its reason."""
@@ -19,14 +20,14 @@ Every opening of the test split is written down beside the split file, with its 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and evaluates; see ``--help``."""
-    made = parser("evaluate", "Score a model per case and on average: Dice, IoU, HD95 and ASD at native resolution.", EXAMPLES)
+    made = parser("evaluate", "Score a model per case and on average: Dice, IoU, HD95 and ASD.", EXAMPLES)
     made.add_argument("model", help="model folder of `retrain`, or a trial's folder of a study")
     made.add_argument("--split", choices=["validation", "test", "all"], default="validation", help="all: every case of another data set")
     made.add_argument("--reason", help="why the test split is opened; needed for --split test")
     made.add_argument("--kind", help="another data set: kvasir, isic2017, tn3k, folder or demo")
     made.add_argument("--data-root", metavar="DIR", help="folder of the data set")
     made.add_argument("--split-file", metavar="FILE", help="split of the study (default: found beside the model)")
-    made.add_argument("--mirror", action="store_true", help="average over the four flips")
+    add_protocol_options(made, scores=True)
     made.add_argument("--output", metavar="FILE", help="write one line per case (CSV)")
     return run(_evaluate, made, argv)
 
@@ -36,39 +37,55 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from guidino_tune.config import Protocol
+    from guidino_tune.config.parsing import parse
     from guidino_tune.errors import UserError
     from guidino_tune.metrics import summarise
-    from guidino_tune.training.evaluation import RESOLUTION, choose_cases, evaluate_cases, write_scores
+    from guidino_tune.training.evaluation import choose_cases, choose_largest_component, evaluate_cases, validation_cases, write_scores
     from guidino_tune.training.model_folder import best_device, load_model
 
     if options.split == "test" and not options.reason:
         raise UserError("opening the sealed test split needs a reason", where="--split test", todo='add --reason "..."')
+    protocol = parse(Protocol, protocol_values(options), "options")
     console = Console()
-    model, experiment = load_model(Path(options.model), best_device())
+    folder = Path(options.model)
+    model, experiment = load_model(folder, best_device())
+    data = experiment.data
+    choosing = protocol.largest_component == "validation"
+    # With --split all the folder is that of another data set, and post-processing is chosen on the model's own.
+    own_root = None if options.split == "all" else options.data_root
+    chosen_on = validation_cases(folder, data, root=own_root, split_file=options.split_file) if choosing else []
     cases = choose_cases(
-        Path(options.model),
-        experiment.data,
-        options.split,
-        kind=options.kind,
-        root=options.data_root,
-        split_file=options.split_file,
-        reason=options.reason,
-    )
+        folder, data, options.split,
+        kind=options.kind, root=options.data_root, split_file=options.split_file, reason=options.reason,
+    )  # fmt: skip
     with console.status("evaluating") as status:
-        scores = evaluate_cases(
-            model, cases, experiment.data.image_size, mirror=options.mirror,
-            progress=lambda done, total: status.update(f"evaluating: {done} of {total} images"),
-        )  # fmt: skip
+        if choosing:
+            protocol, dice = choose_largest_component(
+                model, chosen_on, data, protocol,
+                lambda done, total: status.update(f"choosing the post-processing: {done} of {total} validation images"),
+            )  # fmt: skip
+            console.print(
+                f"largest component {protocol.largest_component}: on {len(chosen_on)} validation cases Dice {dice['always']:.4f} with it, "
+                f"{dice['never']:.4f} without"
+                + (" (the cases that are scored too: their score is a little too good)" if options.split == "validation" else ""),
+                highlight=False,
+                soft_wrap=True,
+            )
+        scores = evaluate_cases(model, cases, data, protocol, lambda done, total: status.update(f"evaluating: {done} of {total} images"))
     mean = summarise(list(scores.values()))
     if options.output:
-        write_scores(scores, Path(options.output))
-    console.print(
-        f"{experiment.name}, {options.split} split of {options.kind or experiment.data.kind}, {len(scores)} cases, {RESOLUTION}: "
-        f"Dice {mean['dice']:.4f}, IoU {mean['iou']:.4f}, HD95 {mean['hd95']:.2f} px, ASD {mean['asd']:.2f} px (MONAI's definitions)",
-        highlight=False,
-        soft_wrap=True,
-    )
+        write_scores(scores, Path(options.output), protocol)
+    title = f"{experiment.name}, {options.split} split of {options.kind or data.kind}, {len(scores)} cases, {protocol.describe()}"
+    console.print(f"{title}: {_line(mean, '')}", highlight=False, soft_wrap=True)
+    for number in range(1, data.num_classes + 1) if data.num_classes > 1 else ():
+        console.print(f"  class {number}: {_line(mean, f'_class_{number}')}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _line(mean: dict[str, float], suffix: str) -> str:
+    dice, iou, hd95, asd = (mean[name + suffix] for name in ("dice", "iou", "hd95", "asd"))
+    return f"Dice {dice:.4f}, IoU {iou:.4f}, HD95 {hd95:.2f} px, ASD {asd:.2f} px"
 
 
 if __name__ == "__main__":

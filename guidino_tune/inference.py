@@ -1,4 +1,4 @@
-"""From an image to a mask of the same size: resize, normalise, predict (with mirroring, if wanted), resize the logits, threshold."""
+"""From an image to labels of the same size: normalise, predict (whole or in windows, with mirroring if wanted), post-process."""
 
 from __future__ import annotations
 
@@ -10,28 +10,50 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from guidino_tune.config import Data, Protocol
+from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.errors import UserError
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from guidino_tune.normalisation import normalise
 
 # Flips as the axes they reverse: none, left-right, top-down, both.
 _FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 
+WINDOWS = 4
+"""Windows of a sliding window that go through the network together; of the order of a training batch, so that they fit in memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImagePrediction:
-    """What a network says about one image, at the image's own size.
+    """What a network says about one image: at the image's own size, or (S, S) where the protocol compares at training size.
 
     Attributes:
-        mask: (H, W), uint8, 0 or 1.
-        probability: (H, W), float32 in [0, 1].
+        mask: (H, W), uint8: 0 or 1, for several classes the labels 0 (background) to ``num_classes``.
+        probability: (H, W), float32 in [0, 1]: of foreground, whatever its class.
         guide: (H, W), float32: the guide mask, bilinearly upsampled; ``None`` for a network without one.
     """
 
     mask: np.ndarray
     probability: np.ndarray
     guide: np.ndarray | None
+
+
+def to_labels(logits: Tensor, threshold: float = 0.5) -> Tensor:
+    """Labels of a batch.
+
+    Args:
+        logits: (B, 1, H, W) of a binary network, or (B, num_classes + 1, H, W) with background first.
+        threshold: For binary masks only: foreground is where the sigmoid is above it.
+
+    Returns:
+        (B, H, W), uint8: 0 and 1, or the channel with the greatest logit (the first of several).
+    """
+    labels = logits.sigmoid()[:, 0] > threshold if logits.shape[1] == 1 else logits.argmax(1)
+    return labels.to(torch.uint8)
+
+
+def foreground(logits: Tensor) -> Tensor:
+    """Probability of foreground (B, H, W) from logits as in ``to_labels``; of several classes, that of not being background."""
+    return logits.sigmoid()[:, 0] if logits.shape[1] == 1 else 1 - logits.softmax(1)[:, 0]
 
 
 @torch.no_grad()
@@ -45,7 +67,7 @@ def predict_logits(model: nn.Module, images: Tensor, mirror: bool = False) -> tu
         mirror: Average over the four flips of the image (nnU-Net's test-time augmentation): logits and guide, each flipped back.
 
     Returns:
-        Logits (B, 1, S, S) and guide (B, 1, h, w) or ``None``, both float32, also under autocast.
+        Logits (B, num_outputs, S, S) and guide (B, 1, h, w) or ``None``, both float32, also under autocast.
 
     Raises:
         ValueError: The model is in training mode.
@@ -64,47 +86,102 @@ def predict_logits(model: nn.Module, images: Tensor, mirror: bool = False) -> tu
     return logits / len(flips), None if guide is None else guide / len(flips)
 
 
+@torch.no_grad()
+def slide(
+    model: nn.Module,
+    image: Tensor,
+    window: int,
+    *,
+    overlap: float = 0.5,
+    mirror: bool = False,
+    device: torch.device | str | None = None,
+    num_windows: int = WINDOWS,
+) -> tuple[Tensor, Tensor | None]:
+    """Logits of an image at its own scale, from overlapping windows (Isensee et al., nnU-Net, Nature Methods 2021, "Inference").
+
+    Logits and guide of the windows are averaged with a Gaussian around each window's centre as their weight (sigma: an eighth of its
+    side), for a network is surest there. Mirroring is done within the windows. An image smaller than the window gets a margin of zeros,
+    which is the mean colour once an image is normalised.
+
+    Args:
+        model: As in ``predict_logits``.
+        image: (1, 3, H, W), float, normalised.
+        window: Side S of the windows, in pixels.
+        overlap: Of neighbouring windows, as a share of S, in [0, 1).
+        mirror: Average over the four flips.
+        device: Where the network is; by default where ``image`` is.
+        num_windows: That go through the network together.
+
+    Returns:
+        Logits (1, num_outputs, H, W) and guide (1, 1, H, W) or ``None``, float32, on the device of ``image``: sums of a large image
+        on the CPU take none of a GPU's memory.
+
+    Raises:
+        ValueError: The model is in training mode.
+    """
+    # Not at the top: MONAI takes seconds to import, and whole images need none of it.
+    from monai.inferers.utils import sliding_window_inference
+
+    guided = False
+
+    def predict(windows: Tensor) -> Tensor:
+        nonlocal guided
+        logits, guide = predict_logits(model, windows, mirror)
+        guided = guide is not None
+        return logits if guide is None else torch.cat([logits, _resized(guide, (window, window))], dim=1)
+
+    maps = sliding_window_inference(
+        image, (window, window), num_windows, predict,
+        overlap=overlap, roi_weight_map=_gaussian(window), padding_mode="constant", cval=0.0,
+        sw_device=image.device if device is None else device, device=image.device,
+    )  # fmt: skip
+    assert isinstance(maps, Tensor)
+    return (maps[:, :-1], maps[:, -1:]) if guided else (maps, None)
+
+
 def predict_image(
     model: nn.Module,
     image: np.ndarray,
-    image_size: int,
-    mirror: bool = False,
-    device: torch.device | str | None = None,
-    threshold: float = 0.5,
+    data: Data,
+    protocol: Protocol = DEFAULT_PROTOCOL,
     *,
-    keep_largest: bool = False,
+    threshold: float = 0.5,
+    device: torch.device | str | None = None,
 ) -> ImagePrediction:
     """Segments one image of any size.
 
-    The image is squeezed to a square as in training (Pillow's antialiased bilinear filter on uint8), and the logits, not the mask, are
-    resized back, so that the border is smooth at the image's own size.
+    ``resized``: the image is squeezed to a square as in training (Pillow's antialiased bilinear filter on uint8), and the logits, not
+    the mask, are resized back, so that the border is smooth at the image's own size; at training resolution they stay as they are.
+    ``sliding``: see ``slide``.
 
     Args:
         model: See ``predict_logits``; in eval mode and already on ``device``.
         image: (H, W, 3), uint8, RGB.
-        image_size: Side S that the model was trained with.
-        mirror: Average over the four flips.
+        data: What the model was trained with: ``image_size``, ``normalisation`` and ``num_classes`` count here.
+        protocol: How to predict, and at which size; its ``hd95`` has no part in it.
+        threshold: Binary foreground is where the probability is above it; in (0, 1).
         device: Where to compute; by default where the model's first parameter is.
-        threshold: Foreground is where the probability is above it; in (0, 1).
-        keep_largest: Keep the largest connected component only.
 
     Raises:
-        ValueError: The image is not (H, W, 3) uint8, or the model is in training mode.
-        UserError: The threshold is not in (0, 1).
+        ValueError: The image is not (H, W, 3) uint8, the model is in training mode, or ``largest_component`` is still to be decided.
+        UserError: The threshold is not in (0, 1), or there is one for several classes.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"an image is (H, W, 3) uint8; got shape {image.shape}, {image.dtype}")
+    if protocol.largest_component == "validation":
+        raise ValueError("largest_component='validation' is to be decided first, by choose_largest_component")
     if not 0 < threshold < 1:
         raise UserError(f"a threshold of {threshold} marks everything or nothing", where="threshold", todo="choose one between 0 and 1")
-    native = (image.shape[0], image.shape[1])
-    batch = normalise(resize_image(image, image_size))[None].to(_device(model) if device is None else device)
-    logits, guide = predict_logits(model, batch, mirror)
-    probability = _resized(logits, native).sigmoid()[0, 0].cpu().numpy()
-    mask = (probability > threshold).astype(np.uint8)
+    if data.num_classes > 1 and threshold != 0.5:
+        raise UserError(
+            f"of {data.num_classes} classes the likeliest is taken, without a threshold", where="threshold", todo="leave it out"
+        )
+    logits, guide = _predict(model, image, data, protocol, _device(model) if device is None else torch.device(device))
+    mask = to_labels(logits, threshold)[0].cpu().numpy()
     return ImagePrediction(
-        mask=largest_component(mask) if keep_largest else mask,
-        probability=probability,
-        guide=None if guide is None else _resized(guide, native)[0, 0].cpu().numpy(),
+        mask=largest_component(mask) if protocol.largest_component == "always" else mask,
+        probability=foreground(logits)[0].cpu().numpy(),
+        guide=None if guide is None else guide[0, 0].cpu().numpy(),
     )
 
 
@@ -113,27 +190,49 @@ def resize_image(image: np.ndarray, image_size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((image_size, image_size), Image.Resampling.BILINEAR))
 
 
-def normalise(image: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 to (3, H, W) float32 with ImageNet's mean and standard deviation, which DINOv3 expects."""
-    scaled = torch.from_numpy(np.array(image, copy=True)).permute(2, 0, 1).float() / 255
-    return ((scaled - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]).contiguous()
+def resize_labels(labels: np.ndarray, image_size: int) -> np.ndarray:
+    """(H, W) uint8 to (S, S) uint8 by the nearest pixel, as in training; the aspect is not kept."""
+    return np.asarray(Image.fromarray(labels).resize((image_size, image_size), Image.Resampling.NEAREST))
 
 
-def largest_component(mask: np.ndarray) -> np.ndarray:
-    """Keeps the largest connected component (4 neighbours), the first in reading order of several of that size.
+def largest_component(labels: np.ndarray) -> np.ndarray:
+    """Keeps the largest connected component (4 neighbours) of each class, the first in reading order of several of that size.
 
     Args:
-        mask: (H, W), 0 or 1.
+        labels: (H, W), integer; 0 is background, every other value a class of its own.
 
     Returns:
-        (H, W), uint8; a copy, empty if the mask is.
+        (H, W), uint8; a copy, in which all other components are background.
     """
     from scipy.ndimage import label
 
-    labels, _ = label(mask)
-    sizes = np.bincount(labels.ravel(), minlength=2)
-    largest = 1 + int(sizes[1:].argmax())
-    return np.asarray(labels == largest, dtype=np.uint8)
+    kept = np.zeros(labels.shape, np.uint8)
+    for number in np.unique(labels[labels != 0]):
+        components, _ = label(labels == number)
+        sizes = np.bincount(components.ravel())
+        kept[components == 1 + sizes[1:].argmax()] = number
+    return kept
+
+
+def _predict(model: nn.Module, image: np.ndarray, data: Data, protocol: Protocol, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Logits (1, num_outputs, H, W) and guide (1, 1, H, W) of the size that the protocol compares at."""
+    if protocol.inference == "sliding":
+        tensor = normalise(image, data.normalisation)[None]
+        return slide(model, tensor, data.image_size, overlap=protocol.overlap, mirror=protocol.mirror, device=device)
+    tensor = normalise(resize_image(image, data.image_size), data.normalisation)[None].to(device)
+    logits, guide = predict_logits(model, tensor, protocol.mirror)
+    size = (image.shape[0], image.shape[1]) if protocol.resolution == "native" else (data.image_size, data.image_size)
+    return _resized(logits, size), None if guide is None else _resized(guide, size)
+
+
+def _gaussian(window: int) -> Tensor:
+    """Weights (S, S) of a window's pixels: 1 at its centre, sigma S / 8.
+
+    MONAI's own map has no weight below 0.001, which at the image's edges, far from any centre, is that of every window: there the
+    windows would count the same, and their borders show.
+    """
+    line = torch.exp(-0.5 * ((torch.arange(window) - (window - 1) / 2) / (window / 8)) ** 2)
+    return line[:, None] * line
 
 
 def _added(total: Tensor | None, value: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """The training loss: soft Dice, cross-entropy, guide term and boundary hinge, with deep supervision (GuiDINO, section "Loss").
 
+Binary masks have one channel of logits (sigmoid). Label maps have one for the background and one per class (softmax); Dice then leaves
+the background out, as nnU-Net does, and the guide term and the hinge see all classes as one foreground.
+
 Everything is computed in float32, whatever autocast the caller runs under: a bf16 sum over 65,536 pixels keeps two digits.
 Nothing here waits for the device; the caller decides when a value is read.
 """
@@ -32,18 +35,38 @@ def soft_dice_loss(logits: Tensor, masks: Tensor, *, batch: bool = True) -> Tens
     """``1 - (2 * sum(p * y) + s) / (sum(p) + sum(y) + s)`` with ``s = 1e-5``: 0 is perfect, 1 is no overlap.
 
     Args:
-        logits: (B, 1, H, W), float32.
-        masks: (B, 1, H, W), 0 or 1, float32.
+        logits: (B, 1, H, W) of binary masks, or (B, 1 + K, H, W) of background and K classes; float32.
+        masks: (B, 1, H, W), 0 or 1, or labels 0 to K; float32.
         batch: Sum over the whole batch before the ratio (nnU-Net in 2D, "batch Dice"); else one ratio per case, then their mean.
 
     Returns:
-        A scalar. In distributed training the batch is that of one worker.
+        A scalar, the mean over the classes without the background. In distributed training the batch is that of one worker.
     """
-    axes = (0, 1, 2, 3) if batch else (1, 2, 3)
+    axes = (0, 2, 3) if batch else (2, 3)
     probabilities = logits.sigmoid()
+    if logits.shape[1] > 1:
+        probabilities = logits.softmax(1)[:, 1:]
+        masks = (masks == torch.arange(1, logits.shape[1], device=masks.device).view(1, -1, 1, 1)).to(masks.dtype)
     overlap = (probabilities * masks).sum(axes)
     size = probabilities.sum(axes) + masks.sum(axes)
     return (1 - (2 * overlap + _SMOOTH) / (size + _SMOOTH)).mean()
+
+
+def cross_entropy_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Binary cross-entropy of one channel, or softmax cross-entropy of several; the mean over all pixels.
+
+    Args:
+        logits: As in ``soft_dice_loss``.
+        masks: As there.
+    """
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(logits, masks)
+    return F.cross_entropy(logits, masks[:, 0].long())
+
+
+def foreground_logits(logits: Tensor) -> Tensor:
+    """The logit of "not background", (B, 1, H, W), of any number of classes: ``log sum exp`` of the classes minus the background."""
+    return logits if logits.shape[1] == 1 else logits[:, 1:].logsumexp(1, keepdim=True) - logits[:, :1]
 
 
 def guide_loss(guide: Tensor, masks: Tensor, *, kind: str = "bce", target: str = "area") -> Tensor:
@@ -101,19 +124,21 @@ def hinge_loss(logits: Tensor, masks: Tensor, *, margin: float = 1.0, band: int 
 
 
 class SegmentationLoss(nn.Module):
-    """``dice_weight * Dice + bce_weight * BCE + lambda_guide * guide + hinge_weight * hinge``.
+    """``dice_weight * Dice + bce_weight * cross-entropy + lambda_guide * guide + hinge_weight * hinge``.
 
-    Dice and BCE are averaged over all heads with ``deep_supervision_weights``, every head once, against the mask resized to the head's
-    size (nearest). The guide term counts once, and the hinge is on the finest head only: a band of pixels has no meaning on coarse heads.
+    Dice and cross-entropy are averaged over all heads with ``deep_supervision_weights``, every head once, against the mask resized to the
+    head's size (nearest). The guide term counts once, and the hinge is on the finest head only: a band of pixels has no meaning on coarse
+    heads.
 
     Args:
         loss: Weights and choices.
+        num_classes: Foreground classes; 1 for binary masks.
 
     Raises:
         UserError: Neither Dice nor BCE nor hinge has a weight, so that nothing would train the segmenter.
     """
 
-    def __init__(self, loss: Loss) -> None:
+    def __init__(self, loss: Loss, num_classes: int = 1) -> None:
         super().__init__()
         if not (loss.dice_weight or loss.bce_weight or loss.hinge_weight):
             raise UserError(
@@ -122,19 +147,25 @@ class SegmentationLoss(nn.Module):
                 todo="give at least one of them a weight above 0",
             )
         self.loss = loss
+        self.num_outputs = 1 if num_classes == 1 else num_classes + 1
 
     def forward(self, logits: Sequence[Tensor], guide: Tensor | None, masks: Tensor) -> dict[str, Tensor]:
         """Computes the loss.
 
         Args:
-            logits: One (B, 1, h_i, w_i) per head, finest first.
+            logits: One (B, 1, h_i, w_i) per head, finest first; with several classes (B, 1 + num_classes, h_i, w_i).
             guide: (B, 1, h, w) with values in [0, 1], or ``None`` for a network without guide mask (then there is no guide term).
-            masks: (B, 1, H, W), 0 or 1, floating point.
+            masks: (B, 1, H, W), 0 or 1, or labels 0 to ``num_classes``; floating point.
 
         Returns:
-            ``total``, which carries the gradient, and the unweighted, detached value of each term in use: ``dice``, ``bce``, ``guide``,
-            ``hinge``. All are float32 scalars on the device of the logits.
+            ``total``, which carries the gradient, and the unweighted, detached value of each term in use: ``dice``, ``bce`` (with several
+            classes ``cross_entropy``), ``guide``, ``hinge``. All are float32 scalars on the device of the logits.
+
+        Raises:
+            ValueError: The logits have another number of channels.
         """
+        if any(head.shape[1] != self.num_outputs for head in logits):
+            raise ValueError(f"the loss expects {self.num_outputs} channels of logits, got {[head.shape[1] for head in logits]}")
         with torch.autocast(device_type=masks.device.type, enabled=False):
             terms = self._terms([head.float() for head in logits], None if guide is None else guide.float(), masks.float())
             total = torch.stack([weight * value for weight, value in terms.values()]).sum()
@@ -150,16 +181,23 @@ class SegmentationLoss(nn.Module):
             dice = [w * soft_dice_loss(h, t, batch=loss.batch_dice) for w, h, t in zip(weights, heads, targets, strict=True)]
             terms["dice"] = (loss.dice_weight, torch.stack(dice).sum())
         if loss.bce_weight:
-            bce = [w * F.binary_cross_entropy_with_logits(h, t) for w, h, t in zip(weights, heads, targets, strict=True)]
-            terms["bce"] = (loss.bce_weight, torch.stack(bce).sum())
+            name = "bce" if self.num_outputs == 1 else "cross_entropy"
+            entropy = [w * cross_entropy_loss(h, t) for w, h, t in zip(weights, heads, targets, strict=True)]
+            terms[name] = (loss.bce_weight, torch.stack(entropy).sum())
         if loss.lambda_guide and guide is not None:
-            terms["guide"] = (loss.lambda_guide, guide_loss(guide, masks, kind=loss.guide_loss, target=loss.guide_target))
+            terms["guide"] = (loss.lambda_guide, guide_loss(guide, _union(masks), kind=loss.guide_loss, target=loss.guide_target))
         if loss.hinge_weight:
-            terms["hinge"] = (loss.hinge_weight, hinge_loss(heads[0], targets[0], margin=loss.hinge_margin, band=loss.hinge_band))
+            logits, target = foreground_logits(heads[0]), _union(targets[0])
+            terms["hinge"] = (loss.hinge_weight, hinge_loss(logits, target, margin=loss.hinge_margin, band=loss.hinge_band))
         return terms
 
 
+def _union(masks: Tensor) -> Tensor:
+    """1 where any class is."""
+    return (masks > 0).to(masks.dtype)
+
+
 def _resized(masks: Tensor, head: Tensor) -> Tensor:
-    """The masks on the head's grid; nearest keeps them 0 or 1."""
+    """The masks on the head's grid; nearest keeps labels labels."""
     size = (head.shape[-2], head.shape[-1])
     return masks if size == tuple(masks.shape[-2:]) else F.interpolate(masks, size=size, mode="nearest")

@@ -5,22 +5,31 @@ Definitions, always per case and then averaged, in pixels of the masks given:
 - Dice ``2|A n B| / (|A| + |B|)`` and IoU ``|A n B| / |A u B|``.
 - The border of a mask is the mask without its erosion by the 4-neighbour cross; outside the image counts as background, so that a
   mask that touches the image's edge has a border there.
-- HD95 is MONAI's: the larger of the two directed 95th percentiles of the distances from border to border.
-- ASD is MONAI's symmetric one: the mean of the distances in both directions, pooled.
+- HD95 is one of three. ``monai`` (MONAI's): the larger of the two directed 95th percentiles of the distances from border to border.
+  ``pooled``: the 95th percentile of the distances in both directions together. ``reference`` (GuiDINO's code): pooled too, but from the
+  border of one mask to the nearest pixel of the other mask, inside or border. A border that lies within the other mask has distance 0
+  there: a missed hole costs nothing, so that these numbers are comparable with that code's only.
+- ASD is MONAI's symmetric one with every HD95: the mean of the distances from border to border in both directions, pooled.
 
 When both masks are empty, the case is perfect: Dice = IoU = 1 and HD95 = ASD = 0. When exactly one is empty, it is the worst possible:
 Dice = IoU = 0 and HD95 = ASD = the image's diagonal. MONAI gives NaN there, and its ``aggregate`` drops NaN or turns it into 0, the
-best value: a network that predicts nothing would win. Here no case is dropped and no score is NaN.
+best value: a network that predicts nothing would win. Here no case is dropped and no score is NaN, whatever the batches are.
+
+Several classes: masks are label maps, each class is scored as a binary mask of its own by the rules above (one that is absent from both
+is perfect), and the scores of the case are the means over the classes 1 to K; background is no class.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+HD95 = Literal["monai", "pooled", "reference"]
+NAMES = ("dice", "iou", "hd95", "asd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,56 +41,78 @@ class CaseScore:
         iou: In [0, 1], higher is better.
         hd95: In [0, image diagonal] pixels, lower is better.
         asd: In [0, image diagonal] pixels, lower is better.
+        classes: Scores of class 1, 2, ... where there are several, whose means the others are; else empty.
     """
 
     dice: float
     iou: float
     hd95: float
     asd: float
+    classes: tuple[CaseScore, ...] = ()
 
 
-def score_case(prediction: np.ndarray, truth: np.ndarray) -> CaseScore:
+def score_case(prediction: np.ndarray, truth: np.ndarray, *, num_classes: int = 1, hd95: HD95 = "monai") -> CaseScore:
     """Scores one prediction.
 
     Args:
-        prediction: (H, W), bool or integer; foreground is whatever is not 0.
+        prediction: (H, W), bool or integer. For one class foreground is whatever is not 0; for several these are labels from 0
+            (background) to ``num_classes``.
         truth: The same shape.
+        num_classes: Foreground classes.
+        hd95: The definition, see the top of this module.
 
     Raises:
-        ValueError: The shapes differ, are not two-dimensional, or a mask holds floats (a probability map that was not thresholded).
+        ValueError: The shapes differ, are not two-dimensional, a mask holds floats (a probability map that was not thresholded), or a
+            label above ``num_classes``.
     """
-    p, t = _binary(prediction), _binary(truth)
-    if p.shape != t.shape:
-        raise ValueError(f"prediction and truth differ in shape: {p.shape} and {t.shape}")
-    if not p.any() and not t.any():
-        return CaseScore(dice=1.0, iou=1.0, hd95=0.0, asd=0.0)
-    if not p.any() or not t.any():
-        diagonal = math.hypot(*p.shape)
-        return CaseScore(dice=0.0, iou=0.0, hd95=diagonal, asd=diagonal)
-    overlap, size = int((p & t).sum()), int(p.sum()) + int(t.sum())
-    hd95, asd = _surface_distances(p, t)
-    return CaseScore(dice=2 * overlap / size, iou=overlap / (size - overlap), hd95=hd95, asd=asd)
+    pairs = list(zip(_masks(prediction, num_classes), _masks(truth, num_classes), strict=True))
+    scores = tuple(_score(p, t, hd95) for p, t in pairs)
+    if num_classes == 1:
+        return scores[0]
+    return CaseScore(**{name: math.fsum(getattr(score, name) for score in scores) / num_classes for name in NAMES}, classes=scores)
 
 
-def score_cases(predictions: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> list[CaseScore]:
+def case_dice(prediction: np.ndarray, truth: np.ndarray, *, num_classes: int = 1) -> float:
+    """The Dice of ``score_case`` alone, without the distances that take most of its time.
+
+    Raises:
+        ValueError: As ``score_case``.
+    """
+    pairs = zip(_masks(prediction, num_classes), _masks(truth, num_classes), strict=True)
+    return math.fsum(_dice(p, t) for p, t in pairs) / num_classes
+
+
+def score_cases(
+    predictions: Sequence[np.ndarray], truths: Sequence[np.ndarray], *, num_classes: int = 1, hd95: HD95 = "monai"
+) -> list[CaseScore]:
     """``score_case`` of each pair, in order; the pairs may differ in size.
 
     Raises:
         ValueError: There are not as many predictions as truths, or a pair is not valid.
     """
-    return [score_case(prediction, truth) for prediction, truth in zip(predictions, truths, strict=True)]
+    return [score_case(p, t, num_classes=num_classes, hd95=hd95) for p, t in zip(predictions, truths, strict=True)]
 
 
 def summarise(scores: Sequence[CaseScore]) -> dict[str, float]:
     """The mean over all cases of ``dice``, ``iou``, ``hd95`` and ``asd``; every case counts the same.
 
+    For several classes also of ``dice_class_1``, ``iou_class_1`` and so on.
+
     Raises:
-        ValueError: There is no case.
+        ValueError: There is no case, or the cases differ in their number of classes.
     """
     if not scores:
         raise ValueError("no cases to summarise")
-    rows = [asdict(score) for score in scores]
+    rows = [values(score) for score in scores]
+    if any(row.keys() != rows[0].keys() for row in rows):
+        raise ValueError("the cases differ in their number of classes")
     return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def values(score: CaseScore) -> dict[str, float]:
+    """All scores of a case by name: ``dice``, ..., and for several classes ``dice_class_1``, ..."""
+    parts = [("", score), *((f"_class_{number}", part) for number, part in enumerate(score.classes, 1))]
+    return {name + suffix: getattr(part, name) for suffix, part in parts for name in NAMES}
 
 
 def constant_mask(train_masks: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
@@ -90,7 +121,7 @@ def constant_mask(train_masks: Sequence[np.ndarray]) -> tuple[np.ndarray, float]
     It is the mean training mask, thresholded; all thresholds that give different masks are tried, the empty mask included.
 
     Args:
-        train_masks: At least one (S, S), bool or integer, all of one size.
+        train_masks: At least one (S, S), bool or integer, all of one size; foreground is whatever is not 0.
 
     Returns:
         The mask, uint8 (S, S), and the threshold: foreground is where the share of training masks is at least this (above every
@@ -106,37 +137,69 @@ def constant_mask(train_masks: Sequence[np.ndarray]) -> tuple[np.ndarray, float]
     for mask in train_masks:
         if mask.shape != votes.shape:
             raise ValueError(f"training masks differ in size: {votes.shape} and {mask.shape}")
-        votes += _binary(mask)
+        votes += _mask(mask)
     # Entry v of a reversed running sum is what a mask of all pixels with at least v votes contains; entry count + 1 is the empty mask.
     areas = _at_least(np.bincount(votes.ravel(), minlength=count + 2))
     total = np.zeros(count + 2)
     for mask in train_masks:
-        overlaps = _at_least(np.bincount(votes[_binary(mask)], minlength=count + 2))
+        overlaps = _at_least(np.bincount(votes[_mask(mask)], minlength=count + 2))
         sizes = areas + overlaps[0]
         total += np.where(sizes > 0, 2 * overlaps / np.maximum(sizes, 1), 1.0)
     best = int(total.argmax())
     return (votes >= best).astype(np.uint8), best / count
 
 
-def constant_mask_dice(train_masks: Sequence[np.ndarray], validation_masks: Sequence[np.ndarray]) -> float:
+def constant_mask_dice(train_masks: Sequence[np.ndarray], validation_masks: Sequence[np.ndarray], *, num_classes: int = 1) -> float:
     """Mean Dice on the validation masks of ``constant_mask(train_masks)``: the baseline of having looked at no image.
 
+    For several classes it is the mean over the classes of each class's own constant mask. Those masks may overlap, which the classes of
+    one label map cannot, so that this is an upper bound of what one constant label map reaches, and not what some label map scores.
+
     Raises:
-        ValueError: One of the two is empty, or the masks differ in size.
+        ValueError: One of the two is empty, the masks differ in size, or a label is above ``num_classes``.
     """
-    mask, _ = constant_mask(train_masks)
     if not len(validation_masks):
         raise ValueError("no validation masks")
-    return math.fsum(_dice(mask.astype(bool), _binary(truth)) for truth in validation_masks) / len(validation_masks)
+    means = []
+    for number in range(1, num_classes + 1):
+        constant = constant_mask([_mask(labels, number, num_classes) for labels in train_masks])[0].astype(bool)
+        dice = [_dice(constant, _mask(labels, number, num_classes)) for labels in validation_masks]
+        means.append(math.fsum(dice) / len(dice))
+    return math.fsum(means) / num_classes
 
 
-def _binary(mask: np.ndarray) -> np.ndarray:
-    """The mask as bool."""
-    mask = np.asarray(mask)
-    if mask.ndim != 2 or mask.dtype.kind not in "bui":
-        raise ValueError(f"a mask is two-dimensional, of bool or integers; got shape {mask.shape}, {mask.dtype}")
-    foreground: np.ndarray = mask != 0
-    return foreground
+def _masks(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    return [_mask(labels, number, num_classes) for number in range(1, num_classes + 1)]
+
+
+def _mask(labels: np.ndarray, number: int = 1, num_classes: int = 1) -> np.ndarray:
+    """The mask of one class, as bool."""
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or labels.dtype.kind not in "bui":
+        raise ValueError(f"a mask is two-dimensional, of bool or integers; got shape {labels.shape}, {labels.dtype}")
+    if num_classes > 1 and labels.size and not 0 <= labels.min() <= labels.max() <= num_classes:
+        raise ValueError(f"labels are 0 to {num_classes}; got {labels.min()} to {labels.max()}")
+    mask: np.ndarray = labels != 0 if num_classes == 1 else labels == number
+    return mask
+
+
+def _score(prediction: np.ndarray, truth: np.ndarray, hd95: HD95) -> CaseScore:
+    """Of two masks of bool."""
+    dice = _dice(prediction, truth)
+    if not prediction.any() and not truth.any():
+        return CaseScore(dice=1.0, iou=1.0, hd95=0.0, asd=0.0)
+    if not prediction.any() or not truth.any():
+        diagonal = math.hypot(*truth.shape)
+        return CaseScore(dice=0.0, iou=0.0, hd95=diagonal, asd=diagonal)
+    prediction, truth = _cropped(prediction, truth)
+    borders = _border(prediction), _border(truth)
+    directed = _distances(borders, borders)
+    return CaseScore(
+        dice=dice,
+        iou=int((prediction & truth).sum()) / int((prediction | truth).sum()),
+        hd95=_hd95(directed if hd95 != "reference" else _distances(borders, (prediction, truth)), pooled=hd95 != "monai"),
+        asd=float(np.concatenate(directed).mean()),
+    )
 
 
 def _dice(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -146,20 +209,33 @@ def _dice(prediction: np.ndarray, truth: np.ndarray) -> float:
     return 2 * int((prediction & truth).sum()) / size if size else 1.0
 
 
+def _cropped(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both without the margin where neither has a pixel. It has no part in any distance, and distance transforms take their time."""
+    either = prediction | truth
+    rows, columns = np.flatnonzero(either.any(1)), np.flatnonzero(either.any(0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return prediction[box], truth[box]
+
+
+def _border(mask: np.ndarray) -> np.ndarray:
+    # Not at the top: training imports this module, and the constant mask needs none of SciPy.
+    from scipy.ndimage import binary_erosion
+
+    border: np.ndarray = mask & ~binary_erosion(mask)
+    return border
+
+
+def _distances(borders: tuple[np.ndarray, np.ndarray], targets: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """From each border pixel of one mask to the nearest pixel of the other's target, in both directions."""
+    from scipy.ndimage import distance_transform_edt
+
+    return distance_transform_edt(~targets[1])[borders[0]], distance_transform_edt(~targets[0])[borders[1]]
+
+
+def _hd95(directed: tuple[np.ndarray, np.ndarray], *, pooled: bool) -> float:
+    return float(np.percentile(np.concatenate(directed), 95) if pooled else max(np.percentile(part, 95) for part in directed))
+
+
 def _at_least(histogram: np.ndarray) -> np.ndarray:
     """Entry v: how many are v or more."""
     return histogram[::-1].cumsum()[::-1]
-
-
-def _surface_distances(prediction: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """HD95 and symmetric ASD of two masks that are not empty, from one pass of MONAI's border distances."""
-    # Not at the top: MONAI takes seconds to import, and the constant mask needs none of it.
-    import torch
-    from monai.metrics.utils import get_edge_surface_distance
-
-    with warnings.catch_warnings():
-        # MONAI passes itself an argument that it has deprecated.
-        warnings.simplefilter("ignore", FutureWarning)
-        edges = get_edge_surface_distance(torch.from_numpy(prediction), torch.from_numpy(truth), symmetric=True)
-    directed = [distances.double().numpy() for distances in edges[1]]
-    return float(max(np.percentile(distances, 95) for distances in directed)), float(np.concatenate(directed).mean())

@@ -6,14 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from guidino_tune.cli import parser, run
+from guidino_tune.cli import add_protocol_options, parser, protocol_values, run
 
 EXAMPLES = """\
   guidino-tune predict ~/guidino_tune/retrained/kvasir-12/model images/ --output masks
-  guidino-tune predict MODEL images/ --output masks --mirror --keep-largest
+  guidino-tune predict MODEL images/ --output masks --inference sliding --mirror --largest-component always
   guidino-tune predict MODEL one.jpg --output masks --threshold 0.4
 
-Writes OUTPUT/masks/NAME.png (0 and 255, the image's own size) and OUTPUT/overlays/NAME.png."""
+Writes OUTPUT/masks/NAME.png and OUTPUT/overlays/NAME.png. Masks have the image's own size: 0 and 255, or of a model with several
+classes the labels 0 (background) to K, which look almost black."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,9 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("model", help="model folder of `retrain`, or a trial's folder of a study")
     made.add_argument("images", help="folder of images, or one image")
     made.add_argument("--output", required=True, metavar="DIR", help="folder for masks and overlays")
-    made.add_argument("--threshold", type=float, default=0.5, help="of the probability, between 0 and 1 (default: 0.5)")
-    made.add_argument("--mirror", action="store_true", help="average over the four flips")
-    made.add_argument("--keep-largest", action="store_true", help="keep only the largest connected part")
+    made.add_argument("--threshold", type=float, default=0.5, help="of the probability, between 0 and 1; for binary masks (default: 0.5)")
+    add_protocol_options(made, scores=False)
     made.add_argument("--no-overlays", action="store_true", help="masks only")
     return run(_predict, made, argv)
 
@@ -34,21 +34,23 @@ def _predict(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from guidino_tune.config import Protocol
+    from guidino_tune.config.parsing import parse
     from guidino_tune.prediction import predict_folder
 
+    protocol = parse(Protocol, protocol_values(options), "options")
     console = Console()
     with console.status("predicting") as status:
         done, failed = predict_folder(
             Path(options.model),
             Path(options.images),
             Path(options.output),
+            protocol=protocol,
             threshold=options.threshold,
-            mirror=options.mirror,
-            keep_largest=options.keep_largest,
             overlays=not options.no_overlays,
             progress=lambda number, total: status.update(f"predicting: {number} of {total} images"),
         )
-    console.print(f"{done} masks in {Path(options.output) / 'masks'}", highlight=False, soft_wrap=True)
+    console.print(f"{done} masks in {Path(options.output) / 'masks'} ({protocol.describe(scores=False)})", highlight=False, soft_wrap=True)
     for message in failed:
         print(f"left out: {message}", file=sys.stderr)
     return 1 if failed else 0

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from guidino_tune.config import Protocol
+from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.decoding import read_image
 from guidino_tune.errors import UserError
 from guidino_tune.inference import predict_image
@@ -21,21 +23,22 @@ def predict_folder(
     images: Path,
     output: Path,
     *,
+    protocol: Protocol = DEFAULT_PROTOCOL,
     threshold: float = 0.5,
-    mirror: bool = False,
-    keep_largest: bool = False,
     overlays: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[int, list[str]]:
-    """Segments each image and writes its mask (0 and 255, the image's own size) and an overlay.
+    """Segments each image and writes its mask (the image's own size) and an overlay.
+
+    A mask is 0 and 255, so that it can be looked at. For several classes it holds the labels 0 (background) to ``num_classes``, as the
+    masks that the model was trained with: values that a reader does not have to guess.
 
     Args:
         model: Model or trial folder.
         images: A folder, or one image.
         output: Gets ``masks`` and ``overlays``; files of the same name are replaced.
-        threshold: Of the probability.
-        mirror: Average over the four flips.
-        keep_largest: Keep only the largest connected part of each mask.
+        protocol: How to predict and to post-process.
+        threshold: Of the probability; for binary masks only.
         overlays: Whether to draw them.
         progress: Told (done, in all).
 
@@ -43,7 +46,7 @@ def predict_folder(
         How many masks were written, and a message for each image that could not be read.
 
     Raises:
-        UserError: No model, or no images.
+        UserError: No model, no images, or a threshold that does not fit.
     """
     files = [images] if images.is_file() else sorted(p for p in images.glob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
@@ -60,10 +63,12 @@ def predict_folder(
         except UserError as error:
             failed.append(str(error))
             continue
-        result = predict_image(network, image, experiment.data.image_size, mirror=mirror, threshold=threshold, keep_largest=keep_largest)
-        save_png(Image.fromarray(result.mask * 255), output / "masks" / f"{file.stem}.png")
+        result = predict_image(network, image, experiment.data, protocol, threshold=threshold)
+        levels = result.mask * 255 if experiment.data.num_classes == 1 else result.mask
+        save_png(Image.fromarray(levels), output / "masks" / f"{file.stem}.png")
         if overlays:
-            save_png(overlay(image, None, result.guide, result.mask, title=file.stem), output / "overlays" / f"{file.stem}.png")
+            picture = overlay(image, None, result.guide, result.mask, title=file.stem, num_classes=experiment.data.num_classes)
+            save_png(picture, output / "overlays" / f"{file.stem}.png")
         if progress:
             progress(number, len(files))
     return len(files) - len(failed), failed

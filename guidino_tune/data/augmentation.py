@@ -16,14 +16,7 @@ from monai.transforms.spatial.array import Affine
 from torch import Tensor
 from torch.nn import functional
 
-from guidino_tune.data.decoding import Bytes
 from guidino_tune.errors import UserError, nearest
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Per channel, of values in [0, 1]; DINOv3 was trained on images normalised with it."""
-
-IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Per channel, of values in [0, 1]."""
 
 _BLUR_MARGIN = 4  # pixels; MONAI's kernel reaches 4 sigma and pads with zeros, which would darken the border
 
@@ -36,16 +29,9 @@ class Augmentation(Protocol):
 
         Args:
             image: float32 (3, S, S), from ``normalise``.
-            mask: float32 (1, S, S) of 0 and 1.
+            mask: float32 (1, S, S) of 0 and 1, or of labels.
             seed: At least 0.
         """
-
-
-def normalise(image: Bytes) -> Tensor:
-    """Turns uint8 (H, W, 3) into float32 (3, H, W) with ImageNet's mean and deviation taken out."""
-    channels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
-    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    return channels.div_(255).sub_(mean).div_(std)
 
 
 def no_augmentation(image: Tensor, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -56,11 +42,12 @@ def no_augmentation(image: Tensor, mask: Tensor, seed: int) -> tuple[Tensor, Ten
 def nnunet_augmentation(image: Tensor, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """nnU-Net's set for square 2D images, in its order and with its probabilities.
 
-    Rotation by any angle (p 0.2) and scaling by 0.7 to 1.4 (0.2) in one resampling with zeros (the mean colour; background) outside;
-    Gaussian noise of variance 0 to 0.1 (0.1); blur, sigma 0.5 to 1 pixel (0.2, each channel 0.5); brightness times 0.75 to 1.25 (0.15);
-    contrast times 0.75 to 1.25 about the mean, within the range of the image (0.15); resolution lowered to 0.5 to 1 (0.25, each channel
-    0.5); gamma 0.7 to 1.5 on the inverted image (0.1) and on the image (0.3), keeping mean and deviation; flips of either axis (0.5
-    each). Intensity parameters are drawn per channel. Masks are resampled to the nearest pixel and stay binary.
+    Rotation by any angle (p 0.2) and scaling by 0.7 to 1.4 (0.2) in one resampling with zeros outside (background; in the image the mean
+    colour: ImageNet's or, of z-scores, the image's own, as in nnU-Net); Gaussian noise of variance 0 to 0.1 (0.1); blur, sigma 0.5 to 1
+    pixel (0.2, each channel 0.5); brightness times 0.75 to 1.25 (0.15); contrast times 0.75 to 1.25 about the mean, within the range of
+    the image (0.15); resolution lowered to 0.5 to 1 (0.25, each channel 0.5); gamma 0.7 to 1.5 on the inverted image (0.1) and on the
+    image (0.3), keeping mean and deviation; flips of either axis (0.5 each). Intensity parameters are drawn per channel. Masks are
+    resampled to the nearest pixel: labels stay labels.
     """
     rng = np.random.default_rng(seed)
     image, mask = _rotate_and_scale(image, mask, rng)

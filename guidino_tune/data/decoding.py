@@ -1,4 +1,4 @@
-"""Image files into arrays: RGB images and binary masks, whatever their mode and depth, or a message that names the file."""
+"""Image files into arrays: RGB images, and masks or label maps, whatever their mode and depth, or a message that names the file."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
 
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
+_LABELS = ("1", "L", "P", *_DEEP[:-1])  # modes that can hold a label map: one whole number per pixel
+
+_JPEG = b"\xff\xd8\xff"  # how such a file begins
+
+_KINDS = {"RGB": "in colours (RGB)", "RGBA": "in colours (RGBA)", "LA": "grey with transparency", "F": "of fractions (floating point)"}
+
 Bytes = NDArray[np.uint8]
 
 
@@ -43,35 +49,43 @@ def read_image(path: Path) -> Bytes:
     return _image(_bytes(path), path)
 
 
-def read_mask(path: Path) -> Bytes:
-    """Decodes a mask and thresholds it at half of its value range, so that JPEG ringing around black stays background.
+def read_mask(path: Path, num_classes: int = 1) -> Bytes:
+    """Decodes a mask (``num_classes`` 1) or a label map (more).
 
-    The range is 255 for eight bits and 65535 for sixteen; a mask that holds nothing but 0 and 1 is taken as it is. RGB becomes luminance;
-    in a palette with colours, entry 0 is background and every other entry is foreground.
+    A mask is thresholded at half of its value range, so that JPEG ringing around black stays background. The range is 255 for eight bits
+    and 65535 for sixteen; a mask that holds nothing but 0 and 1 is taken as it is. RGB becomes luminance; in a palette with colours, entry
+    0 is background and every other entry is foreground.
+
+    The values of a label map are taken as they are: grey values of any depth, or the indices of a palette whatever its colours.
+
+    Args:
+        path: Of the file.
+        num_classes: Foreground classes.
 
     Returns:
-        uint8 of shape (H, W) with values 0 and 1.
+        uint8 of shape (H, W) with values 0 to ``num_classes``.
 
     Raises:
-        UserError: The file is missing, broken, cut short or too large, or holds class numbers above 1.
+        UserError: The file is missing, broken, cut short or too large; a mask holds class numbers above 1; a label map holds a value that
+            is no class, or is of a kind that cannot hold labels (colours, fractions, JPEG).
     """
-    return _mask(_bytes(path), path)
+    return _mask(_bytes(path), path, num_classes)
 
 
-def read_case(case: Case) -> tuple[Bytes, Bytes]:
-    """Decodes the image, uint8 (H, W, 3), and the mask, uint8 (H, W) of 0 and 1.
+def read_case(case: Case, num_classes: int = 1) -> tuple[Bytes, Bytes]:
+    """Decodes the image, uint8 (H, W, 3), and the mask, uint8 (H, W) of 0 to ``num_classes``.
 
     Raises:
         UserError: As ``read_image`` and ``read_mask``, or the two differ in size.
     """
-    image, mask, _ = read_case_and_digest(case)
+    image, mask, _ = read_case_and_digest(case, num_classes)
     return image, mask
 
 
-def read_case_and_digest(case: Case) -> tuple[Bytes, Bytes, bytes]:
+def read_case_and_digest(case: Case, num_classes: int = 1) -> tuple[Bytes, Bytes, bytes]:
     """As ``read_case``, with the SHA-256 (32 bytes) of the two files' contents, from one read of each."""
     image_file, mask_file = _bytes(case.image), _bytes(case.mask)
-    image, mask = _image(image_file, case.image), _mask(mask_file, case.mask)
+    image, mask = _image(image_file, case.image), _mask(mask_file, case.mask, num_classes)
     if image.shape[:2] != mask.shape:
         raise UserError(
             f"image and mask differ in size: {case.image.name} is {_size(image)}, {case.mask} is {_size(mask)} pixels",
@@ -119,8 +133,34 @@ def _image(data: bytes, path: Path) -> Bytes:
     return np.asarray(_without_alpha(picture).convert("RGB"))
 
 
-def _mask(data: bytes, path: Path) -> Bytes:
+def _mask(data: bytes, path: Path, num_classes: int) -> Bytes:
     picture = _open(data, path)
+    return _binary(picture, path) if num_classes == 1 else _labels(picture, path, num_classes, jpeg=data.startswith(_JPEG))
+
+
+def _labels(picture: Image.Image, path: Path, num_classes: int, *, jpeg: bool) -> Bytes:
+    wrong = ""
+    if jpeg:
+        wrong = "a JPEG cannot hold labels: its compression changes values along every border"
+    elif picture.mode not in _LABELS:
+        wrong = f"a label map holds one whole number per pixel, and this file is {_KINDS.get(picture.mode, picture.mode)}"
+    else:
+        values = np.asarray(picture)
+        for value in (int(values.max(initial=0)), int(values.min(initial=0))):
+            if not 0 <= value <= num_classes:
+                wrong = f"holds the value {value}, but with data.num_classes={num_classes} labels are 0 to {num_classes}"
+                break
+    if wrong:
+        raise UserError(
+            wrong,
+            where=str(path),
+            todo="write label maps as grey or palette PNG or TIFF (0: background; JPEG would blur the labels), "
+            "set data.num_classes to the largest label (1 for binary masks), or set data.bad_cases=skip",
+        )
+    return values.astype(np.uint8)
+
+
+def _binary(picture: Image.Image, path: Path) -> Bytes:
     if picture.mode == "P" and "transparency" not in picture.info:
         indices = np.asarray(picture)
         palette = np.asarray(picture.convert("RGB")).reshape(-1, 3)
@@ -130,9 +170,10 @@ def _mask(data: bytes, path: Path) -> Bytes:
     largest = float(values.max(initial=0))
     if 1 < largest <= _MAX_LABEL and picture.mode != "F":
         raise UserError(
-            f"holds class numbers up to {largest:.0f}; a mask is binary",
+            f"holds class numbers up to {largest:.0f}, but data.num_classes is 1 (binary masks)",
             where=str(path),
-            todo="write masks with 0 for background and 255 for foreground, or set data.bad_cases=skip",
+            todo=f"set data.num_classes={largest:.0f} to tell the classes apart, write masks with 0 for background and 255 for foreground, "
+            "or set data.bad_cases=skip",
         )
     if largest <= 1:
         top = 1.0

@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from guidino_tune import paths
 from guidino_tune.config.sections import Data
 from guidino_tune.data.cases import Listing, some, stable_hash
@@ -24,7 +26,7 @@ class SearchData:
         train: Training cases, decoded.
         validation: Validation cases, decoded.
         split: The whole split; of the test cases only the ids.
-        fingerprint: 64 hexadecimal digits of the decoded cases' ids and contents, the image size and the split.
+        fingerprint: 64 hexadecimal digits of the decoded cases' ids and contents, image size, number of classes and split.
         notes: What a person should know: cases left out, patients in two parts, and the like.
     """
 
@@ -62,10 +64,20 @@ def open_for_search(
     tables = []
     for ids, before in ((train, 0), (validation, len(train))):
         told = (lambda done, _, before=before: progress(before + done, total)) if progress else None
-        tables.append(build_table(listing.select(ids), data.image_size, folder, data.bad_cases, told))
+        cases = listing.select(ids)
+        tables.append(build_table(cases, data.image_size, folder, data.bad_cases, told, num_classes=data.num_classes))
     notes += tuple(f"left out {text}" for table in tables for text in table.skipped)
+    if absent := _absent_classes(tables[0], data.num_classes):
+        notes += (f"no training mask holds class {some(absent)}: nothing is learned about it, and not predicting it scores 1",)
     text = json.dumps([tables[0].fingerprint, tables[1].fingerprint, asdict(split)], sort_keys=True)
     return SearchData(tables[0], tables[1], split, hashlib.sha256(text.encode()).hexdigest(), listing.notes + notes)
+
+
+def _absent_classes(train: CaseTable, num_classes: int) -> set[int]:
+    """Classes of label maps that no training case has."""
+    if num_classes == 1:
+        return set()
+    return set(range(1, num_classes + 1)).difference(*(np.unique(train.mask(i)).tolist() for i in range(len(train))))
 
 
 def _split(listing: Listing, data: Data, split_file: Path | None) -> tuple[Split, tuple[str, ...]]:

@@ -50,6 +50,7 @@ class CaseTable:
             raise pa.ArrowInvalid(f"{path} is no table of format {FORMAT}")
         self.path = path
         self.size: int = metadata["size"]
+        self.num_classes: int = metadata.get("num_classes", 1)
         columns = reader.schema.names
         batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         small = pa.Table.from_batches(batches).select([name for name in columns if name not in ("image", "mask")])
@@ -84,7 +85,7 @@ class CaseTable:
         return view
 
     def mask(self, i: int) -> Bytes:
-        """The resized mask: uint8 (S, S) of 0 and 1, a read-only view."""
+        """The resized mask: uint8 (S, S) of 0 to ``num_classes``, a read-only view."""
         batch, row = divmod(self._rows[i], self._rows_per_batch)
         view: Bytes = self._masks[batch][row]
         return view
@@ -96,8 +97,8 @@ class CaseTable:
 
     @cached_property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits of the ids, the files' contents and the size: equal wherever the data are equal."""
-        digest = hashlib.sha256(f"{FORMAT} {self.size}".encode())
+        """64 hexadecimal digits of the ids, the files' contents, size and number of classes: equal wherever the data are equal."""
+        digest = hashlib.sha256(_form(self.size, self.num_classes))
         for name, content in sorted((self._columns["id"][row], self._columns["digest"][row]) for row in self._rows):
             digest.update(name.encode() + b"\0" + content)
         return digest.hexdigest()
@@ -112,14 +113,20 @@ class CaseTable:
 
 
 def build_table(
-    cases: Iterable[Case], size: int, folder: Path, on_bad: Literal["error", "skip"] = "error", progress: Progress | None = None
+    cases: Iterable[Case],
+    size: int,
+    folder: Path,
+    on_bad: Literal["error", "skip"] = "error",
+    progress: Progress | None = None,
+    *,
+    num_classes: int = 1,
 ) -> CaseTable:
     """Opens the table of these cases, building it first if it is not in ``folder``.
 
-    The file's name is a hash of every file's path, length and time of change, the size and the format: looking at contents instead would
-    read gigabytes before every trial. The contents are hashed while they are decoded, and that is what ``fingerprint`` tells, so it is
-    the same on every machine. Processes that want the same table at once wait for the first (where the file system has no locks, they
-    build it twice, with the same result); it appears under its name only when it is whole.
+    The file's name is a hash of every file's path, length and time of change, the size, the number of classes and the format: looking at
+    contents instead would read gigabytes before every trial. The contents are hashed while they are decoded, and that is what
+    ``fingerprint`` tells, so it is the same on every machine. Processes that want the same table at once wait for the first (where the
+    file system has no locks, they build it twice, with the same result); it appears under its name only when it is whole.
 
     Args:
         cases: At least one.
@@ -127,6 +134,7 @@ def build_table(
         folder: The cache; made if missing.
         on_bad: ``error`` raises for the first case that cannot be decoded, ``skip`` leaves it out and lists it in ``skipped``.
         progress: Told how many cases are done, while building.
+        num_classes: 1 for binary masks, more for label maps.
 
     Raises:
         UserError: A case cannot be decoded, or none can, or the cache cannot be written.
@@ -134,7 +142,7 @@ def build_table(
     cases = sorted(cases, key=lambda case: case.id)
     if not cases:
         raise UserError("there are no cases to decode", where="data")
-    path = folder / f"cases-{size}-{_key(cases, size)}.arrow"
+    path = folder / f"cases-{size}-{_key(cases, size, num_classes)}.arrow"
     table = _opened(path)
     if table is None:
         try:
@@ -145,7 +153,7 @@ def build_table(
                     if alone:  # then whoever left these was killed
                         for leftover in folder.glob(f".{path.name}.*.tmp"):
                             leftover.unlink(missing_ok=True)
-                    _write(cases, size, path, on_bad, progress)
+                    _write(cases, size, num_classes, path, on_bad, progress)
                     table = CaseTable(path)
         except OSError as error:
             todo = "free some space there" if error.errno == errno.ENOSPC else "make it writable"
@@ -167,8 +175,13 @@ def _pixels(column: Any, shape: tuple[int, ...]) -> Bytes:
     return flat.reshape(count, *shape)
 
 
-def _key(cases: list[Case], size: int) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {size}".encode())
+def _form(size: int, num_classes: int) -> bytes:
+    # Binary tables are named and fingerprinted as before there were classes, so that studies of that time go on.
+    return f"{FORMAT} {size}{f' {num_classes} classes' if num_classes > 1 else ''}".encode()
+
+
+def _key(cases: list[Case], size: int, num_classes: int) -> str:
+    digest = hashlib.sha256(_form(size, num_classes))
     for case in cases:
         for path in (case.image, case.mask):
             try:
@@ -200,7 +213,7 @@ def _locked(path: Path) -> Iterator[bool]:
         yield alone
 
 
-def _write(cases: list[Case], size: int, path: Path, on_bad: str, progress: Progress | None) -> None:
+def _write(cases: list[Case], size: int, num_classes: int, path: Path, on_bad: str, progress: Progress | None) -> None:
     columns = {
         "id": pa.string(),
         "height": pa.int32(),
@@ -210,7 +223,8 @@ def _write(cases: list[Case], size: int, path: Path, on_bad: str, progress: Prog
         "image": pa.binary(size * size * 3),
         "mask": pa.binary(size * size),
     }
-    schema = pa.schema(list(columns.items()), metadata={"guidino_tune": json.dumps({"format": FORMAT, "size": size})})
+    form = {"format": FORMAT, "size": size, "num_classes": num_classes}
+    schema = pa.schema(list(columns.items()), metadata={"guidino_tune": json.dumps(form)})
     per_batch = max(1, min(64, _BATCH_BYTES // (size * size * 4)))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     done = 0
@@ -218,7 +232,7 @@ def _write(cases: list[Case], size: int, path: Path, on_bad: str, progress: Prog
         with open(temporary, "wb") as file, ThreadPoolExecutor(_THREADS) as threads:
             with pa.ipc.new_file(file, schema) as writer:
                 for start in range(0, len(cases), per_batch):
-                    jobs = [threads.submit(_row, case, size, on_bad) for case in cases[start : start + per_batch]]
+                    jobs = [threads.submit(_row, case, size, num_classes, on_bad) for case in cases[start : start + per_batch]]
                     rows = []
                     try:
                         for job in jobs:
@@ -238,9 +252,9 @@ def _write(cases: list[Case], size: int, path: Path, on_bad: str, progress: Prog
         temporary.unlink(missing_ok=True)
 
 
-def _row(case: Case, size: int, on_bad: str) -> dict[str, Any]:
+def _row(case: Case, size: int, num_classes: int, on_bad: str) -> dict[str, Any]:
     try:
-        image, mask, digest = read_case_and_digest(case)
+        image, mask, digest = read_case_and_digest(case, num_classes)
     except UserError as error:
         if on_bad != "skip":
             raise

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guidino_tune.data.augmentation import make_augmentation, normalise
+from guidino_tune.config.sections import Data
+from guidino_tune.data.augmentation import make_augmentation
 from guidino_tune.data.cases import stable_hash
 from guidino_tune.data.table import CaseTable
 from guidino_tune.errors import UserError
+from guidino_tune.normalisation import normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +22,8 @@ class Batch:
     """Some views.
 
     Attributes:
-        images: float32 (B, 3, S, S), normalised with ImageNet's mean and deviation.
-        masks: float32 (B, 1, S, S) of 0 and 1.
+        images: float32 (B, 3, S, S), normalised.
+        masks: float32 (B, 1, S, S) of 0 and 1, or of labels 0 to the number of classes.
         ids: The B case ids.
     """
 
@@ -44,7 +46,7 @@ class TrainViews:
 
     Args:
         table: The training cases.
-        augmentation_kind: ``data.augmentation``.
+        data: How images are normalised and augmented.
         study_seed: Seed of order and augmentation.
         batch_size: Cases per optimiser step over all workers; a multiple of ``world_size``.
         rank: This worker, from 0.
@@ -55,9 +57,7 @@ class TrainViews:
         ValueError: ``rank`` is not in the range of ``world_size``.
     """
 
-    def __init__(
-        self, table: CaseTable, augmentation_kind: str, study_seed: int, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, table: CaseTable, data: Data, study_seed: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size} workers")
         if batch_size % world_size:
@@ -67,7 +67,8 @@ class TrainViews:
                 todo=f"choose a multiple of {world_size}",
             )
         self._table = table
-        self._augment = make_augmentation(augmentation_kind)
+        self._normalisation = data.normalisation
+        self._augment = make_augmentation(data.augmentation)
         self._seed = study_seed
         self._batch_size = batch_size
         self._share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
@@ -89,22 +90,23 @@ class TrainViews:
 
     def view(self, epoch: int, case_id: str) -> tuple[Tensor, Tensor]:
         """One view: image (3, S, S) and mask (1, S, S)."""
-        return self._augment(*_case(self._table, case_id), view_seed(self._seed, epoch, case_id))
+        return self._augment(*_case(self._table, self._normalisation, case_id), view_seed(self._seed, epoch, case_id))
 
     def epoch(self, epoch: int) -> Generator[Batch, None, None]:
         """The batches of an epoch (from 0). A thread makes the next one while the caller works on this one; ``close()`` ends it early."""
         return _ahead(self.order(epoch), lambda name: self.view(epoch, name))
 
 
-def validation_batches(table: CaseTable, batch_size: int) -> Generator[Batch, None, None]:
-    """Every case once, without augmentation, in the order of the table; the last batch may be smaller."""
+def validation_batches(table: CaseTable, data: Data, batch_size: int) -> Generator[Batch, None, None]:
+    """Every case once, normalised but not augmented, in the order of the table; the last batch may be smaller."""
     ids = table.ids
-    return _ahead([ids[start : start + batch_size] for start in range(0, len(ids), batch_size)], lambda name: _case(table, name))
+    batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+    return _ahead(batches, lambda name: _case(table, data.normalisation, name))
 
 
-def _case(table: CaseTable, case_id: str) -> tuple[Tensor, Tensor]:
+def _case(table: CaseTable, normalisation: str, case_id: str) -> tuple[Tensor, Tensor]:
     index = table.positions[case_id]
-    return normalise(table.image(index)), torch.tensor(table.mask(index), dtype=torch.float32)[None]
+    return normalise(table.image(index), normalisation), torch.tensor(table.mask(index), dtype=torch.float32)[None]
 
 
 def _ahead(batches: Sequence[tuple[str, ...]], make: Callable[[str], tuple[Tensor, Tensor]]) -> Generator[Batch, None, None]:

@@ -19,6 +19,15 @@ Colour = tuple[int, int, int]
 
 TRUTH: Colour = (0, 230, 90)
 PREDICTION: Colour = (255, 45, 210)
+TRUTH_BELOW: Colour = (255, 255, 255)
+"""Of the truth's line below a prediction of several classes, whose own colours it would hide among."""
+
+CLASSES: tuple[Colour, ...] = (
+    (255, 165, 0), (0, 200, 255), (255, 45, 210), (150, 255, 60), (150, 110, 255), (255, 255, 90), (0, 150, 110), (255, 90, 90),
+    (60, 110, 255), (200, 150, 110),
+)  # fmt: skip
+"""Of classes 1, 2, ...; they begin again after the last."""
+
 _PAPER: Colour = (255, 255, 255)
 _INK: Colour = (32, 36, 44)
 
@@ -38,19 +47,24 @@ def overlay(
     *,
     title: str = "",
     height: int = 288,
+    num_classes: int = 1,
 ) -> Image.Image:
     """One row of panels: image | truth | guide | prediction, with captions.
 
     The truth is outlined in green and the prediction in magenta; the last panel shows both. The guide mask is a heat map whose colours
     run from its least to its greatest value (both are in the caption), but over at least 0.05, so that a flat guide looks flat.
 
+    Several classes are outlined in a colour each, in both panels; the truth below the prediction is white. A line below the panels tells
+    the colours of the classes that are there, with the Dice of each.
+
     Args:
         image: (H, W, 3), uint8.
-        truth: (H, W), foreground is not 0; ``None`` leaves its panel and the Dice out.
+        truth: (H, W), foreground is not 0, or labels; ``None`` leaves its panel and the Dice out.
         guide: (h, w), float, on any grid; ``None`` leaves its panel out.
-        prediction: (H, W), foreground is not 0.
+        prediction: (H, W), foreground is not 0, or labels.
         title: One line above the panels.
         height: Of a panel, in pixels. Images wider than two heights are fitted into that width.
+        num_classes: Foreground classes; with more than one, masks are labels of 0 to ``num_classes``.
 
     Raises:
         ValueError: The image is not (H, W, 3) uint8, or a mask has another size.
@@ -63,8 +77,12 @@ def overlay(
     size = _fitted(image.shape[1], image.shape[0], height)
     photo = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
     panels = [_Panel(photo, "image")]
+    legend: list[tuple[Colour, str]] = []
     lines, caption = [_Outline(prediction, PREDICTION, 2.0)], "prediction"
-    if truth is not None:
+    if num_classes > 1:
+        drawn, lines, caption, legend = _classes(photo, truth, prediction, num_classes)
+        panels += [_Panel(drawn, "ground truth")] if drawn else []
+    elif truth is not None:
         outlined = _outlined(_tinted(photo, truth, TRUTH), _Outline(truth, TRUTH, 2.4))
         panels.append(_Panel(outlined, "ground truth", _swatch(TRUTH)))
         # Wider than the prediction's line over it, so that both can be seen where they agree.
@@ -73,8 +91,8 @@ def overlay(
     if guide is not None:
         low, high = _limits(guide)
         panels.append(_Panel(_heat_map(photo, guide), f"guide    {low:.2f} to {high:.2f}", heat_colours(np.linspace(0, 1, 48)[None])))
-    panels.append(_Panel(_outlined(photo, *lines), caption, _swatch(PREDICTION)))
-    return _row(panels, title, height)
+    panels.append(_Panel(_outlined(photo, *lines), caption, _swatch(PREDICTION) if num_classes == 1 else None))
+    return _row(panels, title, height, legend)
 
 
 def contact_sheet(rows: Sequence[Image.Image], columns: int = 1, max_width: int = 2400) -> Image.Image:
@@ -145,14 +163,37 @@ class _Panel(NamedTuple):
     key: np.ndarray | None = None
 
 
-def _row(panels: Sequence[_Panel], title: str, height: int) -> Image.Image:
-    """Puts panels side by side, each with its caption below, and the title above all."""
+def _classes(
+    photo: Image.Image, truth: np.ndarray | None, prediction: np.ndarray, num_classes: int
+) -> tuple[Image.Image | None, list[_Outline], str, list[tuple[Colour, str]]]:
+    """The picture of the truth, the lines of the last panel, its caption and the legend, of several classes."""
+    masks = [mask for mask in (truth, prediction) if mask is not None]
+    present = [number for number in range(1, num_classes + 1) if any((mask == number).any() for mask in masks)]
+    colours = {number: CLASSES[(number - 1) % len(CLASSES)] for number in present}
+    # Each line lies inside its class: those of two neighbours run side by side, where one on the border would hide the other.
+    lines = [_Outline(prediction == number, colour, 4.0, inside=True) for number, colour in colours.items()]
+    if truth is None:
+        return None, lines, "prediction", [(colour, f"class {number}") for number, colour in colours.items()]
+    drawn = photo
+    for number, colour in colours.items():
+        drawn = _tinted(drawn, truth == number, colour)
+    drawn = _outlined(drawn, *(_Outline(truth == number, colour, 4.0, inside=True) for number, colour in colours.items()))
+    below = [_Outline(truth == number, TRUTH_BELOW, 3.0) for number in present]
+    dice = {number: _dice(prediction == number, truth == number) for number in range(1, num_classes + 1)}
+    legend = [(colour, f"class {number}  Dice {dice[number]:.3f}") for number, colour in colours.items()]
+    mean = math.fsum(dice.values()) / num_classes
+    return drawn, below + lines, f"prediction    mean Dice {mean:.3f}", [(TRUTH_BELOW, "truth"), *legend]
+
+
+def _row(panels: Sequence[_Panel], title: str, height: int, legend: Sequence[tuple[Colour, str]] = ()) -> Image.Image:
+    """Puts panels side by side, each with its caption below, the title above all and the legend, as much as fits, below all."""
     small = max(11, round(height / 19))
     font, title_font = ImageFont.load_default(small), ImageFont.load_default(small + 3)
     top = _GAP + (round((small + 3) * 1.6) if title else 0)
     panel_width, panel_height = panels[0].picture.size
     step = panel_width + _GAP
-    row = Image.new("RGB", (_GAP + step * len(panels), top + panel_height + round(small * 2.1)), _PAPER)
+    line = round(small * 2.1)
+    row = Image.new("RGB", (_GAP + step * len(panels), top + panel_height + line * (2 if legend else 1)), _PAPER)
     draw = ImageDraw.Draw(row)
     if title:
         draw.text((_GAP, _GAP // 2), _shortened(title, title_font, row.width - 2 * _GAP), fill=_INK, font=title_font)
@@ -165,6 +206,18 @@ def _row(panels: Sequence[_Panel], title: str, height: int) -> Image.Image:
             row.paste(key, (x, y + round(small * 0.3)))
             x += key.width + round(small * 0.5)
         draw.text((x, y), _shortened(panel.caption, font, left + panel_width - x), fill=_INK, font=font)
+    y, x, gap = top + panel_height + line + round(small * 0.1), _GAP, 2 * small
+    widths = [round(small * 1.2 + font.getlength(text)) + gap for _, text in legend]
+    for number, (colour, text) in enumerate(legend):
+        more = f"and {len(legend) - number} more"
+        rest = sum(widths[number:]) - gap
+        if x + rest > row.width and x + widths[number] + font.getlength(more) > row.width:
+            draw.text((x, y), more, fill=_INK, font=font)
+            break
+        box, side = y + round(small * 0.3), round(small * 0.7)
+        draw.rectangle((x, box, x + side, box + side), fill=colour, outline=_INK)
+        draw.text((x + round(small * 1.2), y), text, fill=_INK, font=font)
+        x += widths[number]
     return row
 
 
@@ -173,22 +226,23 @@ def _swatch(colour: Colour) -> np.ndarray:
 
 
 class _Outline(NamedTuple):
-    """A mask's border as a line, ``width`` pixels wide."""
+    """A mask's border as a line, ``width`` pixels wide, one half of it on each side; ``inside`` draws the inner half only."""
 
     mask: np.ndarray
     colour: Colour
     width: float
+    inside: bool = False
 
 
 def _outlined(photo: Image.Image, *outlines: _Outline) -> Image.Image:
     """Draws smooth lines, later ones over earlier ones, and below all of them dark rims that show on any background."""
     fine = (photo.width * _SUPERSAMPLE, photo.height * _SUPERSAMPLE)
     shapes = [np.asarray(_mask_image(outline.mask).resize(fine, Image.Resampling.BILINEAR)) > 127 for outline in outlines]
-    rims = [(shape, (0, 0, 0), outline.width + 1.4, 0.55) for shape, outline in zip(shapes, outlines, strict=True)]
-    lines = [(shape, outline.colour, outline.width, 1.0) for shape, outline in zip(shapes, outlines, strict=True)]
-    for shape, colour, width, strength in rims + lines:
+    rims = [(shape, (0, 0, 0), outline.width + 1.4, 0.55, False) for shape, outline in zip(shapes, outlines, strict=True)]
+    lines = [(shape, outline.colour, outline.width, 1.0, outline.inside) for shape, outline in zip(shapes, outlines, strict=True)]
+    for shape, colour, width, strength, inside in rims + lines:
         radius = max(1, round(width * _SUPERSAMPLE / 2))
-        line = _dilated(shape, radius) & _dilated(~shape, radius)
+        line = (shape if inside else _dilated(shape, radius)) & _dilated(~shape, radius)
         alpha = Image.fromarray(line.astype(np.uint8) * round(255 * strength)).resize(photo.size, Image.Resampling.BOX)
         photo = Image.composite(Image.new("RGB", photo.size, colour), photo, alpha)
     return photo

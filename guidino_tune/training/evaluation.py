@@ -1,14 +1,17 @@
-"""Scores of a trained model on cases at their native size."""
+"""Scores of a trained model on cases, by a protocol."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from guidino_tune.config import Data
+import numpy as np
+
+from guidino_tune.config import Data, Protocol
 from guidino_tune.config.parsing import parse
 from guidino_tune.data.cases import Case
 from guidino_tune.data.decoding import read_case
@@ -16,55 +19,92 @@ from guidino_tune.data.sealed import open_test
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError
-from guidino_tune.inference import predict_image
-from guidino_tune.metrics import CaseScore, score_case
+from guidino_tune.inference import largest_component, predict_image, resize_labels
+from guidino_tune.metrics import NAMES, CaseScore, case_dice, score_case, values
 from guidino_tune.models import GuidedSegmenter
 from guidino_tune.training.folder import write_text
-
-RESOLUTION = "native resolution"
-"""Where Dice, IoU, HD95 and ASD of this module are measured; distances are in native pixels."""
-
 
 SEEN = "all cases include those it was trained on, and the sealed test"
 OTHERS = "name another data set by --kind and --data-root (--kind folder fits any images/ and masks/)"
 
+Progress = Callable[[int, int], None]
+
 
 def evaluate_cases(
-    model: GuidedSegmenter,
-    cases: Sequence[Case],
-    image_size: int,
-    *,
-    mirror: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    model: GuidedSegmenter, cases: Sequence[Case], data: Data, protocol: Protocol, progress: Progress | None = None
 ) -> dict[str, CaseScore]:
     """Predicts and scores each case.
 
     Args:
         model: In eval mode, on its device.
         cases: With masks.
-        image_size: Side of the square that the model sees.
-        mirror: Average over the four flips.
+        data: What the model was trained with: ``image_size``, ``normalisation`` and ``num_classes`` count here.
+        protocol: How to predict, post-process and score.
         progress: Told (done, in all).
+
+    Returns:
+        The scores by the cases' ids; distances are in native pixels, or at training resolution in pixels of the squeezed image.
 
     Raises:
         UserError: A case cannot be read.
+        ValueError: ``largest_component`` is still to be decided (see ``choose_largest_component``).
     """
     scores = {}
     for number, case in enumerate(cases, 1):
-        image, mask = read_case(case)
-        scores[case.id] = score_case(predict_image(model, image, image_size, mirror=mirror).mask, mask)
+        mask, truth = _predict(model, case, data, protocol)
+        scores[case.id] = score_case(mask, truth, num_classes=data.num_classes, hd95=protocol.hd95)
         if progress:
             progress(number, len(cases))
     return scores
 
 
-def write_scores(scores: dict[str, CaseScore], path: Path) -> None:
-    """One line per case: id, Dice, IoU, HD95 and ASD."""
+def choose_largest_component(
+    model: GuidedSegmenter, validation_cases: Sequence[Case], data: Data, protocol: Protocol, progress: Progress | None = None
+) -> tuple[Protocol, dict[str, float]]:
+    """Decides by the mean Dice of validation cases whether to keep only the largest component of each class.
+
+    Each case is predicted once and post-processed in both ways. Test cases have no part in it; chosen on them, the score would be too
+    good. A tie is decided against it.
+
+    Args:
+        model: In eval mode, on its device.
+        validation_cases: At least one.
+        data: As in ``evaluate_cases``.
+        protocol: Its ``largest_component`` is left aside.
+        progress: Told (done, in all).
+
+    Returns:
+        The protocol with ``never`` or ``always``, and the mean Dice of both.
+
+    Raises:
+        UserError: A case cannot be read.
+        ValueError: There is no case.
+    """
+    if not validation_cases:
+        raise ValueError("no validation cases to choose on")
+    plain = dataclasses.replace(protocol, largest_component="never")
+    never, always = [], []
+    for number, case in enumerate(validation_cases, 1):
+        mask, truth = _predict(model, case, data, plain)
+        never.append(case_dice(mask, truth, num_classes=data.num_classes))
+        always.append(case_dice(largest_component(mask), truth, num_classes=data.num_classes))
+        if progress:
+            progress(number, len(validation_cases))
+    dice = {"never": math.fsum(never) / len(never), "always": math.fsum(always) / len(always)}
+    return dataclasses.replace(protocol, largest_component="always" if dice["always"] > dice["never"] else "never"), dice
+
+
+def write_scores(scores: Mapping[str, CaseScore], path: Path, protocol: Protocol) -> None:
+    """One line per case (CSV): id, Dice, IoU, HD95 and ASD, those of each class where there are several, and the protocol in words.
+
+    The protocol is a column, not a comment: spreadsheets and ``pandas.read_csv`` read the file as it is, and joined files stay clear.
+    """
+    rows = {name: values(score) for name, score in scores.items()}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "dice", "iou", "hd95", "asd"])
-    for name, score in scores.items():
-        writer.writerow([name, *(f"{v:.6g}" for v in (score.dice, score.iou, score.hd95, score.asd))])
+    writer.writerow(["case", *next(iter(rows.values()), NAMES), "protocol"])
+    for name, row in rows.items():
+        writer.writerow([name, *(f"{value:.6g}" for value in row.values()), protocol.describe()])
     write_text(path, text.getvalue())
 
 
@@ -107,6 +147,35 @@ def choose_cases(
         return open_test(data, file, reason=str(reason))
     wanted = set(read_split(file).validation)
     return [case for case in find_cases(data).cases if case.id in wanted]
+
+
+def validation_cases(model: Path, data: Data, *, root: str | None, split_file: str | None) -> list[Case]:
+    """The validation cases of the model's own study, on which post-processing is chosen whatever is evaluated.
+
+    Args:
+        model: As in ``choose_cases``.
+        data: What the model was trained on.
+        root: Where that data set is now.
+        split_file: As in ``choose_cases``.
+
+    Raises:
+        UserError: The study's split or its images are not here.
+    """
+    try:
+        return choose_cases(model, data, "validation", kind=None, root=root, split_file=split_file, reason=None)
+    except UserError as error:
+        raise UserError(
+            f"the choice needs the validation cases of the model's study; {error.where}: {error.what}",
+            where="--largest-component validation",
+            todo=f"{error.todo or 'make them available'}, or choose 'never' or 'always'",
+        ) from None
+
+
+def _predict(model: GuidedSegmenter, case: Case, data: Data, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and true labels of one size."""
+    image, truth = read_case(case, data.num_classes)
+    mask = predict_image(model, image, data, protocol).mask
+    return mask, truth if protocol.resolution == "native" else resize_labels(truth, data.image_size)
 
 
 def _images(data: Data) -> set[Path]:

@@ -15,13 +15,18 @@ KEEP = 2
 
 
 class TrialFolder:
-    """``experiment.yaml``, ``history.jsonl``, ``checkpoints/epoch-0001/``, ``best/`` and ``pictures/`` of one training run."""
+    """``experiment.yaml``, ``history.jsonl``, ``checkpoints/epoch-0001/``, ``best/`` and ``pictures/`` of one training run.
+
+    A run that was measured on the test cases also has ``test.json`` (means) and ``test-cases.csv`` (each case).
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.history_file = path / "history.jsonl"
         self.best = path / "best"
         self.pictures = path / "pictures"
+        self.test_file = path / "test.json"
+        self.test_cases = path / "test-cases.csv"
 
     def save(self, epoch: int, write: Callable[[Path], None], *, best: bool) -> None:
         """Writes a checkpoint beside its place and renames it; see ``Reporter.save``."""

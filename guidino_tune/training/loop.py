@@ -17,6 +17,7 @@ from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.data.opening import SearchData
 from guidino_tune.data.views import Batch, TrainViews, validation_batches, view_seed
 from guidino_tune.errors import UserError
+from guidino_tune.inference import to_labels
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.metrics import score_cases, summarise
 from guidino_tune.models import build_model
@@ -29,7 +30,7 @@ from guidino_tune.training.reporter import Decision, EpochRecord, Reporter
 log = logging.getLogger(__name__)
 
 OBJECTIVE = "val_dice"
-"""The metric that a study maximises: mean Dice over validation cases at training size."""
+"""The metric that a study maximises: mean Dice over validation cases (and classes) at training size."""
 
 
 class TrainingRun:
@@ -63,11 +64,9 @@ class TrainingRun:
         self.model = build_model(experiment, backbone=_shared_backbone(experiment)).to(self.device)
         if training.channels_last:
             self.model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = SegmentationLoss(experiment.loss)
+        self.loss = SegmentationLoss(experiment.loss, experiment.data.num_classes)
         self.optimizer = make_optimizer(self.model.named_parameters(), training)
-        self.views = TrainViews(
-            data.train, experiment.data.augmentation, training.seed, training.batch_size, rank=rank, world_size=world_size
-        )
+        self.views = TrainViews(data.train, experiment.data, training.seed, training.batch_size, rank=rank, world_size=world_size)
         self._continue()
         self._backlog = [r for r in self.history if r.epoch > reported]
         self.module: nn.Module = self.model
@@ -156,15 +155,15 @@ class TrainingRun:
             # Batch norm's running statistics differ between workers after the last step; those of rank 0 are the ones saved.
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        scores = []
-        for number, batch in enumerate(validation_batches(self.data.validation, self.experiment.training.batch_size)):
+        section, scores = self.experiment.data, []
+        for number, batch in enumerate(validation_batches(self.data.validation, section, self.experiment.training.batch_size)):
             if number % self.world_size != self.rank:
                 continue
             images, _ = self._to_device(batch)
             with self.autocast:
                 logits = self.model(images).logits[0]
-            predictions = (logits.float() > 0).cpu().numpy().astype(np.uint8)[:, 0]
-            scores += score_cases(list(predictions), list(batch.masks.numpy().astype(np.uint8)[:, 0]))
+            predictions, truths = to_labels(logits.float()).cpu().numpy(), batch.masks[:, 0].numpy().astype(np.uint8)
+            scores += score_cases(list(predictions), list(truths), num_classes=section.num_classes)
         if self.world_size > 1:
             gathered: list = [None] * self.world_size
             torch.distributed.all_gather_object(gathered, scores)
@@ -220,4 +219,4 @@ def _shared_backbone(experiment: Experiment) -> Backbone | None:
     guide = experiment.guide
     if not isinstance(guide, DINOGuide) or guide.lora.rank > 0:
         return None
-    return _frozen_backbone(DINOGuide(backbone=guide.backbone, weights=guide.weights))
+    return _frozen_backbone(DINOGuide(backbone=guide.backbone, weights=guide.weights, sha256=guide.sha256))

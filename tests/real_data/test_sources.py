@@ -89,6 +89,6 @@ def test_original_isic_files_decode_and_half_a_layout_is_named(root):
 def test_search_data_of_real_images_feeds_training(root, tmp_path):
     data = Data(kind="kvasir", root=str(root / "kvasir-352"), image_size=64, max_train_cases=12, max_validation_cases=4)
     opened = open_for_search(data, split_file=tmp_path / "split.json")
-    batches = list(TrainViews(opened.train, "nnunet", 0, 4).epoch(0))
+    batches = list(TrainViews(opened.train, data, 0, 4).epoch(0))
     assert [batch.images.shape for batch in batches] == [(4, 3, 64, 64)] * 3
     assert all(0 < batch.masks.mean() < 0.9 for batch in batches)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from guidino_tune.config import Data, Experiment
+from guidino_tune.config import Data, Experiment, Protocol
 from guidino_tune.data.decoding import read_case
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.sources import find_cases
@@ -74,7 +74,7 @@ def test_a_model_scores_original_images_at_their_own_size(data_folder: Path, tmp
     TrainingRun(experiment, open_for_search(experiment.data), listener).run()
     model, _ = load_model(export_model(listener.best, experiment, tmp_path / "model", {}))
     cases = find_cases(Data(kind="kvasir", root=str(data_folder / "kvasir-original"))).cases
-    scores = evaluate_cases(model, cases, 64)
+    scores = evaluate_cases(model, cases, experiment.data, Protocol())
     assert set(scores) == {case.id for case in cases}
     for case in cases:
         height, width = read_case(case)[1].shape

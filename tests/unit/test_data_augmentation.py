@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from guidino_tune.data import augmentation
-from guidino_tune.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, make_augmentation, normalise
+from guidino_tune.data.augmentation import make_augmentation
 from guidino_tune.errors import UserError
+from guidino_tune.normalisation import normalise
 
 SIZE = 64
 augment = make_augmentation("nnunet")
@@ -47,14 +48,6 @@ class Draws:
         return value
 
 
-def test_normalise_is_imagenets():
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    expected = ((image / 255 - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
-    result = normalise(image)
-    assert result.dtype == torch.float32
-    np.testing.assert_allclose(result.numpy(), expected, atol=1e-5)
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**63 - 1))
 def test_views_are_whole_finite_binary_and_repeatable(seed):
@@ -72,6 +65,39 @@ def test_views_are_whole_finite_binary_and_repeatable(seed):
     again, shape_again = augment(image, mask, seed)
     assert torch.equal(view, again)
     assert torch.equal(shape, shape_again)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**63 - 1), st.sampled_from([2, 3, 254]))
+def test_a_label_map_is_moved_as_the_mask_of_each_of_its_classes(seed, num_classes):
+    """So labels stay labels, and no label comes up between two others."""
+    rng = np.random.default_rng(seed % 1000)
+    blocks = rng.integers(0, num_classes + 1, (1, 8, 8)).repeat(SIZE // 8, 1).repeat(SIZE // 8, 2)
+    labels = torch.from_numpy(blocks).float()
+    image = pair()[0]
+    view, moved = augment(image, labels, seed)
+    assert set(moved.unique().tolist()) <= {0.0, *labels.unique().tolist()}
+    for number in labels.unique()[-3:]:
+        view_alone, alone = augment(image, (labels == number).float(), seed)
+        assert torch.equal(view, view_alone)
+        if number:  # what comes in from outside is background
+            assert torch.equal(moved == number, alone == 1)
+
+
+def test_outside_a_turned_image_is_its_mean_colour_when_it_was_z_scored():
+    """nnU-Net's zeros are meant for z-scores: no frame to be seen, however dark the image; with ImageNet's mean there is one."""
+    dark = np.random.default_rng(0).integers(0, 40, (SIZE, SIZE, 3), dtype=np.uint8)
+    steps = {}
+    for kind in ("zscore", "imagenet"):
+        image = normalise(dark, kind)
+        turned, inside = augmentation._rotate_and_scale(image, torch.ones(1, SIZE, SIZE), Draws(0.1, np.pi / 4, 0.9))
+        outside = inside.expand_as(turned) == 0
+        middle = turned[:, SIZE // 4 : -SIZE // 4, SIZE // 4 : -SIZE // 4]
+        assert 0.1 < outside.float().mean() < 0.25
+        assert turned[outside].abs().median() == 0
+        steps[kind] = float(middle.mean().abs() / image.std())
+    assert steps["zscore"] < 0.05
+    assert steps["imagenet"] > 3
 
 
 def test_mask_moves_with_the_image():

@@ -1,4 +1,4 @@
-"""Decoding: every mode becomes RGB or a binary mask, and broken files are named."""
+"""Decoding: every mode becomes RGB, a binary mask or a label map, and broken files are named."""
 
 import hashlib
 from pathlib import Path
@@ -103,8 +103,84 @@ def test_dark_colours_of_a_label_palette_are_foreground(tmp_path):
 
 def test_empty_mask_is_empty_and_class_numbers_are_refused(tmp_path):
     assert read_mask(save(tmp_path / "m.png", np.zeros((8, 8), np.uint8))).sum() == 0
-    with pytest.raises(UserError, match="class numbers up to 3"):
+    with pytest.raises(UserError, match="class numbers up to 3") as caught:
         read_mask(save(tmp_path / "n.png", disk() * 3))
+    assert "data.num_classes=3" in caught.value.todo
+
+
+def labels(num_classes: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, num_classes + 1, (9, 7)).astype(np.uint8)
+
+
+def palette(array: np.ndarray, colours: list[int], **options) -> Image.Image:
+    picture = Image.fromarray(array, "L").convert("P")
+    picture.putpalette(colours)
+    picture.info.update(options)
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("ending", "stored"),
+    [
+        ("png", lambda m: m),
+        ("png", lambda m: m.astype(np.uint16)),
+        ("tif", lambda m: m.astype(np.uint16)),
+        ("tif", lambda m: m.astype(np.int32)),
+        ("bmp", lambda m: m),
+        ("png", lambda m: palette(m, [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0])),
+        ("png", lambda m: palette(m, [9, 9, 9, 0, 0, 0, 5, 5, 5, 200, 200, 200])),
+        ("png", lambda m: palette(m, [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0], transparency=0)),
+        ("gif", lambda m: palette(m, [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0])),
+    ],
+    ids=["grey", "16 bit", "16 bit TIFF", "32 bit TIFF", "bmp", "colour palette", "grey palette", "transparent palette", "gif"],
+)
+def test_labels_of_every_kind_are_taken_as_they_are(tmp_path, ending, stored):
+    path = save(tmp_path / f"m.{ending}", stored(labels()))
+    mask = read_mask(path, 3)
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask, labels())
+    assert np.array_equal(read_mask(path, 200), labels())  # not every class need be there
+
+
+def test_a_bit_mask_is_a_label_map_of_one_class(tmp_path):
+    assert np.array_equal(read_mask(save(tmp_path / "m.png", disk().astype(bool)), 2), disk())
+
+
+def test_labels_turn_with_exif_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert np.array_equal(read_mask(save(tmp_path / "m.png", labels(), exif=exif), 3), np.rot90(labels(), -1))
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "words"),
+    [
+        ("high.png", labels(5), r"the value 5, but with data\.num_classes=3 labels are 0 to 3"),
+        ("binary.png", disk() * 255, r"the value 255, but"),
+        ("deep.png", labels().astype(np.uint16) * 300, "the value 900"),
+        ("below.tif", labels().astype(np.int32) - 1, "the value -1"),
+        ("colours.png", np.repeat(labels()[..., None], 3, 2), "in colours"),
+        ("clear.png", np.repeat(labels()[..., None], 4, 2), "in colours"),
+        ("fractions.tif", labels().astype(np.float32), "of fractions"),
+        ("lossy.jpg", labels(), "JPEG cannot hold labels"),
+    ],
+)
+def test_what_is_no_label_map_is_refused_with_a_reason(tmp_path, name, array, words):
+    path = save(tmp_path / name, array)
+    with pytest.raises(UserError, match=words) as caught:
+        read_mask(path, 3)
+    assert caught.value.where == str(path)
+    for hint in ("data.num_classes", "JPEG", "data.bad_cases=skip"):
+        assert hint in caught.value.todo
+    with pytest.raises(UserError, match=words):
+        read_case(Case("a", path, path, "a"), 3)
+
+
+def test_a_case_with_classes_has_its_labels_and_the_same_digest(tmp_path):
+    image, mask = save(tmp_path / "a.png", np.zeros((9, 7), np.uint8)), save(tmp_path / "b.png", labels())
+    assert np.array_equal(read_case(Case("a", image, mask, "a"), 3)[1], labels())
+    digests = {read_case_and_digest(Case("a", image, mask, "a"), number)[2] for number in (3, 4)}
+    assert len(digests) == 1
 
 
 def test_broken_files_are_named(tmp_path):

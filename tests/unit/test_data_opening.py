@@ -60,6 +60,24 @@ def test_fingerprint_follows_content_and_split(root, tmp_path):
     assert open_for_search(data(root)).fingerprint != first.fingerprint
 
 
+def test_label_maps_are_opened_with_their_number_of_classes(root):
+    binary = open_for_search(data(root))
+    with pytest.raises(UserError, match=r"the value 255, but with data\.num_classes=2"):
+        open_for_search(data(root, num_classes=2))
+    for path in (root / "masks").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) // 255 * 2).save(path)
+    two, three = (open_for_search(data(root, num_classes=number)) for number in (2, 3))
+    assert (two.train.num_classes, two.validation.num_classes, three.train.num_classes) == (2, 2, 3)
+    assert two.split == three.split == binary.split
+    assert set(np.unique(two.train.mask(0))) == {0, 2}
+    assert two.fingerprint != three.fingerprint
+    high = Image.fromarray(np.full((40, 40), 9, np.uint8))
+    high.save(root / "masks" / f"{two.split.train[0]}.png")
+    skipped = open_for_search(data(root, num_classes=2, bad_cases="skip"))
+    assert len(skipped.train) == len(two.train) - 1
+    assert "holds the value 9" in skipped.notes[0]
+
+
 def test_fewer_cases_are_a_seeded_part_of_more(root):
     ten = open_for_search(data(root, max_train_cases=10, max_validation_cases=1))
     four = open_for_search(data(root, max_train_cases=4))

@@ -1,5 +1,6 @@
 """The table of decoded cases: right pixels, no copies, one build, no half files."""
 
+import hashlib
 import os
 import pickle
 import signal
@@ -33,9 +34,9 @@ def count_decoding(monkeypatch) -> list[str]:
     seen: list[str] = []
     decode = module.read_case_and_digest
 
-    def counted(case):
+    def counted(case, num_classes):
         seen.append(case.id)
-        return decode(case)
+        return decode(case, num_classes)
 
     monkeypatch.setattr(module, "read_case_and_digest", counted)
     return seen
@@ -76,6 +77,49 @@ def test_resizing_averages_images_and_keeps_masks_binary(tmp_path):
     expected = np.zeros((32, 32), np.uint8)
     expected[:16, :16] = 1
     assert np.array_equal(table.mask(0), expected)
+
+
+def label_cases(root: Path, count: int = 3, num_classes: int = 4) -> list[Case]:
+    cases = make_cases(root, count)
+    for index, case in enumerate(cases):
+        labels = np.random.default_rng(index).integers(0, num_classes + 1, (64, 64)).astype(np.uint8)
+        Image.fromarray(labels).save(case.mask)
+    return cases
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_labels_stay_labels_at_any_size(tmp_path, size):
+    cases = label_cases(tmp_path)
+    table = build_table(cases, size, tmp_path / "cache", num_classes=4)
+    assert table.num_classes == 4
+    assert pickle.loads(pickle.dumps(table.subset(["c1"]))).num_classes == 4
+    at = ((np.arange(size) + 0.5) * 64 / size).astype(int)  # the pixel under the centre of each new one
+    for index, case in enumerate(cases):
+        assert np.array_equal(table.mask(index), np.asarray(Image.open(case.mask))[np.ix_(at, at)])
+
+
+def test_the_number_of_classes_is_part_of_name_and_fingerprint(tmp_path, monkeypatch):
+    seen = count_decoding(monkeypatch)
+    cases = make_cases(tmp_path, 2)
+    for case in cases:
+        Image.fromarray(np.eye(64, dtype=np.uint8)).save(case.mask)  # 0 and 1: fits any number of classes
+    tables = [build_table(cases, 64, tmp_path / "cache", num_classes=number) for number in (1, 2, 3)]
+    assert len(seen) == 6
+    assert len({table.path for table in tables}) == len({table.fingerprint for table in tables}) == 3
+    build_table(cases, 64, tmp_path / "cache", num_classes=2)
+    assert len(seen) == 6
+    with pytest.raises(UserError, match="the value 4"):
+        build_table(label_cases(tmp_path), 64, tmp_path / "cache", num_classes=3)
+
+
+def test_a_fingerprint_of_binary_masks_never_changes(tmp_path):
+    """Studies keep it, and refuse to go on with another one."""
+    cases = make_cases(tmp_path, 2)
+    digest = hashlib.sha256(b"1 64")
+    for case in cases:
+        files = [hashlib.sha256(path.read_bytes()).digest() for path in (case.image, case.mask)]
+        digest.update(case.id.encode() + b"\0" + hashlib.sha256(b"".join(files)).digest())
+    assert build_table(cases, 64, tmp_path / "cache").fingerprint == digest.hexdigest()
 
 
 def test_second_opening_decodes_nothing_and_a_change_decodes_again(tmp_path, monkeypatch):
@@ -180,10 +224,10 @@ sys.path.insert(0, sys.argv[3])
 from test_data_table import Case
 from guidino_tune.data import table
 decode = table.read_case_and_digest
-def slow(case):
+def slow(case, num_classes):
     print("decoding", flush=True)
     time.sleep(float(sys.argv[2]))
-    return decode(case)
+    return decode(case, num_classes)
 table.read_case_and_digest = slow
 root = Path(sys.argv[1])
 cases = [Case(f"c{i}", root / f"i{i}.png", root / f"m{i}.png", f"c{i}") for i in range(5)]

@@ -12,12 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from guidino_tune.config import Data
 from guidino_tune.data import views as module
-from guidino_tune.data.augmentation import normalise
 from guidino_tune.data.cases import Case
 from guidino_tune.data.table import CaseTable, build_table
 from guidino_tune.data.views import TrainViews, validation_batches, view_seed
 from guidino_tune.errors import UserError
+from guidino_tune.normalisation import normalise
+
+NNUNET, PLAIN = Data(kind="folder", augmentation="nnunet"), Data(kind="folder", augmentation="none")
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +55,7 @@ def test_seed_is_pinned_and_separates_its_parts():
 
 
 def test_batches_have_the_promised_form(table):
-    batches = list(TrainViews(table, "nnunet", 0, 4).epoch(0))
+    batches = list(TrainViews(table, NNUNET, 0, 4).epoch(0))
     assert [len(batch.ids) for batch in batches] == [4, 4, 3]
     first = batches[0]
     assert (first.images.shape, first.masks.shape) == ((4, 3, 32, 32), (4, 1, 32, 32))
@@ -61,8 +64,8 @@ def test_batches_have_the_promised_form(table):
 
 
 def test_views_do_not_depend_on_batch_size_rank_or_time(table):
-    alone = by_id(TrainViews(table, "nnunet", 3, 1), 5)
-    for views in (TrainViews(table, "nnunet", 3, 4), TrainViews(table, "nnunet", 3, 8, rank=1, world_size=2)):
+    alone = by_id(TrainViews(table, NNUNET, 3, 1), 5)
+    for views in (TrainViews(table, NNUNET, 3, 4), TrainViews(table, NNUNET, 3, 8, rank=1, world_size=2)):
         list(views.epoch(4))
         for name, (image, mask) in by_id(views, 5).items():
             assert torch.equal(image, alone[name][0])
@@ -70,16 +73,16 @@ def test_views_do_not_depend_on_batch_size_rank_or_time(table):
 
 
 def test_epochs_and_seeds_differ(table):
-    views = TrainViews(table, "nnunet", 3, 4)
+    views = TrainViews(table, NNUNET, 3, 4)
     assert views.order(0) != views.order(1)
-    assert views.order(0) != TrainViews(table, "nnunet", 4, 4).order(0)
+    assert views.order(0) != TrainViews(table, NNUNET, 4, 4).order(0)
     first, second = by_id(views, 0), by_id(views, 1)
     assert sum(torch.equal(first[name][0], second[name][0]) for name in first.keys() & second.keys()) <= 2
 
 
 def test_every_case_leads_an_epoch_sometimes(table):
     """An order that were not drawn evenly would always begin with the same few."""
-    views = TrainViews(table, "none", 0, 1)
+    views = TrainViews(table, PLAIN, 0, 1)
     leaders = [views.order(epoch)[0][0] for epoch in range(330)]
     assert all(10 <= leaders.count(name) <= 55 for name in table.ids)
 
@@ -99,7 +102,7 @@ class Ids:
 def test_ranks_share_what_one_worker_sees(count, share, world_size, epoch):
     batch_size = share * world_size
     try:
-        ranks = [TrainViews(Ids(count), "none", 1, batch_size, rank, world_size) for rank in range(world_size)]
+        ranks = [TrainViews(Ids(count), PLAIN, 1, batch_size, rank, world_size) for rank in range(world_size)]
     except UserError:
         assert count < batch_size
         assert count == 1 or world_size > 1
@@ -115,35 +118,60 @@ def test_ranks_share_what_one_worker_sees(count, share, world_size, epoch):
         assert batch_size == 1 or min(map(len, together)) >= 2
     else:
         assert left_out == count % batch_size
-        single = TrainViews(Ids(count), "none", 1, batch_size).order(epoch)
+        single = TrainViews(Ids(count), PLAIN, 1, batch_size).order(epoch)
         assert together == single[: len(together)]
         assert {len(batch) for order in orders for batch in order} == {share}
 
 
 def test_impossible_batches_are_errors(table):
     with pytest.raises(UserError, match="cannot be shared equally by 3 workers"):
-        TrainViews(table, "none", 0, 4, world_size=3)
+        TrainViews(table, PLAIN, 0, 4, world_size=3)
     with pytest.raises(UserError, match="11 training cases are too few for a batch of 12 on 2 workers"):
-        TrainViews(table, "none", 0, 12, world_size=2)
+        TrainViews(table, PLAIN, 0, 12, world_size=2)
     with pytest.raises(UserError, match="too few"):
-        TrainViews(table.subset(["c00"]), "none", 0, 4)
+        TrainViews(table.subset(["c00"]), PLAIN, 0, 4)
     with pytest.raises(ValueError, match="rank 2 of 2"):
-        TrainViews(table, "none", 0, 4, rank=2, world_size=2)
+        TrainViews(table, PLAIN, 0, 4, rank=2, world_size=2)
 
 
 def test_validation_is_every_case_once_as_it_is(table):
-    batches = list(validation_batches(table, 4))
+    batches = list(validation_batches(table, NNUNET, 4))
     assert [name for batch in batches for name in batch.ids] == list(table.ids)
     assert [len(batch.ids) for batch in batches] == [4, 4, 3]
     assert torch.equal(batches[1].images[2], normalise(table.image(6)))
     assert torch.equal(batches[1].masks[2, 0], torch.tensor(table.mask(6)).float())
 
 
+@pytest.mark.parametrize("kind", ["imagenet", "zscore"])
+def test_views_and_validation_are_normalised_as_the_data_section_says(table, kind):
+    data = Data(kind="folder", augmentation="none", normalisation=kind)
+    for batch in (*TrainViews(table, data, 0, 4).epoch(0), *validation_batches(table, data, 4)):
+        for name, image in zip(batch.ids, batch.images, strict=True):
+            assert torch.equal(image, normalise(table.image(table.positions[name]), kind))
+
+
+@pytest.mark.parametrize("augmentation", ["nnunet", "none"])
+def test_batches_hold_labels(tmp_path, augmentation):
+    rng, cases = np.random.default_rng(0), []
+    for index in range(4):
+        image, mask = tmp_path / f"i{index}.png", tmp_path / f"m{index}.png"
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(image)
+        Image.fromarray(rng.integers(0, 4, (4, 4), dtype=np.uint8).repeat(8, 0).repeat(8, 1)).save(mask)
+        cases.append(Case(f"c{index}", image, mask, str(index)))
+    table = build_table(cases, 32, tmp_path / "cache", num_classes=3)
+    data = Data(kind="folder", num_classes=3, augmentation=augmentation)
+    (batch,) = TrainViews(table, data, 0, 4).epoch(0)
+    assert (batch.masks.shape, batch.masks.dtype) == ((4, 1, 32, 32), torch.float32)
+    assert set(batch.masks.unique().tolist()) == {0.0, 1.0, 2.0, 3.0}
+    (batch,) = validation_batches(table, data, 4)
+    assert all(torch.equal(mask[0], torch.tensor(table.mask(i)).float()) for i, mask in enumerate(batch.masks))
+
+
 def test_next_batch_is_made_meanwhile_and_only_that(table, monkeypatch):
     made: list[str] = []
     original = module.normalise
-    monkeypatch.setattr(module, "normalise", lambda image: (made.append(threading.current_thread().name), original(image))[1])
-    batches = TrainViews(table, "none", 0, 2).epoch(0)
+    monkeypatch.setattr(module, "normalise", lambda *args: (made.append(threading.current_thread().name), original(*args))[1])
+    batches = TrainViews(table, PLAIN, 0, 2).epoch(0)
     next(batches)
     deadline = time.monotonic() + 5
     while len(made) < 4 and time.monotonic() < deadline:
@@ -156,9 +184,9 @@ def test_next_batch_is_made_meanwhile_and_only_that(table, monkeypatch):
 
 
 def test_an_error_while_making_a_batch_reaches_the_caller(table, monkeypatch):
-    def broken(image):
+    def broken(*_):
         raise MemoryError("no room")
 
     monkeypatch.setattr(module, "normalise", broken)
     with pytest.raises(MemoryError, match="no room"):
-        list(TrainViews(table, "none", 0, 2).epoch(0))
+        list(TrainViews(table, PLAIN, 0, 2).epoch(0))

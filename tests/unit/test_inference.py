@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import pytest
 import torch
+from known_networks import DATA, Brightness, KnownPrediction, Ramp
 from PIL import Image
 from torch import Tensor, nn
 
+from guidino_tune.config import Data, Protocol
 from guidino_tune.errors import UserError
-from guidino_tune.inference import largest_component, normalise, predict_image, predict_logits, resize_image
+from guidino_tune.inference import (
+    foreground,
+    largest_component,
+    predict_image,
+    predict_logits,
+    resize_image,
+    resize_labels,
+    to_labels,
+)
+from guidino_tune.normalisation import normalise
 
-
-class _Prediction(NamedTuple):
-    logits: tuple[Tensor, ...]
-    guide: Tensor | None
-
-
-class _Brightness(nn.Module):
-    """Logits are the mean colour of a pixel, on [-10, 10]; the guide is the brightness on a 16 times coarser grid."""
-
-    def __init__(self, guided: bool = True) -> None:
-        super().__init__()
-        self.guided = guided
-        self.mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-        self.std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-
-    def forward(self, images: Tensor) -> _Prediction:
-        grey = (images * self.std + self.mean).mean(1, keepdim=True)
-        logits = (grey - 0.5) * 20
-        return _Prediction((logits, logits[:, :, ::2, ::2]), nn.functional.avg_pool2d(grey, 16) if self.guided else None)
-
-
-class _Ramp(_Brightness):
-    """Adds a ramp from left to right, so that the answer depends on how the image is held."""
-
-    def forward(self, images: Tensor) -> _Prediction:
-        logits, guide = super().forward(images)
-        return _Prediction((logits[0] + torch.linspace(0, 5, images.shape[-1]),), guide)
+SLIDING = Protocol(inference="sliding")
 
 
 def _square(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -53,7 +36,7 @@ def _square(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarr
 def test_a_bright_square_keeps_its_place_and_size(height: int, width: int) -> None:
     box = (height // 4, height // 2 + 1, width // 2, width - width // 8)
     truth = _square(height, width, box)[..., 0] > 128
-    prediction = predict_image(_Brightness().eval(), _square(height, width, box), 64)
+    prediction = predict_image(Brightness().eval(), _square(height, width, box), DATA)
     assert prediction.mask.shape == prediction.probability.shape == (height, width)
     assert prediction.mask.dtype == np.uint8
     assert prediction.probability.dtype == np.float32
@@ -72,7 +55,7 @@ def test_a_bright_square_keeps_its_place_and_size(height: int, width: int) -> No
 
 def test_at_training_size_nothing_is_resampled() -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    prediction = predict_image(_Brightness(guided=False).eval(), image, 64)
+    prediction = predict_image(Brightness(guided=False).eval(), image, DATA)
     logits = (image.astype(np.float64).mean(-1) / 255 - 0.5) * 20
     assert np.allclose(prediction.probability, 1 / (1 + np.exp(-logits)), atol=1e-4)
     assert prediction.guide is None
@@ -84,7 +67,7 @@ def test_logits_are_resized_back_with_pillow_s_bilinear_filter(height: int, widt
     image = np.random.default_rng(2).integers(0, 256, (height, width, 3), dtype=np.uint8)
     logits = ((resize_image(image, 64).astype(np.float32).mean(-1) / 255 - 0.5) * 20).astype(np.float32)
     native = np.asarray(Image.fromarray(logits).resize((width, height), Image.Resampling.BILINEAR))
-    assert np.allclose(predict_image(_Brightness().eval(), image, 64).probability, 1 / (1 + np.exp(-native)), atol=1e-4)
+    assert np.allclose(predict_image(Brightness().eval(), image, DATA).probability, 1 / (1 + np.exp(-native)), atol=1e-4)
 
 
 def test_normalisation_is_imagenet_s() -> None:
@@ -107,8 +90,8 @@ def test_resize_antialiases() -> None:
 
 def test_mirroring_a_symmetric_network_changes_nothing() -> None:
     images = torch.randn(2, 3, 64, 64)
-    plain, guide = predict_logits(_Brightness().eval(), images)
-    mirrored, mirrored_guide = predict_logits(_Brightness().eval(), images, mirror=True)
+    plain, guide = predict_logits(Brightness().eval(), images)
+    mirrored, mirrored_guide = predict_logits(Brightness().eval(), images, mirror=True)
     assert plain.shape == (2, 1, 64, 64)
     assert torch.allclose(plain, mirrored, atol=1e-5)
     assert guide is not None
@@ -119,14 +102,14 @@ def test_mirroring_a_symmetric_network_changes_nothing() -> None:
 
 def test_mirroring_averages_the_four_flips() -> None:
     images = torch.randn(1, 3, 64, 64)
-    model = _Ramp().eval()
+    model = Ramp().eval()
     mirrored, _ = predict_logits(model, images, mirror=True)
     expected = torch.zeros(1, 1, 64, 64)
     for flip in ([], [2], [3], [2, 3]):
         expected += torch.flip(model(torch.flip(images, flip)).logits[0], flip) / 4
     assert torch.allclose(mirrored, expected, atol=1e-5)
     # Half of the views see the ramp reversed: a constant 2.5 remains of it.
-    assert torch.allclose(mirrored, _Brightness().eval()(images).logits[0] + 2.5, atol=1e-4)
+    assert torch.allclose(mirrored, Brightness().eval()(images).logits[0] + 2.5, atol=1e-4)
 
 
 def test_finest_head_no_gradient_float32() -> None:
@@ -137,8 +120,8 @@ def test_finest_head_no_gradient_float32() -> None:
             super().__init__()
             self.net = model
 
-        def forward(self, images: Tensor) -> _Prediction:
-            return _Prediction((self.net(images).bfloat16(), torch.zeros(1)), images[:, :1].bfloat16())
+        def forward(self, images: Tensor) -> KnownPrediction:
+            return KnownPrediction((self.net(images).bfloat16(), torch.zeros(1)), images[:, :1].bfloat16())
 
     logits, guide = predict_logits(_Low().eval(), torch.randn(1, 3, 32, 32))
     assert guide is not None
@@ -148,22 +131,96 @@ def test_finest_head_no_gradient_float32() -> None:
 
 def test_a_network_in_training_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="eval"):
-        predict_logits(_Brightness().train(), torch.randn(1, 3, 32, 32))
+        predict_logits(Brightness().train(), torch.randn(1, 3, 32, 32))
 
 
 def test_threshold_moves_the_mask() -> None:
     image = np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
-    areas = [int(predict_image(_Brightness().eval(), image, 64, threshold=t).mask.sum()) for t in (0.1, 0.5, 0.9)]
+    areas = [int(predict_image(Brightness().eval(), image, DATA, threshold=t).mask.sum()) for t in (0.1, 0.5, 0.9)]
     assert areas[0] > areas[1] > areas[2] > 0
     assert areas[1] == 64 * 32
     with pytest.raises(UserError, match="threshold"):
-        predict_image(_Brightness().eval(), image, 64, threshold=1.0)
+        predict_image(Brightness().eval(), image, DATA, threshold=1.0)
 
 
 def test_only_rgb_bytes_are_images() -> None:
     for bad in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32)):
         with pytest.raises(ValueError, match="uint8"):
-            predict_image(_Brightness().eval(), bad, 64)
+            predict_image(Brightness().eval(), bad, DATA)
+
+
+def test_mirroring_is_the_protocol_s() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    plain, mirrored = (predict_image(Ramp().eval(), image, DATA, Protocol(mirror=m)).probability for m in (False, True))
+    logits = (image.astype(np.float64).mean(-1) / 255 - 0.5) * 20
+    assert np.allclose(plain, 1 / (1 + np.exp(-logits - np.linspace(0, 5, 64))), atol=1e-4)
+    assert np.allclose(mirrored, 1 / (1 + np.exp(-logits - 2.5)), atol=1e-4)
+
+
+def test_at_training_resolution_nothing_is_resized_back() -> None:
+    image = np.random.default_rng(3).integers(0, 256, (90, 150, 3), dtype=np.uint8)
+    prediction = predict_image(Brightness().eval(), image, DATA, Protocol(resolution="training"))
+    logits = (resize_image(image, 64).astype(np.float64).mean(-1) / 255 - 0.5) * 20
+    assert prediction.mask.shape == (64, 64)
+    assert np.array_equal(prediction.mask, logits > 0)
+    assert np.allclose(prediction.probability, 1 / (1 + np.exp(-logits)), atol=1e-4)
+    assert prediction.guide is not None
+    assert prediction.guide.shape == (64, 64)
+
+
+@pytest.mark.parametrize(("height", "width"), [(90, 151), (30, 64), (64, 17)])
+def test_labels_are_resized_by_the_nearest_pixel(height: int, width: int) -> None:
+    labels = np.random.default_rng(0).integers(0, 4, (height, width), dtype=np.uint8)
+    rows, columns = (((np.arange(64) + 0.5) * side / 64).astype(int) for side in (height, width))
+    assert np.array_equal(resize_labels(labels, 64), labels[rows][:, columns])
+
+
+# ---------------------------------------------------------------------------------------------------------------------- classes
+
+
+def test_binary_labels_are_above_the_threshold() -> None:
+    logits = torch.tensor([[[[-1.0, 0.0, 1e-3, 3.0]]]])
+    assert to_labels(logits).tolist() == [[[0, 0, 1, 1]]]
+    assert to_labels(logits, threshold=0.9).tolist() == [[[0, 0, 0, 1]]]
+    assert to_labels(logits).dtype == torch.uint8
+
+
+def test_labels_of_several_classes_are_the_likeliest() -> None:
+    logits = torch.randn(3, 5, 6, 7)
+    labels, probability = to_labels(logits).numpy(), foreground(logits).numpy()
+    exponential = np.exp(logits.double().numpy())
+    for b, y, x in np.ndindex(3, 6, 7):
+        assert labels[b, y, x] == np.argmax(exponential[b, :, y, x])
+        assert probability[b, y, x] == pytest.approx(exponential[b, 1:, y, x].sum() / exponential[b, :, y, x].sum(), rel=1e-4)
+    assert labels.dtype == np.uint8
+
+
+class _Levels(Brightness):
+    """Three classes: background, dark, bright; logits from the brightness."""
+
+    def forward(self, images: Tensor) -> KnownPrediction:
+        logits, guide = super().forward(images)
+        grey = logits[0] / 20 + 0.5
+        return KnownPrediction((torch.cat([10 * (0.25 - grey).clamp(min=-0.1), 0 * grey, 10 * (grey - 0.75)], dim=1),), guide)
+
+
+@pytest.mark.parametrize("protocol", [Protocol(), SLIDING])
+def test_an_image_of_several_classes(protocol: Protocol) -> None:
+    image = np.full((96, 120, 3), 10, np.uint8)
+    image[10:50, 10:70], image[60:90, 40:110] = 128, 250
+    expected = np.zeros((96, 120), np.uint8)
+    expected[10:50, 10:70], expected[60:90, 40:110] = 1, 2
+    data = Data(kind="demo", image_size=64, num_classes=2)
+    prediction = predict_image(_Levels().eval(), image, data, protocol)
+    assert set(np.unique(prediction.mask)) == {0, 1, 2}
+    # An edge between black and white passes through grey when it was resized; a window sees it as it is.
+    assert (prediction.mask != expected).mean() <= (0.04 if protocol.inference == "resized" else 0)
+    assert prediction.probability[20, 20] > 0.5 > prediction.probability[0, 0]
+    with pytest.raises(UserError, match="without a threshold"):
+        predict_image(_Levels().eval(), image, data, protocol, threshold=0.4)
+
+
+# -------------------------------------------------------------------------------------------------------------- post-processing
 
 
 def test_largest_component_by_hand() -> None:
@@ -179,8 +236,21 @@ def test_largest_component_by_hand() -> None:
 def test_keep_largest_drops_the_smaller_square() -> None:
     image = _square(64, 64, (4, 34, 4, 34))
     image[50:56, 50:56] = 230
-    both = predict_image(_Brightness().eval(), image, 64).mask
-    one = predict_image(_Brightness().eval(), image, 64, keep_largest=True).mask
+    both = predict_image(Brightness().eval(), image, DATA).mask
+    one = predict_image(Brightness().eval(), image, DATA, Protocol(largest_component="always")).mask
     assert both[53, 53] == 1
     assert one[53, 53] == 0
     assert np.array_equal(one[:40], both[:40])
+
+
+def test_largest_component_of_each_class() -> None:
+    drawn = ["11022", "10020", "00300", "22211", "33300"]
+    labels = np.array([[int(c) for c in row] for row in drawn], np.uint8)
+    expected = np.array([[int(c) for c in row] for row in ["11022", "10020", "00000", "00000", "33300"]], np.uint8)
+    assert np.array_equal(largest_component(labels), expected)  # of the two pieces of class 2 with three pixels the first stays
+    assert largest_component(labels).dtype == np.uint8
+
+
+def test_what_is_undecided_is_refused() -> None:
+    with pytest.raises(ValueError, match="decided"):
+        predict_image(Brightness().eval(), np.zeros((8, 8, 3), np.uint8), DATA, Protocol(largest_component="validation"))

@@ -134,6 +134,14 @@ def test_band_of_a_drawn_mask() -> None:
     assert torch.equal(boundary_band(mask, 3), band)
 
 
+def test_hinge_of_a_drawn_mask_by_hand() -> None:
+    mask = torch.tensor([[0.0, 0, 0, 1, 1, 1]]).repeat(4, 1)[None, None]
+    logits = torch.tensor([[9.0, 9, 0.25, -2, 9, -9]]).repeat(4, 1)[None, None]
+    # On the border lie columns 2 (background, 0.25: loss 1.25) and 3 (foreground, -2: loss 3); a band of 5 adds columns 1 (10) and 4 (0).
+    assert float(hinge_loss(logits, mask, band=3)) == pytest.approx((1.25 + 3) / 2)
+    assert float(hinge_loss(logits, mask, band=5)) == pytest.approx((10 + 1.25 + 3 + 0) / 4)
+
+
 @pytest.mark.parametrize("fill", [0.0, 1.0])
 def test_no_border_no_hinge(fill: float) -> None:
     """Also when the foreground covers the image: its edge is no border."""

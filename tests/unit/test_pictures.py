@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from guidino_tune.tracking.pictures import PREDICTION, TRUTH, contact_sheet, heat_colours, overlay, save_png
+from guidino_tune.tracking.pictures import CLASSES, PREDICTION, TRUTH, TRUTH_BELOW, contact_sheet, heat_colours, overlay, save_png
 
 
 def _mask(y0: int, y1: int, x0: int, x1: int, size: int = 96) -> np.ndarray:
@@ -102,6 +102,70 @@ def test_a_title_adds_a_line_and_the_dice_changes_the_caption() -> None:
     worse = overlay(_photo(), mask, None, _mask(20, 60, 20, 70))
     caption = np.s_[plain.height - 25 :, plain.width - 280 :]
     assert (np.asarray(plain)[caption] != np.asarray(worse)[caption]).any()
+
+
+def _labels(*boxes: tuple[int, int, int, int]) -> np.ndarray:
+    """Class 1 in the first box, class 2 in the second, ..."""
+    return np.max([_mask(*box) * np.uint8(number) for number, box in enumerate(boxes, 1)], axis=0)
+
+
+def _legend(row: Image.Image, height: int) -> np.ndarray:
+    """The pixels below the captions."""
+    plain = overlay(_photo(), None, None, _mask(0, 1, 0, 1), height=height)
+    return np.asarray(row)[plain.height :]
+
+
+def test_each_class_is_outlined_in_its_own_colour_on_its_own_side() -> None:
+    truth, prediction = _labels((20, 60, 20, 40), (20, 60, 40, 70)), _labels((25, 65, 20, 40), (25, 65, 40, 70))
+    row = overlay(_photo(), truth, None, prediction, height=192, num_classes=2)
+    _, drawn, both = _panels(row, 3, 192)
+    for panel, top in ((drawn, 40), (both, 50)):
+        for colour, left, right in ((CLASSES[0], 40, 80), (CLASSES[1], 80, 140)):
+            rows, columns = np.nonzero(_like(panel, colour))
+            assert (rows.min(), rows.max()) == (pytest.approx(top, abs=2), pytest.approx(top + 79, abs=2))
+            inner = columns[(rows > top + 6) & (rows < top + 74)]
+            # One line along each side, also along the one that the two classes share; none of them beyond it.
+            assert np.isin(inner, [*range(left, left + 4), *range(right - 4, right)]).all()
+            assert min((inner < left + 4).sum(), (inner >= right - 4).sum()) >= 67
+    for colour in (TRUTH, PREDICTION):
+        assert not _like(drawn, colour).any()
+    assert _like(both, TRUTH_BELOW).sum() > 100
+    assert not _like(drawn, TRUTH_BELOW).any()
+
+
+def test_the_legend_tells_the_classes_that_are_there() -> None:
+    truth = _labels((10, 30, 10, 30), (10, 30, 40, 60), (50, 70, 10, 30))
+    prediction = np.where(truth == 2, 0, truth).astype(np.uint8)
+    prediction[80:90, 80:90] = 5
+    legend = _legend(overlay(_photo(), truth, None, prediction, height=192, num_classes=6), 192)
+    assert [bool(_like(legend, colour).any()) for colour in CLASSES[:7]] == [True, True, True, False, True, False, False]
+    binary = overlay(_photo(), truth, None, prediction, height=192)
+    assert len(_legend(binary, 192)) == 0
+
+
+@pytest.mark.parametrize("guide", [None, np.eye(6)])
+@pytest.mark.parametrize("present", [0, 1, 10, 100, 254])
+def test_any_number_of_classes_fits(present: int, guide: np.ndarray | None) -> None:
+    labels = np.zeros((96, 96), np.uint8)
+    labels.ravel()[: 96 * 64 : 24][:present] = np.arange(1, 1 + present)
+    for truth in (None, labels):
+        row = overlay(_photo(), truth, guide, labels, height=96, num_classes=254)
+        assert row.width == 8 + 104 * (2 + (truth is not None) + (guide is not None))
+        assert (np.asarray(row)[:, -4:] == 255).all()  # nothing is cut off at the edge
+
+
+def test_the_mean_dice_in_the_caption_counts_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    draw = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, text, **kw: (texts.append(text), draw(self, at, text, **kw)))
+    truth, prediction = _labels((0, 10, 0, 10), (20, 30, 0, 10)), _labels((0, 10, 0, 5), (40, 50, 0, 10))
+    overlay(_photo(), truth, None, prediction, num_classes=3)
+    dice = [2 * 50 / 150, 0.0, 1.0]  # class 3 is in neither, which is right
+    assert f"prediction    mean Dice {sum(dice) / 3:.3f}" in texts
+    assert [text for text in texts if "class" in text] == [f"class 1  Dice {dice[0]:.3f}", "class 2  Dice 0.000"]
+    texts.clear()
+    overlay(_photo(), None, None, prediction, num_classes=3)
+    assert [text for text in texts if "class" in text] == ["class 1", "class 2"]
 
 
 @pytest.mark.parametrize(("height", "width"), [(617, 528), (20, 900), (900, 20)])

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from training_helpers import GUIDE, LORA, make_experiment
 
-from guidino_tune.config import Data, Experiment
+from guidino_tune.config import Data, Experiment, Protocol
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.sources.demo import generate
@@ -25,9 +25,10 @@ from guidino_tune.models import build_model
 from guidino_tune.predict import main as predict
 from guidino_tune.prediction import predict_folder
 from guidino_tune.training.checkpoints import WEIGHTS, save_weights
-from guidino_tune.training.evaluation import choose_cases, evaluate_cases, write_scores
+from guidino_tune.training.evaluation import choose_cases, choose_largest_component, evaluate_cases, write_scores
 from guidino_tune.training.model_folder import export_model, find_weights, load_model
 
+DATA = Data(kind="demo", image_size=32)
 SIZES = [(33, 47), (64, 20), (17, 90), (32, 32), (5, 7)]
 """Width and height of images, none of them what the model sees."""
 
@@ -115,11 +116,11 @@ def test_scores_are_those_of_each_prediction_at_its_own_size(model: Path, data: 
     network, _ = load_model(model)
     cases = list(find_cases(data).cases)[:4]
     told: list[tuple[int, int]] = []
-    scores = evaluate_cases(network, cases, 32, progress=lambda *done: told.append(done))
+    scores = evaluate_cases(network, cases, data, Protocol(), lambda *done: told.append(done))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     for case in cases:
         image, truth = np.asarray(Image.open(case.image).convert("RGB")), np.asarray(Image.open(case.mask).convert("L")) >= 128
-        predicted = predict_image(network, image, 32).mask
+        predicted = predict_image(network, image, data).mask
         assert predicted.shape == truth.shape
         overlap = 2 * (predicted * truth).sum() / max(1, predicted.sum() + truth.sum())
         assert scores[case.id].dice == pytest.approx(overlap)
@@ -127,10 +128,11 @@ def test_scores_are_those_of_each_prediction_at_its_own_size(model: Path, data: 
 
 
 def test_score_files_hold_every_case(tmp_path: Path) -> None:
-    write_scores({"a": CaseScore(0.5, 1 / 3, 2.0, 1.0), 'b,"x': CaseScore(1.0, 1.0, 0.0, 0.0)}, tmp_path / "scores.csv")
+    write_scores({"a": CaseScore(0.5, 1 / 3, 2.0, 1.0), 'b,"x': CaseScore(1.0, 1.0, 0.0, 0.0)}, tmp_path / "scores.csv", Protocol())
     with (tmp_path / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [r["case"] for r in rows] == ["a", 'b,"x']
+    assert {r["protocol"] for r in rows} == {Protocol().describe()}
     assert float(rows[0]["iou"]) == pytest.approx(1 / 3, rel=1e-5)
 
 
@@ -172,10 +174,61 @@ def test_evaluate_prints_means_and_writes_cases(model: Path, data: Data, tmp_pat
     mean = sum(float(r["dice"]) for r in rows) / len(rows)
     text = capsys.readouterr().out
     assert f"Dice {mean:.4f}" in text
-    assert f"{len(rows)} cases" in text
+    assert f"{len(rows)} cases, {Protocol().describe()}: " in text
+    assert {r["protocol"] for r in rows} == {Protocol().describe()}
     assert evaluate([str(model), "--split", "test"]) == 2
     assert "--reason" in capsys.readouterr().err
     assert evaluate([str(tmp_path)]) == 2
+
+
+def test_evaluate_measures_by_the_protocol_of_its_options(
+    model: Path, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "scores.csv"
+    line = "--inference sliding --mirror --hd95 pooled --largest-component always"
+    assert evaluate([str(model), "--output", str(output), *line.split()]) == 0
+    protocol = Protocol(inference="sliding", mirror=True, hd95="pooled", largest_component="always")
+    network, _ = load_model(model)
+    cases = choose_cases(model, data, "validation", kind=None, root=None, split_file=None, reason=None)
+    expected = evaluate_cases(network, cases, data, protocol)
+    rows = {row["case"]: row for row in csv.DictReader(output.open())}
+    for name, score in expected.items():
+        assert float(rows[name]["hd95"]) == pytest.approx(score.hd95, rel=1e-5)
+        assert rows[name]["protocol"] == protocol.describe()
+    assert f"{len(rows)} cases, {protocol.describe()}: Dice " in capsys.readouterr().out
+    assert evaluate([str(model), "--inference", "sliding", "--resolution", "training"]) == 2
+    assert "'sliding' works on native ones" in capsys.readouterr().err
+
+
+def test_evaluate_chooses_the_post_processing_on_the_study_s_validation_split(
+    model: Path, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, _ = load_model(model)
+    cases = choose_cases(model, data, "validation", kind=None, root=None, split_file=None, reason=None)
+    protocol, dice = choose_largest_component(network, cases, data, Protocol(largest_component="validation"))
+    told = f"on {len(cases)} validation cases Dice {dice['always']:.4f} with it, {dice['never']:.4f} without"
+    copy = Path(shutil.copytree(str(data.root), tmp_path / "other_hospital"))
+    for mask in (copy / "masks").iterdir():  # what is scored has no part in the choice
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(mask)))).save(mask)
+    for options in (["--split", "test", "--reason", "a test"], ["--split", "all", "--data-root", str(copy)], []):
+        assert evaluate([str(model), "--largest-component", "validation", *options]) == 0
+        text = capsys.readouterr().out
+        assert f"largest component {protocol.largest_component}: {told}" in text
+        assert protocol.describe() in text
+        assert ("too good" in text) == (not options)
+
+
+def test_without_the_study_s_split_there_is_nothing_to_choose_on(
+    model: Path, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = shutil.copytree(model, tmp_path / "model")
+    copy = shutil.copytree(str(data.root), tmp_path / "other_hospital")
+    options = [str(alone), "--split", "all", "--data-root", str(copy)]
+    assert evaluate([*options, "--largest-component", "validation"]) == 2
+    shown = capsys.readouterr().err
+    assert "--largest-component validation: the choice needs the validation cases of the model's study" in shown
+    assert "--split-file" in shown
+    assert evaluate([*options, "--largest-component", "always"]) == 0
 
 
 def test_predictions_have_the_size_and_name_of_their_images(model: Path, tmp_path: Path) -> None:
@@ -198,7 +251,7 @@ def test_predictions_have_the_size_and_name_of_their_images(model: Path, tmp_pat
         assert set(np.unique(np.asarray(mask))) <= {0, 255}
         assert (tmp_path / "out" / "overlays" / f"i{number}.png").exists()
     image = np.asarray(Image.open(folder / "i0.png"))
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "masks" / "i0.png")) // 255, predict_image(network, image, 32).mask)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "masks" / "i0.png")) // 255, predict_image(network, image, DATA).mask)
 
 
 def test_predict_options(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,3 +271,47 @@ def test_predict_options(model: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert predict([str(model), str(folder), "--output", str(tmp_path / "x")]) == 2
     assert "two images are called 'a'" in capsys.readouterr().err
     assert predict([str(model), str(tmp_path / "nothing"), "--output", str(tmp_path / "x")]) == 2
+
+
+def test_predict_takes_the_protocol_s_options(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = generate(5, 75)[0]
+    Image.fromarray(image).save(tmp_path / "a.png")
+    line = "--inference sliding --mirror --largest-component always"
+    assert predict([str(model), str(tmp_path / "a.png"), "--output", str(tmp_path / "out"), *line.split()]) == 0
+    protocol = Protocol(inference="sliding", mirror=True, largest_component="always")
+    written = np.asarray(Image.open(tmp_path / "out" / "masks" / "a.png"))
+    assert np.array_equal(written, predict_image(load_model(model)[0], image, DATA, protocol).mask * 255)
+    assert "Gaussian sliding window (0.5 overlap), mean of 4 flips, largest component" in " ".join(capsys.readouterr().out.split())
+
+
+def test_several_classes_from_evaluate_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Masks of a folder with two classes; scores per class; predicted masks hold labels."""
+    root, rng = tmp_path / "labels", np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for number in range(8):
+        image, mask = generate(number, 40)
+        Image.fromarray(image).save(root / "images" / f"c{number}.png")
+        Image.fromarray((mask > 0) * rng.integers(1, 3, dtype=np.uint8)).save(root / "masks" / f"c{number}.png")
+    values = experiment_on(Data(kind="folder", root=str(root), image_size=32)).to_dict()
+    values["data"]["num_classes"] = 2
+    experiment = Experiment.from_dict(values)
+    open_for_search(experiment.data, split_file=tmp_path / "split.json", cache=tmp_path / "cache")
+    folder = make_model(tmp_path, experiment)
+    output = tmp_path / "scores.csv"
+    assert evaluate([str(folder), "--output", str(output), "--largest-component", "validation"]) == 0
+    rows = list(csv.DictReader(output.open()))
+    text = capsys.readouterr().out
+    for column in ("dice", "dice_class_1", "dice_class_2"):
+        mean = sum(float(r[column]) for r in rows) / len(rows)
+        assert f"{f'class {column[-1]}: ' if column[-1].isdigit() else ''}Dice {mean:.4f}" in text
+    assert "class 3" not in text
+    assert predict([str(folder), str(root / "images"), "--output", str(tmp_path / "out")]) == 0
+    network, _ = load_model(folder)
+    for number in range(8):
+        written = np.asarray(Image.open(tmp_path / "out" / "masks" / f"c{number}.png"))
+        expected = predict_image(network, generate(number, 40)[0], experiment.data).mask
+        assert np.array_equal(written, expected)
+        assert expected.max() <= 2
+    assert predict([str(folder), str(root / "images"), "--output", str(tmp_path / "x"), "--threshold", "0.3"]) == 2
+    assert "without a threshold" in capsys.readouterr().err

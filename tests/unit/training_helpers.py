@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from guidino_tune.config import Experiment
+from guidino_tune.config import Data, Experiment
 from guidino_tune.data.cases import Case
 from guidino_tune.data.opening import SearchData
 from guidino_tune.data.sources.demo import generate
@@ -44,6 +45,28 @@ def make_data(folder: Path, *, size: int = 32, train: int = 6, validation: int =
     tables = [build_table(part, size, folder / "cache", "error") for part in (cases[:train], cases[train:])]
     ids = [case.id for case in cases]
     return SearchData(tables[0], tables[1], Split(tuple(ids[:train]), tuple(ids[train:]), (), "seeded", 0), "0" * 64, ())
+
+
+def make_label_data(folder: Path, *, size: int = 32, cases: int = 12) -> Data:
+    """Draws a ``folder`` data set with a disc of class 1 and a block of class 2; label maps are grey and palette files in turn."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(cases):
+        y, x = np.mgrid[:size, :size] / size
+        labels = np.zeros((size, size), np.uint8)
+        labels[(y - rng.uniform(0.3, 0.7)) ** 2 + (x - rng.uniform(0.2, 0.4)) ** 2 < rng.uniform(0.12, 0.2) ** 2] = 1
+        top, left = rng.uniform(0.1, 0.6), rng.uniform(0.55, 0.7)
+        labels[(y > top) & (y < top + 0.3) & (x > left) & (x < left + 0.25)] = 2
+        colours = np.array([(90, 90, 90), (180, 70, 60), (60, 90, 190)])
+        image = np.clip(colours[labels] + rng.normal(0, 20, (size, size, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(folder / "images" / f"c{number:02}.png")
+        picture = Image.fromarray(labels)
+        if number % 2:
+            picture = picture.convert("P")
+            picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+        picture.save(folder / "masks" / f"c{number:02}.png")
+    return Data(kind="folder", root=str(folder), image_size=size, num_classes=2, validation_fraction=0.3, test_fraction=0.1)
 
 
 def make_experiment(kind: str = "unet", *, guide: dict[str, Any] | None = None, size: int = 32, **training: Any) -> Experiment:
