@@ -11,6 +11,7 @@ from guidino_tune.errors import nearest
 COMMANDS = {
     "search": "search hyper-parameters on Ray; start, continue or extend a study",
     "export": "write the best (or any) trial of a study as a YAML file",
+    "reproduce": "train and test the rows of the papers' tables, or a scaling study",
     "retrain": "train an exported configuration with several seeds and test it once",
     "evaluate": "score a model on the validation or the sealed test split",
     "predict": "masks and overlays for a folder of images",

@@ -257,32 +257,30 @@ def _mlflow(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def _weights(options: argparse.Namespace) -> Iterator[Row]:
-    from huggingface_hub import try_to_load_from_cache
-
     from guidino_tune.config import BACKBONES
-    from guidino_tune.models.weights import CONFIG, WEIGHTS
+    from guidino_tune.models.architectures import needs_licence
+    from guidino_tune.models.weights import WEIGHTS, cached_folder
 
     if options.backbone:
-        yield _loaded(options.backbone, "missing")
-    reason = ""
-    for name, repository in BACKBONES.items():
-        if repository is None or name == options.backbone:
+        yield _loaded(options.backbone)
+    published = {name: repository for name, repository in BACKBONES.items() if repository is not None and name != options.backbone}
+    cached = [name for name in published if cached_folder(name) is not None]
+    if cached:
+        yield Row("ok", "weights here", f"{', '.join(cached)} (--backbone NAME really loads one)")
+    for family, gated in (("DINOv3 weights", True), ("DINOv2 weights", False)):
+        absent = [name for name in published if name not in cached and needs_licence(name) == gated]
+        if not absent:
             continue
-        if all(isinstance(try_to_load_from_cache(repository, file), str) for file in (CONFIG, WEIGHTS)):
-            yield _loaded(name, "note")
-            continue
-        if not reason.startswith("the hub"):  # asked once only when it does not answer
-            reason = _hub_answer(repository, WEIGHTS)
-        todo = (
-            f"accept the licence at https://huggingface.co/{repository} and run `hf auth login`; "
-            "or name a model folder: --set guide.backbone=/path/to/folder"
-        )
-        if reason.startswith("may be"):
-            todo = f"a search downloads them by itself; now: hf download {repository}"
-        yield Row("note", name, f"weights are not on this machine; {reason}", todo)
+        repository = published[absent[0]]
+        reason = _hub_answer(repository, WEIGHTS)
+        todo = f"a search downloads them by itself; now: hf download {repository}"
+        if not reason.startswith("may be"):
+            todo = f"accept the licence at https://huggingface.co/{repository} and run `hf auth login`; or " if gated else ""
+            todo += "name a model folder: --set guide.backbone=/path/to/folder"
+        yield Row("note", family, f"not on this machine: {', '.join(absent)}; {absent[0]}: {reason}", todo)
 
 
-def _loaded(name: str, otherwise: Literal["note", "missing"]) -> Row:
+def _loaded(name: str) -> Row:
     from guidino_tune.config import BACKBONES, DINOGuide
     from guidino_tune.errors import UserError
     from guidino_tune.models.backbone import check_backbone
@@ -291,7 +289,7 @@ def _loaded(name: str, otherwise: Literal["note", "missing"]) -> Row:
     try:
         check_backbone(DINOGuide(backbone=name, weights="random" if random else "pretrained"))
     except UserError as error:
-        return Row(otherwise, name, error.what, error.todo)
+        return Row("missing", name, error.what, error.todo)
     return Row("ok", name, "needs no weights" if random else "weights load")
 
 

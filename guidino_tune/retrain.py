@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from guidino_tune.cli import parser, positive, run
+from guidino_tune.cli import add_protocol_options, parser, positive, protocol_values, run
 
 EXAMPLES = """\
   guidino-tune retrain best.yaml                    three seeds with the full budget of the file
@@ -30,14 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--cpus-per-worker", type=positive, help="CPU cores of each (default: 1 without GPUs, else their share)")
     made.add_argument("--gpus-per-worker", type=float, help="may be a fraction (default: 1 where there are GPUs)")
     made.add_argument("--concurrent", type=positive, help="trainings side by side (default: as many as fit)")
+    add_protocol_options(made, scores=True)
     return run(_retrain, made, argv)
 
 
 def _retrain(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from guidino_tune.config import Resources
-    from guidino_tune.config.parsing import read_yaml
+    from guidino_tune.config import Protocol, Resources
+    from guidino_tune.config.parsing import parse, read_yaml
     from guidino_tune.errors import UserError
     from guidino_tune.space.space import absolute, override, read_space
 
@@ -62,7 +63,11 @@ def _retrain(options: argparse.Namespace) -> int:
     from guidino_tune.tuning.retraining import retrain
 
     settings: Resources = space.resources
-    retrain(space.base, provenance, name=options.name or name, seeds=options.seeds, resources=settings, console=make_console())
+    protocol = parse(Protocol, protocol_values(options), "--inference and others")
+    retrain(
+        space.base, provenance, name=options.name or name, seeds=options.seeds, resources=settings, protocol=protocol,
+        console=make_console(),
+    )  # fmt: skip
     return 0
 
 

@@ -10,7 +10,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from guidino_tune.config import section_defaults
-from guidino_tune.config.sections import STRICT
+from guidino_tune.config.fields import STRICT
 
 Scalar: TypeAlias = bool | int | float | str | None
 Values: TypeAlias = dict[str, Scalar]

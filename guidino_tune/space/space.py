@@ -17,6 +17,9 @@ from guidino_tune.errors import UserError, nearest
 from guidino_tune.space.parameters import Parameter, Scalar, Values, get_path, has_path, leaf_paths, set_path
 
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+RECIPE = "recipe"
+"""The parameter that chooses one of a space's recipes."""
+
 TEXT = ("data.root", "guide.backbone", "study.name")
 """Paths whose value is text whatever it looks like: a study may be called 2024."""
 
@@ -28,6 +31,7 @@ class Space:
     Attributes:
         base: The experiment whose values hold wherever nothing is searched.
         parameters: By path, in the order in which they are drawn; a condition may look at those before.
+        recipes: Complete experiments by name. The parameter ``recipe``, which comes first, chooses one of them in place of ``base``.
         first_trials: Values tried first, such as the paper's settings; what they leave out is sampled.
         source: The file it came from, for messages.
         notes: What overrides fixed or dropped, in words.
@@ -40,6 +44,7 @@ class Space:
     study: Study
     resources: Resources
     source: str
+    recipes: Mapping[str, Experiment] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     origin: Space | None = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -51,9 +56,9 @@ class Space:
         """
         experiment, values = self.base.to_dict(), Values()
         for path, parameter in self.parameters.items():
-            if has_path(experiment, path) and parameter.active(experiment):
+            if path == RECIPE or (has_path(experiment, path) and parameter.active(experiment)):
                 values[path] = choose(path, parameter)
-                experiment = set_path(experiment, path, values[path])
+                experiment = self._with(experiment, path, values[path])
         return values, experiment
 
     def experiment(self, values: Mapping[str, Scalar]) -> Experiment:
@@ -64,8 +69,11 @@ class Space:
         """
         experiment = self.base.to_dict()
         for path, value in values.items():
-            experiment = set_path(experiment, path, value)
+            experiment = self._with(experiment, path, value)
         return Experiment.from_dict(experiment, source=f"{self.source}, with {_line(values)}")
+
+    def _with(self, experiment: Mapping[str, Any], path: str, value: Scalar) -> dict[str, Any]:
+        return self.recipes[str(value)].to_dict() if path == RECIPE else set_path(experiment, path, value)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that decides the trials, in plain YAML types; ``read_space`` reads it back. The order of parameters counts."""
@@ -73,6 +81,7 @@ class Space:
         return {
             "experiment": self.base.to_dict(),
             "space": parameters,
+            **({"recipes": {name: recipe.to_dict() for name, recipe in self.recipes.items()}} if self.recipes else {}),
             "first_trials": [dict(v) for v in self.first_trials],
             "study": _plain(self.study, keep_none=True),
             "resources": _plain(self.resources, keep_none=True),
@@ -81,10 +90,10 @@ class Space:
 
 def names() -> list[str]:
     """The spaces that come with the package."""
-    return sorted(p.name.removesuffix(".yaml") for p in _shipped().iterdir() if p.name.endswith(".yaml"))
+    return sorted(p.name.removesuffix(".yaml") for p in shipped().iterdir() if p.name.endswith(".yaml"))
 
 
-def _shipped() -> Any:
+def shipped() -> Any:
     """``search_spaces``: package data when installed, the folder beside the package in a checkout."""
     installed = resources.files("guidino_tune") / "search_spaces"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "search_spaces"
@@ -96,8 +105,8 @@ def load_space(name: str) -> Space:
     Raises:
         UserError: No such space; or its file has a mistake, with the path in it.
     """
-    if name in names():
-        path = str(_shipped() / f"{name}.yaml")
+    if name in names() or (name.startswith("recipes/") and (shipped() / f"{name}.yaml").is_file()):
+        path = str(shipped() / f"{name}.yaml")
     elif "/" in name or name.endswith((".yaml", ".yml")):
         path = name
     else:
@@ -111,7 +120,7 @@ def read_space(values: Mapping[str, Any], *, source: str, default_name: str = "s
     Raises:
         UserError: Names the file, the path in it and the nearest valid name.
     """
-    known = ("experiment", "space", "first_trials", "study", "resources")
+    known = ("experiment", "recipes", "space", "first_trials", "study", "resources")
     for key in values:
         if key not in known:
             raise UserError(f"unknown name {key!r}; {nearest(str(key), known)}", where=source)
@@ -122,16 +131,30 @@ def read_space(values: Mapping[str, Any], *, source: str, default_name: str = "s
             raise UserError("is no mapping such as {type: float, low: 0.1, high: 1}", where=f"{source}, space.{path}")
         inferred = {"type": "choice"} if "choices" in spec else {}
         parameters[str(path)] = parse(Parameter, {**inferred, **_numbers(spec)}, f"{source}, space.{path}")
+    recipes = {
+        str(name): Experiment.from_dict(recipe, source=f"{source}, recipes.{name}")
+        for name, recipe in _mapping(values, "recipes", source).items()
+    }
+    if recipes and (next(iter(parameters), "") != RECIPE or set(parameters[RECIPE].choices) != set(recipes)):
+        raise UserError("the first parameter must be `recipe`, with every recipe's name as a choice", where=f"{source}, space")
     first = values.get("first_trials") or []
     if not isinstance(first, list) or not all(isinstance(v, Mapping) for v in first):
         raise UserError("is no list of mappings from a path to a value", where=f"{source}, first_trials")
+    study = parse(Study, {"name": default_name, **_mapping(values, "study", source)}, f"{source}, study")
+    if study.sampler == "listed" and any(set(trial) != set(parameters) for trial in first or [{}]):
+        raise UserError(
+            "sampler 'listed' runs first_trials and nothing else: each must give every parameter of `space` a value",
+            where=f"{source}, first_trials",
+            todo="complete the list, or take another sampler",
+        )
     return Space(
         base=base,
         parameters=parameters,
         first_trials=tuple(_numbers(v) for v in first),
-        study=parse(Study, {"name": default_name, **_mapping(values, "study", source)}, f"{source}, study"),
+        study=study,
         resources=parse(Resources, _mapping(values, "resources", source), f"{source}, resources"),
         source=source,
+        recipes=recipes,
     )
 
 

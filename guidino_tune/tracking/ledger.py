@@ -21,7 +21,7 @@ class Sent:
         epoch: The last epoch whose metrics were sent.
         status: MLflow status and the reason sent with it.
         tags: Last value of every tag.
-        metrics: Last value of metrics that are no epoch's (of the study).
+        metrics: Last value of metrics that are no epoch's: of the study, and final ones of a trial.
         step: How often those changed.
         files: Content hash by path in the run.
         deleted: A person deleted the run in MLflow: it stays deleted.

@@ -78,13 +78,7 @@ class RunSender:
             self._send_datasets(run_id, study)
             self._ledger.note(STUDY, params=True)
         self._send_tags(STUDY, run_id, study.tags)
-        metrics = {as_key(key): float(value) for key, value in study.metrics.items()}
-        changed = {key: value for key, value in metrics.items() if repr(sent.metrics.get(key)) != repr(value)}
-        if changed:
-            step = sent.step + 1
-            now = _now()
-            self._try(lambda: self._log(run_id, metrics=[_metric(key, value, now, step) for key, value in changed.items()]))
-            self._ledger.note(STUDY, metrics=changed, step=step)
+        self._send_metrics(STUDY, run_id, study.metrics)
         if sent.status != status:
             if status == "RUNNING":
                 self._client.update_run(run_id, status=status)
@@ -128,6 +122,7 @@ class RunSender:
             batch = [_metric(name, value, int(r.time * 1000), r.epoch) for r in records for name, value in r.metrics.items()]
             self._try(lambda batch=batch: self._log(run_id, metrics=batch))  # type: ignore[misc]
             self._ledger.note(key, epoch=records[-1].epoch)
+        self._send_metrics(key, run_id, trial.results)
         tags = {**trial.tags, "guidino.state": trial.state.upper()}
         if trial.reason or "guidino.reason" in sent.tags:
             tags["guidino.reason"] = trial.reason  # an old reason goes when the trial runs again
@@ -196,6 +191,16 @@ class RunSender:
             self._try(lambda start=start: self._log(run_id, tags=items[start : start + BATCH]))  # type: ignore[misc]
         if changed:
             self._ledger.note(key, tags=changed)
+
+    def _send_metrics(self, key: str, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Metrics without an epoch of their own: each change is a new step."""
+        sent = self._ledger.sent(key)
+        values = {as_key(name): float(value) for name, value in metrics.items()}
+        changed = {name: value for name, value in values.items() if repr(sent.metrics.get(name)) != repr(value)}
+        if changed:
+            step, now = sent.step + 1, _now()
+            self._try(lambda: self._log(run_id, metrics=[_metric(name, value, now, step) for name, value in changed.items()]))
+            self._ledger.note(key, metrics=changed, step=step)
 
     def _send_datasets(self, run_id: str, study: StudySnapshot) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

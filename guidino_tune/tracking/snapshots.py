@@ -28,6 +28,7 @@ class TrialSnapshot:
         params: The resolved experiment, flattened with dots (``training.lr``).
         searched: Only the parameters that the space varies, by the same paths.
         history: Every epoch so far, oldest first (also those from before a resume).
+        results: Final metrics, measured after the training (``test_dice``).
         pictures: PNG files; a number at the end of the name is the epoch (``val_case3_epoch0010.png``).
         artifacts: Other files or folders to keep with the run.
         tags: Free labels.
@@ -42,6 +43,7 @@ class TrialSnapshot:
     params: Mapping[str, Plain] = field(default_factory=dict)
     searched: Mapping[str, Plain] = field(default_factory=dict)
     history: Sequence[EpochRecord] = ()
+    results: Mapping[str, float] = field(default_factory=dict)
     pictures: tuple[Path, ...] = ()
     artifacts: tuple[Path, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)

@@ -24,7 +24,7 @@ from guidino_tune.space.suggest import suggest
 from guidino_tune.training.failures import INFEASIBLE
 from guidino_tune.training.loop import OBJECTIVE
 from guidino_tune.training.reporter import EpochRecord
-from guidino_tune.tuning.study import StudyFolder, finished
+from guidino_tune.tuning.study import StudyFolder, orphans, remaining
 
 PATIENCE = 3
 """Trials in a row that fail for reasons outside their configuration (a full disk, missing files, a bug) before a search gives up."""
@@ -53,9 +53,8 @@ class Bridge:
     ) -> None:
         self.study, self.space, self.folder, self.listener = study, space, folder, listener
         self.settings, self.deadline = settings, deadline
-        trials = study.get_trials(deepcopy=False)
-        self.orphans = [t for t in trials if t.state == TrialState.RUNNING]
-        self.remaining = max(0, space.study.trials - len(finished(study)))
+        self.orphans = orphans(study, space)
+        self.remaining = remaining(study, space)
         self.running: dict[str, optuna.Trial] = {}
         self.experiments: dict[int, Experiment] = {}
         self.seen: dict[int, set[int]] = {}
@@ -92,6 +91,7 @@ class Bridge:
         number = trial.number
         trial.set_user_attr("name", experiment.name)
         trial.set_user_attr("hash", experiment.hash)
+        trial.set_user_attr("epochs", experiment.training.epochs)
         self.running[tune_id], self.experiments[number], self.seen[number] = trial, experiment, set(reported)
         self.listener(number, experiment, None)
         return {
@@ -117,7 +117,7 @@ class Bridge:
             trial.report(record.metrics[OBJECTIVE], record.epoch)
             self.seen[trial.number].add(record.epoch)
             self.listener(trial.number, self.experiments[trial.number], record)
-        if record.epoch >= self.space.base.training.epochs or self.expired:
+        if record.epoch >= self.experiments[trial.number].training.epochs or self.expired:
             return False
         return not trial.should_prune()
 
@@ -137,7 +137,7 @@ class Bridge:
             trial.set_user_attr("message", message[:2000])
             self.study.tell(trial, state=TrialState.FAIL)
             self.broken = [] if kind in INFEASIBLE else [*self.broken, f"{kind}: {message}"]
-        elif max(epochs, default=0) >= self.space.base.training.epochs:
+        elif max(epochs, default=0) >= self.experiments[number].training.epochs:
             self.study.tell(trial, max(epochs.values()))
         elif self.expired:
             return  # stays RUNNING in the study: the next run goes on with it

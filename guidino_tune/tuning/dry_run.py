@@ -14,7 +14,7 @@ from guidino_tune.data.splits import make_split
 from guidino_tune.space.space import Space
 from guidino_tune.tracking.client import redacted
 from guidino_tune.tuning.search import check_search, mlflow_uri
-from guidino_tune.tuning.study import StudyFolder, load_study
+from guidino_tune.tuning.study import LISTED, StudyFolder, load_study
 
 
 def show_plan(space: Space, console: Console, storage: str | None = None) -> int:
@@ -30,23 +30,20 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
     check_search(space, folder)
     listing = find_cases(space.base.data)
     split = make_split(listing, space.base.data)
-    console.rule("experiment", align="left")
-    console.print(space.base.to_yaml(), highlight=False)
+    if not space.recipes:
+        console.rule("experiment", align="left")
+        console.print(space.base.to_yaml(), highlight=False)
     console.rule("space", align="left")
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for column in ("parameter", "searched", *(f"first trial {i}" for i in range(len(space.first_trials)))):
-        table.add_column(column)
-    for path, parameter in space.parameters.items():
-        table.add_row(path, parameter.describe(), *(str(trial.get(path, "-")) for trial in space.first_trials))
-    console.print(table)
+    console.print(_listed(space) if space.study.sampler == LISTED else _searched(space))
     for note in (*space.notes, *listing.notes):
         console.print(f"note: {note}", style="yellow", highlight=False)
     console.rule("plan", align="left")
     study, resources, epochs = space.study, space.resources, space.base.training.epochs
     rungs = _rungs(study.min_epochs, study.reduction_factor, epochs) if study.pruner == "asha" else []
     known = _known(folder, storage)
+    trials = len(space.first_trials) if study.sampler == LISTED else study.trials
     lines = {
-        "study": f"{study.name}, {study.trials} trials ({known}), sampler {study.sampler}, seed {study.seed}",
+        "study": f"{study.name}, {trials} trials ({known}), sampler {study.sampler}, seed {study.seed}",
         "early stop": f"{study.pruner}; trials are compared at epochs {', '.join(map(str, rungs))} of {epochs}" if rungs else "none",
         "time": f"no new trial after {study.time_budget:g} s" if study.time_budget else "no limit",
         "cases": f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} sealed test ({split.origin})",
@@ -62,6 +59,26 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
     for name, text in lines.items():
         console.print(f"{name:>13}  {text}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _searched(space: Space) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for column in ("parameter", "searched", *(f"first trial {i}" for i in range(len(space.first_trials)))):
+        table.add_column(column)
+    for path, parameter in space.parameters.items():
+        table.add_row(path, parameter.describe(), *(str(trial.get(path, "-")) for trial in space.first_trials))
+    return table
+
+
+def _listed(space: Space) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for column in ("listed trial", *space.parameters, "system", "image size", "epochs"):
+        table.add_column(column)
+    for number, values in enumerate(space.first_trials):
+        made = space.experiment(values)
+        cells = [str(values.get(path, "-")) for path in space.parameters]
+        table.add_row(str(number), *cells, made.name, str(made.data.image_size), str(made.training.epochs))
+    return table
 
 
 def _rungs(first: int, factor: int, last: int) -> list[int]:

@@ -63,7 +63,8 @@ def _epoch(run: TrainingRun) -> None:
     if run.rank == 0 and run.best > before:
         folder = run.reporter
         assert isinstance(folder, TrialFolder)
-        rows = [overlay(c.image, c.truth, c.guide, c.prediction, title=c.id) for c in shown_cases(run)]
+        classes = run.experiment.data.num_classes
+        rows = [overlay(c.image, c.truth, c.guide, c.prediction, title=c.id, num_classes=classes) for c in shown_cases(run)]
         save_png(contact_sheet(rows), folder.pictures / "validation.png")
 
 

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from guidino_tune.space.space import Space
-from guidino_tune.tuning.study import best_value, ranking
+from guidino_tune.tuning.study import best_value, finished, ranking, remaining
 
-SHORT = {"segmenter.kind": "segmenter", "guide.backbone": "backbone", "guide.lora.rank": "LoRA rank", "loss.lambda_guide": "lambda",
+SHORT = {"data.image_size": "image size", "training.seed": "seed", "segmenter.kind": "segmenter", "guide.backbone": "backbone",
+         "guide.gate": "gate", "guide.lora.rank": "LoRA rank", "loss.lambda_guide": "lambda",
          "guide.tokenbook.num_prototypes": "prototypes", "loss.hinge_weight": "hinge", "training.lr": "lr"}  # fmt: skip
 """Columns of the tables, where they are searched."""
 
@@ -33,6 +34,7 @@ class Progress:
     def __init__(self, study: optuna.Study, space: Space, console: Console, interval: float = 1.0) -> None:
         self.study, self.space, self.console = study, space, console
         self.started = time.time()
+        self.total = len(finished(study)) + remaining(study, space)
         self.epochs_at_start = self._epochs(study.get_trials(deepcopy=False))
         self.live = Live(console=console, refresh_per_second=1 / interval, get_renderable=self.draw) if console.is_terminal else None
         self._told: set[int] = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
@@ -80,7 +82,7 @@ class Progress:
     def _row(self, trial: FrozenTrial) -> list[str]:
         value = best_value(trial)
         cells = [_cell(trial.params[path]) if path in trial.params else "-" for path in SHORT if path in self.space.parameters]
-        epoch = f"{max(trial.intermediate_values, default=0)}/{self.space.base.training.epochs}"
+        epoch = f"{max(trial.intermediate_values, default=0)}/{trial.user_attrs.get('epochs', '?')}"
         return [str(trial.number), trial.user_attrs.get("name", ""), *cells, epoch, "-" if value is None else f"{value:.4f}"]
 
     def _summary(self, trials: list[FrozenTrial]) -> str:
@@ -88,7 +90,7 @@ class Progress:
         done = count[TrialState.COMPLETE] + count[TrialState.PRUNED] + count[TrialState.FAIL]
         best = ranking(self.study)
         parts = [
-            f"{done}/{self.space.study.trials} trials",
+            f"{done}/{self.total} trials",
             f"{count[TrialState.RUNNING]} running",
             f"{count[TrialState.PRUNED]} stopped early",
         ]
@@ -105,7 +107,7 @@ class Progress:
             return f"{_clock(elapsed)} so far"
         # Finished trials tell how many epochs a trial costs on average, early stops included.
         average = self._epochs([t for t in trials if t.state.is_finished()]) / done
-        left = max(0.0, average * self.space.study.trials - self._epochs(trials))
+        left = max(0.0, average * self.total - self._epochs(trials))
         return f"{_clock(elapsed)} so far, about {_clock(elapsed / epochs * left)} left"
 
     @staticmethod

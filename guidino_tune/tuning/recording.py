@@ -18,6 +18,7 @@ from guidino_tune.space.space import Space, read_space
 from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot, flatten
 from guidino_tune.tracking.snapshots import TrialState as TrackedState
 from guidino_tune.training.folder import write_text
+from guidino_tune.training.measured import read_measured
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.tuning.study import StudyFolder, best_value, load_study, ranking
 
@@ -73,7 +74,7 @@ class Recorder:
             if trial.state in STATES:
                 counts[f"trials_{STATES[trial.state]}"] += 1
         metrics = dict(counts)
-        artifacts = [self.folder.definition]
+        artifacts = [self.folder.definition, *sorted(self.folder.reports.glob("*.*"))]
         if ranked:
             write_text(self.folder.best, export_yaml(self.study, self.space, self.folder, ranked[0]))
             artifacts.append(self.folder.best)
@@ -95,7 +96,8 @@ class Recorder:
 
     def _update(self, trial: FrozenTrial, history: Any, experiment: Experiment | None = None, state: TrackedState | None = None) -> None:
         experiment = experiment or self.space.experiment(trial.params)
-        pictures = self.folder.trial(trial.number).pictures
+        place = self.folder.trial(trial.number)
+        tested = read_measured(place)
         failure = trial.user_attrs.get("failure")
         self.tracker.update(
             TrialSnapshot(
@@ -106,8 +108,10 @@ class Recorder:
                 params=flatten(experiment.to_dict()),
                 searched=trial.params,
                 history=history,
-                pictures=tuple(sorted(pictures.glob("*.png"))) if trial.state.is_finished() else (),
-                tags={"experiment_hash": experiment.hash},
+                results={f"test_{name}": value for name, value in tested.scores.items()} if tested else {},
+                pictures=tuple(sorted(place.pictures.glob("*.png"))) if trial.state.is_finished() else (),
+                artifacts=(place.test_cases,) if tested else (),
+                tags={"experiment_hash": experiment.hash} | ({"test_protocol": tested.protocol} if tested else {}),
                 started=trial.datetime_start.timestamp() if trial.datetime_start else None,
                 finished=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
             )

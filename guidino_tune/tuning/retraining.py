@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +16,52 @@ from ray.tune.search import Searcher
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 from rich.progress import TaskID, TextColumn
-from rich.status import Status
 from rich.table import Table
 
 from guidino_tune import __version__, paths
-from guidino_tune.config import Experiment, Resources
+from guidino_tune.config import Experiment, Protocol, Resources
+from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.opening import open_for_search
-from guidino_tune.data.sealed import open_test
 from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError
-from guidino_tune.metrics import summarise
 from guidino_tune.tracking import SeedRun, flatten, log_model_run, ui_command
 from guidino_tune.tracking.views import model_page
-from guidino_tune.training.checkpoints import WEIGHTS
-from guidino_tune.training.evaluation import RESOLUTION, evaluate_cases, write_scores
 from guidino_tune.training.folder import TrialFolder, write_text
 from guidino_tune.training.loop import OBJECTIVE
-from guidino_tune.training.model_folder import best_device, export_model, load_model
+from guidino_tune.training.measured import Measured
+from guidino_tune.training.model_folder import export_model
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.tuning.cluster import Plan, connected, plan
 from guidino_tune.tuning.search import MLFLOW_EXPERIMENT, check_workers, mlflow_uri
+from guidino_tune.tuning.testing import measure_models
 
 METRICS = ("dice", "iou", "hd95", "asd")
 
 
 @dataclass(frozen=True, slots=True)
 class SeedResult:
-    """One seed: its folder, the objective at its best epoch, and its test metrics."""
+    """One seed: its folder, the objective at its best epoch, and what was measured on the test cases."""
 
     seed: int
     folder: TrialFolder
     validation: float
-    test: Mapping[str, float]
+    measured: Measured
+
+    @property
+    def test(self) -> Mapping[str, float]:
+        """Means over the test cases."""
+        return self.measured.scores
 
 
 def retrain(
-    experiment: Experiment, provenance: Mapping[str, Any], *, name: str, seeds: int, resources: Resources, console: Console
+    experiment: Experiment,
+    provenance: Mapping[str, Any],
+    *,
+    name: str,
+    seeds: int,
+    resources: Resources,
+    console: Console,
+    protocol: Protocol = DEFAULT_PROTOCOL,
 ) -> Path:
     """Trains, tests, exports and registers; the same call continues what was interrupted.
 
@@ -64,6 +72,7 @@ def retrain(
         seeds: How many; they count up from ``experiment.training.seed``.
         resources: Of one training.
         console: For progress and results.
+        protocol: How the test cases are measured.
 
     Returns:
         The exported model folder: the seed with the best validation Dice.
@@ -88,11 +97,14 @@ def retrain(
             booked = plan(dataclasses.replace(resources, executor="train"))
             _train(experiment, {s: runs[s] for s in todo}, split_file, resources, booked, console)
     validation = {seed: max(r.metrics[OBJECTIVE] for r in runs[seed].history()) for seed in numbers}
-    tested = _test(experiment, runs, split_file, home, console)
+    tested = measure_models(
+        {f"seed {seed}": run for seed, run in runs.items()},
+        experiment.data, split_file, protocol, resources=resources, reason=f"final measurement of {name}", console=console,
+    )  # fmt: skip
     for folder in runs.values():
         folder.tidy()
-    results = [SeedResult(s, runs[s], validation[s], tested.get(s, {})) for s in numbers]
-    console.print(_table(experiment, results))
+    results = [SeedResult(s, runs[s], validation[s], tested[f"seed {s}"]) for s in numbers]
+    console.print(_table(experiment, protocol, results))
     chosen = max(results, key=lambda r: (r.validation, -r.seed))
     model = export_model(
         chosen.folder.best,
@@ -103,7 +115,7 @@ def retrain(
             "retrained_seeds": numbers,
             "chosen_seed": chosen.seed,
             "chosen_by": "validation Dice at its best epoch",
-            "metrics_at": RESOLUTION,
+            "protocol": chosen.measured.protocol,
             "validation_dice": chosen.validation,
             "test": dict(chosen.test),
             "guidino_tune": __version__,
@@ -202,39 +214,8 @@ class _Seeds(Searcher):
         """Nothing: see ``save``."""
 
 
-def _test(
-    experiment: Experiment, runs: Mapping[int, TrialFolder], split_file: Path, home: Path, console: Console
-) -> dict[int, dict[str, float]]:
-    """Scores every seed on the sealed test, which is opened once; what was measured before is read back."""
-    stored = home / "test.json"
-    measured = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
-    # Scores belong to weights, not to a seed: one that was trained anew is measured anew.
-    digests = {seed: hashlib.sha256((run.best / WEIGHTS).read_bytes()).hexdigest() for seed, run in runs.items()}
-    known = {seed: measured[str(seed)]["scores"] for seed in runs if measured.get(str(seed), {}).get("weights") == digests[seed]}
-    missing = [seed for seed in runs if seed not in known]
-    if not missing:
-        return known
-    cases = open_test(experiment.data, split_file, reason=f"final measurement of {home.name}, seeds {missing}")
-    device = best_device()
-    for seed in missing:
-        with console.status(f"test, seed {seed}") as status:
-            weights = export_model(runs[seed].best, experiment, runs[seed].path / "model", {"seed": seed})
-            model, _ = load_model(weights, device)
-            show = partial(_show_test, status, seed)
-            scores = evaluate_cases(model, cases, experiment.data.image_size, progress=show)
-        write_scores(scores, runs[seed].path / "test-cases.csv")
-        known[seed] = summarise(list(scores.values()))
-        measured[str(seed)] = {"weights": digests[seed], "scores": known[seed]}
-        write_text(stored, json.dumps(measured, indent=1))
-    return known
-
-
-def _show_test(status: Status, seed: int, done: int, total: int) -> None:
-    status.update(f"test, seed {seed}: {done} of {total} images")
-
-
-def _table(experiment: Experiment, results: Sequence[SeedResult]) -> Table:
-    title = f"{experiment.name}: sealed test, {RESOLUTION}, HD95 and ASD in pixels (MONAI's definitions)"
+def _table(experiment: Experiment, protocol: Protocol, results: Sequence[SeedResult]) -> Table:
+    title = f"{experiment.name}: {results[0].measured.cases} sealed test cases, {protocol.describe()}, distances in pixels"
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in ("seed", "val Dice", *(f"test {m}" for m in METRICS)):
         table.add_column(column, justify="right")
@@ -255,9 +236,9 @@ def mean_sd(values: Sequence[float]) -> str:
 def _register(
     experiment: Experiment, results: Sequence[SeedResult], chosen: SeedResult, model: Path, home: Path, name: str, console: Console
 ) -> None:
-    summary = {f"test_{m}_mean": statistics.fmean(r.test[m] for r in results) for m in METRICS}
+    summary = {f"test_{m}_mean": statistics.fmean(r.test[m] for r in results) for m in chosen.test}
     if len(results) > 1:
-        summary |= {f"test_{m}_sd": statistics.stdev(r.test[m] for r in results) for m in METRICS}
+        summary |= {f"test_{m}_sd": statistics.stdev(r.test[m] for r in results) for m in chosen.test}
     summary["val_dice_mean"] = statistics.fmean(r.validation for r in results)
     uri, registered = mlflow_uri(), f"guidino-tune-{name}"
     marker = home / "registered.json"
@@ -271,14 +252,14 @@ def _register(
             f"retrain {name} {experiment.name}",
             flatten(experiment.to_dict()),
             summary,
-            [p for r in results for p in (r.folder.path / "test-cases.csv",)],
+            [p for r in results for p in (r.folder.test_cases,)],
             model,
             registered,
-            {"experiment_hash": experiment.hash, "metrics_at": RESOLUTION},
+            {"experiment_hash": experiment.hash, "test_protocol": chosen.measured.protocol},
             seeds=[
                 SeedRun(
                     seed=r.seed,
-                    metrics={"best_val_dice": r.validation, **{f"test_{m}": r.test[m] for m in METRICS}},
+                    metrics={"best_val_dice": r.validation, **{f"test_{m}": value for m, value in r.test.items()}},
                     history=r.folder.history(),
                     artifacts=sorted(r.folder.pictures.glob("*.png")),
                     chosen=r.seed == chosen.seed,

@@ -33,7 +33,7 @@ from guidino_tune.tuning.cluster import Plan, connected, plan
 from guidino_tune.tuning.environment import sealed_tests
 from guidino_tune.tuning.progress import Progress, leaderboard
 from guidino_tune.tuning.recording import Recorder
-from guidino_tune.tuning.study import StudyFolder, check_same_search, finished, open_study, ranking
+from guidino_tune.tuning.study import LISTED, StudyFolder, check_same_search, finished, open_study, ranking, remaining
 
 MLFLOW_EXPERIMENT = "guidino_tune"
 
@@ -79,11 +79,14 @@ def check_weights(space: Space) -> None:
     Raises:
         UserError: Which one cannot, why, and what else to do.
     """
-    guide = space.base.guide
-    if isinstance(guide, DINOGuide):
-        searched = space.parameters.get("guide.backbone")
-        for name in searched.ends if searched else (guide.backbone,):
-            check_backbone(dataclasses.replace(guide, backbone=str(name)))
+    guides = [space.base.guide]
+    if space.study.sampler == LISTED:
+        guides = [space.experiment(values).guide for values in space.first_trials]
+    elif "guide.backbone" in space.parameters and isinstance(space.base.guide, DINOGuide):
+        guides = [dataclasses.replace(space.base.guide, backbone=str(name)) for name in space.parameters["guide.backbone"].ends]
+    sources = {(g.backbone, g.weights, g.sha256): g for g in guides if isinstance(g, DINOGuide)}
+    for guide in sources.values():
+        check_backbone(guide)
 
 
 def run_search(space: Space, console: Console, storage: str | None = None) -> int:
@@ -131,6 +134,19 @@ def run_search(space: Space, console: Console, storage: str | None = None) -> in
         return _closing(study, space, folder, console, baseline=baseline, tracking=tracker, end=end)
 
 
+def send_results(space: Space, console: Console) -> None:
+    """Brings MLflow up to date with what was measured and written after a search: test scores of its trials, and reports."""
+    folder = StudyFolder(paths.studies() / space.study.name)
+    study = open_study(space, folder)
+    data = open_for_search(space.base.data, split_file=folder.split)
+    snapshot = _study_snapshot(study, space, data, _baseline(data))
+    tracker = MLflowTracker(mlflow_uri(), MLFLOW_EXPERIMENT, snapshot, folder.ledger, paths.home() / "mlartifacts")
+    tracker.start()
+    Recorder(study, space, folder, tracker, snapshot).sync()
+    if not tracker.close(timeout=60):
+        console.print(tracker.message, style="yellow", highlight=False, soft_wrap=True)
+
+
 def _read_images(space: Space, folder: StudyFolder, console: Console) -> SearchData:
     with console.status("reading the images") as status:
         return open_for_search(
@@ -142,10 +158,10 @@ def _read_images(space: Space, folder: StudyFolder, console: Console) -> SearchD
 
 def _run_trials(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, console: Console) -> str:
     """Runs what remains of the study; says why when it ended before all trials did."""
-    before = len(finished(study))
+    before, left = len(finished(study)), remaining(study, space)
     if before:
-        console.print(f"continuing study {space.study.name!r}: {before} of {space.study.trials} trials finished before")
-    if before >= space.study.trials:
+        console.print(f"continuing study {space.study.name!r}: {before} trials finished before, {left} to go")
+    if not left:
         return ""
     with connected() as dashboard:
         resources = plan(space.resources)
@@ -203,7 +219,7 @@ def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Re
                 shutil.rmtree(folder.ray, ignore_errors=True)
     if bridge.given_up:
         return f"{PATIENCE} trials in a row failed for reasons outside their configuration, the last one: {bridge.given_up}"
-    if bridge.expired and len(finished(study)) < space.study.trials:
+    if bridge.expired and remaining(study, space):
         return OUT_OF_TIME
     return INTERRUPTED if bridge.running else ""
 
@@ -220,7 +236,8 @@ def _termination_as_interrupt() -> Iterator[None]:
 
 def _baseline(data: SearchData) -> float:
     train = [data.train.mask(i) for i in range(len(data.train))]
-    return constant_mask_dice(train, [data.validation.mask(i) for i in range(len(data.validation))])
+    validation = [data.validation.mask(i) for i in range(len(data.validation))]
+    return constant_mask_dice(train, validation, num_classes=data.train.num_classes)
 
 
 def _same_data(study: optuna.Study, data: SearchData, folder: StudyFolder) -> None:
@@ -244,7 +261,7 @@ def _study_snapshot(study: optuna.Study, space: Space, data: SearchData, baselin
         name=space.study.name,
         params={
             **flatten(dataclasses.asdict(space.study), "study."),
-            **flatten(space.base.to_dict()),
+            **({} if space.recipes else flatten(space.base.to_dict())),
             **{f"space.{path}": parameter.describe() for path, parameter in space.parameters.items()},
         },
         datasets=(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import fcntl
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,19 @@ from optuna.trial import FrozenTrial, TrialState
 from guidino_tune.config import Study
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.errors import UserError
+from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
 from guidino_tune.training.failures import INFEASIBLE
 from guidino_tune.training.folder import TrialFolder, write_text
 
-SAMPLERS: dict[str, Callable[[Study], optuna.samplers.BaseSampler]] = {
-    "tpe": lambda s: optuna.samplers.TPESampler(
-        seed=s.seed, n_startup_trials=s.startup_trials, multivariate=True, group=True, constant_liar=True
+SAMPLERS: dict[str, Callable[[Space, int], optuna.samplers.BaseSampler]] = {
+    "tpe": lambda space, seed: optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=space.study.startup_trials, multivariate=True, group=True, constant_liar=True
     ),
-    "random": lambda s: optuna.samplers.RandomSampler(seed=s.seed),
+    "random": lambda space, seed: optuna.samplers.RandomSampler(seed=seed),
+    "listed": lambda space, seed: ListedSampler(space.first_trials),
 }
+"""From a space and the seed of this run."""
 
 PRUNERS: dict[str, Callable[[Study], optuna.pruners.BasePruner]] = {
     "asha": lambda s: optuna.pruners.SuccessiveHalvingPruner(min_resource=s.min_epochs, reduction_factor=s.reduction_factor),
@@ -38,6 +40,8 @@ PRUNERS: dict[str, Callable[[Study], optuna.pruners.BasePruner]] = {
 
 FREE_TO_CHANGE = ("study.trials", "study.time_budget", "resources.", "experiment.data.root")
 """What may differ when a study goes on: everything else decides which trials are comparable."""
+
+LISTED = "listed"
 
 
 class StudyFolder:
@@ -50,6 +54,7 @@ class StudyFolder:
         self.split = path / "split.json"
         self.ledger = path / "mlflow-sent.jsonl"
         self.best = path / "best.yaml"
+        self.reports = path / "reports"
         self.ray = path / "ray"
 
     def trial(self, number: int) -> TrialFolder:
@@ -111,16 +116,75 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
     if "definition" in study.user_attrs:
         _compare(study.user_attrs["definition"], wanted, str(storage or folder.path))
     study.set_user_attr("definition", wanted)
-    for values in space.first_trials:
-        study.enqueue_trial(dict(values), skip_if_exists=True)
+    if space.study.sampler != LISTED:
+        for values in space.first_trials:
+            study.enqueue_trial(dict(values), skip_if_exists=True)
     # Written last: a study without it is created again from the start, and queues nothing twice.
     write_text(folder.definition, yaml.safe_dump(wanted, sort_keys=False))
     # A study that goes on must not draw the numbers of its first run again.
     started = sum(t.state != TrialState.WAITING for t in study.get_trials(deepcopy=False))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.sampler = SAMPLERS[space.study.sampler](dataclasses.replace(space.study, seed=space.study.seed + 7919 * started))
+        study.sampler = SAMPLERS[space.study.sampler](space, space.study.seed + 7919 * started)
     return study
+
+
+class ListedSampler(optuna.samplers.BaseSampler):
+    """Gives every listed set of values to one trial: those without a result first that were tried least often.
+
+    Args:
+        listed: Values by path; all have the same paths.
+    """
+
+    def __init__(self, listed: Sequence[Values]) -> None:
+        self.listed = listed
+        self._chosen: dict[int, Values] = {}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, optuna.distributions.BaseDistribution]:
+        """Nothing is drawn together."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, optuna.distributions.BaseDistribution]
+    ) -> dict[str, Any]:
+        """See ``infer_relative_search_space``."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: optuna.distributions.BaseDistribution
+    ) -> Any:
+        """The value of the set that this trial got."""
+        if trial.number not in self._chosen:
+            others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+            open_sets = unfinished(self.listed, [t for t in others if t.state == TrialState.RUNNING or _counts(t)])
+            if not open_sets:
+                raise RuntimeError("every listed trial has its result or runs; nothing is left to ask for")
+            self._chosen[trial.number] = min(open_sets, key=lambda values: sum(_same(values, t) for t in others))
+        return self._chosen[trial.number][param_name]
+
+
+def unfinished(listed: Sequence[Values], trials: Sequence[FrozenTrial]) -> list[Values]:
+    """The listed sets of values that none of these trials has."""
+    return [values for values in listed if not any(_same(values, trial) for trial in trials)]
+
+
+def _same(values: Values, trial: FrozenTrial) -> bool:
+    return dict(trial.params) == dict(values)
+
+
+def remaining(study: optuna.Study, space: Space) -> int:
+    """How many trials are still to be finished."""
+    if space.study.sampler == LISTED:
+        return len(unfinished(space.first_trials, finished(study)))
+    return max(0, space.study.trials - len(finished(study)))
+
+
+def orphans(study: optuna.Study, space: Space) -> list[FrozenTrial]:
+    """Trials that a dead driver left running; of a list only those that are asked for now."""
+    running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+    if space.study.sampler == LISTED:
+        return [t for t in running if any(_same(values, t) for values in space.first_trials)]
+    return running
 
 
 def mend_journal(journal: Path) -> None:
@@ -174,7 +238,11 @@ def check_same_search(space: Space, folder: StudyFolder) -> None:
 
 def _compare(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
     old, new = _flat(before), _flat(now)
-    changed = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p) and not p.startswith(FREE_TO_CHANGE)]
+    # A list may grow or shrink: its trials are compared with each other, whichever of them are asked for today.
+    free = (*FREE_TO_CHANGE, "first_trials") if now["study"]["sampler"] == LISTED else FREE_TO_CHANGE
+    # With recipes the base is never trained itself.
+    free = (*free, "experiment.") if "recipes" in now else free
+    changed = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p) and not p.startswith(free)]
     if changed:
         shown = "; ".join(f"{p}: {old.get(p, 'absent')} -> {new.get(p, 'absent')}" for p in changed[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -193,11 +261,11 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that gave a result: complete, stopped early, or infeasible. One that failed for another reason is made up for by a new one."""
-    return [
-        t
-        for t in study.get_trials(deepcopy=False)
-        if t.state.is_finished() and (t.state != TrialState.FAIL or t.user_attrs.get("failure") in INFEASIBLE)
-    ]
+    return [t for t in study.get_trials(deepcopy=False) if _counts(t)]
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    return trial.state.is_finished() and (trial.state != TrialState.FAIL or trial.user_attrs.get("failure") in INFEASIBLE)
 
 
 def best_value(trial: FrozenTrial) -> float | None:

@@ -21,12 +21,12 @@ NAME = "guidino_tune"
 
 # ---------------------------------------------------------------------------------------------------------------------- layers
 
-HEAVY = {"torch", "monai", "transformers", "peft", "optuna", "mlflow", "ray", "pandas", "plotly", "pyarrow"}
+HEAVY = {"torch", "monai", "transformers", "peft", "optuna", "mlflow", "ray", "pandas", "plotly", "matplotlib", "pyarrow"}
 """Third-party packages that only some layers may import; the others are light."""
 
 IMPORTERS = ("importlib.import_module", "import_module", "__import__")
 FOUNDATION = ("errors", "paths")
-BELOW_TRAINING = ("config", "space", "data", "models", "losses", "metrics", "inference")
+BELOW_TRAINING = ("config", "space", "normalisation", "data", "models", "losses", "metrics", "inference")
 ALL = (*BELOW_TRAINING, "training", "tracking", "tuning", "analysis", "prediction")
 
 
@@ -48,15 +48,16 @@ LAYERS = {
     "cli": layer(),
     "config": layer(),
     "space": layer("config", heavy="optuna"),
-    "data": layer("config", heavy="torch monai pyarrow"),
+    "normalisation": layer(heavy="torch"),
+    "data": layer("config", "normalisation", heavy="torch monai pyarrow"),
     "models": layer("config", heavy="torch monai transformers peft"),
     "losses": layer("config", heavy="torch monai"),
     "metrics": layer("config", heavy="torch monai"),
-    "inference": layer("config", heavy="torch monai"),
+    "inference": layer("config", "normalisation", heavy="torch monai"),
     "training": layer(*BELOW_TRAINING, heavy="torch monai"),
     "tracking": layer("config", "training.reporter", heavy="mlflow"),
-    "tuning": layer(*BELOW_TRAINING, "training", "tracking", heavy="torch optuna ray"),
-    "analysis": layer("config", heavy="pandas plotly"),
+    "analysis": layer("config", heavy="matplotlib"),
+    "tuning": layer(*BELOW_TRAINING, "training", "tracking", "analysis", heavy="torch optuna ray"),
     "prediction": layer("config", "data", "models", "inference", "training", "tracking.pictures", heavy="torch"),
 }
 """By folder or top-level module. Only ``tracking`` has mlflow and only ``tuning`` has ray."""
@@ -65,7 +66,7 @@ COMMAND_FILES = {*COMMANDS, "report"}
 """Top-level modules with a command each: they import their library inside functions, so that ``--help`` is quick."""
 
 SEALED = "data.sealed"
-OPENERS = {"tuning.retraining", "training.evaluation"}
+OPENERS = {"tuning.testing", "training.evaluation"}
 """Who may open the sealed test split: retraining, and the function behind ``evaluate``."""
 SEARCH = ("search", "tuning.search", "tuning.bridge", "tuning.executors", "tuning.dry_run", "training.loop")
 """What runs in a search, which must not even reach it."""
@@ -201,7 +202,7 @@ def test_every_import_keeps_the_layers() -> None:
 
 def test_the_package_is_really_seen() -> None:
     seen = {(item.module, item.target) for item in imports(PACKAGE)}
-    assert ("tuning.retraining", "data.sealed") in seen
+    assert ("tuning.testing", "data.sealed") in seen
     assert ("space.suggest", "optuna") in seen
     assert ("search", "tuning.search") in seen
     assert any(module.startswith("tracking") and target.startswith("mlflow") for module, target in seen)
@@ -224,7 +225,7 @@ CLEAN = {
     "data/sealed.py": "import torch\nfrom guidino_tune.config import sections\n",
     "tuning/__init__.py": "",
     "tuning/search.py": "import ray\n",
-    "tuning/retraining.py": "from guidino_tune.data.sealed import open_test\n",
+    "tuning/testing.py": "from guidino_tune.data.sealed import open_test\n",
 }
 
 
@@ -243,10 +244,10 @@ CLEAN = {
         ("training/a.py", "import importlib\nimportlib.import_module('optuna')\n", "training may not import optuna"),
         ("tracking/a.py", "from guidino_tune.training.loop import x\n", "tracking may import config, training.reporter"),
         ("tuning/a.py", "import mlflow\n", "only tracking imports mlflow"),
-        ("tuning/a.py", "from guidino_tune.data.sealed import open_test\n", "only training.evaluation, tuning.retraining open"),
+        ("tuning/a.py", "from guidino_tune.data.sealed import open_test\n", "only training.evaluation, tuning.testing open"),
         (
             "tuning/search.py",
-            "from guidino_tune.tuning.retraining import x\n",
+            "from guidino_tune.tuning.testing import x\n",
             "reach the sealed test split: search -> tuning.search ->",
         ),
         ("search.py", "import torch\n", "a command imports its library inside a function"),

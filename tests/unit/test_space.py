@@ -303,7 +303,8 @@ def test_an_installed_package_holds_the_spaces() -> None:
     package = "guidino_tune.search_spaces"
     assert settings["package-dir"] == {"guidino_tune": "guidino_tune", package: "search_spaces"}
     patterns = settings["package-data"][package]
-    assert {p for pattern in patterns for p in (ROOT / "search_spaces").glob(pattern)} == set((ROOT / "search_spaces").iterdir())
+    shipped = {p for p in (ROOT / "search_spaces").rglob("*") if p.is_file()}
+    assert {p for pattern in patterns for p in (ROOT / "search_spaces").glob(pattern)} == shipped
     modules = {p.parent.relative_to(ROOT) for p in (ROOT / "guidino_tune").rglob("*.py")}
     assert set(settings["packages"]) == {".".join(folder.parts) for folder in modules} | {package}
 

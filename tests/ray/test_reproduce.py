@@ -1,0 +1,115 @@
+"""A table and a scaling study from the command line: killed in the middle, continued, extended, measured once, and in MLflow."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Command, study_folder, trials_of
+from optuna.trial import TrialState
+from PIL import Image
+
+from guidino_tune.data.sources.demo import generate
+from guidino_tune.training.measured import read_measured
+
+Start = Callable[..., Command]
+SMALL = ["segmenter.base_width=2", "guide.backbone=tiny", "data.image_size=32"]
+CASES = ["data.max_train_cases=8", "data.max_validation_cases=4", "data.test_fraction=0.2"]
+
+
+@pytest.fixture(scope="module")
+def polyps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demo images in Kvasir-SEG's layout."""
+    root = tmp_path_factory.mktemp("kvasir")
+    for kind in ("images", "masks"):
+        (root / kind).mkdir()
+    for number in range(30):
+        image, mask = generate(number, 48)
+        Image.fromarray(image).save(root / "images" / f"{number:02d}.jpg", quality=95)
+        Image.fromarray(mask).save(root / "masks" / f"{number:02d}.jpg", quality=95)
+    return root
+
+
+def arguments(home: Path, root: Path, *words: str, epochs: int, settings: list[str] = SMALL) -> list[str]:
+    """A tiny budget, made smaller."""
+    sets = [word for text in [*CASES, *settings] for word in ("--set", text)]
+    common = ["--budget", "tiny", "--epochs", str(epochs), "--data-root", str(root), "--home", str(home)]
+    return ["guidino_tune.reproduce", *words, *common, *sets]
+
+
+def test_a_killed_table_goes_on_and_is_measured_once(tmp_path: Path, polyps: Path, start: Start) -> None:
+    home = tmp_path / "home"
+    name = "tables-kvasir-tiny"
+    table = arguments(home, polyps, "table2", "--rows", "GuiDINO-U,U-Net", "--seeds", "2", epochs=12)
+    command = start(*table)
+    command.until(lambda: any(t.state == TrialState.RUNNING and len(t.intermediate_values) > 2 for t in trials_of(home, name)))
+    os.kill(command.process.pid, signal.SIGKILL)
+    command.wait()
+    before = {t.number: t.params for t in trials_of(home, name)}
+    assert not study_folder(home, name).reports.exists()
+
+    assert start(*table).wait() == 0
+    trials = trials_of(home, name)
+    assert sorted((t.params["recipe"], t.params["training.seed"]) for t in trials) == [
+        ("GuiDINO-U", 0), ("GuiDINO-U", 1), ("U-Net", 0), ("U-Net", 1),
+    ]  # fmt: skip
+    assert all(t.state == TrialState.COMPLETE and len(t.intermediate_values) == 12 for t in trials)
+    assert before.items() <= {t.number: t.params for t in trials}.items()
+    folder = study_folder(home, name)
+    rows = list(csv.DictReader((folder.reports / "table2.csv").open()))
+    assert [(r["system"], r["seeds"], r["dice_paper"]) for r in rows] == [("U-Net", "2", "79.16"), ("GuiDINO-U", "2", "89.51")]
+    for row in rows:
+        found = [read_measured(folder.trial(t.number)) for t in trials if t.params["recipe"] == row["system"]]
+        mean = sum(m.scores["dice"] for m in found if m) / len(found)
+        assert float(row["dice_mean"]) == pytest.approx(100 * mean, rel=1e-5)
+        assert float(row["dice_difference"]) == pytest.approx(100 * mean - float(row["dice_paper"]), abs=1e-3)
+    opened = (folder.split.parent / "test-openings.jsonl").read_text().splitlines()
+    assert len(opened) == 1
+    assert json.loads(opened[0])["cases"] == 6
+
+    # Nothing is left to do, and nothing is measured again.
+    assert start(*table).wait() == 0
+    assert len((folder.split.parent / "test-openings.jsonl").read_text().splitlines()) == 1
+    assert trials_of(home, name) == trials
+
+    # Another row extends the study; only its trial is measured.
+    more = arguments(home, polyps, "table2", "--rows", "nnWNet", "--largest-component", "never", epochs=12)
+    assert start(*more).wait() == 0
+    assert [t.params["recipe"] for t in trials_of(home, name)[4:]] == ["nnWNet"]
+    opened = (folder.split.parent / "test-openings.jsonl").read_text().splitlines()
+    assert len(opened) == 2
+    assert "U-Net" not in json.loads(opened[1])["reason"]
+
+    from guidino_tune.tracking.client import connect
+
+    client = connect(f"sqlite:///{home}/mlflow.db")
+    experiment = client.get_experiment_by_name("guidino_tune")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [r for r in runs if r.data.tags["guidino.kind"] == "study"]
+    assert {"table2.md", "table2.csv", "study.yaml"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
+    for run in (r for r in runs if r.data.tags["guidino.kind"] == "trial"):
+        measured = read_measured(folder.trial(int(run.data.tags["guidino.trial"])))
+        assert measured is not None
+        assert run.data.metrics["test_dice"] == pytest.approx(measured.scores["dice"])
+        assert run.data.tags["test_protocol"] == measured.protocol
+
+
+def test_a_scaling_study_draws_its_figure(tmp_path: Path, polyps: Path, start: Start) -> None:
+    home = tmp_path / "home"
+    words = ["scaling", "--rows", "Seg-GuiDINO", "--backbones", "tiny,vits16", "--image-sizes", "32,48", "--hd95", "pooled"]
+    command = start(*arguments(home, polyps, *words, epochs=1, settings=["segmenter.hidden=8"]))
+    assert command.wait() == 0, command.log.read_text()
+    reports = study_folder(home, "scaling-kvasir-tiny").reports
+    rows = list(csv.DictReader((reports / "scaling.csv").open()))
+    assert [(r["backbone"], r["image_size"]) for r in rows] == [("tiny", "32"), ("vits16", "32"), ("tiny", "48"), ("vits16", "48")]
+    assert all("HD95 of both directions pooled" in r["protocol"] for r in rows)
+    costs = {(r["backbone"], r["image_size"]): float(r["gigaflops"]) for r in rows}
+    assert costs["tiny", "32"] < costs["tiny", "48"] < costs["vits16", "48"]
+    assert "With one seed each" in (reports / "scaling.md").read_text()
+    with Image.open(reports / "scaling.png") as picture:
+        assert picture.width > 600
