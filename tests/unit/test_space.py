@@ -82,20 +82,21 @@ ADAPTED = {RANK: 8, ALPHA: 16, LORA_LR: 0.0005}
 def test_first_trials_are_the_papers_settings(name: str) -> None:
     space = load_space(name)
     assert list(space.first_trials) == [
-        {"segmenter.kind": "nnwnet", **PAPER},
-        {"segmenter.kind": "unet", **PAPER},
         {"segmenter.kind": "segguidino", **PAPER},
-        {"segmenter.kind": "nnwnet", **PAPER, **ADAPTED},
+        {"segmenter.kind": "nnwnet", "guide.gate": "input", **PAPER},
+        {"segmenter.kind": "unet", "guide.gate": "bottleneck", **PAPER},
+        {"segmenter.kind": "nnwnet", "guide.gate": "input", **PAPER, **ADAPTED},
         {"segmenter.kind": "segguidino", **PAPER, **ADAPTED},
     ]
     experiments = [space.experiment(trial) for trial in space.first_trials]
-    assert [e.name for e in experiments] == ["GuiDINO-W", "GuiDINO-U", "Seg-GuiDINO", "GuiDINO-W-LoRA", "Seg-GuiDINO-LoRA"]
+    assert [e.name for e in experiments] == ["Seg-GuiDINO", "GuiDINO-W", "GuiDINO-U", "GuiDINO-W-LoRA", "Seg-GuiDINO-LoRA"]
     assert len({e.hash for e in experiments}) == 5
     for e in experiments:
         assert (e.data.image_size, e.data.augmentation, e.training.batch_size, e.training.lr) == (256, "nnunet", 4, 1e-4)
         assert (e.training.optimizer, e.loss.guide_loss, e.loss.lambda_guide) == ("adamw", "bce", 0.1)
         assert isinstance(e.guide, DINOGuide)
-        assert (e.guide.tokenbook.similarity, e.guide.weights, e.guide.gate) == ("cosine", "pretrained", "default")
+        assert (e.guide.tokenbook.similarity, e.guide.weights) == ("cosine", "pretrained")
+        assert e.gate == e.segmenter.gates[0]  # the paper's place
 
 
 @pytest.mark.parametrize("name", names())

@@ -83,13 +83,16 @@ def test_override_fixes_what_was_searched() -> None:
 def test_what_is_set_replaces_its_part_of_the_first_trials() -> None:
     before = load_space("kvasir")
     after = override(before, ["segmenter.kind=unet", "training.lr=3e-4"])
-    # Three systems with a frozen guide and two with adapters: those that differed only in the segmenter are one by now.
-    frozen, adapted = ({p: v for p, v in before.first_trials[i].items() if p not in ("segmenter.kind", "training.lr")} for i in (0, 3))
-    assert list(after.first_trials) == [frozen, adapted]
-    assert [after.experiment(trial).training.lr for trial in after.first_trials] == [3e-4, 3e-4]
+    kept = [{p: v for p, v in trial.items() if p not in ("segmenter.kind", "training.lr")} for trial in before.first_trials]
+    assert list(after.first_trials) == kept
+    assert {after.experiment(trial).training.lr for trial in after.first_trials} == {3e-4}
+    after = without_idle(override(before, ["segmenter.kind=segguidino"]))
+    # Three systems with a frozen guide and two with adapters: without segmenter and gate they are two.
+    assert "guide.gate" not in after.parameters
+    assert [trial["guide.lora.rank"] for trial in after.first_trials] == [0, 8]
     # Without adapters, their scale and learning rate are no difference either.
     without = without_idle(override(before, ["guide.lora.rank=0"]))
-    assert [without.experiment(trial).name for trial in without.first_trials] == ["GuiDINO-W", "GuiDINO-U", "Seg-GuiDINO"]
+    assert [without.experiment(trial).name for trial in without.first_trials] == ["Seg-GuiDINO", "GuiDINO-W", "GuiDINO-U"]
 
 
 def test_override_drops_what_lost_its_effect() -> None:
@@ -262,6 +265,6 @@ def test_first_rung_within_the_budget() -> None:
 def test_removing_the_guide_leaves_the_plain_networks() -> None:
     space = without_idle(override(load_space("kvasir"), ["guide.kind=none"]))
     check_space(space)
-    assert space.parameters["segmenter.kind"].choices == ("unet", "nnwnet")
+    assert space.parameters["segmenter.kind"].choices == ("unet", "nnunet", "nnwnet", "swinunet", "h2former", "ukan")
     assert {t["segmenter.kind"] for t in space.first_trials} == {"unet", "nnwnet"}
-    assert any("segdino, segguidino" in note for note in space.notes)
+    assert any("segdino, segguidino, dinounet" in note for note in space.notes)

@@ -52,8 +52,10 @@ def test_the_files_hold_both_kinds_of_label_map(section: Data) -> None:
     ("kind", "guide", "name"),
     [
         ("unet", None, "U-Net"),
+        ("nnunet", None, "nnU-Net"),
         ("nnwnet", None, "nnWNet"),
         ("unet", GUIDE, "GuiDINO-U"),
+        ("nnunet", GUIDE, "GuiDINO-nnU"),
         ("nnwnet", GUIDE, "GuiDINO-W"),
         ("segguidino", GUIDE, "Seg-GuiDINO"),
     ],

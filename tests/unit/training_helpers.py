@@ -22,6 +22,7 @@ from guidino_tune.training.reporter import Decision, EpochRecord
 
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"segmenter": {"kind": "unet", "base_width": 2}},
+    "nnunet": {"segmenter": {"kind": "nnunet", "base_width": 2, "num_stages": 4}},
     "nnwnet": {"segmenter": {"kind": "nnwnet", "base_width": 2}},
     "segguidino": {"segmenter": {"kind": "segguidino", "hidden": 8, "dropout": 0.2}},
 }
