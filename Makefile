@@ -25,7 +25,7 @@ search: .venv/.run
 	$(BIN)/python -m guidino_tune.search $(SPACE) $(ARGS)
 
 test: .venv/.dev
-	$(BIN)/python -m pytest --ignore=tests/benchmarks $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/benchmarks $(PYTEST_ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -33,8 +33,7 @@ lint: .venv/.dev
 	$(BIN)/mypy guidino_tune
 
 bench: .venv/.dev
-	@if ls tests/benchmarks/test_*.py > /dev/null 2>&1; then $(BIN)/python -m pytest -s tests/benchmarks $(PYTEST_ARGS); \
-	else echo "there are no benchmarks in tests/benchmarks"; fi
+	@for file in tests/benchmarks/*.py; do echo "$$file"; $(BIN)/python $$file || exit 1; done
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,16 @@ from pathlib import Path
 
 import pytest
 
+ONE_BY_ONE = ("ray", "browser", "real_data")
+"""Folders whose tests need the machine, or the only Ray cluster that may be on it, to themselves."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several test processes, one of them runs all of these."""
+    for item in items:
+        if item.path.parent.name in ONE_BY_ONE:
+            item.add_marker(pytest.mark.xdist_group("one by one"))
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -64,6 +64,7 @@ def draw(points: Sequence[Point], file: Path, title: str) -> None:
     """A PNG: Dice against GFLOPs (logarithmic), one line per image size, bars of one standard deviation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -78,6 +79,10 @@ def draw(points: Sequence[Point], file: Path, title: str) -> None:
         for point in line:
             axes.annotate(point.backbone, (point.gigaflops, point.mean), textcoords="offset points", xytext=(5, 5), fontsize=8)
     axes.set_xscale("log")
+    axes.margins(x=0.15)  # room for the names
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(ScalarFormatter())
+    axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(1.0, axes.get_ylim()[1]))
     axes.set_xlabel("GFLOPs per image (forward)")
     axes.set_ylabel("Dice on the test cases")
     axes.set_title(title, loc="left", fontsize=11)

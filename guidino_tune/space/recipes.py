@@ -145,7 +145,7 @@ def table_space(
     missing = [row.system for row in rows if row.system not in recipes]
     space = read_space(
         {
-            "experiment": recipes[str(listed[0][RECIPE])].to_dict(),
+            "experiment": recipes[min(recipes)].to_dict(),  # the same for every choice of rows: the study's images are read as it says
             "recipes": {system: made.to_dict() for system, made in recipes.items()},
             "space": {RECIPE: {"choices": sorted(recipes)}, "training.seed": SEEDS},
             "first_trials": listed,
@@ -159,15 +159,24 @@ def table_space(
 
 
 def scaling_space(
-    dataset: str, row: Row, backbones: Sequence[str], sizes: Sequence[int], budget: Budget, *, name: str, settings: Iterable[str] = ()
+    dataset: str,
+    row: Row,
+    backbones: Sequence[str],
+    sizes: Sequence[int],
+    budget: Budget,
+    *,
+    name: str,
+    reference: bool = False,
+    settings: Iterable[str] = (),
 ) -> Space:
     """A space whose only trials are one system with every backbone at every image size, each with every seed.
 
     Raises:
         UserError: The system has no guide, or a backbone, size or setting is wrong.
     """
-    base = recipe(dataset, row)
-    assert base is not None
+    base = recipe(dataset, row, reference=reference)
+    if base is None:
+        raise UserError(f"the reference code has no recipe of {row.system} on {dataset}", where="--variant reference")
     if base.guide.kind == "none":
         raise UserError(f"{row.system} has no backbone to scale", where="--rows", todo="name a guided system, such as GuiDINO-W")
     unknown = [b for b in backbones if b not in BACKBONES and not is_local_backbone(b)]
@@ -257,6 +266,8 @@ def planned(request: Request) -> Planned:
         raise UserError("one data set at a time for a scaling study, and with --data-root", where="--dataset", todo="name one data set")
     budget = BUDGETS[request.budget]
     settings = {**budget.settings, **({"training.epochs": request.epochs} if request.epochs else {})}
+    if request.what == "scaling":
+        settings.pop("data.image_size", None)  # it varies
     budget = Budget(request.seeds or budget.seeds, settings, request.test_cases or budget.test_cases)
     about = f"{request.budget}, {budget.seeds} seed(s)" + "".join(f", {path}={value}" for path, value in settings.items())
     about += f"; settings of the {'reference code' if request.reference else 'paper'}"
@@ -264,13 +275,18 @@ def planned(request: Request) -> Planned:
     suffix = ("" if request.budget == "full" else f"-{request.budget}") + ("-reference" if request.reference else "")
     tables = load_tables()
     if request.what == "scaling":
-        (row,) = choose_rows(tables[ALL], request.rows or ("GuiDINO-W",))
+        rows = choose_rows(tables[ALL], request.rows or ("GuiDINO-W",))
+        if len(rows) != 1:
+            raise UserError("a scaling study is about one system", where="--rows", todo="name one of them")
         name = request.name or f"scaling-{request.datasets[0]}{suffix}"
-        if bad := [size for size in request.image_sizes if not size.isdigit()]:
+        if bad := [size for size in request.image_sizes if not (size.isascii() and size.isdigit())]:
             raise UserError(f"{bad[0]!r} is no image size in pixels", where="--image-sizes", todo="give numbers such as 256,512")
         sizes = [int(size) for size in request.image_sizes]
-        space = scaling_space(request.datasets[0], row, request.backbones, sizes, budget, name=name, settings=request.settings)
-        return Planned(None, (row,), {request.datasets[0]: space}, about, budget.test_cases)
+        space = scaling_space(
+            request.datasets[0], rows[0], request.backbones, sizes, budget,
+            name=name, reference=request.reference, settings=request.settings,
+        )  # fmt: skip
+        return Planned(None, rows, {request.datasets[0]: space}, about, budget.test_cases)
     table = tables[request.what]
     rows = choose_rows(table, request.rows)
     spaces = {}

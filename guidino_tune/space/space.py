@@ -68,8 +68,9 @@ class Space:
             UserError: The values make no valid experiment.
         """
         experiment = self.base.to_dict()
-        for path, value in values.items():
-            experiment = self._with(experiment, path, value)
+        order = [path for path in self.parameters if path in values]  # a recipe or kind replaces what was set before it
+        for path in (*order, *(path for path in values if path not in self.parameters)):
+            experiment = self._with(experiment, path, values[path])
         return Experiment.from_dict(experiment, source=f"{self.source}, with {_line(values)}")
 
     def _with(self, experiment: Mapping[str, Any], path: str, value: Scalar) -> dict[str, Any]:
@@ -141,13 +142,7 @@ def read_space(values: Mapping[str, Any], *, source: str, default_name: str = "s
     if not isinstance(first, list) or not all(isinstance(v, Mapping) for v in first):
         raise UserError("is no list of mappings from a path to a value", where=f"{source}, first_trials")
     study = parse(Study, {"name": default_name, **_mapping(values, "study", source)}, f"{source}, study")
-    if study.sampler == "listed" and any(set(trial) != set(parameters) for trial in first or [{}]):
-        raise UserError(
-            "sampler 'listed' runs first_trials and nothing else: each must give every parameter of `space` a value",
-            where=f"{source}, first_trials",
-            todo="complete the list, or take another sampler",
-        )
-    return Space(
+    space = Space(
         base=base,
         parameters=parameters,
         first_trials=tuple(_numbers(v) for v in first),
@@ -156,6 +151,28 @@ def read_space(values: Mapping[str, Any], *, source: str, default_name: str = "s
         source=source,
         recipes=recipes,
     )
+    return dataclasses.replace(space, first_trials=_listed(space)) if study.sampler == "listed" else space
+
+
+def _listed(space: Space) -> tuple[Values, ...]:
+    """The listed trials as a study will know them: each once, and only with the values that have an effect in it."""
+    found: list[Values] = []
+    for number, trial in enumerate(space.first_trials or [{}]):
+        try:
+            values, _ = space.walk(lambda path, _, trial=trial: trial[path])  # type: ignore[misc]
+        except KeyError as error:
+            raise UserError(
+                f"sampler 'listed' runs first_trials and nothing else, and this one gives {error.args[0]} no value",
+                where=f"{space.source}, first_trials[{number}]",
+                todo="complete the list, or take another sampler",
+            ) from None
+        if unknown := sorted(set(trial) - set(space.parameters)):
+            raise UserError(
+                f"{unknown[0]!r} is not searched", where=f"{space.source}, first_trials[{number}]", todo="put it into `experiment`"
+            )
+        if values not in found:
+            found.append(values)
+    return tuple(found)
 
 
 def _mapping(values: Mapping[str, Any], section: str, source: str) -> Mapping[str, Any]:
@@ -201,6 +218,8 @@ def override(space: Space, assignments: Iterable[str]) -> Space:
                 raise UserError(f"unknown name {path!r}; {nearest(path, [f'{head}.{k}' for k in settings[head]])}", where=where)
             settings[head][rest] = value
             continue
+        if space.recipes:
+            raise UserError("this space takes its experiments from recipes, where this would change nothing", where=where)
         if not has_path(experiment, path):
             hint = nearest(path, [*leaf_paths(experiment), *(f"{s}.{k}" for s in settings for k in settings[s])])
             raise UserError(f"unknown name {path!r}; {hint}", where=where)

@@ -17,7 +17,7 @@ KEEP = 2
 class TrialFolder:
     """``experiment.yaml``, ``history.jsonl``, ``checkpoints/epoch-0001/``, ``best/`` and ``pictures/`` of one training run.
 
-    A run that was measured on the test cases also has ``test.json`` (means) and ``test-cases.csv`` (each case).
+    A run that was measured on the test cases also has ``test.json`` (means, of each protocol) and ``test-KEY.csv`` (each case).
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,7 +26,6 @@ class TrialFolder:
         self.best = path / "best"
         self.pictures = path / "pictures"
         self.test_file = path / "test.json"
-        self.test_cases = path / "test-cases.csv"
 
     def save(self, epoch: int, write: Callable[[Path], None], *, best: bool) -> None:
         """Writes a checkpoint beside its place and renames it; see ``Reporter.save``."""

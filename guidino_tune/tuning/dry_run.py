@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
@@ -14,7 +13,7 @@ from guidino_tune.data.splits import make_split
 from guidino_tune.space.space import Space
 from guidino_tune.tracking.client import redacted
 from guidino_tune.tuning.search import check_search, mlflow_uri
-from guidino_tune.tuning.study import LISTED, StudyFolder, load_study
+from guidino_tune.tuning.study import LISTED, StudyFolder, load_study, orphans
 
 
 def show_plan(space: Space, console: Console, storage: str | None = None) -> int:
@@ -40,7 +39,7 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
     console.rule("plan", align="left")
     study, resources, epochs = space.study, space.resources, space.base.training.epochs
     rungs = _rungs(study.min_epochs, study.reduction_factor, epochs) if study.pruner == "asha" else []
-    known = _known(folder, storage)
+    known = _known(folder, space, storage)
     trials = len(space.first_trials) if study.sampler == LISTED else study.trials
     lines = {
         "study": f"{study.name}, {trials} trials ({known}), sampler {study.sampler}, seed {study.seed}",
@@ -89,9 +88,9 @@ def _rungs(first: int, factor: int, last: int) -> list[int]:
     return [*rungs, last]
 
 
-def _known(folder: StudyFolder, storage: str | None) -> str:
+def _known(folder: StudyFolder, space: Space, storage: str | None) -> str:
     if not folder.definition.exists():
         return "new"
-    trials = load_study(folder, storage).get_trials(deepcopy=False)
-    done = sum(t.state.is_finished() for t in trials)
-    return f"{done} finished before, {sum(t.state == TrialState.RUNNING for t in trials)} to be continued"
+    study = load_study(folder, storage)
+    done = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
+    return f"{done} finished before, {len(orphans(study, space))} to be continued"

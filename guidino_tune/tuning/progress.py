@@ -87,7 +87,7 @@ class Progress:
 
     def _summary(self, trials: list[FrozenTrial]) -> str:
         count = Counter(t.state for t in trials)
-        done = count[TrialState.COMPLETE] + count[TrialState.PRUNED] + count[TrialState.FAIL]
+        done = len(finished(self.study))
         best = ranking(self.study)
         parts = [
             f"{done}/{self.total} trials",

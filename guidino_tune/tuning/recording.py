@@ -18,7 +18,7 @@ from guidino_tune.space.space import Space, read_space
 from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot, flatten
 from guidino_tune.tracking.snapshots import TrialState as TrackedState
 from guidino_tune.training.folder import write_text
-from guidino_tune.training.measured import read_measured
+from guidino_tune.training.measured import cases_file, read_measured
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.tuning.study import StudyFolder, best_value, load_study, ranking
 
@@ -47,10 +47,11 @@ class Recorder:
         self._ids = {t.number: t._trial_id for t in study.get_trials(deepcopy=False)}
 
     def sync(self) -> None:
-        """Hands over every trial there is: what an earlier run could not send is sent now."""
+        """Hands over every trial there is: what an earlier run could not send is sent now. Nobody runs a trial at that moment."""
         for trial in self.study.get_trials(deepcopy=False):
             if trial.state != TrialState.WAITING:
-                self._update(trial, self.folder.trial(trial.number).history())
+                state: TrackedState | None = "interrupted" if trial.state == TrialState.RUNNING else None
+                self._update(trial, self.folder.trial(trial.number).history(), state=state)
         self.refresh()
 
     def changed(self, number: int, experiment: Experiment, record: EpochRecord | None) -> None:
@@ -97,7 +98,8 @@ class Recorder:
     def _update(self, trial: FrozenTrial, history: Any, experiment: Experiment | None = None, state: TrackedState | None = None) -> None:
         experiment = experiment or self.space.experiment(trial.params)
         place = self.folder.trial(trial.number)
-        tested = read_measured(place)
+        measured = read_measured(place)
+        tested = measured[-1] if measured else None
         failure = trial.user_attrs.get("failure")
         self.tracker.update(
             TrialSnapshot(
@@ -108,9 +110,9 @@ class Recorder:
                 params=flatten(experiment.to_dict()),
                 searched=trial.params,
                 history=history,
-                results={f"test_{name}": value for name, value in tested.scores.items()} if tested else {},
+                results={"test_cases": tested.cases, **{f"test_{k}": v for k, v in tested.scores.items()}} if tested else {},
                 pictures=tuple(sorted(place.pictures.glob("*.png"))) if trial.state.is_finished() else (),
-                artifacts=(place.test_cases,) if tested else (),
+                artifacts=(cases_file(place, tested),) if tested else (),
                 tags={"experiment_hash": experiment.hash} | ({"test_protocol": tested.protocol} if tested else {}),
                 started=trial.datetime_start.timestamp() if trial.datetime_start else None,
                 finished=trial.datetime_complete.timestamp() if trial.datetime_complete else None,

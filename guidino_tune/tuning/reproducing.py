@@ -15,12 +15,16 @@ from rich.table import Table
 from guidino_tune import paths
 from guidino_tune.analysis import scaling, tables
 from guidino_tune.config import Experiment, Protocol
+from guidino_tune.data.sources import find_cases
+from guidino_tune.data.splits import make_split, read_split
+from guidino_tune.errors import UserError
 from guidino_tune.models.cost import forward_cost
+from guidino_tune.space.parameters import Values
 from guidino_tune.space.recipes import PaperTable, Row
 from guidino_tune.space.space import RECIPE, Space
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.measured import Measured
-from guidino_tune.tuning.search import run_search, send_results
+from guidino_tune.tuning.search import check_search, run_search, send_results
 from guidino_tune.tuning.study import StudyFolder, load_study
 from guidino_tune.tuning.testing import measure_models
 
@@ -29,11 +33,21 @@ UNNAMED = "unnamed"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Trained:
-    """A listed trial after its training: its number, values and state, its folder's measurement where it has one."""
+    """A listed trial after its training.
 
-    trial: FrozenTrial
+    Attributes:
+        values: What was listed.
+        experiment: What was trained.
+        measured: On the test cases; ``None`` where there is no result.
+        reason: Why there is none; empty where there is one.
+        seconds: Of each epoch.
+    """
+
+    values: Values
     experiment: Experiment
     measured: Measured | None
+    reason: str
+    seconds: tuple[float, ...] = ()
 
 
 def run_table(
@@ -61,27 +75,30 @@ def run_table(
         Exit code: 0; that of a search which did not end well; 1 when no row has a result.
 
     Raises:
-        UserError: A mistake in a space, missing data or weights.
+        UserError: A mistake in a space, missing data or weights, or a split without test cases; before anything is trained.
     """
+    for space in spaces.values():
+        _check(space)
     found: list[tables.TableRow] = []
     code = 0
     for dataset, space in spaces.items():
         code = run_search(space, console) or code
         if code == 130:
             return code
-        trained = measure_study(space, protocol, console, limit)
-        mine = [_table_row(dataset, row, [t for t in trained if t.trial.params[RECIPE] == row.system]) for row in rows]
-        cases = {t.measured.cases for t in trained if t.measured}
-        remarks = [
-            f"data set: {dataset}; {', '.join(map(str, sorted(cases))) or 'no'} sealed test cases; metrics: {protocol.describe()}",
-            f"budget: {about}",
-            "± is the standard deviation over seeds; the weights of each seed are those of its best validation epoch",
-            "paper: GuiDINO (arXiv 2603.01115). Its HD95 and its splits differ from ours, so differences of a few pixels mean little",
-        ]
         folder = StudyFolder(paths.studies() / space.study.name)
-        write_text(folder.reports / f"{table.name}.md", tables.markdown(mine, f"{table.title} on {dataset}", remarks))
-        write_text(folder.reports / f"{table.name}.csv", tables.csv_text(mine, protocol.describe()))
-        send_results(space, console)
+        with folder.lock():
+            trained = measure_study(space, protocol, console, limit)
+            mine = [_table_row(dataset, row, [t for t in trained if t.values[RECIPE] == row.system]) for row in rows]
+            remarks = [
+                f"data set: {dataset}; {_cases(trained)} sealed test cases; metrics: {protocol.describe()}",
+                f"budget: {about}",
+                "± is the standard deviation over seeds; the weights of each seed are those of its best validation epoch",
+                "paper: GuiDINO (arXiv 2603.01115). Its code measures HD95 in another way (--hd95 reference) and on other splits",
+            ]
+            write_text(folder.reports / f"{table.name}.md", tables.markdown(mine, f"{table.title} on {dataset}", remarks))
+            said = f"{protocol.describe()}, {_cases(trained)} cases"
+            write_text(folder.reports / f"{table.name}.csv", tables.csv_text(mine, said))
+            send_results(space, console)
         console.print(f"written: {folder.reports / table.name}.md and .csv", highlight=False, soft_wrap=True)
         found += mine
     console.print(_shown(table, found))
@@ -91,61 +108,71 @@ def run_table(
 
 def run_scaling(space: Space, protocol: Protocol, console: Console, *, dataset: str, about: str, limit: int | None = None) -> int:
     """Trains and tests every backbone at every image size, and draws Dice against cost; see ``run_table``."""
+    _check(space)
     code = run_search(space, console)
     if code == 130:
         return code
-    trained = [t for t in measure_study(space, protocol, console, limit) if t.measured]
-    if not trained:
-        return code or 1
     folder = StudyFolder(paths.studies() / space.study.name)
-    points = []
-    combinations = {(t.experiment.guide.backbone, t.experiment.data.image_size) for t in trained}  # type: ignore[union-attr]
-    for backbone, size in sorted(combinations):
-        mine = [t for t in trained if (t.experiment.guide.backbone, t.experiment.data.image_size) == (backbone, size)]  # type: ignore[union-attr]
-        seconds = [r.metrics["epoch_seconds"] for t in mine for r in folder.trial(t.trial.number).history()]
-        flops, parameters = forward_cost(mine[0].experiment)
-        points.append(
-            scaling.Point(
-                backbone=Path(backbone).name,
-                image_size=size,
-                gigaflops=flops / 1e9,
-                parameters=parameters,
-                seconds=statistics.median(seconds) if seconds else None,
-                dice=tuple(t.measured.scores["dice"] for t in mine if t.measured),
-            )
-        )
-    title = f"{trained[0].experiment.name} on {dataset}: backbone and image size"
-    remarks = [f"metrics: {protocol.describe()}", f"budget: {about}", "± is the standard deviation over seeds"]
-    scaling.draw(points, folder.reports / "scaling.png", title)
-    page = scaling.markdown(points, title, remarks, "scaling.png")
-    write_text(folder.reports / "scaling.md", page)
-    write_text(folder.reports / "scaling.csv", scaling.csv_text(points, protocol.describe()))
-    send_results(space, console)
-    console.print(page, highlight=False, markup=False)
-    console.print(f"written: {folder.reports}/scaling.md, .csv and .png", highlight=False, soft_wrap=True)
-    return code
+    with folder.lock():
+        trained = measure_study(space, protocol, console, limit)
+        groups: dict[tuple[str, int], list[Trained]] = {}
+        for one in trained:
+            groups.setdefault((str(one.values["guide.backbone"]), one.experiment.data.image_size), []).append(one)
+        points = [point for (backbone, size), group in groups.items() if (point := _point(backbone, size, group))]
+        if points:
+            title = f"{trained[0].experiment.name} on {dataset}: backbone and image size"
+            missing = [f"no result: {t.values}: {t.reason}" for t in trained if not t.measured]
+            remarks = [
+                f"{_cases(trained)} sealed test cases; metrics: {protocol.describe()}",
+                f"budget: {about}",
+                "± and the bars are standard deviations over seeds",
+                *missing,
+            ]
+            scaling.draw(points, folder.reports / "scaling.png", title)
+            page = scaling.markdown(points, title, remarks, "scaling.png")
+            write_text(folder.reports / "scaling.md", page)
+            write_text(folder.reports / "scaling.csv", scaling.csv_text(points, f"{protocol.describe()}, {_cases(trained)} cases"))
+            console.print(page, highlight=False, markup=False)
+            console.print(f"written: {folder.reports}/scaling.md, .csv and .png", highlight=False, soft_wrap=True)
+        send_results(space, console)
+    return code or (0 if points else 1)
 
 
 def measure_study(space: Space, protocol: Protocol, console: Console, limit: int | None = None) -> list[Trained]:
-    """Measures every listed trial that ran its whole budget on the test cases, once.
+    """Measures every listed trial that ran its whole budget on the test cases, unless that was done before.
 
     Returns:
         The newest trial of each listed set of values, in the list's order.
     """
     folder = StudyFolder(paths.studies() / space.study.name)
     newest = _newest(load_study(folder), space)
-    complete = [t for t in newest if t.state == TrialState.COMPLETE]
-    experiments = {t.number: space.experiment(t.params) for t in newest}
-    measured: dict[int, Measured] = {}
-    names = {t.number: ", ".join(str(v) for v in t.params.values()) for t in complete}
-    results = measure_models(
-        {f"{names[t.number]} (trial {t.number})": folder.trial(t.number) for t in complete},
-        space.base.data, folder.split, protocol, resources=space.resources, reason=f"final measurement of study {space.study.name}",
-        console=console, limit=limit,
-    ) if complete else {}  # fmt: skip
-    for trial in complete:
-        measured[trial.number] = results[f"{names[trial.number]} (trial {trial.number})"]
-    return [Trained(t, experiments[t.number], measured.get(t.number)) for t in newest]
+    names = {t.number: f"{', '.join(map(str, t.params.values()))} (trial {t.number})" for t in newest if t.state == TrialState.COMPLETE}
+    results: dict[str, Measured] = {}
+    failures: dict[str, str] = {}
+    if names:
+        results, failures = measure_models(
+            {name: folder.trial(number) for number, name in names.items()}, space.base.data, folder.split, protocol,
+            resources=space.resources, reason=f"final measurement of study {space.study.name}", console=console, limit=limit,
+        )  # fmt: skip
+    trained = []
+    for trial in newest:
+        name = names.get(trial.number, "")
+        reason = failures.get(name, "") if name else str(trial.user_attrs.get("failure", trial.state.name.lower()))
+        seconds = tuple(record.metrics["epoch_seconds"] for record in folder.trial(trial.number).history())
+        trained.append(Trained(dict(trial.params), space.experiment(trial.params), results.get(name), reason, seconds))
+    return trained
+
+
+def _check(space: Space) -> None:
+    """Everything that can be known before training, the test cases at its end included."""
+    folder = StudyFolder(paths.studies() / space.study.name)
+    check_search(space, folder)
+    data = space.base.data
+    split = read_split(folder.split) if folder.split.exists() else make_split(find_cases(data), data)
+    if not split.test:
+        raise UserError(
+            f"the split of {data.kind} has no test cases to measure on", where="data.test_fraction", todo="give it a value above 0"
+        )
 
 
 def _newest(study: optuna.Study, space: Space) -> list[FrozenTrial]:
@@ -154,9 +181,28 @@ def _newest(study: optuna.Study, space: Space) -> list[FrozenTrial]:
     return [same[-1] for same in found if same]
 
 
+def _cases(trained: Sequence[Trained]) -> str:
+    return " or ".join(map(str, sorted({t.measured.cases for t in trained if t.measured}))) or "no"
+
+
+def _point(backbone: str, size: int, group: Sequence[Trained]) -> scaling.Point | None:
+    dice = tuple(t.measured.scores["dice"] for t in group if t.measured)
+    if not dice:
+        return None
+    seconds = [s for t in group for s in t.seconds]
+    flops, parameters = forward_cost(group[0].experiment)
+    return scaling.Point(
+        backbone=Path(backbone).name,
+        image_size=size,
+        gigaflops=flops / 1e9,
+        parameters=parameters,
+        seconds=statistics.median(seconds) if seconds else None,
+        dice=dice,
+    )
+
+
 def _table_row(dataset: str, row: Row, trained: Sequence[Trained]) -> tables.TableRow:
-    failed = [t for t in trained if t.measured is None]
-    notes = [f"seed {t.trial.params['training.seed']}: {t.trial.user_attrs.get('failure', t.trial.state.name.lower())}" for t in failed]
+    notes = [f"seed {t.values['training.seed']}: {t.reason}" for t in trained if not t.measured]
     if not trained:
         notes.append("no trial")
     if UNNAMED in row.paper:
@@ -167,8 +213,8 @@ def _table_row(dataset: str, row: Row, trained: Sequence[Trained]) -> tables.Tab
 
 def _shown(table: PaperTable, rows: Sequence[tables.TableRow]) -> Table:
     shown = Table(title=f"{table.title} ({table.name})", title_justify="left", header_style="bold")
-    for index, column in enumerate(tables.headings()):
-        shown.add_column(column, justify="right" if 2 <= index <= 1 + 1 + 3 * len(tables.METRICS) else "left")
+    for column in tables.headings():
+        shown.add_column(column, justify="left" if column in ("data set", "system", "note") else "right")
     for row in rows:
         shown.add_row(*tables.cells(row))
     return shown

@@ -28,7 +28,7 @@ from guidino_tune.tracking import SeedRun, flatten, log_model_run, ui_command
 from guidino_tune.tracking.views import model_page
 from guidino_tune.training.folder import TrialFolder, write_text
 from guidino_tune.training.loop import OBJECTIVE
-from guidino_tune.training.measured import Measured
+from guidino_tune.training.measured import Measured, cases_file
 from guidino_tune.training.model_folder import export_model
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.tuning.cluster import Plan, connected, plan
@@ -97,12 +97,15 @@ def retrain(
             booked = plan(dataclasses.replace(resources, executor="train"))
             _train(experiment, {s: runs[s] for s in todo}, split_file, resources, booked, console)
     validation = {seed: max(r.metrics[OBJECTIVE] for r in runs[seed].history()) for seed in numbers}
-    tested = measure_models(
+    tested, failures = measure_models(
         {f"seed {seed}": run for seed, run in runs.items()},
         experiment.data, split_file, protocol, resources=resources, reason=f"final measurement of {name}", console=console,
     )  # fmt: skip
     for folder in runs.values():
         folder.tidy()
+    if failures:
+        name, why = next(iter(failures.items()))
+        raise UserError(f"{name} could not be measured: {why}", where=str(home), todo="the same command measures what is missing")
     results = [SeedResult(s, runs[s], validation[s], tested[f"seed {s}"]) for s in numbers]
     console.print(_table(experiment, protocol, results))
     chosen = max(results, key=lambda r: (r.validation, -r.seed))
@@ -242,17 +245,18 @@ def _register(
     summary["val_dice_mean"] = statistics.fmean(r.validation for r in results)
     uri, registered = mlflow_uri(), f"guidino-tune-{name}"
     marker = home / "registered.json"
-    key = {"experiment": experiment.hash, "seeds": [r.seed for r in results], "chosen": chosen.seed, "uri": uri}
-    if marker.exists() and json.loads(marker.read_text(encoding="utf-8")).get("key") == key:
-        version = json.loads(marker.read_text(encoding="utf-8"))["version"]
-    else:
+    weights = [f"{r.seed} {r.measured.weights} {r.measured.key}" for r in results]
+    key = json.dumps({"experiment": experiment.hash, "chosen": chosen.seed, "measured": weights, "uri": uri})
+    known: dict[str, str] = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
+    version = known.get(key)
+    if version is None:
         _, version = log_model_run(
             uri,
             MLFLOW_EXPERIMENT,
             f"retrain {name} {experiment.name}",
             flatten(experiment.to_dict()),
             summary,
-            [p for r in results for p in (r.folder.test_cases,)],
+            [],
             model,
             registered,
             {"experiment_hash": experiment.hash, "test_protocol": chosen.measured.protocol},
@@ -261,14 +265,14 @@ def _register(
                     seed=r.seed,
                     metrics={"best_val_dice": r.validation, **{f"test_{m}": value for m, value in r.test.items()}},
                     history=r.folder.history(),
-                    artifacts=sorted(r.folder.pictures.glob("*.png")),
+                    artifacts=[cases_file(r.folder, r.measured), *sorted(r.folder.pictures.glob("*.png"))],
                     chosen=r.seed == chosen.seed,
                 )
                 for r in results
             ],
             artifact_location=paths.home() / "mlartifacts",
         )
-        write_text(marker, json.dumps({"key": key, "version": version}))
+        write_text(marker, json.dumps({**known, key: version}, indent=1))
     for line in (
         f"model of seed {chosen.seed} (best on validation): {model}",
         f"registered in MLflow as {registered!r}, version {version}",

@@ -33,7 +33,7 @@ from guidino_tune.tuning.cluster import Plan, connected, plan
 from guidino_tune.tuning.environment import sealed_tests
 from guidino_tune.tuning.progress import Progress, leaderboard
 from guidino_tune.tuning.recording import Recorder
-from guidino_tune.tuning.study import LISTED, StudyFolder, check_same_search, finished, open_study, ranking, remaining
+from guidino_tune.tuning.study import LISTED, StudyFolder, check_same_search, finished, load_study, open_study, ranking, remaining
 
 MLFLOW_EXPERIMENT = "guidino_tune"
 
@@ -135,15 +135,19 @@ def run_search(space: Space, console: Console, storage: str | None = None) -> in
 
 
 def send_results(space: Space, console: Console) -> None:
-    """Brings MLflow up to date with what was measured and written after a search: test scores of its trials, and reports."""
+    """Brings MLflow up to date with what was measured and written after a search: test scores of its trials, and reports.
+
+    The caller holds the study's lock.
+    """
     folder = StudyFolder(paths.studies() / space.study.name)
-    study = open_study(space, folder)
+    study = load_study(folder)
     data = open_for_search(space.base.data, split_file=folder.split)
     snapshot = _study_snapshot(study, space, data, _baseline(data))
     tracker = MLflowTracker(mlflow_uri(), MLFLOW_EXPERIMENT, snapshot, folder.ledger, paths.home() / "mlartifacts")
     tracker.start()
     Recorder(study, space, folder, tracker, snapshot).sync()
-    if not tracker.close(timeout=60):
+    running = any(t.state == TrialState.RUNNING for t in study.get_trials(deepcopy=False))
+    if not tracker.close(timeout=60, interrupted=running):
         console.print(tracker.message, style="yellow", highlight=False, soft_wrap=True)
 
 

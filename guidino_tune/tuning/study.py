@@ -20,7 +20,7 @@ from guidino_tune.config import Study
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.errors import UserError
 from guidino_tune.space.parameters import Values
-from guidino_tune.space.space import Space
+from guidino_tune.space.space import Space, read_space
 from guidino_tune.training.failures import INFEASIBLE
 from guidino_tune.training.folder import TrialFolder, write_text
 
@@ -237,12 +237,10 @@ def check_same_search(space: Space, folder: StudyFolder) -> None:
 
 
 def _compare(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
-    old, new = _flat(before), _flat(now)
+    old, new = _flat(_renewed(before)), _flat(now)
     # A list may grow or shrink: its trials are compared with each other, whichever of them are asked for today.
     free = (*FREE_TO_CHANGE, "first_trials") if now["study"]["sampler"] == LISTED else FREE_TO_CHANGE
-    # With recipes the base is never trained itself.
-    free = (*free, "experiment.") if "recipes" in now else free
-    changed = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p) and not p.startswith(free)]
+    changed = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p) and not _is_free(p, free)]
     if changed:
         shown = "; ".join(f"{p}: {old.get(p, 'absent')} -> {new.get(p, 'absent')}" for p in changed[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -251,6 +249,18 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> N
             where=where,
             todo="repeat the first command to continue it, or start another study with --name",
         )
+
+
+def _renewed(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stored definition with the fields that later versions added, at their defaults."""
+    try:
+        return read_space(stored, source="stored study").to_dict()
+    except UserError:
+        return stored
+
+
+def _is_free(path: str, free: tuple[str, ...]) -> bool:
+    return path.startswith(free) or (path.startswith("recipes.") and path.endswith(".data.root"))
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

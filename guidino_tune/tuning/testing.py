@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from guidino_tune.errors import UserError
 from guidino_tune.metrics import CaseScore, summarise
 from guidino_tune.training.checkpoints import WEIGHTS
 from guidino_tune.training.evaluation import choose_largest_component, evaluate_cases, write_scores
-from guidino_tune.training.folder import TrialFolder, write_text
-from guidino_tune.training.measured import Measured, read_measured
+from guidino_tune.training.folder import TrialFolder
+from guidino_tune.training.measured import Measured, cases_file, read_measured, remember
 from guidino_tune.training.model_folder import load_model
 from guidino_tune.tuning.cluster import connected, plan
 
@@ -38,8 +37,8 @@ def measure_models(
     reason: str,
     console: Console,
     limit: int | None = None,
-) -> dict[str, Measured]:
-    """Measures every model that was not measured before, and remembers the results in the models' folders.
+) -> tuple[dict[str, Measured], dict[str, str]]:
+    """Measures every model that was not measured in this way before, and remembers the results in the models' folders.
 
     Args:
         models: Folders with best weights, by the name under which a person knows them.
@@ -51,45 +50,58 @@ def measure_models(
         console: For progress.
         limit: Only the first so many test cases; ``None`` takes all.
 
+    Returns:
+        The results, and the reasons of those models that could not be measured. One failure costs no other model its result.
+
     Raises:
-        UserError: The split has no test cases, or a case or a model cannot be read.
+        UserError: The split has no test cases.
     """
-    digests = {name: hashlib.sha256((folder.best / WEIGHTS).read_bytes()).hexdigest() for name, folder in models.items()}
-    known = {name: result for name, folder in models.items() if (result := read_measured(folder)) is not None}
     wanted = dataclasses.asdict(protocol) | {"limit": limit}
-    results = {name: r for name, r in known.items() if (r.weights, r.asked) == (digests[name], wanted)}
-    missing = [name for name in models if name not in results]
+    results, missing = {}, {}
+    for name, folder in models.items():
+        weights = hashlib.sha256((folder.best / WEIGHTS).read_bytes()).hexdigest()
+        known = [m for m in read_measured(folder) if (m.weights, m.asked) == (weights, wanted)]
+        if known:
+            results[name] = known[0]
+            remember(folder, known[0])
+        else:
+            missing[name] = weights
     if not missing:
-        return results
+        return results, {}
     test = open_test(data, split_file, reason=f"{reason}: {', '.join(missing)}")[:limit]
-    chosen_on = _validation(data, split_file) if protocol.largest_component == "validation" else []
+    chosen_on = find_cases(data).select(read_split(split_file).validation) if protocol.largest_component == "validation" else []
+    failures: dict[str, str] = {}
+
+    def take(name: str, job: Any) -> None:
+        try:
+            scores, used, choice = ray.get(job)
+        except ray.exceptions.RayError as error:
+            failures[name] = _reason(error)
+            console.print(f"test {name} failed: {failures[name]}", style="red", highlight=False, soft_wrap=True)
+            return
+        mean = summarise(list(scores.values()))
+        results[name] = Measured(missing[name], wanted, used.describe(), len(scores), mean, choice)
+        write_scores(scores, cases_file(models[name], results[name]), used)
+        remember(models[name], results[name])
+        console.print(f"test {name}: Dice {mean['dice']:.4f} on {len(scores)} cases", highlight=False)
+
     with connected():
-        booked = plan(dataclasses.replace(resources, workers=1))
+        booked = plan(dataclasses.replace(resources, workers=1, executor="actor"))
         remote = ray.remote(num_cpus=booked.cpus, num_gpus=booked.gpus, max_retries=resources.max_failures)(_measure)
         settings = {"home": str(paths.home()), "cpus": booked.cpus, "device": "cuda" if booked.gpus else "cpu"}
-        jobs = {remote.remote(str(models[name].path), test, chosen_on, protocol, settings): name for name in missing}
-        while jobs:
+        waiting, jobs = list(missing), dict[Any, str]()
+        while waiting or jobs:
+            while waiting and len(jobs) < booked.concurrent:
+                name = waiting.pop(0)
+                jobs[remote.remote(str(models[name].path), test, chosen_on, protocol, settings)] = name
             (done,), _ = ray.wait(list(jobs), num_returns=1)
-            name = jobs.pop(done)
-            try:
-                scores, used, choice = ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise error.cause from None
-                raise
-            mean = summarise(list(scores.values()))
-            results[name] = Measured(digests[name], wanted, used.describe(), len(scores), mean, choice)
-            write_scores(scores, models[name].test_cases, used)
-            write_text(models[name].test_file, json.dumps(dataclasses.asdict(results[name]), indent=1))
-            console.print(
-                f"test {name}: Dice {mean['dice']:.4f} on {len(scores)} cases ({len(missing) - len(jobs)} of {len(missing)})",
-                highlight=False,
-            )
-    return results
+            take(jobs.pop(done), done)
+    return results, failures
 
 
-def _validation(data: Data, split_file: Path) -> list[Case]:
-    return find_cases(data).select(read_split(split_file).validation)
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "cause", None)
+    return str(cause if isinstance(cause, UserError) else error).strip().splitlines()[-1]
 
 
 def _measure(

@@ -64,8 +64,8 @@ def test_a_killed_table_goes_on_and_is_measured_once(tmp_path: Path, polyps: Pat
     rows = list(csv.DictReader((folder.reports / "table2.csv").open()))
     assert [(r["system"], r["seeds"], r["dice_paper"]) for r in rows] == [("U-Net", "2", "79.16"), ("GuiDINO-U", "2", "89.51")]
     for row in rows:
-        found = [read_measured(folder.trial(t.number)) for t in trials if t.params["recipe"] == row["system"]]
-        mean = sum(m.scores["dice"] for m in found if m) / len(found)
+        found = [read_measured(folder.trial(t.number))[-1] for t in trials if t.params["recipe"] == row["system"]]
+        mean = sum(m.scores["dice"] for m in found) / len(found)
         assert float(row["dice_mean"]) == pytest.approx(100 * mean, rel=1e-5)
         assert float(row["dice_difference"]) == pytest.approx(100 * mean - float(row["dice_paper"]), abs=1e-3)
     opened = (folder.split.parent / "test-openings.jsonl").read_text().splitlines()
@@ -77,13 +77,21 @@ def test_a_killed_table_goes_on_and_is_measured_once(tmp_path: Path, polyps: Pat
     assert len((folder.split.parent / "test-openings.jsonl").read_text().splitlines()) == 1
     assert trials_of(home, name) == trials
 
-    # Another row extends the study; only its trial is measured.
-    more = arguments(home, polyps, "table2", "--rows", "nnWNet", "--largest-component", "never", epochs=12)
-    assert start(*more).wait() == 0
-    assert [t.params["recipe"] for t in trials_of(home, name)[4:]] == ["nnWNet"]
+    # Another row extends the study; only its trial is measured. A model that cannot be read costs the others nothing.
+    (folder.trial(0).best / "weights.safetensors").write_bytes(b"damaged")
+    more = arguments(home, polyps, "table2", "--rows", "nnWNet,U-Net", "--seeds", "2", epochs=12)
+    command = start(*more)
+    assert command.wait() == 0
+    assert [t.params["recipe"] for t in trials_of(home, name)[4:]] == ["nnWNet", "nnWNet"]
     opened = (folder.split.parent / "test-openings.jsonl").read_text().splitlines()
     assert len(opened) == 2
-    assert "U-Net" not in json.loads(opened[1])["reason"]
+    assert "seed 1" not in json.loads(opened[1])["reason"]
+    damaged = trials[0].params["recipe"]
+    rows = {r["system"]: r for r in csv.DictReader((folder.reports / "table2.csv").open())}
+    assert rows["nnWNet"]["seeds"] == "2"
+    assert rows[damaged]["seeds"] == "1"
+    assert f"seed {trials[0].params['training.seed']}: " in rows[damaged]["note"]
+    assert "failed" in command.log.read_text()
 
     from guidino_tune.tracking.client import connect
 
@@ -93,8 +101,7 @@ def test_a_killed_table_goes_on_and_is_measured_once(tmp_path: Path, polyps: Pat
     (parent,) = [r for r in runs if r.data.tags["guidino.kind"] == "study"]
     assert {"table2.md", "table2.csv", "study.yaml"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
     for run in (r for r in runs if r.data.tags["guidino.kind"] == "trial"):
-        measured = read_measured(folder.trial(int(run.data.tags["guidino.trial"])))
-        assert measured is not None
+        measured = read_measured(folder.trial(int(run.data.tags["guidino.trial"])))[-1]
         assert run.data.metrics["test_dice"] == pytest.approx(measured.scores["dice"])
         assert run.data.tags["test_protocol"] == measured.protocol
 

@@ -21,6 +21,7 @@ from guidino_tune.predict import main as predict
 from guidino_tune.retrain import main as retrain
 from guidino_tune.search import main as search
 from guidino_tune.training.folder import TrialFolder
+from guidino_tune.training.measured import read_measured
 from guidino_tune.training.model_folder import load_model
 from guidino_tune.tuning.retraining import _take_split
 
@@ -59,15 +60,15 @@ def test_export_retrain_test_evaluate_predict(
     folder = home / "retrained" / f"small-{winner.number}"
     openings = folder / "test-openings.jsonl"
     assert len(openings.read_text().splitlines()) == 1
-    results = json.loads((folder / "test.json").read_text())
-    assert sorted(results) == ["0", "1"]
     seeds = {n: TrialFolder(folder / f"seed-{n}") for n in (0, 1)}
+    ((first,), (second,)) = (read_measured(seeds[n]) for n in (0, 1))
+    results = (first, second)
     assert [len(seeds[n].history()) for n in (0, 1)] == [2, 2]
     validation = {n: max(r.metrics["val_dice"] for r in seeds[n].history()) for n in (0, 1)}
     chosen = max((0, 1), key=lambda n: (validation[n], -n))
     provenance = yaml.safe_load((folder / "model" / "provenance.yaml").read_text())
     assert (provenance["chosen_seed"], provenance["validation_dice"]) == (chosen, validation[chosen])
-    assert provenance["test"] == pytest.approx(results[str(chosen)]["scores"])
+    assert provenance["test"] == pytest.approx(results[chosen].scores)
     assert (folder / "model" / "weights.safetensors").read_bytes() == (seeds[chosen].best / "weights.safetensors").read_bytes()
 
     # The same command again: nothing is trained, opened or registered a second time.
@@ -81,14 +82,25 @@ def test_export_retrain_test_evaluate_predict(
     assert len(client.search_model_versions(f"name='guidino-tune-small-{winner.number}'")) == 1
     assert retrain([*command, "--set", "training.lr=0.5"]) == 2  # another experiment under this name
 
+    # Measured in another way: the first way is not forgotten, and MLflow hears of the new numbers.
+    assert retrain([*command, "--hd95", "pooled", "--largest-component", "validation"]) == 0
+    assert [len(read_measured(run)) for run in seeds.values()] == [2, 2]
+    assert all("pooled" in read_measured(run)[-1].protocol for run in seeds.values())
+    assert set(read_measured(seeds[0])[-1].choice) == {"never", "always"}
+    assert len(client.search_model_versions(f"name='guidino-tune-small-{winner.number}'")) == 2
+    assert len(openings.read_text().splitlines()) == 2
+    assert retrain(command) == 0
+    assert len(openings.read_text().splitlines()) == 2
+    assert len(client.search_model_versions(f"name='guidino-tune-small-{winner.number}'")) == 2
+
     # The model: its test scores are those that were measured, and it predicts images of any size.
     model = folder / "model"
     assert evaluate([str(model), "--split", "test", "--reason", "a test", "--output", str(tmp_path / "scores.csv")]) == 0
     with (tmp_path / "scores.csv").open(newline="") as file:
         dice = [float(row["dice"]) for row in csv.DictReader(file)]
     assert len(dice) == 40
-    assert sum(dice) / len(dice) == pytest.approx(results[str(chosen)]["scores"]["dice"], abs=1e-5)
-    assert len(openings.read_text().splitlines()) == 2
+    assert sum(dice) / len(dice) == pytest.approx(results[chosen].scores["dice"], abs=1e-5)
+    assert len(openings.read_text().splitlines()) == 3
     assert evaluate([str(study_folder(home, "small").trial(winner.number).path)]) == 0
     images = tmp_path / "images"
     images.mkdir()

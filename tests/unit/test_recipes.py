@@ -13,7 +13,7 @@ from guidino_tune.config.parsing import read_yaml
 from guidino_tune.errors import UserError
 from guidino_tune.space.check import check_space
 from guidino_tune.space.recipes import BUDGETS, Request, datasets, load_tables, planned, recipe
-from guidino_tune.space.space import RECIPE, Space, load_space, read_space, shipped
+from guidino_tune.space.space import RECIPE, Space, load_space, override, read_space, shipped
 
 FILES = sorted(p.relative_to(shipped()).with_suffix("").as_posix() for p in (shipped() / "recipes").glob("*/*.yaml"))
 TABLES = load_tables()
@@ -75,6 +75,28 @@ def test_reference_recipes_have_the_codes_settings(dataset: str, system: str, ex
         assert (made.loss.guide_loss, made.loss.guide_target, made.guide.tokenbook.aggregation) == ("mse", "nearest", "mean")  # type: ignore[union-attr]
 
 
+ORDER = ("kvasir", "isic2017", "tn3k")
+PRINTED = """
+1 nnU-Net 83.92/89.71/20.85 82.30/89.18/13.38 72.81/82.38/33.47
+1 SwinUNet - - -
+1 H2Former 83.87/89.50/19.81 82.56/89.36/13.04 -
+1 U-KAN 63.81/72.17/36.92 74.62/83.41/23.57 69.60/78.66/24.49
+1 nnWNet 84.58/89.98/18.17 82.62/89.44/12.73 66.46/76.02/38.61
+1 SegDINO 80.64/87.65/18.62 77.60/85.76/20.80 74.43/83.18/18.62
+1 GuiDINO-W 84.82/90.86/17.50 82.32/89.81/13.14 74.48/83.40/24.80
+2 U-Net 70.29/79.16/41.58 72.95/81.87/41.58 70.65/79.45/24.59
+2 GuiDINO-U 83.18/89.51/17.78 81.24/88.78/17.86 72.09/81.41/24.97
+2 nnWNet 84.58/89.98/18.17 82.62/89.44/12.73 66.46/76.02/38.61
+2 GuiDINO-W 84.82/90.86/17.50 82.32/89.81/13.14 74.48/83.40/24.80
+3 SegDINO 80.64/89.65/18.62 77.60/85.76/20.80 74.43/83.18/18.62
+3 Seg-GuiDINO 79.10/87.23/18.64 81.08/89.23/16.42 61.67/73.08/16.13
+3 Seg-GuiDINO-LoRA 87.37/92.72/12.16 79.54/88.11/16.56 74.58/83.56/21.41
+3 GuiDINO-W 84.82/90.86/17.50 82.32/89.81/13.14 74.48/83.40/24.80
+3 GuiDINO-W-LoRA 86.49/92.09/12.40 82.65/89.83/13.42 73.04/82.53/31.20
+"""
+"""As the paper prints them: table, system, then IoU/Dice/HD95 on Kvasir-SEG, ISIC 2017 and TN3K."""
+
+
 def test_the_papers_numbers_are_those_of_the_tables() -> None:
     assert [len(TABLES[name].rows) for name in ("table1", "table2", "table3")] == [7, 4, 5]
     assert [row.system for row in TABLES["all"].rows] == [
@@ -82,6 +104,16 @@ def test_the_papers_numbers_are_those_of_the_tables() -> None:
         "Seg-GuiDINO-LoRA", "GuiDINO-W-LoRA",
     ]  # fmt: skip
     by_table = {name: {row.system: row.paper for row in TABLES[name].rows} for name in ("table1", "table2", "table3")}
+    lines = [line.split() for line in PRINTED.strip().splitlines()]
+    assert [
+        [
+            name[5:],
+            row.system.replace(" ", "_"),
+            *(f"{'/'.join(f'{n:.2f}' for n in row.paper[k])}" if k in row.paper else "-" for k in ORDER),
+        ]
+        for name in ("table1", "table2", "table3")
+        for row in TABLES[name].rows
+    ] == lines
     assert by_table["table1"]["SegDINO"]["kvasir"] == (80.64, 87.65, 18.62)
     assert by_table["table3"]["SegDINO"]["kvasir"] == (80.64, 89.65, 18.62)  # the paper contradicts itself
     assert by_table["table1"]["SwinUNet"] == {"unnamed": (81.24, 88.38, 14.17)}
@@ -114,8 +146,9 @@ def test_more_rows_belong_to_the_same_study() -> None:
     one, two = only(ask(what="table2", rows=("U-Net",))).to_dict(), only(ask(what="table1")).to_dict()
     assert one.pop("first_trials") != two.pop("first_trials")
     one.pop("study"), two.pop("study")
-    one.pop("experiment"), two.pop("experiment")
     assert one == two
+    bases = {name: only(ask(what=name, reference=True)).base for name in ("table1", "table2", "table3")}
+    assert len({base.hash for base in bases.values()}) == 1  # else the study's images would differ from table to table
 
 
 def test_a_table_space_is_read_back_from_its_yaml() -> None:
@@ -177,6 +210,8 @@ def test_scaling_lists_the_grid() -> None:
         (ask(what="scaling", rows=("U-Net",), backbones=("vits16",), image_sizes=("64",)), "no backbone to scale"),
         (ask(what="table2", datasets=("kvasir", "tn3k"), settings=("data.root=/x",)), "one data set at a time"),
         (ask(what="table1", rows=("U-KAN",), reference=True), "none of these rows has a recipe"),
+        (ask(what="scaling", rows=("GuiDINO-W", "U-Net"), backbones=("vits16",), image_sizes=("64",)), "about one system"),
+        (ask(what="scaling", rows=("GuiDINO-W-LoRA",), datasets=("isic2017",), reference=True), "no recipe of GuiDINO-W-LoRA"),
     ],
 )
 def test_mistakes_are_named(request_: Request, message: str) -> None:
@@ -190,6 +225,17 @@ def test_the_recipe_parameter_must_come_first_and_be_complete() -> None:
     values["space"] = dict(reversed(values["space"].items()))
     with pytest.raises(UserError, match="first parameter must be `recipe`"):
         read_space(values, source="x.yaml")
+
+
+def test_settings_of_experiments_are_refused_where_recipes_decide() -> None:
+    with pytest.raises(UserError, match="would change nothing"):
+        override(only(ask(what="table2")), ["training.epochs=7"])
+
+
+def test_values_count_in_the_order_of_the_space() -> None:
+    space = only(ask(what="table2"))
+    made = space.experiment({"training.seed": 5, "recipe": "U-Net"})  # the recipe would overwrite the seed
+    assert (made.name, made.training.seed) == ("U-Net", 5)
 
 
 def test_the_files_name_their_own_command() -> None:

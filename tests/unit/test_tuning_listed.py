@@ -6,11 +6,14 @@ from pathlib import Path
 
 import optuna
 import pytest
+import yaml
 from optuna.trial import TrialState
 from training_helpers import search_space
 
+from guidino_tune.config import Experiment
 from guidino_tune.errors import UserError
 from guidino_tune.space.parameters import Values
+from guidino_tune.space.recipes import Request, planned
 from guidino_tune.space.space import Space, read_space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.tuning.study import StudyFolder, finished, open_study, orphans, remaining
@@ -98,8 +101,52 @@ def test_anything_else_may_not_change(folder: StudyFolder) -> None:
         open_study(read_space(values, source="list.yaml"), folder)
 
 
-def test_an_empty_list_is_a_mistake() -> None:
+@pytest.mark.parametrize(
+    ("trials", "message"),
+    [
+        ([], r"first_trials\[0\].*gives training\.lr no value"),
+        ([{"training.lr": 1e-3}], "gives training.seed no value"),
+        ([{"training.lr": 1e-3, "training.seed": 1, "training.epochs": 3}], "'training.epochs' is not searched"),
+    ],
+)
+def test_an_incomplete_list_is_a_mistake(trials: list[Values], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_space(listed(*RATES).to_dict() | {"first_trials": trials}, source="list.yaml")
+
+
+def test_values_without_effect_and_repetitions_are_left_out(folder: StudyFolder) -> None:
     values = listed(*RATES).to_dict()
-    values["first_trials"] = []
-    with pytest.raises(UserError, match="first_trials"):
-        read_space(values, source="list.yaml")
+    values["experiment"] = Experiment.from_dict({"data": {"kind": "demo"}, "guide": {"kind": "dino", "backbone": "tiny"}}).to_dict()
+    values["space"] = {
+        "guide.lora.rank": {"choices": [0, 4]},
+        "guide.lora.alpha": {"type": "float", "low": 1, "high": 9, "when": {"guide.lora.rank": {"gt": 0}}},
+    }
+    pairs = [(0, 4.0), (4, 4.0), (0, 8.0), (4, 8.0)]
+    values["first_trials"] = [{"guide.lora.alpha": alpha, "guide.lora.rank": rank} for rank, alpha in pairs]
+    space = read_space(values, source="list.yaml")
+    assert len(space.first_trials) == 3  # without adapters, their scale is no difference
+    study = open_study(space, folder)
+    ranks = []
+    while remaining(study, space):
+        trial, drawn = ask(study, space)
+        ranks.append(drawn["guide.lora.rank"])
+        study.tell(trial, 0.5)
+    assert ranks == [0, 4, 4]
+
+
+def test_a_study_of_an_earlier_version_goes_on(folder: StudyFolder) -> None:
+    space = listed(*RATES)
+    open_study(space, folder)
+    stored = yaml.safe_load(folder.definition.read_text())
+    for name in ("num_classes", "normalisation"):  # came later
+        del stored["experiment"]["data"][name]
+    folder.definition.write_text(yaml.safe_dump(stored))
+    assert remaining(open_study(space, folder), space) == 3
+
+
+def test_the_data_of_a_table_may_move(folder: StudyFolder) -> None:
+    spaces = [
+        planned(Request(what="table2", datasets=("kvasir",), settings=(f"data.root={root}",))).spaces["kvasir"] for root in ("/a", "/b")
+    ]
+    open_study(spaces[0], folder)
+    assert remaining(open_study(spaces[1], folder), spaces[1]) == 12

@@ -126,7 +126,7 @@ def test_a_resumed_driver_hands_over_every_trial(setup: Setup) -> None:
     tracker = Tracker()
     again = Recorder(setup.study, setup.space, setup.folder, tracker, StudySnapshot("small"))
     again.sync()
-    assert [(t.number, t.state, len(t.history)) for t in tracker.trials] == [(0, "pruned", 2), (1, "running", 1)]
+    assert [(t.number, t.state, len(t.history)) for t in tracker.trials] == [(0, "pruned", 2), (1, "interrupted", 1)]
     again.interrupted()
     assert [(t.number, t.state) for t in tracker.trials[2:]] == [(1, "interrupted")]
 
