@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from guidino_tune.config.fields import PATCH, STRICT
 from guidino_tune.config.parsing import parse, read_yaml
 from guidino_tune.config.sections import Data, DINOGuide, Guide, Loss, Training
-from guidino_tune.config.segmenters import NNWNet, Segmenter
+from guidino_tune.config.segmenters import H2Former, NNWNet, Segmenter, SwinUNet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -36,10 +36,12 @@ class Experiment:
         size = self.data.image_size
         multiple = self.segmenter.size_multiple(size)
         if size % multiple:
-            lower = size // multiple * multiple
-            fitting = f"{lower} and {lower + multiple}" if lower else str(multiple)
+            # The multiple may follow the size, as attention windows do.
+            fitting = [s for s in range(PATCH, 4096 + PATCH, PATCH) if s % self.segmenter.size_multiple(s) == 0]
+            near = [max((s for s in fitting if s < size), default=None), min((s for s in fitting if s > size), default=None)]
             raise ValueError(
-                f"data.image_size: {size} is no multiple of {multiple}, which segmenter {self.segmenter.kind!r} needs; nearest: {fitting}"
+                f"data.image_size: {size} is no multiple of {multiple}, which segmenter {self.segmenter.kind!r} needs; "
+                f"nearest: {' and '.join(str(s) for s in near if s)}"
             )
         if isinstance(self.guide, DINOGuide):
             if self.guide.sha256 and self.guide.weights == "random":
@@ -129,6 +131,10 @@ class Experiment:
         if isinstance(self.guide, DINOGuide):
             guide["gate"] = self.gate
             guide["tokenbook"]["num_prototypes"] = self.num_prototypes
+        if isinstance(self.segmenter, SwinUNet | H2Former):
+            values["segmenter"]["window"] = self.segmenter.window_at(self.data.image_size)
+        if lora and str(guide["backbone"]).startswith("convnext"):
+            del guide["lora"]["targets"]  # both mean the same there
         if not self.gate:
             guide.pop("tokenbook", None)
             for key in ("lambda_guide", "guide_loss", "guide_target"):

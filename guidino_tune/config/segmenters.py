@@ -19,6 +19,11 @@ GATES: dict[str, str] = {
 """Places where a guide mask can multiply."""
 
 
+def _largest_divisor(number: int, most: int) -> int:
+    """Of ``number``, at least 2 and at most ``most``; 2 where there is none."""
+    return max((d for d in range(2, most + 1) if number % d == 0), default=2)
+
+
 class Common:
     """What every segmenter's options tell, besides the options.
 
@@ -75,7 +80,9 @@ class NNUNet(Common):
 
     def size_multiple(self, image_size: int) -> int:
         """See ``Common.size_multiple``."""
-        return max(PATCH, 1 << (self.num_stages - 1))
+        deepest = 1 << (self.num_stages - 1)
+        # A deepest map of a single pixel is nothing that instance norm could normalise.
+        return max(PATCH, deepest if image_size > deepest else 2 * deepest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -96,7 +103,7 @@ class SwinUNet(Common):
 
     Attributes:
         window: Side of the attention windows, in tokens of 4 pixels; the image is a multiple of ``32 * window``. ``None``: 7, the
-            original's, for multiples of 224 pixels, else an eighth of the token grid at 1/4 (8 at 256 pixels).
+            original's, for multiples of 224 pixels, else the largest that fits and is at most 16 (8 at 256 pixels).
         embed_width: Width at 1/4; doubled at each of the three stages below. A multiple of the first number of heads.
         depths: Blocks of each encoder stage, and of its counterpart in the decoder.
         heads: Attention heads of each stage.
@@ -117,7 +124,7 @@ class SwinUNet(Common):
         """The window of a network for this image size."""
         if self.window is not None:
             return self.window
-        return 7 if image_size % 224 == 0 else max(2, image_size // 32)
+        return 7 if image_size % 224 == 0 else _largest_divisor(image_size // 32, 16)
 
     def size_multiple(self, image_size: int) -> int:
         """See ``Common.size_multiple``."""
@@ -130,7 +137,8 @@ class H2Former(Common):
 
     Attributes:
         window: Side of the attention windows at every stage, in pixels of that stage's map; the image is a multiple of ``16 * window``.
-            ``None``: the sixteenth of the image, as the original.
+            ``None``: the sixteenth of the image, as the original, or the largest part of it that is at most 32: attention over larger
+            windows takes gigabytes.
         base_width: Width of the first stage (64 in ResNet-34); doubled at each of the next three.
         blocks: Residual blocks of each stage.
         depths: Attention blocks of each stage.
@@ -154,7 +162,7 @@ class H2Former(Common):
 
     def window_at(self, image_size: int) -> int:
         """The window of a network for this image size."""
-        return self.window or max(2, image_size // 16)
+        return self.window or _largest_divisor(image_size // 16, 32)
 
     def size_multiple(self, image_size: int) -> int:
         """See ``Common.size_multiple``."""
@@ -170,7 +178,7 @@ class UKAN(Common):
             default; its larger variant is (256, 320, 512).
         grid: Intervals of the splines on [-1, 1].
         order: Of the splines; 3 is cubic.
-        drop_path: Rate of stochastic depth of the KAN blocks.
+        drop_path: Stochastic depth of the KAN blocks: half of this rate at the second block of encoder and decoder, as the original.
     """
 
     gates: ClassVar[tuple[str, ...]] = ("skips", "input", "bottleneck", "decoder")
@@ -251,7 +259,7 @@ class DinoUNet(Common):
 
     def size_multiple(self, image_size: int) -> int:
         """See ``Common.size_multiple``."""
-        return 32
+        return 32 if image_size >= 64 else 64  # a map of a single pixel is nothing that instance norm could normalise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

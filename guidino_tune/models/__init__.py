@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import copy
 
+import torch
+
 from guidino_tune.config import DINOGuide, Experiment
-from guidino_tune.models.backbone import Backbone, Features, check_backbone, load_backbone
+from guidino_tune.models.backbone import Backbone, BackboneShape, Features, check_backbone, load_backbone, shape_of
 from guidino_tune.models.guided import GuidedSegmenter, Prediction
 from guidino_tune.models.lora import add_lora
 from guidino_tune.models.seeding import seeded
-from guidino_tune.models.segmenters import SEGMENTERS
+from guidino_tune.models.segmenters import SEGMENTERS, Segmenter
 from guidino_tune.models.tokenbook import TokenBook
+from guidino_tune.models.weights import random_config
 
-__all__ = ["Backbone", "Features", "GuidedSegmenter", "Prediction", "build_model", "check_backbone", "load_backbone"]
+__all__ = ["Backbone", "Features", "GuidedSegmenter", "Prediction", "build_model", "check_backbone", "check_segmenter", "load_backbone"]
+
+
+def check_segmenter(experiment: Experiment) -> None:
+    """Checks that the segmenter of an experiment can be built on its backbone. It is built without memory for its weights.
+
+    Raises:
+        UserError: The segmenter's options do not fit each other, or its backbone; the backbone's folder holds no configuration.
+    """
+    guide = experiment.guide
+    shape = shape_of(random_config(guide.backbone)) if isinstance(guide, DINOGuide) else None
+    with torch.device("meta"):
+        _segmenter(experiment, shape)
+
+
+def _segmenter(experiment: Experiment, backbone: BackboneShape | None) -> Segmenter:
+    return SEGMENTERS[experiment.segmenter.kind](
+        experiment.segmenter, image_size=experiment.data.image_size, num_outputs=experiment.num_outputs, backbone=backbone
+    )
 
 
 def build_model(experiment: Experiment, backbone: Backbone | None = None) -> GuidedSegmenter:
     """The network of an experiment, on the CPU, with initial weights that follow from ``experiment.training.seed``.
 
-    Segmenter, adapters and TokenBook draw their weights independently, so that experiments which differ only in the guide start from
-    the same segmenter. The global random state is left as it was.
+    Segmenter, adapters and TokenBook each start from the seed anew, so that experiments which differ only in the guide start from the
+    same segmenter. The global random state is left as it was.
 
     Args:
         experiment: What to build.
@@ -44,10 +65,5 @@ def build_model(experiment: Experiment, backbone: Backbone | None = None) -> Gui
             with seeded(seed):
                 tokenbook = TokenBook.from_config(guide.tokenbook, backbone.shape.width, experiment.num_prototypes)
     with seeded(seed):
-        segmenter = SEGMENTERS[experiment.segmenter.kind](
-            experiment.segmenter,
-            image_size=experiment.data.image_size,
-            num_outputs=experiment.num_outputs,
-            backbone=backbone.shape if backbone else None,
-        )
+        segmenter = _segmenter(experiment, backbone.shape if backbone else None)
     return GuidedSegmenter(segmenter, backbone=backbone, tokenbook=tokenbook, place=experiment.gate)

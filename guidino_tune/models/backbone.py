@@ -16,7 +16,7 @@ from guidino_tune.models.architectures import ARCHITECTURES
 from guidino_tune.models.seeding import seeded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 RANDOM_SEED = 20250814
 """Seed of ``weights: random``: the same on every machine and in every trial, so that cached tokens stay valid."""
@@ -93,12 +93,8 @@ class Backbone(nn.Module):
         super().__init__()
         config = vit.config
         self.architecture = ARCHITECTURES[config.model_type]
-        if self.architecture.patch is None:
-            self.shape = BackboneShape(config.hidden_sizes[-1], tuple(config.hidden_sizes))
-            self.num_special_tokens = 1
-        else:
-            self.shape = BackboneShape(config.hidden_size, (config.hidden_size,) * config.num_hidden_layers)
-            self.num_special_tokens = 1 + getattr(config, "num_register_tokens", 0)
+        self.shape = shape_of(config)
+        self.num_special_tokens = 1 + getattr(config, "num_register_tokens", 0)  # the class token (of a ConvNeXt: the pooled one) first
         self.vit: nn.Module = vit.requires_grad_(False)
         self.eval()
 
@@ -187,6 +183,13 @@ def check_image_size(images: Tensor, multiple: int = PATCH) -> None:
             where="model input",
             todo=f"resize or pad the images so that both sides are multiples of {multiple}",
         )
+
+
+def shape_of(config: PreTrainedConfig) -> BackboneShape:
+    """What a backbone with this configuration gives."""
+    if ARCHITECTURES[config.model_type].patch is None:
+        return BackboneShape(config.hidden_sizes[-1], tuple(config.hidden_sizes))
+    return BackboneShape(config.hidden_size, (config.hidden_size,) * config.num_hidden_layers)
 
 
 def segmentation_layers(num_layers: int) -> tuple[int, int, int, int]:

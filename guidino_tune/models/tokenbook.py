@@ -66,11 +66,13 @@ class TokenBook(nn.Module):
 
     def similarities(self, tokens: Tensor) -> Tensor:
         """(B, C, h, w) tokens to (B, N, h, w) similarities, in [-1, 1] with ``cosine``."""
+        return _similarities(*self._normalised(tokens))
+
+    def _normalised(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Projected tokens (B, C, h, w) and prototypes (N, C), of unit length with ``cosine``."""
         projected: Tensor = self.project(tokens)
         prototypes: Tensor = self.prototypes
-        if self.cosine:
-            projected, prototypes = F.normalize(projected, dim=1), F.normalize(prototypes, dim=1)
-        return F.conv2d(projected, prototypes[:, :, None, None])
+        return (F.normalize(projected, dim=1), F.normalize(prototypes, dim=1)) if self.cosine else (projected, prototypes)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Guide mask.
@@ -82,14 +84,22 @@ class TokenBook(nn.Module):
             (B, 1, h, w) in [0, 1], float32 also under autocast: in bf16 the mask's differences are lost in rounding.
         """
         with without_autocast(tokens.device):
-            return self._aggregate(self.similarities(tokens.float()))
+            return self._mask(tokens.float())
 
-    def _aggregate(self, s: Tensor) -> Tensor:
-        if self.aggregation == "weighted":
-            return torch.sigmoid(torch.einsum("bnhw,n->bhw", s, self.alpha)).unsqueeze(1)
+    def _mask(self, tokens: Tensor) -> Tensor:
+        projected, prototypes = self._normalised(tokens)
         if self.aggregation == "softmax":
+            s = _similarities(projected, prototypes)
             best = (torch.softmax(s * torch.exp(-self.log_temperature), dim=1) * s).sum(1, keepdim=True)
             return torch.sigmoid(torch.exp(self.log_scale) * best + self.bias)
-        mean = s.mean(1, keepdim=True)
+        # Both others are linear in the similarities: the sum over prototypes is taken first, and N maps are never made.
+        if self.aggregation == "weighted":
+            return torch.sigmoid(_similarities(projected, self.alpha[None] @ prototypes))
+        mean = _similarities(projected, prototypes.mean(0, keepdim=True))
         # A cosine may exceed 1 by rounding, which cross-entropy would refuse.
         return (0.5 * mean + 0.5).clamp(0, 1) if self.cosine else torch.sigmoid(mean)
+
+
+def _similarities(projected: Tensor, vectors: Tensor) -> Tensor:
+    """(B, C, h, w) and (N, C) to (B, N, h, w): scalar products."""
+    return F.conv2d(projected, vectors[:, :, None, None])

@@ -117,6 +117,22 @@ def idle_parameters(space: Space) -> list[str]:
     return [path for path in space.parameters if path not in alive]
 
 
+def examples(space: Space) -> list[Experiment]:
+    """Experiments that the space may give: of a list every one, else some hundred random ones, every first trial and every choice.
+
+    Raises:
+        UserError: Some values make no valid experiment; names the parameter.
+    """
+    if space.study.sampler == "listed":
+        return [_build(space, values) for values in space.first_trials]
+    generator = random.Random(0)
+    fixed: list[Values] = [Values() for _ in range(4 * DRAWS)]
+    fixed += [dict(trial) for trial in space.first_trials]
+    fixed += [{path: choice} for path, parameter in space.parameters.items() if parameter.type == "choice" for choice in parameter.choices]
+    drawn = [space.walk(lambda path, parameter, f=f: f.get(path, parameter.draw(generator)))[0] for f in fixed]  # type: ignore[misc]
+    return [_build(space, values) for values in drawn]
+
+
 def _check_order(space: Space) -> None:
     """A condition sees only what is drawn above it, and a new kind discards what was drawn for its section."""
     order = list(space.parameters)

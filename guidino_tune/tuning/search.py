@@ -11,6 +11,7 @@ import signal
 import time
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -22,8 +23,8 @@ from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import UserError
 from guidino_tune.metrics import constant_mask_dice
-from guidino_tune.models.backbone import check_backbone
-from guidino_tune.space.check import check_space
+from guidino_tune.models import check_backbone, check_segmenter
+from guidino_tune.space.check import check_space, examples
 from guidino_tune.space.space import Space
 from guidino_tune.tracking import DatasetInfo, MLflowTracker, StudySnapshot, flatten, tracking_uri
 from guidino_tune.training.folder import write_text
@@ -33,7 +34,7 @@ from guidino_tune.tuning.cluster import Plan, connected, plan
 from guidino_tune.tuning.environment import sealed_tests
 from guidino_tune.tuning.progress import Progress, leaderboard
 from guidino_tune.tuning.recording import Recorder
-from guidino_tune.tuning.study import LISTED, StudyFolder, check_same_search, finished, load_study, open_study, ranking, remaining
+from guidino_tune.tuning.study import StudyFolder, check_same_search, finished, load_study, open_study, ranking, remaining
 
 MLFLOW_EXPERIMENT = "guidino_tune"
 
@@ -53,7 +54,7 @@ def check_search(space: Space, folder: StudyFolder) -> None:
         UserError: The space has a mistake, weights cannot be loaded, the data set is not there, or the folder holds another search.
     """
     check_space(space)
-    check_weights(space)
+    check_models(space)
     check_workers(space.base, space.resources.workers)
     find_cases(space.base.data)
     check_same_search(space, folder)
@@ -73,20 +74,25 @@ def check_workers(experiment: Experiment, workers: int) -> None:
         )
 
 
-def check_weights(space: Space) -> None:
-    """Every guide backbone that a trial may use can be loaded.
+def check_models(space: Space) -> None:
+    """Every guide backbone that a trial may use can be loaded, and every segmenter built on it.
 
     Raises:
         UserError: Which one cannot, why, and what else to do.
     """
-    guides = [space.base.guide]
-    if space.study.sampler == LISTED:
-        guides = [space.experiment(values).guide for values in space.first_trials]
-    elif "guide.backbone" in space.parameters and isinstance(space.base.guide, DINOGuide):
-        guides = [dataclasses.replace(space.base.guide, backbone=str(name)) for name in space.parameters["guide.backbone"].ends]
-    sources = {(g.backbone, g.weights, g.sha256): g for g in guides if isinstance(g, DINOGuide)}
-    for guide in sources.values():
+    guides: dict[tuple[Any, ...], DINOGuide] = {}
+    segmenters: dict[tuple[Any, ...], Experiment] = {}
+    for experiment in examples(space):
+        guide = experiment.guide
+        backbone = ""
+        if isinstance(guide, DINOGuide):
+            backbone = guide.backbone
+            guides[backbone, guide.weights, guide.sha256] = guide
+        segmenters[experiment.segmenter, backbone, experiment.data.image_size] = experiment
+    for guide in guides.values():
         check_backbone(guide)
+    for experiment in segmenters.values():
+        check_segmenter(experiment)
 
 
 def run_search(space: Space, console: Console, storage: str | None = None) -> int:

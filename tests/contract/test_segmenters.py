@@ -108,6 +108,43 @@ def test_gate_multiplies_at_its_place(kind: str, place: str) -> None:
     assert not torch.equal(model(images).logits[0], none)
 
 
+MAPS: dict[str, dict[str, int]] = {
+    "unet": {"bottleneck": 1, "input": 1, "skips": 4, "decoder": 4},
+    "nnunet": {"skips": 3, "input": 1, "bottleneck": 1, "decoder": 3},
+    "nnwnet": {"input": 1, "bottleneck": 1, "skips": 12, "decoder": 8},
+    "swinunet": {"skips": 3, "input": 1, "bottleneck": 1, "decoder": 4},
+    "h2former": {"skips": 3, "input": 1, "bottleneck": 1, "decoder": 3},
+    "ukan": {"skips": 4, "input": 1, "bottleneck": 1, "decoder": 5},
+    "segdino": {"features": 4, "decoder": 1},
+    "segguidino": {"features": 1, "decoder": 1},
+    "dinounet": {"skips": 3, "input": 1, "bottleneck": 1, "decoder": 3, "features": 4},
+    "meddino": {"decoder": 1, "features": 1},
+}
+"""Maps at each place: every skip and every decoder stage, by counting in the published drawings."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", SEGMENTERS)
+def test_a_place_is_every_map_of_its_name(kind: str) -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.maps: list[tuple[str, tuple[int, ...]]] = []
+
+        def __call__(self, place: str, x: torch.Tensor) -> torch.Tensor:
+            self.maps.append((place, tuple(x.shape)))
+            return x
+
+    model, gate = build(kind, TINY).eval(), Counting()
+    images = torch.randn(1, 3, 64, 64)
+    features = model.backbone(images, model.feature_request.layers, model.feature_request.final_norm)
+    model.segmenter(images, gate, features)
+    assert {place: sum(p == place for p, _ in gate.maps) for place in CONFIGS[kind].gates} == MAPS[kind]
+    assert {p for p, _ in gate.maps} == set(CONFIGS[kind].gates)
+    skips = [shape for place, shape in gate.maps if place == "skips"]
+    if kind != "nnwnet":  # its two passes meet the same resolutions again
+        assert len(set(skips)) == len(skips)
+
+
 @pytest.mark.parametrize(("kind", "place"), PLACES)
 def test_guide_learns_through_the_gate_alone(kind: str, place: str) -> None:
     model = build(kind, TINY | {"gate": place}).train()

@@ -34,7 +34,13 @@ PLACES: dict[str, set[str]] = {
     "adamw": {SECTIONS, "training/optimisers.py"},
     "sgd": {SECTIONS, "training/optimisers.py", "config/experiment.py"},  # momentum has an effect with it only
     "poly": {SECTIONS, "training/optimisers.py"},
-    "listed": {"config/study.py", "tuning/study.py", "space/space.py", "space/recipes.py"},  # checked on reading; tables are lists
+    "listed": {
+        "config/study.py",
+        "tuning/study.py",
+        "space/space.py",
+        "space/check.py",
+        "space/recipes.py",
+    },  # checked on reading; tables are lists
     "tpe": {"config/study.py", "tuning/study.py", "search.py"},
     "asha": {"config/study.py", "tuning/study.py", "search.py", "tuning/dry_run.py"},  # the plan shows its rungs
 }

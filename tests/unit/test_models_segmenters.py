@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from guidino_tune import config
 from guidino_tune.models.backbone import BackboneShape, Features
@@ -91,6 +91,13 @@ def test_segguidino_is_the_published_one() -> None:
     expected = upsample(conv(x, model.head), 16, corners=False)
     actual = model(torch.empty(2, 3, 48, 32), Gate(mask, "features"), Features(last))
     torch.testing.assert_close(actual[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_segguidino_has_its_dropout() -> None:
+    (layer,) = [
+        m for m in SegGuiDINO(config.SegGuiDINO(dropout=0.3), backbone=BackboneShape(8, (8,))).modules() if isinstance(m, nn.Dropout2d)
+    ]
+    assert layer.p == 0.3
 
 
 def test_segguidino_falls_back_to_one_group() -> None:

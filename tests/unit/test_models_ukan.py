@@ -109,7 +109,7 @@ def pool(x: Tensor) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize(("grid", "order"), [(5, 3), (3, 2)])
 def test_block_is_the_published_one(grid: int, order: int) -> None:
-    block = scramble(KANBlock(6, config.UKAN(grid=grid, order=order)))
+    block = scramble(KANBlock(6, config.UKAN(grid=grid, order=order), 0.0))
     x = torch.randn(2, 6, 5, 7)
     expected = kan_block(x, block, grid, order)
     torch.testing.assert_close(block(x), expected, atol=1e-4, rtol=1e-4)
@@ -147,12 +147,18 @@ def test_network_is_wired_as_published(place: str) -> None:
 @torch.no_grad()
 def test_drop_path_drops_whole_samples_in_training_only() -> None:
     torch.manual_seed(0)
-    block = KANBlock(4, config.UKAN(drop_path=0.5)).train()
+    block = KANBlock(4, config.UKAN(), 0.5).train()
     x = torch.randn(200, 4, 3, 3)
     dropped = (block(x) == block.norm(x)).flatten(1).all(1)
     assert 70 < dropped.sum() < 130
     kept = (block.eval()(x) == block.norm(x)).flatten(1).all(1)
     assert not kept.any()
+
+
+def test_stochastic_depth_follows_the_original() -> None:
+    model: Any = UKAN(config.UKAN(drop_path=0.3))
+    rates = [block.branch[-1].rate for block in (*model.encoder_kan, *model.decoder_kan[:2])]
+    assert rates == [0.0, 0.15, 0.0, 0.15]
 
 
 def test_initial_convolutions_of_tokens() -> None:

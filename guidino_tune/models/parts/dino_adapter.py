@@ -7,7 +7,6 @@ devices may convert them with ``nn.SyncBatchNorm.convert_sync_batchnorm``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from guidino_tune.models.parts.convolutions import he_by_outputs
 from guidino_tune.models.parts.deformable import DeformableCrossAttention, pixel_centres
 from guidino_tune.models.parts.drop_path import DropPath
 
@@ -165,7 +165,4 @@ def initialise(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        fan_out = module.out_channels * math.prod(module.kernel_size) // module.groups
-        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        he_by_outputs(module)

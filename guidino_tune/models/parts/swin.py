@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,21 @@ def drop_path_rates(largest: float, depths: Sequence[int]) -> list[list[float]]:
     return rates
 
 
+@lru_cache(maxsize=4)
+def bias_index(window: int, device: torch.device) -> Tensor:
+    """Row of the bias table for every query and key of a window: their distances in y and x, made non-negative, in raster order.
+
+    It is no buffer of the attention: all blocks share it, and distributed training would send it to every worker in every step.
+
+    Returns:
+        (window^2, window^2), int64.
+    """
+    place = torch.arange(window, device=device)
+    distance = place[:, None] - place + window - 1
+    index = distance[:, None, :, None] * (2 * window - 1) + distance[None, :, None, :]
+    return index.flatten(2).flatten(0, 1)
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows, with a learned bias for each head and relative position (section 3.2, equation 4).
 
@@ -77,18 +93,13 @@ class WindowAttention(nn.Module):
         window: Side of a window, in tokens.
     """
 
-    bias_index: Tensor
-
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
+        self.window = window
         self.qkv = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
         self.bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
-        # Row of the table for query (y, x) and key (y', x'): the distances y - y' and x - x', made non-negative, in raster order.
-        distance = torch.arange(window)[:, None] - torch.arange(window) + window - 1
-        index = distance[:, None, :, None] * (2 * window - 1) + distance[None, :, None, :]
-        self.register_buffer("bias_index", index.flatten(2).flatten(0, 1), persistent=False)
 
     def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
         """Attends.
@@ -101,7 +112,7 @@ class WindowAttention(nn.Module):
             Like ``x``.
         """
         tokens = x.shape[2]
-        bias = self.bias_table[self.bias_index].permute(2, 0, 1)
+        bias = self.bias_table[bias_index(self.window, x.device)].permute(2, 0, 1)
         if allowed is not None:
             bias = bias.masked_fill(~allowed[:, None], -math.inf).flatten(0, 1)
         # Windows with a mask of their own count as heads, others as samples: the fused kernels want four axes and one mask a head.

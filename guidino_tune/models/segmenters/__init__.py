@@ -1,7 +1,8 @@
 """The segmenters by their configuration's ``kind``.
 
-To add one: a configuration dataclass with ``kind``, ``gates`` and ``needs_features``, one file here with a ``Segmenter`` subclass, and
-one line in ``SEGMENTERS``. See ``base.Segmenter`` for the constructor and ``forward`` that all share.
+To add one: a configuration dataclass in ``config/segmenters.py`` (see ``Common`` there; it joins the union at the end of that file), one
+file here with a ``Segmenter`` subclass (see ``base.Segmenter`` for the constructor and ``forward`` that all share), and one line in
+``SEGMENTERS``.
 """
 
 from guidino_tune.models.segmenters.base import Segmenter

@@ -16,7 +16,7 @@ class Segmenter(nn.Module, ABC):
 
     Args:
         config: The segmenter's configuration dataclass.
-        image_size: Side of the images that it is built for, in pixels. It works on others that are multiples of ``size_multiple`` too.
+        image_size: Side of the images that it is built for, in pixels. It also takes others that are multiples of ``size_multiple``.
         num_outputs: Channels of the logits.
         backbone: What the backbone gives; ``None`` without a backbone.
     """

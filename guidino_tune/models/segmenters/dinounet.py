@@ -20,11 +20,11 @@ class DinoUNet(Segmenter):
     Each scale has one transposed convolution by 2 of its own, applied twice with nothing between. The adapter starts from its own initial
     weights, the rest from PyTorch's, as the original. Without deep supervision the coarse heads exist but are neither run nor trained.
     Gate places: ``skips``, the three finer maps that the decoder reads; ``input``, the image that the adapter's convolutions see;
-    ``bottleneck``, the decoder's deepest map, at 1/8; ``decoder``, every map of the decoder; ``features``, the four layers at 1/16.
+    ``bottleneck``, the decoder's deepest map, at 1/8; ``decoder``, every map of the decoder; ``features``, the four layers at 1/16, as
+    they are added to the adapter's maps (its attention normalises every token, which takes a mask out again).
 
     Raises:
-        UserError: The attention heads do not divide half of the backbone's width, or the deepest map of an image would be a single pixel,
-            which instance norm cannot normalise.
+        UserError: The attention heads do not divide half of the backbone's width.
     """
 
     def __init__(
@@ -32,12 +32,6 @@ class DinoUNet(Segmenter):
     ) -> None:
         super().__init__(config, image_size=image_size)
         shape = required("Dino U-Net", backbone)
-        if image_size < 64:
-            raise UserError(
-                f"Dino U-Net works down to 1/32 of the image, which is a single pixel of {image_size} x {image_size}; it needs two",
-                where="data.image_size",
-                todo="take at least 64",
-            )
         if shape.width // 2 % config.attention_heads:
             raise UserError(
                 f"{config.attention_heads} heads do not divide {shape.width // 2}, half of the width of the guide backbone",

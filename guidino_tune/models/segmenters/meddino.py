@@ -11,18 +11,8 @@ from torch import Tensor, nn
 from guidino_tune import config as sections
 from guidino_tune.models.backbone import BackboneShape, FeatureRequest, Features, segmentation_layers
 from guidino_tune.models.gate import Gate
+from guidino_tune.models.parts.convolutions import ChannelNorm
 from guidino_tune.models.segmenters.base import Segmenter, required
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of each pixel, eps 1e-6."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class MedDINO(Segmenter):
@@ -45,7 +35,7 @@ class MedDINO(Segmenter):
         width = sum(shape.layer_widths[layer] for layer in layers)
         widths = [max(1, width >> halvings) for halvings in range(5)]
         self.up = nn.ModuleList(nn.ConvTranspose2d(inputs, outputs, 2, stride=2) for inputs, outputs in pairwise(widths))
-        self.norms = nn.ModuleList(ChannelNorm(outputs) for outputs in widths[1:])
+        self.norms = nn.ModuleList(ChannelNorm(outputs, eps=1e-6) for outputs in widths[1:])
         self.head = nn.Conv2d(widths[-1], num_outputs, 1)
         for layer in (*self.up, self.head):
             nn.init.kaiming_normal_(layer.weight, a=1e-2)

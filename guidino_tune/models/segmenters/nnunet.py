@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from guidino_tune import config as sections
-from guidino_tune.errors import UserError
 from guidino_tune.models.backbone import BackboneShape, Features
 from guidino_tune.models.gate import Gate
 from guidino_tune.models.parts.nnunet import UNetDecoder, conv_norm
@@ -65,21 +64,12 @@ class NNUNet(Segmenter):
     coarse ones exist but are neither run nor trained, so that the weights fit both ways.
     Gate places: ``input``, the image; ``bottleneck``, the deepest map; ``skips``; ``decoder``, every map of the decoder.
     The first norm undoes a mask at ``input`` that is the same all over the image; what counts there is how it differs from place to place.
-
-    Raises:
-        UserError: The deepest map of an image would be a single pixel, which instance norm cannot normalise.
     """
 
     def __init__(
         self, config: sections.NNUNet, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None
     ) -> None:
         super().__init__(config, image_size=image_size)
-        if image_size < 2**config.num_stages:
-            raise UserError(
-                f"{config.num_stages} stages leave one pixel of a {image_size} x {image_size} image, which instance norm cannot normalise",
-                where="segmenter.num_stages",
-                todo=f"take at most {image_size.bit_length() - 1} stages, or larger images",
-            )
         widths = [min(config.base_width * 2**level, config.max_width) for level in range(config.num_stages)]
         residual = config.encoder == "residual"
         self.stem = conv_norm(3, widths[0]) if residual else nn.Sequential()

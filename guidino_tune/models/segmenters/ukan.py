@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -11,17 +10,10 @@ from torch import Tensor, nn
 from guidino_tune import config as sections
 from guidino_tune.models.backbone import BackboneShape, Features
 from guidino_tune.models.gate import Gate
+from guidino_tune.models.parts.convolutions import ChannelNorm, double_conv, he_by_outputs
 from guidino_tune.models.parts.drop_path import DropPath
 from guidino_tune.models.parts.kan import KANLinear
 from guidino_tune.models.segmenters.base import Segmenter
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of a map."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class KANMixer(nn.Module):
@@ -30,7 +22,8 @@ class KANMixer(nn.Module):
     def __init__(self, width: int, *, grid: int, order: int) -> None:
         super().__init__()
         self.linear = KANLinear(width, width, grid=grid, order=order)
-        conv = he_init(nn.Conv2d(width, width, 3, padding=1, groups=width))
+        conv = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        he_by_outputs(conv)
         self.local = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,31 +35,16 @@ class KANMixer(nn.Module):
 class KANBlock(nn.Module):
     """``norm(x + drop_path(mixers(norm(x))))`` with three mixers (section "Tokenized KAN Block")."""
 
-    def __init__(self, width: int, config: sections.UKAN) -> None:
+    def __init__(self, width: int, config: sections.UKAN, drop_path: float) -> None:
         super().__init__()
         mixers = (KANMixer(width, grid=config.grid, order=config.order) for _ in range(3))
-        self.branch = nn.Sequential(ChannelNorm(width), *mixers, DropPath(config.drop_path))
+        self.branch = nn.Sequential(ChannelNorm(width), *mixers, DropPath(drop_path))
         self.norm = ChannelNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) to the same."""
         y: Tensor = self.norm(x + self.branch(x))
         return y
-
-
-def double_conv(inputs: int, middle: int, outputs: int) -> nn.Sequential:
-    """Twice 3x3 convolution, batch norm and ReLU."""
-    layers: list[nn.Module] = []
-    for before, after in ((inputs, middle), (middle, outputs)):
-        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
-
-
-def he_init(conv: nn.Conv2d) -> nn.Conv2d:
-    """He initialisation by the outputs that one input reaches; in depthwise convolutions those of its own channel only."""
-    nn.init.normal_(conv.weight, std=math.sqrt(2 * conv.groups / (conv.out_channels * math.prod(conv.kernel_size))))
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    return conv
 
 
 class UKAN(Segmenter):
@@ -82,15 +60,19 @@ class UKAN(Segmenter):
         super().__init__(config, image_size=image_size)
         first, middle, deepest = config.widths
         fine, coarse = [first // 8, first // 4, first], [first, middle, deepest]
-        self.encoder = nn.ModuleList(double_conv(inputs, outputs, outputs) for inputs, outputs in pairwise([3, *fine]))
+        self.encoder = nn.ModuleList(double_conv(inputs, outputs, outputs, bias=True) for inputs, outputs in pairwise([3, *fine]))
         self.embed = nn.ModuleList(
-            nn.Sequential(he_init(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)), ChannelNorm(outputs))
-            for inputs, outputs in pairwise(coarse)
+            nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), ChannelNorm(outputs)) for inputs, outputs in pairwise(coarse)
         )
-        self.encoder_kan = nn.ModuleList(KANBlock(width, config) for width in (middle, deepest))
+        for conv in self.embed.modules():
+            if isinstance(conv, nn.Conv2d):
+                he_by_outputs(conv)
+        rates = (0.0, config.drop_path / 2)  # the original's schedule, the same for encoder and decoder
+        self.encoder_kan = nn.ModuleList(KANBlock(width, config, rate) for width, rate in zip((middle, deepest), rates, strict=True))
         widths = [deepest, middle, *reversed(fine), fine[0]]
-        self.decoder = nn.ModuleList(double_conv(inputs, inputs, outputs) for inputs, outputs in pairwise(widths))
-        self.decoder_kan = nn.ModuleList([KANBlock(middle, config), KANBlock(first, config), *(nn.Identity() for _ in range(3))])
+        self.decoder = nn.ModuleList(double_conv(inputs, inputs, outputs, bias=True) for inputs, outputs in pairwise(widths))
+        blocks = (KANBlock(width, config, rate) for width, rate in zip((middle, first), rates, strict=True))
+        self.decoder_kan = nn.ModuleList([*blocks, *(nn.Identity() for _ in range(3))])
         self.head = nn.Conv2d(fine[0], num_outputs, 1)
 
     def forward(self, images: Tensor, gate: Gate, features: Features | None = None) -> tuple[Tensor, ...]:

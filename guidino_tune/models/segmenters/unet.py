@@ -11,19 +11,8 @@ from torch import Tensor, nn
 from guidino_tune import config as sections
 from guidino_tune.models.backbone import BackboneShape, Features
 from guidino_tune.models.gate import Gate
+from guidino_tune.models.parts.convolutions import double_conv
 from guidino_tune.models.segmenters.base import Segmenter
-
-
-def double_conv(inputs: int, outputs: int) -> nn.Sequential:
-    """Twice 3x3 convolution without bias, batch norm and ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
 
 
 class UNet(Segmenter):
@@ -37,10 +26,10 @@ class UNet(Segmenter):
     ) -> None:
         super().__init__(config, image_size=image_size)
         widths = [config.base_width * 2**level for level in range(5)]
-        self.down = nn.ModuleList(double_conv(inputs, outputs) for inputs, outputs in zip([3, *widths], widths, strict=False))
+        self.down = nn.ModuleList(double_conv(inputs, outputs, outputs, bias=False) for inputs, outputs in pairwise([3, *widths]))
         widths.reverse()
         self.up = nn.ModuleList(nn.ConvTranspose2d(deep, fine, 2, stride=2) for deep, fine in pairwise(widths))
-        self.merge = nn.ModuleList(double_conv(deep, fine) for deep, fine in pairwise(widths))
+        self.merge = nn.ModuleList(double_conv(deep, fine, fine, bias=False) for deep, fine in pairwise(widths))
         self.head = nn.Conv2d(widths[-1], num_outputs, 1)
 
     def forward(self, images: Tensor, gate: Gate, features: Features | None = None) -> tuple[Tensor, ...]:
