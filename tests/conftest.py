@@ -11,10 +11,9 @@ ONE_BY_ONE = ("ray", "browser", "real_data")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several test processes, one of them runs all of these."""
+    """With several test processes, one of them runs all of those, and each other file stays in one process: its imports are slow."""
     for item in items:
-        if item.path.parent.name in ONE_BY_ONE:
-            item.add_marker(pytest.mark.xdist_group("one by one"))
+        item.add_marker(pytest.mark.xdist_group("one by one" if item.path.parent.name in ONE_BY_ONE else item.path.stem))
 
 
 @pytest.fixture(autouse=True)

@@ -7,24 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from network_formulas import norm, scramble
 from torch import Tensor
 
 from guidino_tune import config
 from guidino_tune.models.gate import Gate
 from guidino_tune.models.segmenters import h2former
 from guidino_tune.models.segmenters.h2former import H2Former
-
-
-def scramble(model: Any) -> Any:
-    """Every weight and statistic random, so that no initial zero or one hides a mistake; eval mode."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if "running_var" in name:
-                value.uniform_(0.5, 2)
-            elif value.is_floating_point():
-                value.normal_(std=0.2)
-    return model.eval()
 
 
 def array(x: Tensor) -> Any:
@@ -43,10 +32,6 @@ def channel_attention(x: Any, layer: Any) -> Any:
     return out
 
 
-def norm(x: Tensor, batch_norm: Any) -> Tensor:
-    return F.batch_norm(x, batch_norm.running_mean, batch_norm.running_var, batch_norm.weight, batch_norm.bias)
-
-
 def layer_norm(x: Tensor, layer: Any) -> Tensor:
     """Over the channels of (B, C, H, W)."""
     x = x - x.mean(1, keepdim=True)
@@ -55,7 +40,7 @@ def layer_norm(x: Tensor, layer: Any) -> Tensor:
 
 
 def test_channel_attention() -> None:
-    layer = scramble(h2former.ChannelAttention())
+    layer = scramble(h2former.ChannelAttention(), std=0.2)
     x = torch.randn(2, 5, 3, 4) + 1
     np.testing.assert_allclose(array(layer(x)), channel_attention(array(x), layer), atol=1e-6)
 
@@ -77,7 +62,7 @@ def mlp_in_numpy(x: Any, mlp: Any, *, scrambled: bool) -> Any:
 @pytest.mark.parametrize(("height", "width"), [(3, 4), (4, 4), (2, 1)])
 @pytest.mark.parametrize("scrambled", [False, True])
 def test_channel_mlp(scrambled: bool, height: int, width: int) -> None:
-    mlp = scramble(h2former.ChannelMLP(4, scrambled=scrambled))
+    mlp = scramble(h2former.ChannelMLP(4, scrambled=scrambled), std=0.2)
     x = torch.randn(2, height, width, 4) * 3
     np.testing.assert_allclose(array(mlp(x)), mlp_in_numpy(array(x), mlp, scrambled=scrambled), atol=1e-5)
     assert not np.allclose(array(mlp(x)), mlp_in_numpy(array(x), mlp, scrambled=not scrambled), atol=1e-2)
@@ -85,7 +70,7 @@ def test_channel_mlp(scrambled: bool, height: int, width: int) -> None:
 
 @torch.no_grad()
 def test_only_the_original_mistake_mixes_places_and_channels() -> None:
-    models = {flag: scramble(h2former.ChannelMLP(8, scrambled=flag)) for flag in (False, True)}
+    models = {flag: scramble(h2former.ChannelMLP(8, scrambled=flag), std=0.2) for flag in (False, True)}
     assert {k: v.shape for k, v in models[False].state_dict().items()} == {k: v.shape for k, v in models[True].state_dict().items()}
     x = torch.randn(1, 4, 4, 8)
     for flag, mlp in models.items():
@@ -106,7 +91,7 @@ def test_the_flag_reaches_every_block() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("inputs", "outputs", "stride"), [(4, 4, 1), (4, 8, 2)])
 def test_residual_block(inputs: int, outputs: int, stride: int) -> None:
-    block = scramble(h2former.ResBlock(inputs, outputs, stride))
+    block = scramble(h2former.ResBlock(inputs, outputs, stride), std=0.2)
     x = torch.randn(2, inputs, 6, 4)
     y = norm(F.conv2d(x, block.body[0].weight, padding=1, stride=stride), block.body[1]).clamp(min=0)
     y = norm(F.conv2d(y, block.body[3].weight, padding=1), block.body[4])
@@ -117,7 +102,7 @@ def test_residual_block(inputs: int, outputs: int, stride: int) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("kernels", "widths"), [((2, 4, 8, 16), (8, 4, 2, 2)), ((2, 4), (8, 8))])
 def test_multi_scale_maps(kernels: tuple[int, ...], widths: tuple[int, ...]) -> None:
-    layer = scramble(h2former.MultiScale(3, 16, kernels))
+    layer = scramble(h2former.MultiScale(3, 16, kernels), std=0.2)
     x = torch.randn(2, 3, 32, 16)
     maps = []
     for kernel, width, conv in zip(kernels, widths, layer.convs, strict=True):
@@ -132,7 +117,7 @@ def test_multi_scale_maps(kernels: tuple[int, ...], widths: tuple[int, ...]) -> 
 @pytest.mark.parametrize("place", [None, "input", "bottleneck", "skips", "decoder"])
 def test_h2former_is_wired_as_published(place: str | None) -> None:
     """Level by level, without loops: which map goes where. The original's order at the end: upsampling, then the head."""
-    m = scramble(H2Former(config.H2Former(base_width=8, heads=(1, 2, 2, 4), blocks=(1, 2, 1, 1), window=4), num_outputs=2))
+    m = scramble(H2Former(config.H2Former(base_width=8, heads=(1, 2, 2, 4), blocks=(1, 2, 1, 1), window=4), num_outputs=2), std=0.2)
     images, mask = torch.randn(1, 3, 64, 128), torch.rand(1, 1, 4, 8)
 
     def gate(name: str, x: Tensor) -> Tensor:

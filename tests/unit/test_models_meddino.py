@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from network_formulas import scramble
 from torch import Tensor
 
 from guidino_tune import config
@@ -45,18 +46,10 @@ def test_layers_asked_for() -> None:
     assert build(num_layers=24, layers="last").feature_request == FeatureRequest((23,), True)
 
 
-def scramble(model: MedDINO) -> MedDINO:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.4)
-    return model
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("place", ["features", "decoder"])
 def test_is_the_published_one(place: str) -> None:
-    model = scramble(build(num_outputs=2))
+    model = scramble(build(num_outputs=2), std=0.4)
     layers, mask = tuple(torch.randn(2, 8, 3, 2) for _ in range(4)), torch.rand(2, 1, 3, 2)
 
     def double(x: Tensor, layer: Any) -> Tensor:

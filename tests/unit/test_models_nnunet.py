@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from network_formulas import scramble
 from torch import Tensor, nn
 
 from guidino_tune import config
@@ -26,15 +27,6 @@ def build(encoder: str = "plain", *, image_size: int = 256, num_outputs: int = 1
 def experiment(image_size: int, **options: Any) -> Experiment:
     values = {"data": {"kind": "demo", "image_size": image_size}, "guide": {"kind": "none"}, "segmenter": {"kind": "nnunet", **options}}
     return Experiment.from_dict(values)
-
-
-def scramble(model: Any) -> Any:
-    """Every weight random, so that no initial zero or one hides a mistake."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for value in model.parameters():
-            value.normal_(std=0.3)
-    return model
 
 
 # ------------------------------------------------------------------------------------------------------------ published sizes

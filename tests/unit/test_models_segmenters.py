@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from network_formulas import norm, scramble
 from torch import Tensor, nn
 
 from guidino_tune import config
@@ -16,25 +17,6 @@ from guidino_tune.models.segmenters.nnwnet import NNWNet
 from guidino_tune.models.segmenters.segdino import SegDINO
 from guidino_tune.models.segmenters.segguidino import SegGuiDINO
 from guidino_tune.models.segmenters.unet import UNet
-
-
-def scramble(model: Any) -> Any:
-    """Every weight and statistic random, so that no initial zero or one hides a mistake; eval mode."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if "running_var" in name:
-                value.uniform_(0.5, 2)
-            elif value.is_floating_point():
-                value.normal_(std=0.3)
-    return model.eval()
-
-
-def norm(x: Tensor, batch_norm: Any) -> Tensor:
-    shape = (1, -1, 1, 1)
-    scale = batch_norm.weight / torch.sqrt(batch_norm.running_var + 1e-5)
-    y: Tensor = (x - batch_norm.running_mean.view(shape)) * scale.view(shape) + batch_norm.bias.view(shape)
-    return y
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from network_formulas import scramble
 from torch import Tensor
 
 from guidino_tune import config
@@ -17,15 +18,6 @@ from guidino_tune.models.gate import Gate
 from guidino_tune.models.parts import swin
 from guidino_tune.models.segmenters import swinunet
 from guidino_tune.models.segmenters.swinunet import SwinUNet
-
-
-def scramble(model: Any) -> Any:
-    """Every weight random, so that no initial zero or one hides a mistake; eval mode."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for value in model.parameters():
-            value.normal_(std=0.5)
-    return model.eval()
 
 
 def array(x: Tensor) -> Any:
@@ -88,7 +80,7 @@ def test_windows_there_and_back(batch: int, down: int, right: int, window: int, 
 
 
 def test_attention_is_the_published_one() -> None:
-    attention = scramble(swin.WindowAttention(6, 2, 3))
+    attention = scramble(swin.WindowAttention(6, 2, 3), std=0.5)
     x = torch.randn(2, 4, 9, 6)
     actual = array(attention(x))
     everywhere = np.zeros((3, 3, 2))
@@ -102,7 +94,7 @@ def test_attention_is_the_published_one() -> None:
 @pytest.mark.parametrize(("down", "right"), [(2, 3), (1, 2), (3, 1), (1, 1)])
 def test_block_is_the_published_one(down: int, right: int, shifted: bool, window: int) -> None:
     height, width = down * window, right * window
-    block = scramble(swin.SwinBlock(4, 2, window, shifted=shifted, drop_path=0.5, mlp=swin.mlp(4)))
+    block = scramble(swin.SwinBlock(4, 2, window, shifted=shifted, drop_path=0.5, mlp=swin.mlp(4)), std=0.5)
     maps = torch.randn(2, height, width, 4)
     actual = array(block(maps))
     members = window_of(height, width, window, shifted)
@@ -113,7 +105,7 @@ def test_block_is_the_published_one(down: int, right: int, shifted: bool, window
 
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (4, 8), (12, 4)])
 def test_tokens_that_the_shift_brings_together_do_not_meet(height: int, width: int) -> None:
-    block = scramble(swin.SwinBlock(4, 1, 4, shifted=True, drop_path=0.0, mlp=torch.nn.Identity()))
+    block = scramble(swin.SwinBlock(4, 1, 4, shifted=True, drop_path=0.0, mlp=torch.nn.Identity()), std=0.5)
     members = window_of(height, width, 4, shifted=True)
     for y, x in [(0, 0), (height - 1, width - 1), (height - 1, 0), (1, width - 1), (height // 2, width // 2)]:
         maps = torch.randn(1, height, width, 4, requires_grad=True)
@@ -164,7 +156,7 @@ def test_initial_weights() -> None:
 
 
 def test_patch_merging() -> None:
-    merge = scramble(swinunet.PatchMerge(3))
+    merge = scramble(swinunet.PatchMerge(3), std=0.5)
     x = torch.randn(2, 4, 6, 3)
     actual, a = array(merge(x)), array(x)
     for b, i, j in np.ndindex(2, 2, 3):
@@ -174,7 +166,7 @@ def test_patch_merging() -> None:
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_patch_expansion(factor: int) -> None:
-    expand = scramble(swinunet.PatchExpand(6, 3, factor))
+    expand = scramble(swinunet.PatchExpand(6, 3, factor), std=0.5)
     x = torch.randn(2, 2, 3, 6)
     actual, a, weight = array(expand(x)), array(x), array(expand.expand.weight)
     assert actual.shape == (2, 2 * factor, 3 * factor, 3)
@@ -188,7 +180,7 @@ def test_patch_expansion(factor: int) -> None:
 @pytest.mark.parametrize("place", [None, "input", "bottleneck", "skips", "decoder"])
 def test_swinunet_is_wired_as_published(place: str | None) -> None:
     """Level by level, without loops: which map goes where."""
-    m = scramble(SwinUNet(config.SwinUNet(embed_width=4, heads=(1, 2, 2, 4), window=2)))
+    m = scramble(SwinUNet(config.SwinUNet(embed_width=4, heads=(1, 2, 2, 4), window=2)), std=0.5)
     images, mask = torch.randn(2, 3, 64, 128), torch.rand(2, 1, 4, 8)
 
     def gate(name: str, x: Tensor) -> Tensor:

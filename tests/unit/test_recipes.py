@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -29,9 +30,14 @@ ROWS = {row.system: row for table in TABLES.values() for row in table.rows}
 @pytest.mark.parametrize("name", FILES)
 def test_every_recipe_is_a_checked_space(name: str) -> None:
     space = load_space(name)
-    check_space(space)
-    assert space.parameters
     dataset, stem = name.split("/")[1:]
+    if dataset == "kvasir" or stem.endswith("-reference"):
+        check_space(space)  # the others differ from Kvasir's in nothing but the data set
+    else:
+        twin = load_space(f"recipes/kvasir/{stem}")
+        assert space.parameters == twin.parameters
+        assert dataclasses.replace(space.base, data=twin.base.data) == twin.base
+    assert space.parameters
     assert space.base.data.kind == dataset
     assert space.study.name == f"{dataset}-{stem}"
 
