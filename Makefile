@@ -25,7 +25,7 @@ search: .venv/.run
 	$(BIN)/python -m guidino_tune.search $(SPACE) $(ARGS)
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/benchmarks $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --ignore=tests/benchmarks $(PYTEST_ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,10 +11,17 @@ ONE_BY_ONE = ("ray", "browser", "real_data")
 """Folders whose tests need the machine, or the only Ray cluster that may be on it, to themselves."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)  # only with pytest-xdist, whose own `xdist_group` has no effect under pytest 9.2
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With several test processes, one of them runs all of those, and each other file stays in one process: its imports are slow."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("one by one" if item.path.parent.name in ONE_BY_ONE else item.path.stem))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0])
+            return "one by one" if file.parent.name in ONE_BY_ONE else str(file)
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
