@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def scramble(model: Any, std: float = 0.3) -> Any:
-    """Every weight and statistic random, so that no initial zero or one hides a mistake; eval mode."""
+def scramble(model: Any, std: float | Callable[[Tensor], float] = 0.3) -> Any:
+    """Every weight and statistic random, so that no initial zero or one hides a mistake; eval mode. ``std`` may depend on the weight."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if "running_var" in name:
                 value.uniform_(0.5, 2)
             elif value.is_floating_point():
-                value.normal_(std=std)
+                value.normal_(std=std(value) if callable(std) else std)
     return model.eval()
 
 
