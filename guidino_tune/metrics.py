@@ -82,6 +82,22 @@ def case_dice(prediction: np.ndarray, truth: np.ndarray, *, num_classes: int = 1
     return math.fsum(_dice(p, t) for p, t in pairs) / num_classes
 
 
+def overlap_scores(prediction: np.ndarray, truth: np.ndarray, *, num_classes: int = 1) -> dict[str, float]:
+    """Dice and IoU of ``score_case`` by name, as ``values`` gives them, without the distances that take most of its time.
+
+    Raises:
+        ValueError: As ``score_case``.
+    """
+    pairs = list(zip(_masks(prediction, num_classes), _masks(truth, num_classes), strict=True))
+    dice, iou = [_dice(p, t) for p, t in pairs], [_iou(p, t) for p, t in pairs]
+    means = {"dice": math.fsum(dice) / num_classes, "iou": math.fsum(iou) / num_classes}
+    if num_classes == 1:
+        return means
+    return means | {
+        f"{name}_class_{i}": x for i, pair in enumerate(zip(dice, iou, strict=True), 1) for name, x in zip(means, pair, strict=True)
+    }
+
+
 def score_cases(
     predictions: Sequence[np.ndarray], truths: Sequence[np.ndarray], *, num_classes: int = 1, hd95: HD95 = "monai"
 ) -> list[CaseScore]:
@@ -103,7 +119,18 @@ def summarise(scores: Sequence[CaseScore]) -> dict[str, float]:
     """
     if not scores:
         raise ValueError("no cases to summarise")
-    rows = [values(score) for score in scores]
+    return mean_values([values(score) for score in scores])
+
+
+def mean_values(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each value over all cases.
+
+    Args:
+        rows: At least one, each from ``values`` or each from ``overlap_scores``.
+
+    Raises:
+        ValueError: The cases differ in their number of classes.
+    """
     if any(row.keys() != rows[0].keys() for row in rows):
         raise ValueError("the cases differ in their number of classes")
     return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
@@ -196,7 +223,7 @@ def _score(prediction: np.ndarray, truth: np.ndarray, hd95: HD95) -> CaseScore:
     directed = _distances(borders, borders)
     return CaseScore(
         dice=dice,
-        iou=int((prediction & truth).sum()) / int((prediction | truth).sum()),
+        iou=_iou(prediction, truth),
         hd95=_hd95(directed if hd95 != "reference" else _distances(borders, (prediction, truth)), pooled=hd95 != "monai"),
         asd=float(np.concatenate(directed).mean()),
     )
@@ -207,6 +234,11 @@ def _dice(prediction: np.ndarray, truth: np.ndarray) -> float:
         raise ValueError(f"prediction and truth differ in shape: {prediction.shape} and {truth.shape}")
     size = int(prediction.sum()) + int(truth.sum())
     return 2 * int((prediction & truth).sum()) / size if size else 1.0
+
+
+def _iou(prediction: np.ndarray, truth: np.ndarray) -> float:
+    union = int((prediction | truth).sum())
+    return int((prediction & truth).sum()) / union if union else 1.0
 
 
 def _cropped(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,11 @@ def cache() -> Path:
     return home() / "cache"
 
 
+def views() -> Path:
+    """Augmented images and tokens that trials share; may be deleted at any time."""
+    return cache() / "views"
+
+
 def studies() -> Path:
     """One folder per study."""
     return home() / "studies"

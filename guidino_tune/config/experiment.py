@@ -18,6 +18,15 @@ from guidino_tune.config.parsing import parse, read_yaml
 from guidino_tune.config.sections import Data, DINOGuide, Guide, Loss, Training
 from guidino_tune.config.segmenters import H2Former, NNWNet, Segmenter, SwinUNet
 
+LATER_FIELDS = (
+    ("data", "num_classes", 1),
+    ("data", "normalisation", "imagenet"),
+    ("data", "view_cycle", None),
+    ("guide", "sha256", None),
+    ("training", "compile", "none"),
+)
+"""Section, field, and the value with which everything is as it was before the field came."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Experiment:
@@ -124,7 +133,7 @@ class Experiment:
         guide, loss, training = values["guide"], values["loss"], values["training"]
         del values["data"]["root"]  # where the images lie is no part of what is trained
         # Fields that came later are left out where they change nothing, so that older exports keep their hash.
-        for section, key, unchanged in (("data", "num_classes", 1), ("data", "normalisation", "imagenet"), ("guide", "sha256", None)):
+        for section, key, unchanged in LATER_FIELDS:
             if values[section].get(key, unchanged) == unchanged:
                 values[section].pop(key, None)
         lora = isinstance(self.guide, DINOGuide) and self.guide.lora.rank > 0

@@ -60,6 +60,8 @@ class Data:
         split_seed: Seed of those two choices.
         max_train_cases: Use only this many training cases (seeded choice); ``None`` uses all.
         max_validation_cases: The same for validation.
+        view_cycle: Augmentations per case: epoch ``e`` shows the views of epoch ``e % view_cycle``, in an order of its own, so that a
+            long training needs no more of them on disk. ``None``: new ones in every epoch.
     """
 
     kind: Literal["kvasir", "isic2017", "tn3k", "folder", "demo"]
@@ -74,6 +76,7 @@ class Data:
     split_seed: Index = 0
     max_train_cases: Count | None = None
     max_validation_cases: Count | None = None
+    view_cycle: Count | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -193,6 +196,8 @@ class Training:
         schedule: ``poly``: ``(1 - e/E) ** 0.9``; ``cosine``: to zero; per epoch ``e`` of ``E``.
         precision: ``auto`` takes bf16 autocast where the hardware computes in it, else fp32.
         channels_last: Memory format of the segmenter.
+        compile: ``torch.compile`` of the segmenter: ``default``, or ``cuda-graphs`` (mode ``reduce-overhead``, on a GPU); it takes tens
+            of seconds for each trial, so it pays in long trainings only.
         grad_clip: Largest gradient norm; ``None`` does not clip.
         seed: Of initial weights, order of cases and augmentation.
     """
@@ -207,6 +212,7 @@ class Training:
     schedule: Literal["poly", "cosine", "constant"] = "poly"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
+    compile: Literal["none", "default", "cuda-graphs"] = "none"
     grad_clip: Positive | None = 12.0
     seed: Index = 0
 

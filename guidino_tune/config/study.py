@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from guidino_tune.config.fields import STRICT, Count, NonNegative, Positive
@@ -23,6 +23,8 @@ class Study:
         pruner: ``asha`` (asynchronous successive halving) or ``none``.
         min_epochs: First rung: no trial is stopped before.
         reduction_factor: One in so many trials goes on at each rung.
+        validate_every: Epochs between two validations; ``None``: about twenty validations over the whole budget. Rungs and the last epoch
+            are validated in any case.
         startup_trials: Random trials before ``tpe`` starts to model.
         seed: Of the sampler.
     """
@@ -34,8 +36,15 @@ class Study:
     pruner: Literal["asha", "none"] = "asha"
     min_epochs: Count = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
+    validate_every: Count | None = None
     startup_trials: Count = 10
     seed: Annotated[int, Field(ge=0)] = 0
+
+
+def _share(value: Any) -> Any:
+    if value is None or value == "auto" or (str(value).isdecimal() and 1 <= int(value) <= 64):
+        return value
+    raise ValueError("a whole number from 1 to 64 is needed, or auto")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -48,8 +57,15 @@ class Resources:
         concurrent: Trials side by side; ``None``: as many as the cluster's CPUs and GPUs carry.
         workers: Processes of one trial (DDP).
         cpus_per_worker: CPU cores of each; also the threads torch may use. ``None``: one without GPUs, else its GPU's share of the node.
-        gpus_per_worker: May be a fraction, then several trials share a GPU. ``None``: one where there are GPUs.
+        gpus_per_worker: May be a fraction, then several trials share a GPU. ``None``: one where there are GPUs, unless ``trials_per_gpu``.
+        trials_per_gpu: How many trials share a GPU, instead of ``gpus_per_worker``. ``auto``: as many as fit into its memory, found by two
+            training steps of the largest models before the search; without GPUs this bounds ``concurrent`` by the nodes' memory.
         max_failures: How often a trial whose process died is continued from its checkpoint.
+        share_views: Augmented images and the frozen guide's tokens are made once per node, kept on disk, and read by all trials. Off,
+            every trial makes its own: the same ones.
+        views_folder: Where they are kept, best on a disk of the node itself; ``None``: ``views`` in the cache folder of the home.
+        views_gigabytes: Disk space for them (10^9 bytes); what was not used for longest makes room. ``None``: half of what is free when a
+            search starts, at most 200.
     """
 
     executor: Literal["auto", "actor", "train"] = "auto"
@@ -57,4 +73,18 @@ class Resources:
     workers: Count = 1
     cpus_per_worker: Count | None = None
     gpus_per_worker: NonNegative | None = None
+    trials_per_gpu: Annotated[int | Literal["auto"] | None, BeforeValidator(_share)] = None
     max_failures: Annotated[int, Field(ge=0)] = 2
+    share_views: bool = True
+    views_folder: str | None = None
+    views_gigabytes: NonNegative | None = None
+
+    @model_validator(mode="after")
+    def _one_share(self) -> Resources:
+        if self.trials_per_gpu is None:
+            return self
+        if self.gpus_per_worker is not None:
+            raise ValueError("gpus_per_worker and trials_per_gpu both say how much of a GPU a trial gets; give one of them")
+        if self.workers > 1 and self.trials_per_gpu not in (1, "auto"):
+            raise ValueError(f"trials_per_gpu: {self.trials_per_gpu} needs workers: 1; two workers of one trial cannot share a GPU (NCCL)")
+        return self

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ from PIL import Image
 
 from guidino_tune.data.cases import Case
 from guidino_tune.data.decoding import Bytes, read_case_and_digest
+from guidino_tune.data.locking import locked
 from guidino_tune.errors import UserError
 
 FORMAT = 1
@@ -147,10 +147,10 @@ def build_table(
     if table is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(path) as alone:
+            with locked(path.with_suffix(".lock")) as held:
                 table = _opened(path)
                 if table is None:
-                    if alone:  # then whoever left these was killed
+                    if held == "alone":  # then whoever left these was killed
                         for leftover in folder.glob(f".{path.name}.*.tmp"):
                             leftover.unlink(missing_ok=True)
                     _write(cases, size, num_classes, path, on_bad, progress)
@@ -198,19 +198,6 @@ def _opened(path: Path) -> CaseTable | None:
         return CaseTable(path) if path.exists() else None
     except (pa.ArrowInvalid, OSError, ValueError, KeyError):
         return None  # damaged: built again
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    with open(path.with_suffix(".lock"), "a") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)  # the kernel frees it when the process dies, however it dies
-            alone = True
-        except (ImportError, OSError):
-            alone = False
-        yield alone
 
 
 def _write(cases: list[Case], size: int, num_classes: int, path: Path, on_bad: str, progress: Progress | None) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from functools import lru_cache
+from collections.abc import Collection
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +15,37 @@ import torch
 import torch.distributed
 from torch import nn
 
-from guidino_tune.config import DINOGuide, Experiment
+from guidino_tune.config import Experiment
 from guidino_tune.data.opening import SearchData
+from guidino_tune.data.store import ChunkStore
 from guidino_tune.data.views import Batch, TrainViews, validation_batches, view_seed
 from guidino_tune.errors import UserError
 from guidino_tune.inference import to_labels
 from guidino_tune.losses import SegmentationLoss
-from guidino_tune.metrics import score_cases, summarise
+from guidino_tune.metrics import mean_values, overlap_scores, score_case, values
 from guidino_tune.models import build_model
-from guidino_tune.models.backbone import Backbone, load_backbone
 from guidino_tune.training import checkpoints
 from guidino_tune.training.failures import Diverged
 from guidino_tune.training.optimisers import make_optimizer, set_learning_rates
 from guidino_tune.training.reporter import Decision, EpochRecord, Reporter
+from guidino_tune.training.tokens import make_encoder, shared_backbone, to_features
 
 log = logging.getLogger(__name__)
 
 OBJECTIVE = "val_dice"
 """The metric that a study maximises: mean Dice over validation cases (and classes) at training size."""
+
+SHOWN = 4
+"""Validation cases whose predictions are kept for people to look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A validation case's ``prediction`` (S, S) of 0 and 1 or of labels, and ``guide`` (h, w) in [0, 1], or ``None`` without a gate."""
+
+    id: str
+    prediction: np.ndarray
+    guide: np.ndarray | None
 
 
 class TrainingRun:
@@ -43,6 +58,10 @@ class TrainingRun:
         device: Of the model.
         rank: Of this process among ``world_size`` (DDP over torch.distributed when more than one).
         reported: Epochs that the reporter already knows; later ones found in the checkpoint are told again.
+        store: Where views and tokens are shared with other trials; ``None``: they are made here, with the same content.
+        validated: Epochs (from 1) after which the model is validated, besides the last; ``None``: all.
+        micro_batches: Parts in which a batch goes through the network, one after the other, to take less memory. Gradients add up to those
+            of the whole batch but for what is computed over a batch: batch normalisation, and the Dice loss with ``batch_dice``.
     """
 
     def __init__(
@@ -55,18 +74,32 @@ class TrainingRun:
         rank: int = 0,
         world_size: int = 1,
         reported: int = 0,
+        store: ChunkStore | None = None,
+        validated: Collection[int] | None = None,
+        micro_batches: int = 1,
     ) -> None:
         self.experiment, self.data, self.reporter = experiment, data, reporter
         self.device, self.rank, self.world_size = torch.device(device), rank, world_size
+        self.store, self.validated, self.micro_batches = store, validated, micro_batches
         self.history: list[EpochRecord] = []
+        self.shown: list[Shown] = []
+        """Of the last validation: the first cases, always the same ones, so that trials can be compared by eye."""
+        self.num_shown = SHOWN
         training = experiment.training
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=use_bf16(training.precision, self.device))
-        self.model = build_model(experiment, backbone=_shared_backbone(experiment)).to(self.device)
+        bf16 = use_bf16(training.precision, self.device)
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+        self.model = build_model(experiment, backbone=shared_backbone(experiment)).to(self.device)
         if training.channels_last:
             self.model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if training.compile != "none":
+            self.model.segmenter.compile(mode="reduce-overhead" if training.compile == "cuda-graphs" else None)
         self.loss = SegmentationLoss(experiment.loss, experiment.data.num_classes)
         self.optimizer = make_optimizer(self.model.named_parameters(), training)
-        self.views = TrainViews(data.train, experiment.data, training.seed, training.batch_size, rank=rank, world_size=world_size)
+        self.encoder = make_encoder(experiment, self.model, bf16=bf16) if store else None
+        self.views = TrainViews(
+            data.train, experiment.data, training.seed, training.batch_size, rank, world_size,
+            store=store, encoder=self.encoder, num_epochs=training.epochs,
+        )  # fmt: skip
         self._continue()
         self._backlog = [r for r in self.history if r.epoch > reported]
         self.module: nn.Module = self.model
@@ -87,7 +120,7 @@ class TrainingRun:
     @property
     def best(self) -> float:
         """Best objective so far; minus infinity before the first epoch."""
-        return max((r.metrics[OBJECTIVE] for r in self.history), default=-math.inf)
+        return max((r.metrics[OBJECTIVE] for r in self.history if OBJECTIVE in r.metrics), default=-math.inf)
 
     def run(self) -> None:
         """Trains until the budget is used up or the reporter says stop."""
@@ -95,8 +128,12 @@ class TrainingRun:
             if self.run_epoch() is Decision.STOP:
                 return
 
+    def close(self) -> None:
+        """Ends what works for later epochs; a run that is not closed ends it with the process."""
+        self.views.close()
+
     def run_epoch(self) -> Decision:
-        """Trains, validates, saves and tells one epoch; after a restart first tells again what may have been lost.
+        """Trains, validates if it is time, saves and tells one epoch; after a restart first tells again what may have been lost.
 
         Raises:
             Diverged: The loss is not finite; nothing of this epoch is saved.
@@ -108,9 +145,13 @@ class TrainingRun:
         start = time.perf_counter()
         metrics = self._train()
         seconds = time.perf_counter() - start
-        metrics |= self._validate()
+        last = self.epoch + 1 == self.experiment.training.epochs
+        if last or self.validated is None or self.epoch + 1 in self.validated:
+            metrics |= self._validate(distances=last)
         metrics |= {"epoch_seconds": time.perf_counter() - start, "images_per_second": len(self.data.train) / seconds}
-        improved = metrics[OBJECTIVE] > self.best
+        if self.micro_batches > 1:
+            metrics["micro_batches"] = self.micro_batches
+        improved = metrics.get(OBJECTIVE, -math.inf) > self.best
         record = EpochRecord(self.epoch + 1, metrics, time.time())
         self.history.append(record)
         if self.rank == 0:
@@ -126,18 +167,14 @@ class TrainingRun:
         self.module.train()
         sums: dict[str, torch.Tensor] = {}
         steps = 0
-        for batch in self.views.epoch(self.epoch):
-            images, masks = self._to_device(batch)
-            with self.autocast:
-                prediction = self.module(images)
-            terms = self.loss(prediction.logits, prediction.guide, masks)
+        for batch in self.views.epoch(self.epoch, pin=self.device.type == "cuda"):
             self.optimizer.zero_grad(set_to_none=True)
-            terms["total"].backward()
+            terms = self._backward(self._to_device(batch))
             if training.grad_clip is not None:
                 nn.utils.clip_grad_norm_(parameters, training.grad_clip)
             self.optimizer.step()
             for name, value in terms.items():
-                sums[name] = sums.get(name, 0) + value.detach()
+                sums[name] = sums.get(name, 0) + value
             steps += 1
         # The only read-back of the epoch; NaN or infinity in any step of any worker stays in its sum.
         totals = torch.stack(list(sums.values()))
@@ -148,36 +185,60 @@ class TrainingRun:
             raise Diverged(f"the training loss is not finite in epoch {self.epoch + 1}: {means}")
         return means | {"lr": self.optimizer.param_groups[0]["lr"]}
 
+    def _backward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Adds up the gradients of a batch; gives its loss terms, on the device."""
+        parts = batch.split(self.micro_batches)
+        sums: dict[str, torch.Tensor] = {}
+        for number, part in enumerate(parts, 1):
+            share = len(part.ids) / len(batch.ids)
+            # Gradients of several workers are exchanged once, with the last part.
+            with self.module.no_sync() if self.world_size > 1 and number < len(parts) else nullcontext():  # type: ignore[operator]
+                with self.autocast:
+                    prediction = self.module(part.images, to_features(part.tokens))
+                terms = self.loss(prediction.logits, prediction.guide, part.masks)
+                (terms["total"] * share).backward()
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value.detach() * share
+        return sums
+
     @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, *, distances: bool) -> dict[str, float]:
+        """Mean scores of one forward pass per case at training size; HD95 and ASD only on demand, for they take longer than the network."""
         self.model.eval()
         if self.world_size > 1:
             # Batch norm's running statistics differ between workers after the last step; those of rank 0 are the ones saved.
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        section, scores = self.experiment.data, []
-        for number, batch in enumerate(validation_batches(self.data.validation, section, self.experiment.training.batch_size)):
-            if number % self.world_size != self.rank:
-                continue
-            images, _ = self._to_device(batch)
+        section, rows = self.experiment.data, []
+        self.shown = []
+        for batch in validation_batches(
+            self.data.validation, section, self.experiment.training.batch_size, store=self.store, encoder=self.encoder,
+            rank=self.rank, world_size=self.world_size, pin=self.device.type == "cuda",
+        ):  # fmt: skip
+            on_device = self._to_device(batch)
             with self.autocast:
-                logits = self.model(images).logits[0]
-            predictions, truths = to_labels(logits.float()).cpu().numpy(), batch.masks[:, 0].numpy().astype(np.uint8)
-            scores += score_cases(list(predictions), list(truths), num_classes=section.num_classes)
+                output = self.model(on_device.images, to_features(on_device.tokens))
+            predictions, truths = to_labels(output.logits[0].float()).cpu().numpy(), batch.masks[:, 0].numpy()
+            for prediction, truth in zip(predictions, truths, strict=True):
+                if distances:
+                    rows.append(values(score_case(prediction, truth, num_classes=section.num_classes)))
+                else:
+                    rows.append(overlap_scores(prediction, truth, num_classes=section.num_classes))
+            for index in range(min(len(batch.ids), self.num_shown - len(self.shown))):
+                guide = None if output.guide is None else output.guide[index, 0].float().cpu().numpy()
+                self.shown.append(Shown(batch.ids[index], predictions[index], guide))
         if self.world_size > 1:
             gathered: list = [None] * self.world_size
-            torch.distributed.all_gather_object(gathered, scores)
-            scores = [score for part in gathered for score in part]
-        return {f"val_{name}": value for name, value in summarise(scores).items()}
+            torch.distributed.all_gather_object(gathered, rows)
+            rows = [row for part in gathered for row in part]
+        return {f"val_{name}": value for name, value in mean_values(rows).items()}
 
-    def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        images, masks = batch.images, batch.masks
-        if self.device.type == "cuda":
-            images, masks = images.pin_memory(), masks.pin_memory()
-        images = images.to(self.device, non_blocking=True)
-        if self.experiment.training.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return images, masks.to(self.device, non_blocking=True)
+    def _to_device(self, batch: Batch) -> Batch:
+        moved = batch.to(self.device)
+        if not self.experiment.training.channels_last:
+            return moved
+        images, *tokens = (x.contiguous(memory_format=torch.channels_last) for x in (moved.images, *moved.tokens))
+        return replace(moved, images=images, tokens=tuple(tokens))
 
     def _write(self, folder: Path) -> None:
         checkpoints.write_checkpoint(
@@ -207,16 +268,3 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-
-
-@lru_cache(maxsize=2)
-def _frozen_backbone(guide: DINOGuide) -> Backbone:
-    return load_backbone(guide)
-
-
-def _shared_backbone(experiment: Experiment) -> Backbone | None:
-    """The frozen guide backbone of this process, read once for all trials; adapters change it, so LoRA trials read their own."""
-    guide = experiment.guide
-    if not isinstance(guide, DINOGuide) or guide.lora.rank > 0:
-        return None
-    return _frozen_backbone(DINOGuide(backbone=guide.backbone, weights=guide.weights, sha256=guide.sha256))

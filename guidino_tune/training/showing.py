@@ -1,14 +1,11 @@
-"""A few validation cases with what the model makes of them, for people to look at."""
+"""A few validation cases with what the model made of them, for people to look at."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from guidino_tune.inference import to_labels
-from guidino_tune.normalisation import normalise
 from guidino_tune.training.loop import TrainingRun
 
 
@@ -23,17 +20,8 @@ class ShownCase:
     prediction: np.ndarray
 
 
-@torch.no_grad()
-def shown_cases(run: TrainingRun, number: int = 4) -> list[ShownCase]:
-    """The first validation cases, always the same ones, so that trials can be compared by eye."""
+def shown_cases(run: TrainingRun) -> list[ShownCase]:
+    """The first validation cases with the predictions of the last validation; nothing is computed for it."""
     table = run.data.validation
-    run.model.eval()
-    shown = []
-    for index in range(min(number, len(table))):
-        image = table.image(index)
-        with run.autocast:
-            output = run.model(normalise(image, run.experiment.data.normalisation)[None].to(run.device))
-        guide = None if output.guide is None else output.guide[0, 0].float().cpu().numpy()
-        prediction = to_labels(output.logits[0].float())[0].cpu().numpy()
-        shown.append(ShownCase(table.ids[index], np.array(image), np.array(table.mask(index)), guide, prediction))
-    return shown
+    places = [(table.positions[shown.id], shown) for shown in run.shown]
+    return [ShownCase(s.id, np.array(table.image(i)), np.array(table.mask(i)), s.guide, s.prediction) for i, s in places]

@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 from guidino_tune import paths
+from guidino_tune.config import Resources
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import make_split
 from guidino_tune.space.space import Space
 from guidino_tune.tracking.client import redacted
 from guidino_tune.tuning.search import check_search, mlflow_uri
-from guidino_tune.tuning.study import LISTED, StudyFolder, load_study, orphans
+from guidino_tune.tuning.study import LISTED, StudyFolder, load_study, orphans, validated_epochs
 
 
 def show_plan(space: Space, console: Console, storage: str | None = None) -> int:
@@ -39,21 +40,23 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
     console.rule("plan", align="left")
     study, resources, epochs = space.study, space.resources, space.base.training.epochs
     rungs = _rungs(study.min_epochs, study.reduction_factor, epochs) if study.pruner == "asha" else []
+    validated = validated_epochs(study, epochs)
     known = _known(folder, space, storage)
     trials = len(space.first_trials) if study.sampler == LISTED else study.trials
     lines = {
         "study": f"{study.name}, {trials} trials ({known}), sampler {study.sampler}, seed {study.seed}",
         "early stop": f"{study.pruner}; trials are compared at epochs {', '.join(map(str, rungs))} of {epochs}" if rungs else "none",
+        "validation": f"after {len(validated)} of {epochs} epochs, at training size; HD95 and ASD after the last",
         "time": f"no new trial after {study.time_budget:g} s" if study.time_budget else "no limit",
         "cases": f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} sealed test ({split.origin})",
         "a trial": f"{resources.workers} worker(s) with {resources.cpus_per_worker or 'their share of the'} CPU(s) and "
-        + ("the GPUs there are" if resources.gpus_per_worker is None else f"{resources.gpus_per_worker:g} GPU(s)")
-        + f" each; executor {resources.executor}; up to {epochs} epochs",
+        + f"{_gpus(resources)} each; executor {resources.executor}; up to {epochs} epochs",
         "side by side": f"{resources.concurrent or 'as many as fit'} (this machine has {os.cpu_count()} CPUs)",
         "Ray": os.environ.get("RAY_ADDRESS", "a cluster running here, else a new one on this machine"),
         "study folder": str(folder.path),
         "MLflow": redacted(mlflow_uri()),
         "cache": str(paths.cache()),
+        "shared views": _views(resources),
     }
     for name, text in lines.items():
         console.print(f"{name:>13}  {text}", highlight=False, soft_wrap=True)
@@ -78,6 +81,19 @@ def _listed(space: Space) -> Table:
         cells = [str(values.get(path, "-")) for path in space.parameters]
         table.add_row(str(number), *cells, made.name, str(made.data.image_size), str(made.training.epochs))
     return table
+
+
+def _gpus(resources: Resources) -> str:
+    if resources.trials_per_gpu is not None:
+        return "as many to a GPU as fit" if resources.trials_per_gpu == "auto" else f"1/{resources.trials_per_gpu} GPU"
+    return "the GPUs there are" if resources.gpus_per_worker is None else f"{resources.gpus_per_worker:g} GPU(s)"
+
+
+def _views(resources: Resources) -> str:
+    if not resources.share_views:
+        return "none: every trial makes its own"
+    space = "half of the free disk, at most 200 GB" if resources.views_gigabytes is None else f"at most {resources.views_gigabytes:g} GB"
+    return f"{resources.views_folder or paths.views()}, {space}"
 
 
 def _rungs(first: int, factor: int, last: int) -> list[int]:

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 import os
 import traceback
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 import ray.train.torch
 from ray import tune
 
 from guidino_tune import paths
-from guidino_tune.config import Experiment, Resources
-from guidino_tune.data.opening import open_for_search
-from guidino_tune.tracking.pictures import contact_sheet, overlay, save_png
+from guidino_tune.config import Data, Experiment, Resources
 from guidino_tune.training.failures import failure_kind
 from guidino_tune.training.folder import TrialFolder, write_text
-from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.reporter import Decision, EpochRecord
-from guidino_tune.training.showing import shown_cases
 from guidino_tune.tuning.cluster import Plan
 from guidino_tune.tuning.environment import SEAL
+
+# MONAI and transformers take seconds to import. Of the processes of a Ray Train trial only the workers need them; the one that waits for
+# the workers must be up before they are started.
+if TYPE_CHECKING:
+    from guidino_tune.data.opening import SearchData
+    from guidino_tune.data.store import ChunkStore
+    from guidino_tune.training.loop import TrainingRun
+
+log = logging.getLogger(__name__)
+
+PARTS = 2
+"""Micro-batches of the second attempt of a trial that ran out of memory."""
+
+OUT_OF_MEMORY = "out-of-memory.txt"
+"""In the folder of a trial whose worker group is to start again with micro-batches."""
 
 CONTROLLER_CPU = 0.01
 """CPU that Tune books for a Ray Train trial's controller; zero is refused, and a whole one would starve the workers."""
@@ -32,24 +46,56 @@ CONTROLLER_CPU = 0.01
 class _TuneReporter(TrialFolder):
     """Saves into the trial's folder and hands the epoch to Tune, which stops a trial by itself."""
 
-    def __init__(self, path: Path, tell: Callable[[dict[str, Any]], None], *, main: bool = True) -> None:
+    def __init__(self, path: Path, tell: Callable[[dict[str, Any]], None], *, main: bool = True, every_epoch: bool = True) -> None:
         super().__init__(path)
-        self.tell, self.main = tell, main
+        self.tell, self.main, self.every_epoch = tell, main, every_epoch
+        self.untold: list[EpochRecord] = []
+        self.store: ChunkStore | None = None
 
     def report(self, record: EpochRecord) -> Decision:
         # A finished trial tells its last epoch once more when the driver had died before closing it.
         if self.main and record.epoch not in {r.epoch for r in self.history()}:
             self.append_history(record)
-        # As text, for Tune flattens nested results and adds its own fields to them.
-        self.tell({"record": json.dumps(record.to_dict()), "epoch": record.epoch})
+        self.untold.append(record)
+        from guidino_tune.training.loop import OBJECTIVE
+
+        # A report of a worker group waits for its controller; between two validations there is nothing to decide.
+        if self.every_epoch or OBJECTIVE in record.metrics:
+            # As text, for Tune flattens nested results and adds its own fields to them.
+            note = self.store.problem if self.store else ""
+            self.tell({"records": json.dumps([r.to_dict() for r in self.untold]), "epoch": record.epoch, "note": note})
+            self.untold = []
         return Decision.CONTINUE
 
 
-def _start(config: Mapping[str, Any], tell: Callable[[dict[str, Any]], None], *, device: str, rank: int, world_size: int) -> TrainingRun:
+@lru_cache(maxsize=4)
+def _opened(data: Data, split_file: Path) -> SearchData:
+    """The images, looked for once per process: the driver has compared them with the study's."""
+    from guidino_tune.data.opening import open_for_search
+
+    return open_for_search(data, split_file=split_file)
+
+
+@lru_cache(maxsize=1)
+def _store(folder: str, gigabytes: float | None) -> ChunkStore:
+    from guidino_tune.data.store import ChunkStore
+
+    return ChunkStore(Path(folder), None if gigabytes is None else int(gigabytes * 1e9))
+
+
+def _start(
+    config: Mapping[str, Any], tell: Callable[[dict[str, Any]], None], *, device: str, rank: int = 0, world_size: int = 1, parts: int = 1
+) -> TrainingRun:
+    from guidino_tune.training.loop import TrainingRun
+
     experiment = Experiment.from_dict(config["experiment"])
-    reporter = _TuneReporter(Path(config["folder"]), tell, main=rank == 0)
-    data = open_for_search(experiment.data, split_file=Path(config["split_file"]))
-    run = TrainingRun(experiment, data, reporter, device=device, rank=rank, world_size=world_size, reported=config["reported"])
+    reporter = _TuneReporter(Path(config["folder"]), tell, main=rank == 0, every_epoch=config["executor"] == "actor")
+    reporter.store = _store(*config["views"]) if config["views"] else None
+    run = TrainingRun(
+        experiment, _opened(experiment.data, Path(config["split_file"])), reporter,
+        device=device, rank=rank, world_size=world_size, reported=config["reported"], micro_batches=parts,
+        store=reporter.store, validated=config.get("validated"),
+    )  # fmt: skip
     if rank == 0:
         # The checkpoint knows what was trained; lines of a later, unsaved epoch would be written twice.
         reporter.write_history(r for r in run.history if r.epoch <= config["reported"])
@@ -58,9 +104,12 @@ def _start(config: Mapping[str, Any], tell: Callable[[dict[str, Any]], None], *,
 
 
 def _epoch(run: TrainingRun) -> None:
+    from guidino_tune.tracking.pictures import contact_sheet, overlay, save_png
+    from guidino_tune.training.showing import shown_cases
+
     before = run.best
     run.run_epoch()
-    if run.rank == 0 and run.best > before:
+    if run.rank == 0 and run.best > before and run.shown:
         folder = run.reporter
         assert isinstance(folder, TrialFolder)
         classes = run.experiment.data.num_classes
@@ -85,29 +134,59 @@ class TrialActor(tune.Trainable):
         """See ``Trainable.setup``."""
         _prepare_process(config)
         self.failed = False
+        self.run: TrainingRun | None = None
         self.reset_config(config)
 
     def reset_config(self, config: dict[str, Any]) -> bool:
         """Takes the next trial; it is built in the first step, so that its failure belongs to it alone."""
         if self.failed:
             return False  # Tune then starts a new process: a GPU error may have left this one unable to compute
+        self._end_run()
         self.config = config
-        self.run: TrainingRun | None = None
+        self.parts = 1
         return True
 
     def step(self) -> dict[str, Any]:
         """One epoch, or the failure of one."""
         told: dict[str, Any] = {}
         try:
-            if self.run is None:
-                device = "cuda" if self.config["gpus"] else "cpu"
-                self.run = _start(self.config, told.update, device=device, rank=0, world_size=1)
-            self.run.reporter.tell = told.update  # type: ignore[attr-defined]
-            _epoch(self.run)
+            self._step(told)
         except Exception as error:
-            self.failed = failure_kind(error) != "diverged"
-            return _failure(error, self.config)
+            if not _worth_parts(error, self.parts):
+                return self._failed(error)
+        else:
+            return told
+        # Outside the handler above, whose exception still holds the tensors that did not fit.
+        if self.run:
+            self.config = {**self.config, "reported": max(self.config["reported"], self.run.epoch)}
+        self._end_run()
+        _free_memory()
+        self.parts = PARTS
+        try:
+            self._step(told)
+        except Exception as error:
+            return self._failed(error)
         return told
+
+    def cleanup(self) -> None:
+        """See ``Trainable.cleanup``."""
+        self._end_run()
+
+    def _step(self, told: dict[str, Any]) -> None:
+        if self.run is None:
+            self.run = _start(self.config, told.update, device="cuda" if self.config["gpus"] else "cpu", parts=self.parts)
+        self.run.reporter.tell = told.update  # type: ignore[attr-defined]
+        _epoch(self.run)
+
+    def _end_run(self) -> None:
+        if self.run:
+            self.run.close()
+        self.run = None
+        _free_memory(collect=False)
+
+    def _failed(self, error: Exception) -> dict[str, Any]:
+        self.failed = failure_kind(error) != "diverged"
+        return _failure(error, self.config)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the loop saves into the trial's folder."""
@@ -148,16 +227,54 @@ def train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = str(ray.train.torch.get_device())
+
+    def train(parts: int) -> None:
+        run = _start(config, ray.train.report, device=device, rank=rank, world_size=world_size, parts=parts)
+        try:
+            while not run.finished:
+                _epoch(run)
+        finally:
+            run.close()
+
     try:
-        run = _start(config, ray.train.report, device=device, rank=rank, world_size=world_size)
-        while not run.finished:
-            _epoch(run)
+        # Several workers wait for each other in the middle of a step: there all of them start again, with what their last report said.
+        parts = PARTS if (Path(config["folder"]) / OUT_OF_MEMORY).exists() else 1
+        try:
+            train(parts)
+        except Exception as error:
+            if not _worth_parts(error, parts):
+                raise
+            write_text(Path(config["folder"]) / OUT_OF_MEMORY, f"{error}\n")
+            if world_size > 1:
+                raise
+        else:
+            return
+        _free_memory()
+        train(PARTS)
     except Exception as error:
         # Divergence is seen by all workers at once; after any other failure of one, the others wait for it in a collective.
         if world_size > 1 and failure_kind(error) != "diverged":
             write_text(Path(config["folder"]) / "failure.json", json.dumps(_failure(error, config)))
             raise
         ray.train.report(_failure(error, config))
+
+
+def _worth_parts(error: Exception, parts: int) -> bool:
+    """True when less memory at a time may be enough; told in a warning of this process's log, and by the metric ``micro_batches``."""
+    if failure_kind(error) != "out-of-memory" or parts > 1:
+        return False
+    log.warning("out of memory (%s): once more with batches in %d parts", error, PARTS)
+    return True
+
+
+def _free_memory(*, collect: bool = True) -> None:
+    """Gives back what the last run held; a collection takes a tenth of a second, and finds what cycles of references keep alive."""
+    import torch
+
+    if collect:
+        gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _prepare_process(config: Mapping[str, Any]) -> None:
@@ -179,6 +296,7 @@ def process_settings(plan: Plan, resources: Resources, *, split_file: Path, ray_
         "gpus": plan.gpus,
         "workers": resources.workers,
         "max_failures": resources.max_failures,
+        "views": (resources.views_folder or str(paths.views()), resources.views_gigabytes) if resources.share_views else None,
     }
 
 

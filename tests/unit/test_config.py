@@ -124,7 +124,7 @@ EVERYTHING = Experiment(
 OTHER_VALUES: dict[str, Any] = {
     "data.kind": "tn3k", "data.image_size": 128, "data.num_classes": 2, "data.augmentation": "none",
     "data.bad_cases": "skip", "data.validation_fraction": 0.2,
-    "data.test_fraction": 0.2, "data.split_seed": 1, "data.max_train_cases": 9, "data.max_validation_cases": 9,
+    "data.test_fraction": 0.2, "data.split_seed": 1, "data.max_train_cases": 9, "data.max_validation_cases": 9, "data.view_cycle": 5,
     "guide.kind": "none", "guide.backbone": "vitb16", "guide.weights": "random", "guide.sha256": "0" * 64,
     "guide.gate": "input",
     "guide.tokenbook.num_prototypes": 64, "guide.tokenbook.similarity": "dot", "guide.tokenbook.aggregation": "mean",
@@ -134,7 +134,7 @@ OTHER_VALUES: dict[str, Any] = {
     "loss.hinge_weight": 0.2, "loss.hinge_margin": 2.0, "loss.hinge_band": 5, "loss.batch_dice": False,
     "training.epochs": 100, "training.batch_size": 8, "training.optimizer": "adamw", "training.lr": 1e-3, "training.lora_lr": 1e-3,
     "training.weight_decay": 0.0, "training.momentum": 0.9, "training.schedule": "cosine", "training.precision": "fp32",
-    "training.channels_last": False, "training.grad_clip": None, "training.seed": 1,
+    "training.channels_last": False, "training.compile": "default", "training.grad_clip": None, "training.seed": 1,
 }  # fmt: skip
 
 SEGMENTER_VALUES: dict[str, dict[str, Any]] = {

@@ -59,7 +59,9 @@ def test_batches_have_the_promised_form(table):
     assert [len(batch.ids) for batch in batches] == [4, 4, 3]
     first = batches[0]
     assert (first.images.shape, first.masks.shape) == ((4, 3, 32, 32), (4, 1, 32, 32))
-    assert first.images.dtype == first.masks.dtype == torch.float32
+    assert (first.images.dtype, first.masks.dtype) == (torch.float16, torch.uint8)
+    moved = first.to(torch.device("cpu"))
+    assert moved.images.dtype == moved.masks.dtype == torch.float32
     assert sorted(name for batch in batches for name in batch.ids) == sorted(table.ids)
 
 
@@ -139,7 +141,7 @@ def test_validation_is_every_case_once_as_it_is(table):
     assert [name for batch in batches for name in batch.ids] == list(table.ids)
     assert [len(batch.ids) for batch in batches] == [4, 4, 3]
     assert torch.equal(batches[1].images[2], normalise(table.image(6)))
-    assert torch.equal(batches[1].masks[2, 0], torch.tensor(table.mask(6)).float())
+    assert torch.equal(batches[1].masks[2, 0], torch.tensor(table.mask(6)))
 
 
 @pytest.mark.parametrize("kind", ["imagenet", "zscore"])
@@ -147,7 +149,9 @@ def test_views_and_validation_are_normalised_as_the_data_section_says(table, kin
     data = Data(kind="folder", augmentation="none", normalisation=kind)
     for batch in (*TrainViews(table, data, 0, 4).epoch(0), *validation_batches(table, data, 4)):
         for name, image in zip(batch.ids, batch.images, strict=True):
-            assert torch.equal(image, normalise(table.image(table.positions[name]), kind))
+            expected = normalise(table.image(table.positions[name]), kind)
+            assert torch.equal(image, expected.to(image.dtype))
+            assert (image.float() - expected).abs().max() < 1 / 255 / 0.229 / 8  # far less than a grey level
 
 
 @pytest.mark.parametrize("augmentation", ["nnunet", "none"])
@@ -161,10 +165,10 @@ def test_batches_hold_labels(tmp_path, augmentation):
     table = build_table(cases, 32, tmp_path / "cache", num_classes=3)
     data = Data(kind="folder", num_classes=3, augmentation=augmentation)
     (batch,) = TrainViews(table, data, 0, 4).epoch(0)
-    assert (batch.masks.shape, batch.masks.dtype) == ((4, 1, 32, 32), torch.float32)
+    assert (batch.masks.shape, batch.masks.dtype) == ((4, 1, 32, 32), torch.uint8)
     assert set(batch.masks.unique().tolist()) == {0.0, 1.0, 2.0, 3.0}
     (batch,) = validation_batches(table, data, 4)
-    assert all(torch.equal(mask[0], torch.tensor(table.mask(i)).float()) for i, mask in enumerate(batch.masks))
+    assert all(torch.equal(mask[0], torch.tensor(table.mask(i))) for i, mask in enumerate(batch.masks))
 
 
 def test_next_batch_is_made_meanwhile_and_only_that(table, monkeypatch):

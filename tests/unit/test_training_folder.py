@@ -70,6 +70,22 @@ def test_best_is_replaced_whole_and_holds_no_optimiser(folder: TrialFolder) -> N
     assert {p.name: p.read_text() for p in folder.best.iterdir()} == {"weights.safetensors": "three", "state.json": "three"}
 
 
+def test_best_is_a_second_name_of_the_checkpoint_and_a_copy_where_there_is_none(
+    folder: TrialFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.save(1, writes("one"), best=True)
+    assert (folder.best / "weights.safetensors").samefile(folder.checkpoints()[0] / "weights.safetensors")
+    folder.save(1, writes("one again"), best=False)
+    assert (folder.best / "weights.safetensors").read_text() == "one"
+
+    def refuse(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    folder.save(2, writes("two"), best=True)
+    assert (folder.best / "weights.safetensors").read_text() == "two"
+
+
 def test_the_same_epoch_saved_again_replaces_it(folder: TrialFolder) -> None:
     folder.save(1, writes("first"), best=False)
     folder.save(1, writes("again"), best=False)

@@ -181,9 +181,12 @@ def test_only_adapters_of_a_lora_guide_change_and_are_saved(data: SearchData, tm
 
 
 def test_validation_is_the_mean_score_of_thresholded_logits(data: SearchData, tmp_path: Path) -> None:
-    run = train(make_experiment(epochs=2), data, tmp_path)
     table = data.validation
-    shown = shown_cases(run, number=len(table))
+    run = TrainingRun(make_experiment(epochs=2), data, Listener(tmp_path))
+    run.num_shown = len(table)
+    run.run()
+    shown = shown_cases(run)
+    assert [case.id for case in shown] == list(table.ids)
     scores = score_cases([c.prediction for c in shown], [table.mask(i) for i in range(len(table))])
     for name, value in summarise(scores).items():
         assert run.history[-1].metrics[f"val_{name}"] == pytest.approx(value, abs=1e-12)

@@ -9,6 +9,8 @@ import torch
 from training_helpers import GUIDE, make_experiment
 
 from guidino_tune.data import opening
+from guidino_tune.models import GuidedSegmenter
+from guidino_tune.training import loop
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.tuning import executors
@@ -38,7 +40,7 @@ def config(tmp_path: Path, demo: Path, number: int = 0, *, guide: dict | None = 
     return {
         "home": str(tmp_path / "home"), "split_file": str(tmp_path / "split.json"), "ray_folder": str(tmp_path / "ray"),
         "cpus": 1, "gpus": 0.0, "workers": 1, "max_failures": 0, "sealed": False, "number": number, "experiment": experiment,
-        "reported": 0, "folder": str(tmp_path / "trials" / f"{number:05d}"),
+        "reported": 0, "executor": "actor", "views": (str(tmp_path / "views"), 1.0), "folder": str(tmp_path / "trials" / f"{number:05d}"),
     }  # fmt: skip
 
 
@@ -56,7 +58,7 @@ def actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def records(results: list[dict[str, Any]]) -> list[EpochRecord]:
-    return [EpochRecord(**json.loads(r["record"])) for r in results]
+    return [EpochRecord(**values) for r in results for values in json.loads(r["records"])]
 
 
 def test_each_step_is_an_epoch_and_the_folder_holds_everything(tmp_path: Path, demo: Path, actor: Any) -> None:
@@ -114,7 +116,7 @@ def test_failures_are_told_with_their_kind(
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(executors, "TrainingRun", fails)
+    monkeypatch.setattr(loop, "TrainingRun", fails)
     values = config(tmp_path, demo)
     told = actor(values).step()
     assert told["failure"] == kind
@@ -123,6 +125,69 @@ def test_failures_are_told_with_their_kind(
     if kind == "bug":
         assert "shapes differ" in file.read_text()
         assert str(file) in told["message"]
+
+
+@pytest.mark.parametrize("most", [2, 0])
+def test_out_of_memory_is_tried_once_more_in_two_parts(
+    most: int, tmp_path: Path, demo: Path, actor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``most`` images fit; the second epoch is when it happens, so that the second attempt goes on from the first one's checkpoint."""
+    trained: list[int] = []
+    original = GuidedSegmenter.forward
+
+    def forward(self: GuidedSegmenter, images: torch.Tensor, *rest: Any) -> Any:
+        if self.training and sum(trained) >= 9 and len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if self.training:
+            trained.append(len(images))
+        return original(self, images, *rest)
+
+    monkeypatch.setattr(GuidedSegmenter, "forward", forward)
+    trial = actor(config(tmp_path, demo))
+    told = [trial.step() for _ in range(2)]
+    if not most:
+        assert told[1]["failure"] == "out-of-memory"
+        assert not trial.reset_config({})  # the next trial gets a new process
+        return
+    told.append(trial.step())
+    assert [r.epoch for r in records(told)] == [1, 2, 3]
+    assert [r.metrics.get("micro_batches") for r in records(told)] == [None, 2, 2]
+    assert max(trained[-12:]) <= 2
+    trial.reset_config(config(tmp_path, demo, 1))
+    assert trial.parts == 1  # a new trial starts with whole batches again
+
+
+def test_trials_share_views_and_only_validate_on_schedule(tmp_path: Path, demo: Path, actor: Any) -> None:
+    trial = actor({**config(tmp_path, demo), "validated": (2,)})
+    told = records([trial.step() for _ in range(3)])
+    assert ["val_dice" in r.metrics for r in told] == [False, True, True]
+    trial.reset_config({**config(tmp_path, demo, 1), "validated": (2,)})
+    again = records([trial.step() for _ in range(3)])
+    assert [r.metrics["train_total"] for r in again] == [r.metrics["train_total"] for r in told]
+    epochs = {p.parent.name for p in (tmp_path / "views").glob("views-*/*/*.arrow")}
+    assert epochs == {"00000", "00001", "00002"}
+    alone = actor({**config(tmp_path, demo, 2), "views": None})
+    off = records([alone.step() for _ in range(3)])
+    assert [r.metrics["train_total"] for r in off] == pytest.approx([r.metrics["train_total"] for r in told], rel=1e-2)
+
+
+def test_views_that_cannot_be_kept_are_told_and_the_trial_goes_on(tmp_path: Path, demo: Path, actor: Any) -> None:
+    (tmp_path / "file").write_text("")
+    trial = actor({**config(tmp_path, demo), "views": (str(tmp_path / "file" / "views"), None)})
+    told = [trial.step() for _ in range(3)]
+    assert all("set resources.views_folder" in t["note"] for t in told)
+    assert records(told)[-1].metrics["train_total"] > 0
+
+
+def test_a_worker_group_is_told_of_between_two_validations_only_once(tmp_path: Path, demo: Path) -> None:
+    values = {**config(tmp_path, demo), "executor": "train", "validated": (2,)}
+    told: list[dict[str, Any]] = []
+    run = executors._start(values, told.append, device="cpu")
+    while not run.finished:
+        executors._epoch(run)
+    run.close()
+    assert [[r.epoch for r in records([result])] for result in told] == [[1, 2], [3]]
+    assert [result["epoch"] for result in told] == [2, 3]
 
 
 def test_missing_data_is_bad_data(tmp_path: Path, demo: Path, actor: Any) -> None:

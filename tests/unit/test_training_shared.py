@@ -1,0 +1,185 @@
+"""A trial on shared views and tokens is the trial that it would be without them; validation and memory on a schedule."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from training_helpers import GUIDE, LORA, Listener, make_data, make_experiment, values
+
+from guidino_tune.config import Experiment
+from guidino_tune.data.opening import SearchData
+from guidino_tune.data.store import ChunkStore
+from guidino_tune.models.backbone import load_backbone
+from guidino_tune.training.loop import OBJECTIVE, TrainingRun
+from guidino_tune.training.tokens import TokenEncoder, fingerprint
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> SearchData:
+    torch.set_num_threads(1)
+    return make_data(tmp_path_factory.mktemp("cases"))
+
+
+def run(experiment: Experiment, data: SearchData, path: Path, **options: Any) -> TrainingRun:
+    trained = TrainingRun(experiment, data, Listener(path), **options)
+    trained.run()
+    trained.close()
+    return trained
+
+
+SEGDINO = {"segmenter": {"kind": "segdino"}}
+GATELESS = {**GUIDE, "gate": "none"}
+
+
+def made(kind: str, guide: dict[str, Any] | None) -> Experiment:
+    if kind != "segdino":
+        return make_experiment(kind, guide=guide, epochs=3, lr=3e-4)
+    return Experiment.from_dict(make_experiment("segguidino", guide=guide, epochs=3, lr=3e-4).to_dict() | SEGDINO)
+
+
+@pytest.mark.parametrize(
+    ("kind", "guide", "encoded"),
+    [
+        ("unet", None, False),
+        ("unet", GUIDE, True),
+        ("nnwnet", GUIDE, True),
+        ("segguidino", GUIDE, True),
+        ("segguidino", LORA, False),
+        ("segdino", GATELESS, True),  # reads several layers
+        ("segdino", GUIDE, True),
+    ],
+)
+def test_on_and_off_give_the_same_loss_curve(
+    kind: str, guide: dict[str, Any] | None, encoded: bool, data: SearchData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = made(kind, guide)
+    off = values(run(experiment, data, tmp_path / "off"))
+    run(experiment, data, tmp_path / "first", store=ChunkStore(tmp_path / "views", 10**8))
+    store = ChunkStore(tmp_path / "views", 10**8)
+    second = TrainingRun(experiment, data, Listener(tmp_path / "on"), store=store)
+    if encoded:
+        # The tokens are there: nobody runs the backbone any more.
+        monkeypatch.setattr(second.model.backbone, "forward", lambda *_, **__: pytest.fail("the backbone ran"))
+    second.run()
+    second.close()
+    assert store.made == 0
+    on = values(second)
+    for ours, others in zip(on, off, strict=True):
+        assert ours.keys() == others.keys()
+        for name, value in ours.items():
+            if not encoded:
+                assert value == others[name]  # bit by bit
+            elif name.startswith("train_"):
+                assert value == pytest.approx(others[name], rel=2e-3)  # float16 keeps 11 bits
+    assert bool(list((tmp_path / "views").glob("tokens-*"))) == encoded
+
+
+def test_a_trial_that_goes_on_reads_shared_views_too(data: SearchData, tmp_path: Path) -> None:
+    experiment, views = made("segguidino", GUIDE), tmp_path / "views"
+    straight = run(experiment, data, tmp_path / "straight", store=ChunkStore(views, 10**8))
+    first = TrainingRun(experiment, data, Listener(tmp_path / "halves", 2), store=ChunkStore(views, 10**8))
+    first.run()
+    again = run(experiment, data, tmp_path / "halves", store=ChunkStore(views, 10**8), reported=2)
+    assert values(again) == values(straight)
+
+
+def test_tokens_are_the_backbone_s_maps_in_half_precision() -> None:
+    torch.set_num_threads(1)
+    guide = made("segdino", GUIDE).guide
+    backbone = load_backbone(guide)  # type: ignore[arg-type]
+    from guidino_tune.models.backbone import FeatureRequest
+
+    images = torch.randn(5, 3, 32, 32)
+    request = FeatureRequest((0, 1), final_norm=False)
+    tokens = TokenEncoder(backbone, "x", request, bf16=False, batch_size=2)(images)
+    expected = backbone(images, request.layers, request.final_norm)
+    for name, value in zip(("last", "layer_0", "layer_1"), (expected.last, *expected.layers), strict=True):
+        assert tokens[name].dtype == np.float16
+        np.testing.assert_allclose(tokens[name].astype(np.float32), value.numpy(), rtol=2**-11, atol=1e-5)
+
+
+def test_what_is_beyond_float16_is_cut_not_infinite() -> None:
+    from guidino_tune.training.tokens import _half
+
+    assert _half(torch.tensor([1e6, -1e6, 3.0])).tolist() == [65504.0, -65504.0, 3.0]
+
+
+def test_a_fingerprint_follows_the_weights_and_the_request_the_key() -> None:
+    guide = made("segdino", GUIDE).guide
+    backbone, again = load_backbone(guide), load_backbone(guide)  # type: ignore[arg-type]
+    assert fingerprint(backbone) == fingerprint(again)
+    with torch.no_grad():
+        next(again.parameters()).view(-1)[0] += 1e-6
+    assert fingerprint(backbone) != fingerprint(again)
+    from guidino_tune.models.backbone import FeatureRequest
+
+    keys = [
+        TokenEncoder(backbone, name, request, bf16=bf16, batch_size=4).key
+        for name in ("a", "b")
+        for request in (FeatureRequest(), FeatureRequest((1,)), FeatureRequest((1,), final_norm=False))
+        for bf16 in (False, True)
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_adapters_are_never_encoded() -> None:
+    from guidino_tune.models import build_model
+
+    model = build_model(made("segguidino", LORA))
+    assert model.backbone is not None
+    with pytest.raises(ValueError, match="learns"):
+        TokenEncoder(model.backbone, "x", model.feature_request, bf16=False, batch_size=4)
+
+
+def test_only_epochs_on_the_schedule_and_the_last_are_validated(data: SearchData, tmp_path: Path) -> None:
+    experiment = make_experiment(epochs=5)
+    every = run(experiment, data, tmp_path / "every")
+    some = run(experiment, data, tmp_path / "some", validated=(2, 3))
+    assert [r.epoch for r in some.history if OBJECTIVE in r.metrics] == [2, 3, 5]
+    for ours, others in zip(values(some), values(every), strict=True):
+        assert ours.items() <= others.items()  # training does not notice, and the scores are the same
+    assert [r.epoch for r in some.history if "val_hd95" in r.metrics] == [5]
+    assert some.best == max(r.metrics[OBJECTIVE] for r in every.history if r.epoch in (2, 3, 5))
+    assert some.reporter.epochs == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("kind", ["nnunet", "segguidino"])
+def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(kind: str, data: SearchData, tmp_path: Path) -> None:
+    """Of networks without batch normalisation, with a loss that is a mean over cases."""
+    values_ = make_experiment(kind, guide=GUIDE, batch_size=5).to_dict()
+    values_["loss"]["batch_dice"] = False
+    values_["segmenter"] |= {"dropout": 0.0} if kind == "segguidino" else {}
+    experiment = Experiment.from_dict(values_)
+    gradients, losses = [], []
+    for number, parts in enumerate((1, 2, 5, 9)):
+        trial = TrainingRun(experiment, data, Listener(tmp_path / f"{kind}{number}"), micro_batches=parts)
+        trial.model.train()
+        batch = trial._to_device(next(iter(trial.views.epoch(0))))
+        losses.append(trial._backward(batch)["total"].item())
+        gradients.append([p.grad.clone() for p in trial.model.parameters() if p.grad is not None])
+    assert losses[1:] == pytest.approx(losses[:1] * 3, rel=1e-5)
+    for other in gradients[1:]:
+        for a, b in zip(gradients[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert not math.isclose(float(gradients[0][0].abs().sum()), 0)
+
+
+def test_the_number_of_micro_batches_is_on_record(data: SearchData, tmp_path: Path) -> None:
+    trial = run(make_experiment(epochs=1), data, tmp_path, micro_batches=2)
+    assert trial.history[0].metrics["micro_batches"] == 2
+
+
+def test_a_compiled_trial_trains_and_saves_under_the_same_names(data: SearchData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a compiler behind it: what is tested is that our code goes through ``torch.compile`` and its names stay."""
+    import torch._dynamo
+
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode=None: original(self, backend="eager"))
+    compiled = run(make_experiment(epochs=1, compile="default"), data, tmp_path / "a")
+    plain = run(make_experiment(epochs=1), data, tmp_path / "b")
+    torch._dynamo.reset()
+    assert compiled.model.trained_state().keys() == plain.model.trained_state().keys()
+    assert values(compiled)[0]["train_total"] == pytest.approx(values(plain)[0]["train_total"], rel=1e-4)
