@@ -7,6 +7,7 @@ is back, or when the same command runs again. Run ids, steps and times come from
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -22,6 +23,8 @@ from guidino_tune.tracking.views import page
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two tries while MLflow is away
 HURRY = 0.3  # the same while ``close`` waits
+REST = 0.2  # most seconds of rest after a request: as long as it took, for the driver waits wherever this thread computes
+GATHER = 1.0  # seconds for which a change waits for others that go with it in one request; the end of a trial does not wait
 
 Job = tuple[str, int]  # what to send ("study", "trial", "study files", "trial files") and the trial's number (-1 for the study)
 URGENT = ("study", "trial")  # files may be large: figures of all trials go first
@@ -52,7 +55,8 @@ class MLflowTracker:
         self._artifact_location = None if is_server(uri) else artifact_location
         self._study, self._status = study, "RUNNING"
         self._trials: dict[int, TrialSnapshot] = {}
-        self._jobs: dict[Job, None] = {("study", -1): None}  # a dict is a set that keeps its order
+        self._jobs: dict[Job, float] = {("study", -1): 0.0}  # when each is due (monotonic seconds), in order
+        self._waiting = 0  # calls of flush: nothing waits for others then
         self._busy: Job | None = None
         self._lock = threading.Condition()
         self._ending = threading.Event()  # close() waits: try faster
@@ -74,20 +78,23 @@ class MLflowTracker:
         """Leaves a trial's newest snapshot to be sent; an older one that still waits is replaced."""
         with self._lock:
             self._trials[trial.number] = trial
-            self._jobs[("trial", trial.number)] = None
-            self._lock.notify_all()
+            self._add(("trial", trial.number), 0.0 if trial.finished else GATHER)
 
     def update_study(self, study: StudySnapshot) -> None:
         """The same for the study."""
         with self._lock:
             self._study = study
-            self._jobs[("study", -1)] = None
-            self._lock.notify_all()
+            self._add(("study", -1), GATHER)
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Waits until everything was sent, at most ``timeout`` seconds; True if it was."""
         with self._lock:
-            return self._lock.wait_for(lambda: self._pending() == 0, timeout) and not self._refusals
+            self._waiting += 1
+            self._lock.notify_all()
+            try:
+                return self._lock.wait_for(lambda: self._pending() == 0, timeout) and not self._refusals
+            finally:
+                self._waiting -= 1
 
     def close(self, timeout: float = 30.0, interrupted: bool = False) -> bool:
         """Sends what is left, at most ``timeout`` seconds, and ends the thread.
@@ -105,8 +112,8 @@ class MLflowTracker:
             for number, trial in self._trials.items():
                 if interrupted and trial.state == "running":
                     self._trials[number] = replace(trial, state="interrupted")
-                    self._jobs[("trial", number)] = None
-            self._jobs[("study", -1)] = None
+                    self._jobs[("trial", number)] = 0.0
+            self._jobs[("study", -1)] = 0.0
             self._lock.notify_all()
         deadline = time.monotonic() + timeout
         self._ending.set()
@@ -161,19 +168,22 @@ class MLflowTracker:
         self._ledger = Ledger(self._ledger_path)
         wait = FIRST_WAIT
         while (job := self._next()) is not None:
+            began = time.monotonic()
             error = self._attempt(job)
             with self._lock:
                 self._busy = None
                 if error is None:
                     files = (f"{job[0]} files", job[1])
                     if job[0] in URGENT and self._has_files(job):
-                        self._jobs[files] = None
+                        self._jobs[files] = 0.0
                 else:
-                    self._jobs[job] = None
+                    self._jobs[job] = 0.0
                 self._away = error
                 self._lock.notify_all()
             if error is None:
                 wait = FIRST_WAIT
+                if not self._waiting:
+                    self._ending.wait(min(time.monotonic() - began, REST))
                 continue
             self._pause(wait)
             wait = min(2 * wait, LONGEST_WAIT)
@@ -181,12 +191,26 @@ class MLflowTracker:
     def _next(self) -> Job | None:
         """Waits for the next thing to do; ``None`` after ``close``."""
         with self._lock:
-            self._lock.wait_for(lambda: bool(self._jobs) or self._stopped.is_set())
-            if self._stopped.is_set():
-                return None
-            self._busy = next((job for job in self._jobs if job[0] in URGENT), None) or next(iter(self._jobs))
-            del self._jobs[self._busy]
-            return self._busy
+            while not self._stopped.is_set():
+                now = math.inf if self._waiting or self._ending.is_set() else time.monotonic()
+                due = (job for job, at in self._jobs.items() if at <= now)
+                job = next((job for job in due if job[0] in URGENT), None) or next(
+                    (job for job in self._jobs if job[0] not in URGENT), None
+                )
+                if job is not None:
+                    del self._jobs[job]
+                    self._busy = job
+                    return job
+                self._lock.wait(min(self._jobs.values()) - now if self._jobs else None)
+            return None
+
+    def _add(self, job: Job, delay: float) -> None:
+        """Puts a job on the list, or makes one due earlier that is there already; the lock is held."""
+        due = time.monotonic() + delay
+        known = self._jobs.get(job)
+        if known is None or due < known:
+            self._jobs[job] = due
+            self._lock.notify_all()
 
     def _pause(self, seconds: float) -> None:
         """Waits, but not long once ``close`` was called."""
@@ -214,7 +238,7 @@ class MLflowTracker:
         sender = RunSender(connect(self.uri), self._experiment, self._artifact_location, self._ledger, self._refuse)
         if not sender.open(self._study):
             with self._lock:
-                self._jobs |= dict.fromkeys([("study", -1), *(("trial", number) for number in self._trials)])
+                self._jobs |= dict.fromkeys([("study", -1), *(("trial", number) for number in self._trials)], 0.0)
         self._sender = sender
         return sender
 

@@ -17,7 +17,7 @@ from guidino_tune.tracking.views import save_view
 from guidino_tune.training.reporter import EpochRecord
 
 BATCH = 100  # MLflow's limit of parameters or tags in a request
-METRICS = 900  # its limit of metrics is 1000
+METRICS = 900  # its limit of metrics, and of everything together, is 1000
 STUDY = "study"
 STATUS = {"running": "RUNNING", "interrupted": "SCHEDULED", "complete": "FINISHED", "pruned": "FINISHED", "fail": "FAILED"}
 
@@ -42,6 +42,7 @@ class RunSender:
         self._ledger, self._refused = ledger, refused
         self._experiment_id = ""
         self._parent = ""
+        self._opened = math.inf
         self._hashes = ContentHashes()
 
     @property
@@ -67,6 +68,7 @@ class RunSender:
             run = self._find(mine) or self._client.create_run(self._experiment_id, run_name=study.name, tags=tags)
             self._ledger.note(STUDY, run_id=run.info.run_id, status=run.info.status)
         self._experiment_id, self._parent = run.info.experiment_id, run.info.run_id
+        self._opened = time.time()
         save_view(self._client, self._experiment_id, study, study_id(study))
         return not lost
 
@@ -110,23 +112,25 @@ class RunSender:
 
     def _send_trial(self, key: str, sent: Sent, trial: TrialSnapshot, study: StudySnapshot) -> None:
         if not sent.run_id:
-            run = self._find({"mlflow.parentRunId": self._parent, "guidino.trial": key}) or self._create(trial, study)
-            self._ledger.note(key, run_id=run.info.run_id, status=run.info.status)
+            # One that started since cannot have a run that the ledger does not know, and a search takes longer the more runs there are.
+            new = trial.started is not None and trial.started > self._opened
+            run = None if new else self._find({"mlflow.parentRunId": self._parent, "guidino.trial": key})
+            if run is None:
+                run = self._create(trial, study)
+                self._ledger.note(key, run_id=run.info.run_id, status=run.info.status, tags=as_tags(_tags(trial, sent)))
+            else:
+                self._ledger.note(key, run_id=run.info.run_id, status=run.info.status)
         run_id = sent.run_id
+        self._send_together(key, sent, trial, study)
         if not sent.params:
-            # The searched ones come a second time under one heading, so that MLflow's column menu offers them together.
-            self._send_params(run_id, {**trial.params, **{f"searched/{path}": value for path, value in trial.searched.items()}})
-            self._send_datasets(run_id, study)
+            self._send_params(run_id, _params(trial))
             self._ledger.note(key, params=True)
         for records in _batches(_with_best(trial.history, study, sent.epoch)):
-            batch = [_metric(name, value, int(r.time * 1000), r.epoch) for r in records for name, value in r.metrics.items()]
+            batch = _metrics(records)
             self._try(lambda batch=batch: self._log(run_id, metrics=batch))  # type: ignore[misc]
             self._ledger.note(key, epoch=records[-1].epoch)
         self._send_metrics(key, run_id, trial.results)
-        tags = {**trial.tags, "guidino.state": trial.state.upper()}
-        if trial.reason or "guidino.reason" in sent.tags:
-            tags["guidino.reason"] = trial.reason  # an old reason goes when the trial runs again
-        self._send_tags(key, run_id, tags)
+        self._send_tags(key, run_id, _tags(trial, sent))
         status = STATUS[trial.state]
         if sent.status != status:
             if status in ("RUNNING", "SCHEDULED"):
@@ -134,6 +138,31 @@ class RunSender:
             else:
                 self._client.set_terminated(run_id, status=status, end_time=_milliseconds(trial.finished, trial.history[-1:]))
             self._ledger.note(key, status=status)
+
+    def _send_together(self, key: str, sent: Sent, trial: TrialSnapshot, study: StudySnapshot) -> None:
+        """Parameters, tags and epochs in one request, if they fit into one; where MLflow refuses it, the parts go one by one."""
+        from mlflow.entities import Param, RunTag
+
+        if not sent.params:
+            self._send_datasets(sent.run_id, study)
+        params = {} if sent.params else _params(trial)
+        tags = {name: value for name, value in as_tags(_tags(trial, sent)).items() if sent.tags.get(name) != value}
+        records = list(_with_best(trial.history, study, sent.epoch))
+        metrics = _metrics(records)
+        if not (params or metrics) or max(len(params), len(tags)) > BATCH or len(metrics) + len(params) + len(tags) > METRICS:
+            return
+        try:
+            self._log(
+                sent.run_id,
+                params=[Param(as_key(name), as_text(value)) for name, value in params.items()],
+                tags=[RunTag(name, value) for name, value in tags.items()],
+                metrics=metrics,
+            )
+        except Exception as error:
+            if not is_permanent(error):
+                raise
+            return
+        self._ledger.note(key, params=True, tags=tags, **({"epoch": records[-1].epoch} if records else {}))
 
     def _create(self, trial: TrialSnapshot, study: StudySnapshot) -> Any:
         tags = {
@@ -147,7 +176,7 @@ class RunSender:
             self._experiment_id,
             start_time=_milliseconds(trial.started, trial.history[:1]),
             run_name=f"trial {trial.number:04d} {trial.name}".strip(),
-            tags=as_tags(tags | code_tags()),
+            tags=as_tags(tags | _tags(trial, Sent()) | code_tags()),
         )
 
     def send_files(self, key: str, pictures: Sequence[Path], artifacts: Sequence[Path]) -> None:
@@ -240,6 +269,22 @@ class RunSender:
                 raise
             self._refused(" ".join(str(error).split())[:400])
             return None
+
+
+def _params(trial: TrialSnapshot) -> dict[str, Plain]:
+    """The searched ones come a second time under one heading, so that MLflow's column menu offers them together."""
+    return {**trial.params, **{f"searched/{path}": value for path, value in trial.searched.items()}}
+
+
+def _tags(trial: TrialSnapshot, sent: Sent) -> dict[str, str]:
+    tags = {**trial.tags, "guidino.state": trial.state.upper()}
+    if trial.reason or "guidino.reason" in sent.tags:
+        tags["guidino.reason"] = trial.reason  # an old reason goes when the trial runs again
+    return tags
+
+
+def _metrics(records: Sequence[EpochRecord]) -> list[Any]:
+    return [_metric(name, value, int(r.time * 1000), r.epoch) for r in records for name, value in r.metrics.items()]
 
 
 def _with_best(history: Sequence[EpochRecord], study: StudySnapshot, after: int) -> Iterator[EpochRecord]:

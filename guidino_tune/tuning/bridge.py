@@ -24,7 +24,8 @@ from guidino_tune.space.suggest import suggest
 from guidino_tune.training.failures import INFEASIBLE
 from guidino_tune.training.loop import OBJECTIVE
 from guidino_tune.training.reporter import EpochRecord
-from guidino_tune.tuning.study import StudyFolder, orphans, remaining
+from guidino_tune.tuning.journal import sync_to_disk
+from guidino_tune.tuning.study import StudyFolder, orphans, remaining, validated_epochs
 
 PATIENCE = 3
 """Trials in a row that fail for reasons outside their configuration (a full disk, missing files, a bug) before a search gives up."""
@@ -40,6 +41,7 @@ class Bridge:
         listener: Told of a trial's number, its experiment and its new epoch (``None`` when its state changed).
         settings: What every trial's process must know beside its experiment.
         deadline: Unix time after which trials are left running in the study, to be continued by the next run.
+        warn: Told what a user should know of the machines, such as a full disk; each text once.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Bridge:
         listener: Callable[[int, Experiment, EpochRecord | None], None],
         settings: Mapping[str, Any],
         deadline: float = math.inf,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.study, self.space, self.folder, self.listener = study, space, folder, listener
         self.settings, self.deadline = settings, deadline
@@ -60,6 +63,7 @@ class Bridge:
         self.seen: dict[int, set[int]] = {}
         self.reasons: dict[int, tuple[str, str]] = {}
         self.broken: list[str] = []
+        self.warn, self.warned = warn, {""}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its searcher into a state file that we never read."""
@@ -92,6 +96,7 @@ class Bridge:
         trial.set_user_attr("name", experiment.name)
         trial.set_user_attr("hash", experiment.hash)
         trial.set_user_attr("epochs", experiment.training.epochs)
+        sync_to_disk(self.study)  # its folder must not outlive what the study knows of it
         self.running[tune_id], self.experiments[number], self.seen[number] = trial, experiment, set(reported)
         self.listener(number, experiment, None)
         return {
@@ -99,27 +104,40 @@ class Bridge:
             "number": number,
             "experiment": experiment.to_dict(),
             "reported": max(reported, default=0),
+            "validated": validated_epochs(self.space.study, experiment.training.epochs),
             "folder": str(self.folder.trial(number).path),
         }
 
     def report(self, tune_id: str, result: Mapping[str, Any]) -> bool:
-        """Takes an epoch in; returns False when the trial shall stop."""
+        """Takes one or several epochs in, oldest first; returns False when the trial shall stop."""
         trial = self.running[tune_id]
         if "failure" in result:
             self.reasons[trial.number] = (result["failure"], result["message"])
             return False
-        record = EpochRecord(**json.loads(result["record"]))
-        if not math.isfinite(record.metrics[OBJECTIVE]):
-            self.reasons[trial.number] = ("diverged", f"{OBJECTIVE} is not finite in epoch {record.epoch}")
+        note = result.get("note", "")
+        if note not in self.warned:
+            self.warned.add(note)
+            self.warn(note)
+        number, epochs = trial.number, self.experiments[trial.number].training.epochs
+        validated, last = False, 0
+        for values in json.loads(result["records"]):
+            record = EpochRecord(**values)
+            last = record.epoch
+            # A trial that was continued tells epochs again that the study may know already.
+            if last in self.seen[number]:
+                continue
+            objective = record.metrics.get(OBJECTIVE)
+            if objective is not None:
+                if not math.isfinite(objective):
+                    self.reasons[number] = ("diverged", f"{OBJECTIVE} is not finite in epoch {last}")
+                    return False
+                trial.report(objective, last)
+                validated = True
+            self.seen[number].add(last)
+            self.listener(number, self.experiments[number], record)
+        if last >= epochs or self.expired:
             return False
-        # A trial that was continued tells epochs again that the study may know already.
-        if record.epoch not in self.seen[trial.number]:
-            trial.report(record.metrics[OBJECTIVE], record.epoch)
-            self.seen[trial.number].add(record.epoch)
-            self.listener(trial.number, self.experiments[trial.number], record)
-        if record.epoch >= self.experiments[trial.number].training.epochs or self.expired:
-            return False
-        return not trial.should_prune()
+        return not (validated and trial.should_prune())
 
     def tell(self, tune_id: str, *, crashed: bool) -> None:
         """Closes a trial with what really happened to it."""
@@ -143,6 +161,7 @@ class Bridge:
             return  # stays RUNNING in the study: the next run goes on with it
         else:
             self.study.tell(trial, state=TrialState.PRUNED)
+        sync_to_disk(self.study)
         if number not in self.reasons:
             self.broken = []
         # The workers of a Ray Train trial end a little later than this; their folders are tidied after the search.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def plan(resources: Resources) -> Plan:
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
-    per_worker = resources.gpus_per_worker if resources.gpus_per_worker is not None else (1.0 if gpus else 0.0)
+    per_worker = resources.gpus_per_worker if resources.gpus_per_worker is not None else _fraction(resources) if gpus else 0.0
     kind = resources.executor
     if kind == "auto":
         kind = "train" if resources.workers > 1 or per_worker else "actor"
@@ -77,18 +78,31 @@ def plan(resources: Resources) -> Plan:
             f"one trial needs {resources.workers} worker(s) with {cpus_per_worker} CPU(s) and {per_worker:g} GPU(s) on one node each; "
             f"the cluster's {len(nodes)} node(s) with {cpus:g} CPUs and {gpus:g} GPUs in all carry {places}",
             where="resources",
-            todo="lower resources.workers, cpus_per_worker or gpus_per_worker, or add nodes",
+            todo="lower resources.workers, cpus_per_worker or gpus_per_worker (or raise trials_per_gpu), or add nodes",
         )
     return Plan(kind, min(resources.concurrent or fits, fits), cpus_per_worker, per_worker, cpus, gpus)
+
+
+def _fraction(resources: Resources) -> float:
+    """The part of a GPU that one trial of ``trials_per_gpu`` gets; a whole one where nothing was said or measured."""
+    sharing = resources.trials_per_gpu if isinstance(resources.trials_per_gpu, int) else 1
+    # Ray rounds to four places, so that six times 1/6 would be more than one GPU.
+    return math.floor(1e4 / sharing) / 1e4
 
 
 def _share(nodes: list[dict[str, float]], per_worker: float) -> int:
     """CPUs of one worker: its GPU's share on the node that has the fewest for it, or one without GPUs."""
     with_gpus = [node for node in nodes if node.get("GPU", 0.0) >= per_worker > 0]
-    return max(1, min((int(node.get("CPU", 0.0) * per_worker / node["GPU"]) for node in with_gpus), default=1))
+    return max(1, min((int(node.get("CPU", 0.0) // _slots(node, per_worker)) for node in with_gpus), default=1))
 
 
 def _places(node: dict[str, float], cpus: int, gpus: float) -> int:
     """How many workers a node carries."""
     by_cpu = int(node.get("CPU", 0.0) // cpus)
-    return min(by_cpu, int(node.get("GPU", 0.0) / gpus + 1e-6)) if gpus else by_cpu
+    return min(by_cpu, _slots(node, gpus)) if gpus else by_cpu
+
+
+def _slots(node: dict[str, float], gpus: float) -> int:
+    """How many workers the GPUs of a node carry; what is left over on several GPUs together carries none."""
+    there = node.get("GPU", 0.0)
+    return int(there) * int(1 / gpus + 1e-6) if gpus < 1 else int(there / gpus + 1e-6)

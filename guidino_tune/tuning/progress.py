@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -13,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from guidino_tune.space.space import Space
-from guidino_tune.tuning.study import best_value, finished, ranking, remaining
+from guidino_tune.tuning.study import best_value, ranking, remaining, stored_trial
+from guidino_tune.tuning.tally import Tally
 
 SHORT = {"data.image_size": "image size", "training.seed": "seed", "segmenter.kind": "segmenter", "guide.backbone": "backbone",
          "guide.gate": "gate", "guide.lora.rank": "LoRA rank", "loss.lambda_guide": "lambda",
@@ -34,10 +34,11 @@ class Progress:
     def __init__(self, study: optuna.Study, space: Space, console: Console, interval: float = 1.0) -> None:
         self.study, self.space, self.console = study, space, console
         self.started = time.time()
-        self.total = len(finished(study)) + remaining(study, space)
-        self.epochs_at_start = self._epochs(study.get_trials(deepcopy=False))
+        self.tally = Tally(study)
+        self.total = self.tally.done + remaining(study, space)
+        self.epochs_at_start = self._epochs()
+        self.interval, self._estimate, self._estimated = interval, "", 0.0
         self.live = Live(console=console, refresh_per_second=1 / interval, get_renderable=self.draw) if console.is_terminal else None
-        self._told: set[int] = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
 
     def __enter__(self) -> Progress:
         if self.live:
@@ -49,32 +50,27 @@ class Progress:
             self.live.stop()
 
     def changed(self, number: int) -> None:
-        """Prints a line about a trial that has just ended, when there is no terminal to draw on."""
-        if self.live or number in self._told:
+        """A trial has started or ended; prints a line about one that ended, when there is no terminal to draw on."""
+        trial = stored_trial(self.study, number)
+        if not self.tally.take(trial) or self.live or not trial.state.is_finished():
             return
-        trials = self.study.get_trials(deepcopy=False)
-        trial = trials[number]
-        if trial.state.is_finished():
-            self._told.add(number)
-            value = best_value(trial)
-            score = "no result" if value is None else f"Dice {value:.4f}"
-            why = f" ({trial.user_attrs['failure']}: {trial.user_attrs.get('message', '')[:200]})" if "failure" in trial.user_attrs else ""
-            name = trial.user_attrs.get("name", "")
-            line = f"trial {number:>3} {name:<17} {_word(trial):<13} {score} after {max(trial.intermediate_values, default=0)} epochs{why}"
-            self.console.print(f"{line} | {self._summary(trials)}", highlight=False, soft_wrap=True)
+        value = best_value(trial)
+        score = "no result" if value is None else f"Dice {value:.4f}"
+        why = f" ({trial.user_attrs['failure']}: {trial.user_attrs.get('message', '')[:200]})" if "failure" in trial.user_attrs else ""
+        name = trial.user_attrs.get("name", "")
+        line = f"trial {number:>3} {name:<17} {_word(trial):<13} {score} after {max(trial.intermediate_values, default=0)} epochs{why}"
+        self.console.print(f"{line} | {self._summary()}", highlight=False, soft_wrap=True)
 
     def draw(self) -> Group:
         """The table as it is now: what runs, what leads, and how long it will take."""
-        trials = self.study.get_trials(deepcopy=False)
-        running = [t for t in trials if t.state == TrialState.RUNNING]
         table = Table(box=None, pad_edge=False, header_style="dim")
         for column in ("", "trial", "", *self._columns(), "epoch", "Dice"):
             table.add_column(column, justify="right" if column in ("trial", "epoch", "Dice") else "left", no_wrap=True)
         for trial in ranking(self.study)[:3]:
             table.add_row("best", *self._row(trial), style="green")
-        for trial in running[:8]:
+        for trial in self._running()[:8]:
             table.add_row("now", *self._row(trial))
-        return Group(Text(self._summary(trials), style="bold"), table)
+        return Group(Text(self._summary(), style="bold"), table)
 
     def _columns(self) -> list[str]:
         return [short for path, short in SHORT.items() if path in self.space.parameters]
@@ -85,34 +81,37 @@ class Progress:
         epoch = f"{max(trial.intermediate_values, default=0)}/{trial.user_attrs.get('epochs', '?')}"
         return [str(trial.number), trial.user_attrs.get("name", ""), *cells, epoch, "-" if value is None else f"{value:.4f}"]
 
-    def _summary(self, trials: list[FrozenTrial]) -> str:
-        count = Counter(t.state for t in trials)
-        done = len(finished(self.study))
-        best = ranking(self.study)
+    def _summary(self) -> str:
+        states = self.tally.states
         parts = [
-            f"{done}/{self.total} trials",
-            f"{count[TrialState.RUNNING]} running",
-            f"{count[TrialState.PRUNED]} stopped early",
+            f"{self.tally.done}/{self.total} trials",
+            f"{states[TrialState.RUNNING]} running",
+            f"{states[TrialState.PRUNED]} stopped early",
         ]
-        if count[TrialState.FAIL]:
-            parts.append(f"{count[TrialState.FAIL]} failed")
-        if best:
-            parts.append(f"best Dice {best[0].value:.4f}")
-        return " · ".join([*parts, self._time_left(trials, done)])
+        if states[TrialState.FAIL]:
+            parts.append(f"{states[TrialState.FAIL]} failed")
+        if self.tally.best:
+            parts.append(f"best Dice {self.tally.best.value:.4f}")
+        # It looks at running trials, so it is not made anew for each of many trials that end in the same second.
+        if time.monotonic() > self._estimated + self.interval:
+            self._estimate, self._estimated = self._time_left(), time.monotonic()
+        return " · ".join([*parts, self._estimate])
 
-    def _time_left(self, trials: list[FrozenTrial], done: int) -> str:
+    def _time_left(self) -> str:
         elapsed = time.time() - self.started
-        epochs = self._epochs(trials) - self.epochs_at_start
-        if not done or not epochs:
+        epochs = self._epochs()
+        new, done = epochs - self.epochs_at_start, self.tally.done
+        if not done or not new:
             return f"{_clock(elapsed)} so far"
         # Finished trials tell how many epochs a trial costs on average, early stops included.
-        average = self._epochs([t for t in trials if t.state.is_finished()]) / done
-        left = max(0.0, average * self.total - self._epochs(trials))
-        return f"{_clock(elapsed)} so far, about {_clock(elapsed / epochs * left)} left"
+        left = max(0.0, self.tally.epochs / done * self.total - epochs)
+        return f"{_clock(elapsed)} so far, about {_clock(elapsed / new * left)} left"
 
-    @staticmethod
-    def _epochs(trials: list[FrozenTrial]) -> int:
-        return sum(max(t.intermediate_values, default=0) for t in trials)
+    def _running(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    def _epochs(self) -> int:
+        return self.tally.epochs + sum(max(t.intermediate_values, default=0) for t in self._running())
 
 
 def leaderboard(study: optuna.Study, space: Space, rows: int = 10) -> Table:

@@ -20,7 +20,8 @@ from guidino_tune.tracking.snapshots import TrialState as TrackedState
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.measured import cases_file, read_measured
 from guidino_tune.training.reporter import EpochRecord
-from guidino_tune.tuning.study import StudyFolder, best_value, load_study, ranking
+from guidino_tune.tuning.study import StudyFolder, best_value, load_study, ranking, stored_trial
+from guidino_tune.tuning.tally import Tally
 
 STATES: dict[TrialState, TrackedState] = {
     TrialState.RUNNING: "running",
@@ -43,8 +44,10 @@ class Recorder:
 
     def __init__(self, study: optuna.Study, space: Space, folder: StudyFolder, tracker: Any, snapshot: StudySnapshot) -> None:
         self.study, self.space, self.folder, self.tracker, self.snapshot = study, space, folder, tracker, snapshot
+        self._tally = Tally(study)
         self._histories: dict[int, list[EpochRecord]] = {}
-        self._ids = {t.number: t._trial_id for t in study.get_trials(deepcopy=False)}
+        self._fixed: dict[int, dict[str, Any]] = {}
+        self._exported: int | None = None
 
     def sync(self) -> None:
         """Hands over every trial there is: what an earlier run could not send is sent now. Nobody runs a trial at that moment."""
@@ -59,28 +62,28 @@ class Recorder:
         history = self._histories.get(number)
         if history is None:
             history = self._histories[number] = self.folder.trial(number).history()
-        if record is not None and record.epoch not in {r.epoch for r in history}:
+        # Epochs come in order, and the file may be ahead of them: the trial's process writes before it tells.
+        if record is not None and (not history or record.epoch > history[-1].epoch):
             history.append(record)
-        trial = self._trial(number)
+        trial = stored_trial(self.study, number)
+        self._tally.take(trial)
         self._update(trial, tuple(history), experiment)
         if trial.state.is_finished():
             del self._histories[number]
+            self._fixed.pop(number, None)
             self.refresh()
 
     def refresh(self) -> None:
-        """Writes ``best.yaml`` when there is a best trial, and brings the parent run up to date."""
-        ranked = ranking(self.study)
-        counts: dict[str, float] = {f"trials_{name}": 0.0 for name in STATES.values()}
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.state in STATES:
-                counts[f"trials_{STATES[trial.state]}"] += 1
-        metrics = dict(counts)
+        """Writes ``best.yaml`` when another trial is the best, and brings the parent run up to date."""
+        best = self._tally.best
+        metrics = {f"trials_{name}": float(self._tally.states[state]) for state, name in STATES.items()}
         artifacts = [self.folder.definition, *sorted(self.folder.reports.glob("*.*"))]
-        if ranked:
-            write_text(self.folder.best, export_yaml(self.study, self.space, self.folder, ranked[0]))
+        if best:
+            if best.number != self._exported:
+                write_text(self.folder.best, export_yaml(self.study, self.space, self.folder, best))
+                self._exported = best.number
             artifacts.append(self.folder.best)
-            metrics["best_val_dice"] = float(ranked[0].value or 0.0)
-            metrics["best_trial"] = float(ranked[0].number)
+            metrics |= {"best_val_dice": float(best.value or 0.0), "best_trial": float(best.number)}
         self.snapshot = dataclasses.replace(self.snapshot, artifacts=tuple(artifacts), metrics={**self.snapshot.metrics, **metrics})
         self.tracker.update_study(self.snapshot)
 
@@ -90,32 +93,35 @@ class Recorder:
             if trial.state == TrialState.RUNNING:
                 self._update(trial, self.folder.trial(trial.number).history(), state="interrupted")
 
-    def _trial(self, number: int) -> FrozenTrial:
-        if number not in self._ids:
-            self._ids |= {t.number: t._trial_id for t in self.study.get_trials(deepcopy=False)}
-        return self.study._storage.get_trial(self._ids[number])
-
     def _update(self, trial: FrozenTrial, history: Any, experiment: Experiment | None = None, state: TrackedState | None = None) -> None:
-        experiment = experiment or self.space.experiment(trial.params)
+        ended = trial.state.is_finished()
         place = self.folder.trial(trial.number)
-        measured = read_measured(place)
+        measured = read_measured(place) if ended else []
         tested = measured[-1] if measured else None
         failure = trial.user_attrs.get("failure")
+        fixed = self._fixed.get(trial.number)
+        if fixed is None:
+            experiment = experiment or self.space.experiment(trial.params)
+            fixed = {
+                "name": experiment.name,
+                "params": flatten(experiment.to_dict()),
+                "searched": trial.params,
+                "tags": {"experiment_hash": experiment.hash},
+                "started": trial.datetime_start.timestamp() if trial.datetime_start else None,
+            }
+            if trial.number in self._histories:
+                self._fixed[trial.number] = fixed
         self.tracker.update(
             TrialSnapshot(
                 number=trial.number,
-                name=experiment.name,
                 state=state or STATES[trial.state],
                 reason=f"{failure}: {trial.user_attrs.get('message', '')}" if failure else "",
-                params=flatten(experiment.to_dict()),
-                searched=trial.params,
                 history=history,
                 results={"test_cases": tested.cases, **{f"test_{k}": v for k, v in tested.scores.items()}} if tested else {},
-                pictures=tuple(sorted(place.pictures.glob("*.png"))) if trial.state.is_finished() else (),
+                pictures=tuple(sorted(place.pictures.glob("*.png"))) if ended else (),
                 artifacts=(cases_file(place, tested),) if tested else (),
-                tags={"experiment_hash": experiment.hash} | ({"test_protocol": tested.protocol} if tested else {}),
-                started=trial.datetime_start.timestamp() if trial.datetime_start else None,
                 finished=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
+                **fixed | ({"tags": fixed["tags"] | {"test_protocol": tested.protocol}} if tested else {}),
             )
         )
 

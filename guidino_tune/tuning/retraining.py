@@ -96,7 +96,7 @@ def retrain(
         with connected():
             booked = plan(dataclasses.replace(resources, executor="train"))
             _train(experiment, {s: runs[s] for s in todo}, split_file, resources, booked, console)
-    validation = {seed: max(r.metrics[OBJECTIVE] for r in runs[seed].history()) for seed in numbers}
+    validation = {seed: max(r.metrics[OBJECTIVE] for r in runs[seed].history() if OBJECTIVE in r.metrics) for seed in numbers}
     tested, failures = measure_models(
         {f"seed {seed}": run for seed, run in runs.items()},
         experiment.data, split_file, protocol, resources=resources, reason=f"final measurement of {name}", console=console,
@@ -136,7 +136,8 @@ def _train(
     from guidino_tune.tuning.executors import process_settings, trainable
 
     ray_folder = split_file.parent / "ray"
-    settings = process_settings(booked, resources, split_file=split_file, ray_folder=ray_folder)
+    # Each seed sees views of its own, once: there is nothing to share.
+    settings = process_settings(booked, resources, split_file=split_file, ray_folder=ray_folder) | {"views": None}
 
     def config(seed: int) -> dict[str, Any]:
         seeded = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, seed=seed))
@@ -172,6 +173,7 @@ class _Seeds(Searcher):
         super().__init__()
         self.waiting, self.epochs, self.console = list(configs), epochs, console
         self.seeds: dict[str, int] = {}
+        self.told: dict[int, int] = {}
         self.bars = RichProgress(*RichProgress.get_default_columns(), TextColumn("{task.fields[score]}"), console=console, transient=True)
         self.tasks: dict[str, TaskID] = {}
 
@@ -197,15 +199,21 @@ class _Seeds(Searcher):
         return config
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if "record" not in result:
-            self.console.print(f"seed {self.seeds[trial_id]} failed: {result['failure']}: {result['message']}", style="red")
+        seed = self.seeds[trial_id]
+        if "records" not in result:
+            self.console.print(f"seed {seed} failed: {result['failure']}: {result['message']}", style="red")
             return
-        record = EpochRecord(**json.loads(result["record"]))
-        score = f"val Dice {record.metrics[OBJECTIVE]:.4f}"
-        self.bars.update(self.tasks[trial_id], completed=record.epoch, score=score)
-        # Without a terminal, ten lines a seed tell enough.
-        if not self.console.is_terminal and (record.epoch % max(1, self.epochs // 10) == 0 or record.epoch == self.epochs):
-            self.console.print(f"seed {self.seeds[trial_id]}: epoch {record.epoch}/{self.epochs}, {score}", highlight=False)
+        for record in (EpochRecord(**values) for values in json.loads(result["records"])):
+            self.bars.update(self.tasks[trial_id], completed=record.epoch)
+            if OBJECTIVE not in record.metrics:
+                continue
+            score = f"val Dice {record.metrics[OBJECTIVE]:.4f}"
+            self.bars.update(self.tasks[trial_id], score=score)
+            # Without a terminal, ten lines a seed tell enough.
+            due = record.epoch >= self.told.get(seed, 0) + self.epochs // 10 or record.epoch == self.epochs
+            if due and not self.console.is_terminal:
+                self.told[seed] = record.epoch
+                self.console.print(f"seed {seed}: epoch {record.epoch}/{self.epochs}, {score}", highlight=False)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self.bars.update(self.tasks[trial_id], visible=False)

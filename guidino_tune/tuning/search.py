@@ -32,6 +32,7 @@ from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.tuning.bridge import PATIENCE, Bridge, StudyScheduler, StudySearcher
 from guidino_tune.tuning.cluster import Plan, connected, plan
 from guidino_tune.tuning.environment import sealed_tests
+from guidino_tune.tuning.packing import pack
 from guidino_tune.tuning.progress import Progress, leaderboard
 from guidino_tune.tuning.recording import Recorder
 from guidino_tune.tuning.study import StudyFolder, check_same_search, finished, load_study, open_study, ranking, remaining
@@ -174,7 +175,7 @@ def _run_trials(study: optuna.Study, space: Space, folder: StudyFolder, recorder
     if not left:
         return ""
     with connected() as dashboard:
-        resources = plan(space.resources)
+        resources = plan(pack(space, folder.path, console))
         console.print(
             f"{resources.concurrent} trials side by side ({resources.executor} executor; {space.resources.workers} worker(s) of "
             f"{resources.cpus} CPU(s) and {resources.gpus:g} GPU(s) each)",
@@ -200,7 +201,11 @@ def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Re
                 progress.changed(number)
 
         settings = process_settings(resources, space.resources, split_file=folder.split, ray_folder=folder.ray)
-        bridge = Bridge(study, space, folder, listener, settings, deadline)
+
+        def warn(text: str) -> None:
+            console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
+
+        bridge = Bridge(study, space, folder, listener, settings, deadline, warn)
         tuner = tune.Tuner(
             trainable(resources),
             tune_config=tune.TuneConfig(

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import optuna
 import yaml
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune.config import Study
@@ -23,9 +23,11 @@ from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space, read_space
 from guidino_tune.training.failures import INFEASIBLE
 from guidino_tune.training.folder import TrialFolder, write_text
+from guidino_tune.tuning.journal import Journal, sync_to_disk
+from guidino_tune.tuning.sampling import RecentTPESampler
 
 SAMPLERS: dict[str, Callable[[Space, int], optuna.samplers.BaseSampler]] = {
-    "tpe": lambda space, seed: optuna.samplers.TPESampler(
+    "tpe": lambda space, seed: RecentTPESampler(
         seed=seed, n_startup_trials=space.study.startup_trials, multivariate=True, group=True, constant_liar=True
     ),
     "random": lambda space, seed: optuna.samplers.RandomSampler(seed=seed),
@@ -37,6 +39,9 @@ PRUNERS: dict[str, Callable[[Study], optuna.pruners.BasePruner]] = {
     "asha": lambda s: optuna.pruners.SuccessiveHalvingPruner(min_resource=s.min_epochs, reduction_factor=s.reduction_factor),
     "none": lambda s: optuna.pruners.NopPruner(),
 }
+
+VALIDATIONS = 20
+"""About how often a trial is validated over its whole budget, unless ``study.validate_every`` says otherwise."""
 
 FREE_TO_CHANGE = ("study.trials", "study.time_budget", "resources.", "experiment.data.root")
 """What may differ when a study goes on: everything else decides which trials are comparable."""
@@ -119,6 +124,7 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
     if space.study.sampler != LISTED:
         for values in space.first_trials:
             study.enqueue_trial(dict(values), skip_if_exists=True)
+    sync_to_disk(study)
     # Written last: a study without it is created again from the start, and queues nothing twice.
     write_text(folder.definition, yaml.safe_dump(wanted, sort_keys=False))
     # A study that goes on must not draw the numbers of its first run again.
@@ -127,6 +133,24 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.sampler = SAMPLERS[space.study.sampler](space, space.study.seed + 7919 * started)
     return study
+
+
+def validated_epochs(study: Study, epochs: int) -> tuple[int, ...]:
+    """The epochs, from 1, that a trial validates: the pruner's rungs, the last epoch, and those that ``study.validate_every`` asks for.
+
+    Args:
+        study: Its settings.
+        epochs: Budget of the trial.
+
+    Returns:
+        In ascending order; a rung is an epoch at which the trial may be stopped, and only a validated epoch can be compared.
+    """
+    wanted = set(range(every := study.validate_every or max(1, epochs // VALIDATIONS), epochs + 1, every))
+    rung = study.min_epochs
+    while study.pruner == "asha" and rung < epochs:
+        wanted.add(rung)
+        rung *= study.reduction_factor
+    return tuple(sorted(wanted | {epochs}))
 
 
 class ListedSampler(optuna.samplers.BaseSampler):
@@ -156,20 +180,22 @@ class ListedSampler(optuna.samplers.BaseSampler):
         """The value of the set that this trial got."""
         if trial.number not in self._chosen:
             others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
-            open_sets = unfinished(self.listed, [t for t in others if t.state == TrialState.RUNNING or _counts(t)])
+            open_sets = unfinished(self.listed, [t for t in others if t.state == TrialState.RUNNING or counts_as_finished(t)])
             if not open_sets:
                 raise RuntimeError("every listed trial has its result or runs; nothing is left to ask for")
-            self._chosen[trial.number] = min(open_sets, key=lambda values: sum(_same(values, t) for t in others))
+            tried = Counter(_key(t.params) for t in others)
+            self._chosen[trial.number] = min(open_sets, key=lambda values: tried[_key(values)])
         return self._chosen[trial.number][param_name]
 
 
 def unfinished(listed: Sequence[Values], trials: Sequence[FrozenTrial]) -> list[Values]:
     """The listed sets of values that none of these trials has."""
-    return [values for values in listed if not any(_same(values, trial) for trial in trials)]
+    known = {_key(trial.params) for trial in trials}
+    return [values for values in listed if _key(values) not in known]
 
 
-def _same(values: Values, trial: FrozenTrial) -> bool:
-    return dict(trial.params) == dict(values)
+def _key(values: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
+    return frozenset(values.items())
 
 
 def remaining(study: optuna.Study, space: Space) -> int:
@@ -183,7 +209,8 @@ def orphans(study: optuna.Study, space: Space) -> list[FrozenTrial]:
     """Trials that a dead driver left running; of a list only those that are asked for now."""
     running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
     if space.study.sampler == LISTED:
-        return [t for t in running if any(_same(values, t) for values in space.first_trials)]
+        listed = {_key(values) for values in space.first_trials}
+        return [t for t in running if _key(t.params) in listed]
     return running
 
 
@@ -222,7 +249,7 @@ def _storage(folder: StudyFolder, url: str | None) -> BaseStorage | str:
     if url is not None:
         return url
     folder.path.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(str(folder.journal)))
+    return JournalStorage(Journal(str(folder.journal)))
 
 
 def check_same_search(space: Space, folder: StudyFolder) -> None:
@@ -269,12 +296,19 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.rstrip("."): values}
 
 
+def stored_trial(study: optuna.Study, number: int) -> FrozenTrial:
+    """One trial as it is stored, whatever their number; not to be changed."""
+    storage = study._storage
+    return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+
+
 def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that gave a result: complete, stopped early, or infeasible. One that failed for another reason is made up for by a new one."""
-    return [t for t in study.get_trials(deepcopy=False) if _counts(t)]
+    """Trials that gave a result; see ``counts_as_finished``."""
+    return [t for t in study.get_trials(deepcopy=False) if counts_as_finished(t)]
 
 
-def _counts(trial: FrozenTrial) -> bool:
+def counts_as_finished(trial: FrozenTrial) -> bool:
+    """True when it is complete, stopped early, or infeasible. One that failed for another reason is made up for by a new one."""
     return trial.state.is_finished() and (trial.state != TrialState.FAIL or trial.user_attrs.get("failure") in INFEASIBLE)
 
 
@@ -285,5 +319,9 @@ def best_value(trial: FrozenTrial) -> float | None:
 
 def ranking(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that ran their whole budget, best first; a trial stopped early is never ranked before one of them."""
-    complete = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE and t.value is not None]
-    return sorted(complete, key=lambda t: (-float(t.value or 0.0), t.number))
+    return sorted(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), key=rank)
+
+
+def rank(trial: FrozenTrial) -> tuple[float, int]:
+    """What complete trials are sorted by: the value, best first, then the number."""
+    return -float(trial.value or 0.0), trial.number

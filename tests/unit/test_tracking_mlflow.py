@@ -319,6 +319,35 @@ def test_lost_answer_to_create_does_not_double_the_run(make: Make, stored: Calla
     assert len(stored().all()) == 2
 
 
+def test_changes_of_a_running_trial_go_together_and_its_end_goes_at_once(
+    make: Make, stored: Callable[[], Stored], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    calls: list[str] = []
+    for name in ("log_batch", "search_runs"):
+        real = getattr(mlflow.MlflowClient, name)
+        monkeypatch.setattr(mlflow.MlflowClient, name, lambda *a, _name=name, _real=real, **k: (calls.append(_name), _real(*a, **k))[1])
+    monkeypatch.setattr("guidino_tune.tracking.mlflow_tracker.GATHER", 3600.0)
+    tracker = make()
+    assert tracker.flush(30)
+    calls.clear()
+    started = time.time()
+    for epochs in range(1, 6):
+        tracker.update(trial(0, (0.1,) * epochs, started=started))
+        tracker.update_study(replace(STUDY, metrics={"trials": float(epochs)}))
+    tracker.update(trial(1, (0.2, 0.3), state="complete", started=started, finished=started + 1))
+    deadline = time.monotonic() + 20
+    while tracker.pending > 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert tracker.pending == 2
+    assert calls == ["log_batch"]  # the ended trial; nothing is looked for, as a run of a trial that is new cannot be there
+    assert tracker.close(30)
+    seen = stored()
+    assert [s for s, _, _ in seen.steps(seen.children("attributes.run_name ASC")[0])] == [1, 2, 3, 4, 5]
+    assert seen.parent().data.metrics == {"trials": 5.0}
+
+
 def test_many_epochs_catch_up_in_order(make: Make, stored: Callable[[], Stored], tmp_path: Path) -> None:
     dices = tuple((7 * e % 100) / 100 for e in range(1, 701))
     tracker = make()

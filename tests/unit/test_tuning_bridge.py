@@ -25,10 +25,13 @@ from guidino_tune.tuning.bridge import Bridge, StudyScheduler, StudySearcher
 from guidino_tune.tuning.study import StudyFolder, open_study
 
 
-def result(epoch: int, dice: float) -> dict[str, Any]:
-    """What an executor gives Tune for an epoch, with some of what Tune adds."""
-    record = EpochRecord(epoch, {"val_dice": dice, "train_total": 1.0}, 1.7e9 + epoch)
-    return {"record": json.dumps(record.to_dict()), "epoch": epoch, "training_iteration": 1, "done": False}
+def result(epoch: int, dice: float | None, *earlier: tuple[int, float | None]) -> dict[str, Any]:
+    """What an executor gives Tune for an epoch, or for several, with some of what Tune adds; ``None`` was not validated."""
+    records = [
+        EpochRecord(e, {"train_total": 1.0} | ({} if d is None else {"val_dice": d}), 1.7e9 + e).to_dict()
+        for e, d in (*earlier, (epoch, dice))
+    ]
+    return {"records": json.dumps(records), "epoch": epoch, "training_iteration": 1, "done": False}
 
 
 class Driver:
@@ -97,6 +100,16 @@ def test_a_failure_is_told_with_its_reason_and_the_search_goes_on(tmp_path: Path
     assert driver.bridge.ask("b")["number"] == 1
 
 
+def test_what_a_machine_has_to_say_is_passed_on_once(tmp_path: Path) -> None:
+    driver, heard = Driver(tmp_path), []
+    driver.bridge.warn = heard.append
+    for name in ("a", "b"):
+        driver.bridge.ask(name)
+        for epoch, note in ((1, ""), (2, "the disk is full"), (3, "the disk is full")):
+            driver.bridge.report(name, {**result(epoch, 0.5), "note": note})
+    assert heard == ["the disk is full"]
+
+
 def test_an_objective_that_is_no_number_is_a_failure(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
     driver.bridge.ask("a")
@@ -126,6 +139,36 @@ def test_epochs_told_twice_count_once(tmp_path: Path) -> None:
     assert [epoch for _, epoch in driver.heard if epoch] == [1, 2, 3, 4]
     driver.bridge.tell("a", crashed=False)  # Tune may close a trial twice
     assert states(driver.study) == ["COMPLETE"]
+
+
+def test_several_epochs_at_once_are_handled_one_by_one(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.bridge.ask("a")
+    assert driver.bridge.report("a", result(2, 0.4, (1, None)))
+    assert not driver.bridge.report("a", result(4, 0.3, (2, 0.9), (3, None)))
+    driver.bridge.tell("a", crashed=False)
+    trial = driver.trial(0)
+    assert (trial.state, trial.value, trial.intermediate_values) == (TrialState.COMPLETE, 0.4, {2: 0.4, 4: 0.3})
+    assert [epoch for _, epoch in driver.heard] == [None, 1, 2, 3, 4, None]
+
+
+def test_epochs_without_validation_are_heard_but_decide_nothing(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, search_space(first_trials=[], study={"min_epochs": 1, "reduction_factor": 2}))
+    for name, dice in (("a", 0.9), ("b", 0.1)):
+        driver.bridge.ask(name)
+        assert driver.bridge.report(name, result(1, dice)) == (name == "a")
+    assert driver.bridge.report("a", result(2, None))
+    assert driver.trial(0).intermediate_values == {1: 0.9}
+    assert (0, 2) in driver.heard
+
+
+def test_a_number_that_is_none_amid_several_epochs_is_a_failure(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.bridge.ask("a")
+    assert not driver.bridge.report("a", result(3, 0.5, (1, 0.4), (2, math.inf)))
+    driver.bridge.tell("a", crashed=False)
+    assert (driver.trial(0).state, driver.trial(0).user_attrs["failure"]) == (TrialState.FAIL, "diverged")
+    assert driver.trial(0).intermediate_values == {1: 0.4}
 
 
 def test_what_a_dead_driver_left_running_is_asked_first_as_it_was(tmp_path: Path) -> None:

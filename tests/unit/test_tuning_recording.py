@@ -119,6 +119,16 @@ def test_the_best_configuration_is_kept_beside_the_study(setup: Setup) -> None:
     assert {k: metrics[k] for k in expected} == expected
 
 
+def test_the_best_configuration_is_written_only_when_another_is_best(setup: Setup) -> None:
+    setup.trial([0.2, 0.5, 0.1, 0.1], TrialState.COMPLETE)
+    setup.folder.best.unlink()
+    setup.trial([0.2, 0.3, 0.1, 0.1], TrialState.COMPLETE)
+    setup.trial([0.9], TrialState.PRUNED)
+    assert not setup.folder.best.exists()
+    Recorder(setup.study, setup.space, setup.folder, Tracker(), StudySnapshot("small")).sync()  # the next driver makes sure of it
+    assert yaml.safe_load(setup.folder.best.read_text())["provenance"]["trial"] == 0
+
+
 def test_a_resumed_driver_hands_over_every_trial(setup: Setup) -> None:
     setup.trial([0.1, 0.2], TrialState.PRUNED)
     setup.trial([0.3], None)

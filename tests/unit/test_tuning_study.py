@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -14,7 +15,17 @@ from guidino_tune.config import Study
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
-from guidino_tune.tuning.study import PRUNERS, SAMPLERS, StudyFolder, best_value, finished, load_study, open_study, ranking
+from guidino_tune.tuning.study import (
+    PRUNERS,
+    SAMPLERS,
+    StudyFolder,
+    best_value,
+    finished,
+    load_study,
+    open_study,
+    ranking,
+    validated_epochs,
+)
 
 
 @pytest.fixture
@@ -195,3 +206,44 @@ def test_names_are_those_of_the_configuration() -> None:
 
     for registry, field in ((SAMPLERS, "sampler"), (PRUNERS, "pruner")):
         assert set(registry) == set(typing.get_args(typing.get_type_hints(Study)[field]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "expected"),
+    [
+        ({"min_epochs": 3, "reduction_factor": 3}, 100, sorted({*range(5, 101, 5), 3, 9, 27, 81})),
+        ({"min_epochs": 3, "reduction_factor": 3, "validate_every": 50}, 100, [3, 9, 27, 50, 81, 100]),
+        ({"min_epochs": 1, "reduction_factor": 2, "validate_every": 100}, 8, [1, 2, 4, 8]),
+        ({"min_epochs": 1, "reduction_factor": 2, "validate_every": 3}, 7, [1, 2, 3, 4, 6, 7]),
+        ({"pruner": "none", "min_epochs": 3, "validate_every": 40}, 100, [40, 80, 100]),
+        ({"pruner": "none"}, 19, list(range(1, 20))),
+        ({"min_epochs": 50}, 2, [1, 2]),
+        ({}, 1, [1]),
+    ],
+)
+def test_rungs_the_last_epoch_and_every_so_many_are_validated(settings: dict[str, Any], epochs: int, expected: list[int]) -> None:
+    assert list(validated_epochs(Study(**settings), epochs)) == expected
+
+
+@pytest.mark.parametrize(("minimum", "factor"), [(1, 2), (2, 3), (3, 2)])
+def test_the_pruner_decides_at_the_rungs_alone(minimum: int, factor: int, tmp_path: Path) -> None:
+    """Trials that report each epoch, and trials that report only validated ones, are stopped at the same epochs."""
+    settings = {"min_epochs": minimum, "reduction_factor": factor, "sampler": "random", "validate_every": 20}
+    space = search_space(first_trials=[], study=settings)
+    epochs, ends = 20, []
+    for name, told in (("dense", range(1, epochs + 1)), ("sparse", validated_epochs(space.study, epochs))):
+        study = open_study(space, StudyFolder(tmp_path / name))
+        values = np.random.default_rng(5).random((40, epochs + 1))
+        running = {trial.number: trial for trial in (study.ask() for _ in range(40))}
+        stopped: dict[int, int] = {}
+        for epoch in told:
+            for number, trial in list(running.items()):
+                trial.report(values[number, epoch], epoch)
+                if trial.should_prune():
+                    stopped[number] = epoch
+                    study.tell(running.pop(number), state=TrialState.PRUNED)
+        ends.append(stopped)
+    assert ends[0] == ends[1]
+    rungs = [minimum * factor**k for k in range(6) if minimum * factor**k < epochs]
+    assert set(ends[0].values()) <= set(rungs)
+    assert len(set(ends[0].values())) >= 2

@@ -1,0 +1,194 @@
+"""Which models of a space are largest, and what two training steps of one really take."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import resource
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from guidino_tune.config import DINOGuide, Experiment
+from guidino_tune.losses import SegmentationLoss
+from guidino_tune.models import build_model
+from guidino_tune.training.failures import failure_kind
+from guidino_tune.training.loop import use_bf16
+from guidino_tune.training.optimisers import make_optimizer
+
+MOST_PROBES = 8
+"""A probe takes a new process and its imports, so of many models only the largest are measured."""
+
+Shape = dict[str, Any]
+"""Those fields of an experiment on which the memory of its training depends."""
+
+
+def shape_of(experiment: Experiment, workers: int) -> Shape:
+    """What decides about the memory of one of an experiment's workers."""
+    guide, training = experiment.guide, experiment.training
+    lora = guide.lora if isinstance(guide, DINOGuide) and guide.lora.rank else None
+    return {
+        "segmenter": dataclasses.asdict(experiment.segmenter),
+        "backbone": guide.backbone if isinstance(guide, DINOGuide) else None,
+        "rank": lora.rank if lora else 0,
+        "lora": (lora.targets, lora.dropout > 0) if lora else None,
+        "gate": experiment.gate,
+        "prototypes": experiment.num_prototypes if experiment.gate else 0,
+        "tokenbook": (guide.tokenbook.similarity, guide.tokenbook.aggregation)
+        if isinstance(guide, DINOGuide) and experiment.gate
+        else None,
+        "image_size": experiment.data.image_size,
+        "outputs": experiment.num_outputs,
+        "batch": -(-training.batch_size // workers),
+        "precision": training.precision,
+        "channels_last": training.channels_last,
+        "compile": training.compile,
+        "optimizer": (training.optimizer, training.momentum > 0),
+        "hinge": experiment.loss.hinge_weight > 0,
+    }
+
+
+def shapes(experiments: Iterable[Experiment], workers: int) -> list[Experiment]:
+    """One experiment for each distinct shape; the largest LoRA rank and the most prototypes stand for all others."""
+    found: dict[str, Experiment] = {}
+    for experiment in experiments:
+        shape = shape_of(experiment, workers)
+        key = digest({**shape, "rank": shape["rank"] > 0, "prototypes": None})
+        found[key] = _larger(found.get(key, experiment), experiment)
+    return list(found.values())
+
+
+def _larger(one: Experiment, other: Experiment) -> Experiment:
+    guide = one.guide
+    if not isinstance(guide, DINOGuide) or not isinstance(other.guide, DINOGuide):
+        return one
+    lora = dataclasses.replace(guide.lora, rank=max(guide.lora.rank, other.guide.lora.rank))
+    book = dataclasses.replace(guide.tokenbook, num_prototypes=max(one.num_prototypes, other.num_prototypes))
+    return dataclasses.replace(one, guide=dataclasses.replace(guide, lora=lora, tokenbook=book))
+
+
+def largest_shapes(found: Sequence[Experiment], workers: int) -> list[Experiment]:
+    """The ``MOST_PROBES`` largest by ``estimate``, largest first; one of those that differ in the gate's place or the TokenBook only."""
+
+    @functools.cache
+    def size(experiment: Experiment) -> int:
+        return estimate(experiment, workers)
+
+    families: dict[str, list[Experiment]] = {}
+    for experiment in found:
+        shape = shape_of(experiment, workers)
+        key = digest({**shape, "gate": bool(shape["gate"]), "rank": shape["rank"] > 0, "prototypes": None, "tokenbook": None})
+        families.setdefault(key, []).append(experiment)
+    # An estimate takes a third of a second: any member tells families apart, and only those of the largest are compared.
+    largest = sorted(families.values(), key=lambda members: size(members[0]), reverse=True)[:MOST_PROBES]
+    return sorted((max(members, key=size) for members in largest), key=size, reverse=True)
+
+
+def estimate(experiment: Experiment, workers: int = 1) -> int:
+    """Bytes of weights, gradients, optimiser and of what the backward pass needs, in float32; good enough to rank networks.
+
+    Counted on the meta device: no weights are read and nothing is computed.
+    """
+    saved = 0
+
+    def count(x: torch.Tensor) -> torch.Tensor:
+        nonlocal saved
+        saved += 0 if isinstance(x, nn.Parameter) else x.numel() * x.element_size()
+        return x
+
+    size, batch = experiment.data.image_size, -(-experiment.training.batch_size // workers)
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        model = build_model(_with_random_weights(experiment)).train()
+        model(torch.empty(batch, 3, size, size))
+    weights = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+    return saved + sum(4 * taken if trained else taken for taken, trained in weights)
+
+
+def _with_random_weights(experiment: Experiment) -> Experiment:
+    guide = experiment.guide
+    if not isinstance(guide, DINOGuide):
+        return experiment
+    return dataclasses.replace(experiment, guide=dataclasses.replace(guide, weights="random", sha256=None))
+
+
+def probe(values: Mapping[str, Any], workers: int, cpus: int, device: str) -> int | None:
+    """Peak memory of this process in bytes over two training steps; ``None`` when there is not enough."""
+    torch.set_num_threads(cpus)
+    if device == "cpu":
+        from guidino_tune.tuning import executors  # noqa: F401  # a trial's process has its imports too
+    try:
+        trained = _two_steps(Experiment.from_dict(values), workers, torch.device(device))
+    except Exception as error:
+        if failure_kind(error) != "out-of-memory":
+            raise
+        return None
+    buckets = trained if workers > 1 else 0  # DDP's second copy of the gradients
+    if device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        # What is taken but not torch's own: the context, the kernels, the libraries.
+        others = max(0, total - free - torch.cuda.memory_reserved())
+        return torch.cuda.max_memory_reserved() + others + buckets
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) + buckets
+
+
+def _two_steps(experiment: Experiment, workers: int, device: torch.device) -> int:
+    """Trains on noise as the training loop does; the optimiser's state comes with the first step, the peak with the second.
+
+    Returns:
+        Bytes of the trained weights.
+    """
+    training, section = experiment.training, experiment.data
+    model = build_model(experiment).to(device).train()
+    if training.channels_last:
+        model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if training.compile != "none":
+        model.segmenter.compile(mode="reduce-overhead" if training.compile == "cuda-graphs" else None)
+    loss, optimizer = SegmentationLoss(experiment.loss, section.num_classes), make_optimizer(model.named_parameters(), training)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    batch, size = -(-training.batch_size // workers), section.image_size
+    images = torch.randn(batch, 3, size, size, device=device)
+    if training.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    masks = torch.randint(0, section.num_classes + 1, (batch, 1, size, size), device=device).float()
+    for _ in range(2 if training.compile == "none" else 4):  # a CUDA graph is recorded in the second, with memory of its own
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(training.precision, device)):
+            prediction = model(images)
+        total = loss(prediction.logits, prediction.guide, masks)["total"]
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if training.grad_clip is not None:
+            nn.utils.clip_grad_norm_(parameters, training.grad_clip)
+        optimizer.step()
+    total.item()  # waits for the device, so that an error belongs to this probe
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def gpus() -> list[tuple[str, int]]:
+    """Names and bytes of memory of the GPUs that this process may use."""
+    every = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
+    return [(gpu.name, gpu.total_memory) for gpu in every]
+
+
+def backbone_bytes(experiment: Experiment) -> int:
+    """Of an experiment's backbone; 0 without one."""
+    with torch.device("meta"):
+        backbone = build_model(_with_random_weights(experiment)).backbone
+    return sum(p.numel() * p.element_size() for p in backbone.parameters()) if backbone else 0
+
+
+def describe(experiment: Experiment, workers: int) -> str:
+    """A shape in words."""
+    guide = experiment.guide
+    backbone = f" on {guide.backbone}" if isinstance(guide, DINOGuide) else ""
+    size, batch = experiment.data.image_size, -(-experiment.training.batch_size // workers)
+    return f"{experiment.name}{backbone} with {batch} image(s) of {size} x {size}"
+
+
+def digest(value: Any) -> str:
+    """Sixteen hexadecimal digits, the same for equal values everywhere."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

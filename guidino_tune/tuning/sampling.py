@@ -1,0 +1,99 @@
+"""Tree-structured Parzen estimators whose cost does not grow with the study."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Container
+from typing import Any, cast
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers._tpe.sampler import default_gamma
+from optuna.trial import FrozenTrial, TrialState
+
+BEST = 25
+"""Trials that TPE takes for good ones, at most: the best tenth until there are 250."""
+
+LATEST = 100
+"""Finished trials that are modelled besides. Up to so many in all, nothing differs from Optuna's own sampler."""
+
+
+class RecentTPESampler(optuna.samplers.TPESampler):
+    """Optuna's TPE over the best, the latest and the running trials of a study instead of all of them.
+
+    TPE compares the density of good trials with that of all others. The good ones are the same as among all trials; of the others, whose
+    density is what costs time in proportion to their number, and in which Optuna gives later ones more weight, the latest are a sample.
+
+    Args:
+        latest: Finished trials that are modelled besides the best.
+        options: Of ``optuna.samplers.TPESampler``.
+    """
+
+    def __init__(self, *, latest: int = LATEST, **options: Any) -> None:
+        super().__init__(**options)
+        self._known: set[int] = set()
+        self._best: list[tuple[tuple[float, ...], int, FrozenTrial]] = []
+        self._latest: deque[FrozenTrial] = deque(maxlen=latest)
+        self._window: tuple[int, list[FrozenTrial]] = (-1, [])
+        # Optuna's rule for how many are good ones, asked with the size of the study and not with that of the window.
+        self._gamma = lambda _: default_gamma(len(self._known))
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """See ``BaseSampler``; what was decomposed before is remembered, so only new trials are looked at."""
+        return super().infer_relative_search_space(_part(study, self._take_in(study, trial)), trial)
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        """See ``BaseSampler``."""
+        return super().sample_relative(_part(study, self._modelled(study, trial)), trial, search_space)
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        """See ``BaseSampler``."""
+        return super().sample_independent(_part(study, self._modelled(study, trial)), trial, param_name, param_distribution)
+
+    def _modelled(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
+        if self._window[0] != trial.number:
+            self._take_in(study, trial)
+        return self._window[1]
+
+    def _take_in(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
+        """Prepares the window for ``trial``; returns the trials that have finished since the last time."""
+        new, window = [], {}
+        for other in study._get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)):
+            if other.state == TrialState.RUNNING:
+                window[other.number] = other
+            elif other.number not in self._known:
+                new.append(other)
+        for other in new:
+            self._known.add(other.number)
+            self._latest.append(other)
+            insort(self._best, (_order(other), other.number, other))
+            del self._best[BEST:]
+        window |= {other.number: other for other in self._latest} | {number: other for _, number, other in self._best}
+        self._window = trial.number, [window[number] for number in sorted(window)]
+        return new
+
+
+def _order(trial: FrozenTrial) -> tuple[float, ...]:
+    """As TPE sorts the trials of a study that maximises: complete ones by value, then the others by how far they came, and by value."""
+    if trial.state == TrialState.COMPLETE:
+        return 0.0, -cast("float", trial.value)
+    step, value = max(trial.intermediate_values.items(), default=(-1, 0.0))
+    return 1.0, -step, -value
+
+
+class _Part:
+    """A study that shows only some of its trials."""
+
+    def __init__(self, study: optuna.Study, trials: list[FrozenTrial]) -> None:
+        self._study, self._shown = study, trials
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False) -> list[FrozenTrial]:
+        return [trial for trial in self._shown if states is None or trial.state in states]
+
+
+def _part(study: optuna.Study, trials: list[FrozenTrial]) -> optuna.Study:
+    return cast("optuna.Study", _Part(study, trials))

@@ -1,0 +1,55 @@
+"""The memory probe in real processes of a real cluster."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from conftest import SPACE
+from rich.console import Console
+
+from guidino_tune.config import Resources
+from guidino_tune.space.space import read_space
+from guidino_tune.tuning.packing import pack
+
+TOO_MANY = 10**8
+"""Images of a batch that no machine's memory holds; the system refuses it at once."""
+
+
+def test_two_networks_and_one_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[dict[str, Any]] = [
+        {"segmenter.base_width": 2, "training.batch_size": 4},
+        {"segmenter.base_width": 64, "training.batch_size": 4},
+        {"segmenter.base_width": 2, "training.batch_size": TOO_MANY},
+    ]
+    values = {
+        "experiment": SPACE["experiment"],
+        "space": {path: {"choices": list(dict.fromkeys(v[path] for v in listed))} for path in listed[0]},
+        "first_trials": listed,
+        "study": {"sampler": "listed", "trials": 3},
+        "resources": {"trials_per_gpu": "auto", "concurrent": 1},
+    }
+    space, text = read_space(values, source="packing.yaml"), io.StringIO()
+    first = pack(space, tmp_path, Console(file=text, width=300))
+    assert first == Resources(concurrent=1)
+    stored = json.loads((tmp_path / "memory.json").read_text())["peaks"]
+    peaks = {(p["shape"]["segmenter"]["base_width"], p["shape"]["batch"]): p["bytes"] for p in stored.values()}
+    small, large = peaks[2, 4], peaks[64, 4]
+    # Weights, gradients and AdamW's two moments of a U-Net with 31 million weights take 500 MB.
+    assert small + 400e6 < large < small + 1500e6
+    assert small > 100e6  # Python and its imports
+    assert peaks[2, TOO_MANY] is None
+    assert f"with {TOO_MANY} image(s) of 32 x 32: does not fit" in text.getvalue()
+    assert f"takes {large / 1e9:.2f} of" in text.getvalue()
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a second search starts no task")
+
+    monkeypatch.setattr(ray, "remote", never)
+    again = io.StringIO()
+    assert pack(space, tmp_path, Console(file=again, width=300)) == first
+    assert again.getvalue() == text.getvalue()
