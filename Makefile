@@ -7,9 +7,10 @@ INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt -e
 SPACE = demo
 ARGS =
 PYTEST_ARGS =
+BENCHMARKS = search_throughput against_plain_way epoch_overhead turnaround validation inference precision driver memory
 
 .DEFAULT_GOAL := help
-.PHONY: help search test lint bench clean
+.PHONY: help search test lint bench overfit clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,7 +19,9 @@ help:
 	@echo "make test     all tests; those on real data only where GUIDINO_TUNE_DATA names the folder that holds them"
 	@echo "              (make test PYTEST_ARGS='tests/unit -k loss' runs some of them)"
 	@echo "make lint     formatting, mistakes and types: ruff and mypy"
-	@echo "make bench    the benchmarks in tests/benchmarks"
+	@echo "make bench    the benchmarks in tests/benchmarks, about a quarter of an hour on a quiet machine; needs GUIDINO_TUNE_DATA"
+	@echo "              (make bench BENCHMARKS='driver inference' runs some of them)"
+	@echo "make overfit  trains every segmenter on eight real images until it knows them by heart"
 	@echo "make clean    removes .venv and everything that was built here; studies and data sets in ~/guidino_tune stay"
 
 search: .venv/.run
@@ -33,7 +36,12 @@ lint: .venv/.dev
 	$(BIN)/mypy guidino_tune
 
 bench: .venv/.dev
-	@for file in tests/benchmarks/*.py; do echo "$$file"; $(BIN)/python $$file || exit 1; done
+	@test -d "$$GUIDINO_TUNE_DATA" || { echo "set GUIDINO_TUNE_DATA to the folder with the real images (see README, Tests)" >&2; exit 2; }
+	@failed=; for name in $(BENCHMARKS); do $(BIN)/python tests/benchmarks/$$name.py || failed="$$failed $$name"; done; \
+		$(BIN)/python tests/benchmarks/measuring.py; test -z "$$failed" || { echo "did not run to their end:$$failed" >&2; exit 1; }
+
+overfit: .venv/.dev
+	$(BIN)/python tests/benchmarks/overfit.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

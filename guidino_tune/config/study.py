@@ -64,8 +64,8 @@ class Resources:
         share_views: Augmented images and the frozen guide's tokens are made once per node, kept on disk, and read by all trials. Off,
             every trial makes its own: the same ones.
         views_folder: Where they are kept, best on a disk of the node itself; ``None``: ``views`` in the cache folder of the home.
-        views_gigabytes: Disk space for them (10^9 bytes); what was not used for longest makes room. ``None``: half of what is free when a
-            search starts, at most 200.
+        views_gigabytes: Disk space for them (10^9 bytes); what was not used for longest makes room. ``None``: half of what the disk
+            has for them, at most 200.
     """
 
     executor: Literal["auto", "actor", "train"] = "auto"

@@ -7,18 +7,20 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from guidino_tune.data.locking import locked
+from guidino_tune.data.locking import Held, locked
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,11 @@ Arrays = Mapping[str, np.ndarray]
 FORMAT = 1
 """Raised whenever the layout of the files changes."""
 
+# What is ours in the folder, which may hold other things: nothing else is counted or removed.
+_KIND = re.compile("(views|tokens)-[0-9a-f]+")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
+
+_PAUSE = 300.0  # seconds after which it is tried again whether chunks can be kept
 _LOCKS = 256  # files for all chunks of a kind together: two chunks that share one merely wait for each other
 _STALE = 600.0  # seconds after which an unfinished file has lost its writer
 _DEFAULT = 200 * 10**9  # bytes at most, where nobody has said how many
@@ -43,23 +50,27 @@ class ChunkStore:
     A chunk is named ``KIND-KEY/GROUP/NUMBER``, where the key says all that its content depends on, so that a chunk never changes. It is
     made by the first who asks for it while the others wait, appears under its name only when it is whole, and is made again where it was
     damaged or removed. When the budget is used up, the groups that were not used for longest are removed. When nothing can be written
-    (the disk is full, the folder is read-only), chunks are made without being kept: slower, with the same content.
+    (the disk is full, the folder is read-only), chunks are made without being kept, and some minutes later it is tried again.
 
     Args:
-        folder: Of all studies of this node; made if missing.
+        folder: Of all studies of this node; made if missing. What it holds besides chunks is left alone.
         budget: Bytes that the files may take; each process may exceed it by a 128th. ``None``: half of what the disk has for them, at
             most 200 GB.
 
     Attributes:
         made: Chunks that this object made.
-        problem: Why chunks are not kept any more, in words; empty while they are.
     """
 
     def __init__(self, folder: Path, budget: int | None = None) -> None:
         self.folder = folder
         self.made = 0
-        self.problem = ""
+        self._problem, self._again = "", 0.0
         self._budget, self._allowance = budget, 0
+
+    @property
+    def problem(self) -> str:
+        """Why chunks are not kept at present, in words; empty while they are."""
+        return self._problem if time.monotonic() < self._again else ""
 
     def get(self, name: str, make: Callable[[], Arrays], *, wait: bool = True) -> Arrays | None:
         """The chunk of that name; read-only arrays.
@@ -77,14 +88,15 @@ class ChunkStore:
         if found is not None:
             return found
         with contextlib.ExitStack() as stack:
-            try:
-                if self.problem:
-                    return self._make(make) if wait else None
-                (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-                held = stack.enter_context(locked(self._lock(name), wait=wait))
-            except OSError as error:
-                self._give_up(error)
-                return self._make(make)
+            held: Held = "no"
+            if not self.problem:
+                try:
+                    (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+                    held = stack.enter_context(locked(self._lock(name), wait=wait))
+                except OSError as error:
+                    self._give_up(error)
+            if self.problem:
+                return self._make(make) if wait else None
             if held == "no":
                 return None
             found = _read(path)
@@ -115,8 +127,13 @@ class ChunkStore:
             if not self._room(sum(array.nbytes for array in arrays.values()), path.parent):
                 return
             _write(temporary, arrays)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(temporary, path)
+            for attempt in range(10):
+                # Another process that makes room may remove the group between the two.
+                with contextlib.suppress(FileNotFoundError):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(temporary, path)
+                    return
+                time.sleep(0.01 * attempt)
         except OSError as error:
             self._give_up(error)
         finally:
@@ -125,52 +142,77 @@ class ChunkStore:
 
     def _give_up(self, error: OSError) -> None:
         todo = "free some space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
-        self.problem = (
+        self._pause(
             f"shared views cannot be kept in {self.folder} ({error.strerror or error}); trials make their own, which is slower and changes "
             f"no result: {todo}, or set resources.views_folder"
         )
-        log.warning("%s", self.problem)
+
+    def _pause(self, problem: str) -> None:
+        if not self.problem:
+            log.warning("%s", problem)
+        self._problem, self._again = problem, time.monotonic() + _PAUSE
 
     def _room(self, size: int, group: Path) -> bool:
         """Makes room for ``size`` bytes in a group; False when there is none."""
         if size > self._allowance:
-            with locked(self.folder / "locks" / "room"):
-                self._allowance = self._evict(size, group)
+            with locked(self.folder / "locks" / "room") as held:
+                self._allowance = self._evict(size, group if held == "alone" else None)
         if size > self._allowance:
-            if not self.problem:
-                self.problem = (
-                    f"the views of one epoch do not fit into the space for them in {self.folder}; trials make their own, which is slower "
-                    "and changes no result: raise resources.views_gigabytes"
-                )
-                log.warning("%s", self.problem)
+            self._pause(
+                f"the views of one epoch do not fit into the space for them in {self.folder}; trials make their own, which is slower "
+                "and changes no result: raise resources.views_gigabytes"
+            )
             return False
         self._allowance -= size
         return True
 
-    def _evict(self, size: int, keep: Path) -> int:
-        """Removes the groups that were not used for longest until there is room for ``size`` bytes; gives what may be written now."""
-        groups: list[tuple[float, int, Path]] = []
-        for kind in os.scandir(self.folder):
-            if kind.name.endswith(".tmp"):
-                if time.time() - kind.stat().st_mtime > _STALE:
-                    Path(kind.path).unlink(missing_ok=True)
-            elif kind.is_dir() and kind.name != "locks":
-                for group in os.scandir(kind.path):
-                    size = sum(file.stat().st_size for file in os.scandir(group.path))
-                    groups.append((group.stat().st_mtime, size, Path(group.path)))
-        used = sum(bytes_ for _, bytes_, _ in groups)
+    def _evict(self, size: int, keep: Path | None) -> int:
+        """Removes the groups that were not used for longest until there is room for ``size`` bytes; gives what may be written now.
+
+        Args:
+            size: Of the chunk that is to be kept.
+            keep: Its group; ``None``: remove nothing, others may be at it.
+        """
+        groups = self._groups()
+        used = sum(group.size for group in groups)
         budget = min(_DEFAULT, (shutil.disk_usage(self.folder).free + used) // 2) if self._budget is None else self._budget
         free, wanted = budget - used, max(size, int(budget * _ALLOWANCE))
-        for _, bytes_, path in sorted(groups):
-            if free >= wanted:
+        for group in groups:
+            if free >= wanted or keep is None:
                 break
-            if path != keep:
+            if group.path != keep:
                 # Whoever has mapped these files keeps reading them; whoever has not makes them again.
-                shutil.rmtree(path, ignore_errors=True)
-                with contextlib.suppress(OSError):
-                    path.parent.rmdir()  # when it was the last
-                free += bytes_
-        return min(free, wanted)
+                for file in group.path.glob("*.arrow"):
+                    file.unlink(missing_ok=True)
+                for emptied in (group.path, group.path.parent):
+                    with contextlib.suppress(OSError):
+                        emptied.rmdir()
+                free += group.size
+        return max(0, min(free, wanted))
+
+    def _groups(self) -> list[_Group]:
+        """All groups, the one that was not used for longest first; removes what dead writers left."""
+        groups = []
+        for entry in self.folder.iterdir():
+            # Others write and remove at the same time: what is gone is no group any more.
+            with contextlib.suppress(FileNotFoundError):
+                if _TEMPORARY.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _STALE:
+                    entry.unlink()
+                elif _KIND.fullmatch(entry.name):
+                    for path in entry.iterdir():
+                        with contextlib.suppress(FileNotFoundError):
+                            files = [file.stat().st_size for file in path.glob("*.arrow")]
+                            groups.append(_Group(path.stat().st_mtime, sum(files), path))
+        return sorted(groups, key=lambda group: group.used)
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """When it was used last (Unix seconds), and its bytes."""
+
+    used: float
+    size: int
+    path: Path
 
 
 def _write(path: Path, arrays: Arrays) -> None:

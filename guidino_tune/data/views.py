@@ -1,4 +1,4 @@
-"""Views: what training sees of each case in each epoch. They depend on the study's seed, the epoch and the case, and on nothing else.
+"""Views: what training sees of each case in each epoch. They depend on ``training.seed``, the epoch and the case, and on nothing else.
 
 So they, and a frozen guide's tokens of them, can be made by one trial and read by all others of the node (see ``ChunkStore``).
 """
@@ -10,13 +10,13 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.metadata import version
 from itertools import pairwise
 from typing import Protocol
 
-import monai
 import numpy as np
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Raised whenever views change, as by another augmentation under an old name: stored ones are then passed over."""
+
+VERSIONS = tuple(version(name) for name in ("torch", "monai", "numpy", "Pillow"))
+"""Of what decodes, draws and resamples: another one may give other pixels."""
 
 CHUNK = 32
 """Views per stored chunk: the unit that one process makes while others wait. Any batch size fits: chunks follow the epoch's order."""
@@ -78,16 +81,17 @@ class Batch:
 class Encoder(Protocol):
     """A frozen guide as the views see it: a function of the image."""
 
-    key: str
-    """Says all that the tokens depend on besides the image: weights, layers, precision."""
+    @property
+    def key(self) -> str:
+        """Says all that the tokens depend on besides the image: weights, layers, precision."""
 
     def __call__(self, images: Tensor) -> Arrays:
         """Maps of (N, 3, S, S) images, by name, in an order that is always the same; each of N rows."""
 
 
-def view_seed(study_seed: int, epoch: int, case_id: str) -> int:
+def view_seed(seed: int, epoch: int, case_id: str) -> int:
     """The seed of one view: 63 bits, the same for every trial of a study, on every machine and for any batch size."""
-    return stable_hash("view", study_seed, epoch, case_id)
+    return stable_hash("view", seed, epoch, case_id)
 
 
 class TrainViews:
@@ -100,7 +104,7 @@ class TrainViews:
     Args:
         table: The training cases.
         data: How images are normalised and augmented.
-        study_seed: Seed of order and augmentation.
+        seed: Of order and augmentation; trials with the same one share their views.
         batch_size: Cases per optimiser step over all workers; a multiple of ``world_size``.
         rank: This worker, from 0.
         world_size: Number of workers.
@@ -117,7 +121,7 @@ class TrainViews:
         self,
         table: CaseTable,
         data: Data,
-        study_seed: int,
+        seed: int,
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
@@ -137,7 +141,7 @@ class TrainViews:
         self._table = table
         self._data = data
         self._augment = make_augmentation(data.augmentation)
-        self._seed = study_seed
+        self._seed = seed
         self._batch_size = batch_size
         self._share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         full, rest = divmod(len(table), batch_size)
@@ -211,7 +215,7 @@ class TrainViews:
 
     def _views_key(self) -> str:
         data = self._data
-        return _key(self._table.fingerprint, data.normalisation, data.augmentation, self._seed, torch.__version__, monai.__version__)
+        return _key(self._table.fingerprint, data.normalisation, data.augmentation, self._seed, *VERSIONS)
 
 
 class _Shared:
@@ -232,7 +236,6 @@ class _Shared:
         self._open: OrderedDict[tuple[int, int], Arrays] = OrderedDict()  # of the thread that makes batches
         self._rows = lru_cache(maxsize=2)(self._positions)
         self._thread: ThreadPoolExecutor | None = None
-        self._work: Future[None] | None = None
         self._closed = threading.Event()
 
     def batch(self, epoch: int, ids: tuple[str, ...]) -> Batch:
@@ -255,13 +258,14 @@ class _Shared:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="shared views")
         for epoch in epochs:
-            self._work = self._thread.submit(self._fill, epoch)
+            self._thread.submit(self._fill, epoch)
 
     def close(self) -> None:
         """Lets the thread end after the chunk that it is at."""
         self._closed.set()
         if self._thread:
             self._thread.shutdown(wait=False, cancel_futures=True)
+        self._open.clear()  # mapped files; the object itself may wait long for a collection
 
     def _fill(self, epoch: int) -> None:
         try:
@@ -274,14 +278,14 @@ class _Shared:
             log.exception("a chunk of epoch %d could not be prepared", epoch)
 
     def _positions(self, epoch: int) -> dict[str, int]:
-        for kind in filter(None, (self._views, self._tokens)):
-            self.store.use(f"{kind}/{epoch:05d}")
         return {name: row for row, name in enumerate(name for ids in self._chunk_ids(epoch) for name in ids)}
 
     def _chunk(self, epoch: int, number: int) -> Arrays:
         if (epoch, number) not in self._open:
             chunk = self._get(epoch, number, wait=True)
             assert chunk is not None
+            for kind in filter(None, (self._views, self._tokens)):
+                self.store.use(f"{kind}/{epoch:05d}")
             self._open[epoch, number] = chunk
             while len(self._open) > _OPEN:
                 self._open.popitem(last=False)
@@ -322,7 +326,10 @@ def validation_batches(
     """
     ids = table.ids
     batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)][rank::world_size]
-    group = f"tokens-{_key(table.fingerprint, data.normalisation, encoder.key)}/validation" if encoder else ""
+    # A table's fingerprint does not say in which order its cases stand; here they stand in that of their ids.
+    ordered = sorted(ids)
+    places = {name: place for place, name in enumerate(ordered)}
+    group = f"tokens-{_key(table.fingerprint, data.normalisation, *VERSIONS, encoder.key)}/validation" if store and encoder else ""
     if store and encoder:
         store.use(group)
 
@@ -330,7 +337,7 @@ def validation_batches(
     def chunk(number: int) -> Arrays:
         assert store is not None
         assert encoder is not None
-        names = ids[number * CHUNK : (number + 1) * CHUNK]
+        names = ordered[number * CHUNK : (number + 1) * CHUNK]
         tokens = store.get(f"{group}/{number:04d}", lambda: encoder(torch.stack([_image(table, data, name) for name in names])))
         assert tokens is not None
         return tokens
@@ -340,7 +347,7 @@ def validation_batches(
         masks = torch.from_numpy(np.stack([table.mask(row) for row in rows]))[:, None]
         tokens: tuple[Tensor, ...] = ()
         if store and encoder and not store.problem:
-            parts = [{k: a[row % CHUNK] for k, a in chunk(row // CHUNK).items()} for row in rows]
+            parts = [{k: a[places[name] % CHUNK] for k, a in chunk(places[name] // CHUNK).items()} for name in names]
             tokens = tuple(torch.from_numpy(np.stack([part[k] for part in parts])) for k in parts[0])
         return Batch(torch.stack([_image(table, data, name) for name in names]), masks, names, tokens)
 
@@ -352,7 +359,7 @@ def _image(table: CaseTable, data: Data, case_id: str) -> Tensor:
 
 
 def _key(*parts: object) -> str:
-    return hashlib.sha256("\0".join(str(part) for part in (FORMAT, *parts)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join(str(part) for part in (FORMAT, CHUNK, *parts)).encode()).hexdigest()[:16]
 
 
 def _ahead(batches: Sequence[tuple[str, ...]], make: Callable[[tuple[str, ...]], Batch], pin: bool) -> Generator[Batch, None, None]:

@@ -43,6 +43,7 @@ class RunSender:
         self._experiment_id = ""
         self._parent = ""
         self._opened = math.inf
+        self._asked_for: set[str] = set()  # runs that may have been made though no answer came back
         self._hashes = ContentHashes()
 
     @property
@@ -112,8 +113,9 @@ class RunSender:
 
     def _send_trial(self, key: str, sent: Sent, trial: TrialSnapshot, study: StudySnapshot) -> None:
         if not sent.run_id:
-            # One that started since cannot have a run that the ledger does not know, and a search takes longer the more runs there are.
-            new = trial.started is not None and trial.started > self._opened
+            # One that started since cannot have a run before the first request for one, and looking takes longer the more runs there are.
+            new = trial.started is not None and trial.started > self._opened and key not in self._asked_for
+            self._asked_for.add(key)
             run = None if new else self._find({"mlflow.parentRunId": self._parent, "guidino.trial": key})
             if run is None:
                 run = self._create(trial, study)

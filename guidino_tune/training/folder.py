@@ -49,7 +49,7 @@ class TrialFolder:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         for name in ("weights.safetensors", "state.json"):
-            shutil.copy2(checkpoint / name, draft / name)
+            _link(checkpoint / name, draft / name)
         if self.best.exists():
             self.best.rename(old)
         draft.rename(self.best)
@@ -88,6 +88,14 @@ def read_history(file: Path) -> list[EpochRecord]:
         except (json.JSONDecodeError, TypeError):
             continue
     return records
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name of a file that nobody changes in place; a copy where the file system has no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,6 +24,7 @@ from guidino_tune.inference import to_labels
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.metrics import mean_values, overlap_scores, score_case, values
 from guidino_tune.models import build_model
+from guidino_tune.models.backbone import Features
 from guidino_tune.training import checkpoints
 from guidino_tune.training.failures import Diverged
 from guidino_tune.training.optimisers import make_optimizer, set_learning_rates
@@ -84,6 +85,8 @@ class TrainingRun:
         self.history: list[EpochRecord] = []
         self.shown: list[Shown] = []
         """Of the last validation: the first cases, always the same ones, so that trials can be compared by eye."""
+        self.best_shown: list[Shown] = []
+        """Of the validation that gave the best objective in this process."""
         self.num_shown = SHOWN
         training = experiment.training
         bf16 = use_bf16(training.precision, self.device)
@@ -95,7 +98,7 @@ class TrainingRun:
             self.model.segmenter.compile(mode="reduce-overhead" if training.compile == "cuda-graphs" else None)
         self.loss = SegmentationLoss(experiment.loss, experiment.data.num_classes)
         self.optimizer = make_optimizer(self.model.named_parameters(), training)
-        self.encoder = make_encoder(experiment, self.model, bf16=bf16) if store else None
+        self.encoder = make_encoder(experiment, self.model, bf16=bf16, parts=micro_batches)
         self.views = TrainViews(
             data.train, experiment.data, training.seed, training.batch_size, rank, world_size,
             store=store, encoder=self.encoder, num_epochs=training.epochs,
@@ -152,6 +155,8 @@ class TrainingRun:
         if self.micro_batches > 1:
             metrics["micro_batches"] = self.micro_batches
         improved = metrics.get(OBJECTIVE, -math.inf) > self.best
+        if improved:
+            self.best_shown = self.shown
         record = EpochRecord(self.epoch + 1, metrics, time.time())
         self.history.append(record)
         if self.rank == 0:
@@ -194,7 +199,7 @@ class TrainingRun:
             # Gradients of several workers are exchanged once, with the last part.
             with self.module.no_sync() if self.world_size > 1 and number < len(parts) else nullcontext():  # type: ignore[operator]
                 with self.autocast:
-                    prediction = self.module(part.images, to_features(part.tokens))
+                    prediction = self.module(part.images, self._features(part))
                 terms = self.loss(prediction.logits, prediction.guide, part.masks)
                 (terms["total"] * share).backward()
             for name, value in terms.items():
@@ -217,7 +222,7 @@ class TrainingRun:
         ):  # fmt: skip
             on_device = self._to_device(batch)
             with self.autocast:
-                output = self.model(on_device.images, to_features(on_device.tokens))
+                output = self.model(on_device.images, self._features(on_device))
             predictions, truths = to_labels(output.logits[0].float()).cpu().numpy(), batch.masks[:, 0].numpy()
             for prediction, truth in zip(predictions, truths, strict=True):
                 if distances:
@@ -232,6 +237,12 @@ class TrainingRun:
             torch.distributed.all_gather_object(gathered, rows)
             rows = [row for part in gathered for row in part]
         return {f"val_{name}": value for name, value in mean_values(rows).items()}
+
+    def _features(self, batch: Batch) -> Features | None:
+        """Of a frozen guide, in the precision in which they are shared, shared or not: a disk that fills up must not change a trial."""
+        if batch.tokens or self.encoder is None:
+            return to_features(batch.tokens)
+        return to_features([x.float() for x in self.encoder.maps(batch.images)])
 
     def _to_device(self, batch: Batch) -> Batch:
         moved = batch.to(self.device)

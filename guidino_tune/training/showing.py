@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from guidino_tune.training.loop import TrainingRun
+from guidino_tune.training.loop import Shown, TrainingRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,8 @@ class ShownCase:
     prediction: np.ndarray
 
 
-def shown_cases(run: TrainingRun) -> list[ShownCase]:
-    """The first validation cases with the predictions of the last validation; nothing is computed for it."""
+def shown_cases(run: TrainingRun, shown: Sequence[Shown]) -> list[ShownCase]:
+    """Validation cases with the predictions that ``run.shown`` or ``run.best_shown`` kept; nothing is computed for it."""
     table = run.data.validation
-    places = [(table.positions[shown.id], shown) for shown in run.shown]
+    places = [(table.positions[case.id], case) for case in shown]
     return [ShownCase(s.id, np.array(table.image(i)), np.array(table.mask(i)), s.guide, s.prediction) for i, s in places]

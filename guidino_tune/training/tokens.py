@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from guidino_tune.data.store import Arrays
 from guidino_tune.models import GuidedSegmenter
 from guidino_tune.models.backbone import Backbone, FeatureRequest, Features, load_backbone
 
+_ENCODING = threading.Lock()
 _LARGEST = float(torch.finfo(torch.float16).max)
 
 
@@ -29,7 +31,7 @@ class TokenEncoder:
 
     Args:
         backbone: Frozen, on its device.
-        fingerprint: Of its weights.
+        guide: Where its weights come from.
         request: Layers that the segmenter reads.
         bf16: Autocast, as in the training: tokens are what the backbone would have given there.
         batch_size: Images that go through the backbone together.
@@ -38,33 +40,49 @@ class TokenEncoder:
         ValueError: The backbone is not frozen: its tokens change in training.
     """
 
-    def __init__(self, backbone: Backbone, fingerprint: str, request: FeatureRequest, *, bf16: bool, batch_size: int) -> None:
+    def __init__(self, backbone: Backbone, guide: DINOGuide, request: FeatureRequest, *, bf16: bool, batch_size: int) -> None:
         if not backbone.frozen:
             raise ValueError("tokens of a backbone that learns cannot be kept")
-        self.backbone, self.request, self.bf16, self.batch_size = backbone, request, bf16, batch_size
-        precision = "bfloat16" if bf16 else "float32"
-        self.key = f"{fingerprint} {request.layers} {request.final_norm} {precision} {torch.__version__} {version('transformers')}"
+        self.backbone, self.guide, self.request, self.bf16, self.batch_size = backbone, guide, request, bf16, batch_size
 
-    @torch.no_grad()
+    @property
+    def key(self) -> str:
+        """See ``Encoder``; computed for its first use in a process, which takes some tenths of a second."""
+        device = next(self.backbone.parameters()).device
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        how = f"{'bfloat16' if self.bf16 else 'float32'} {where} {torch.__version__} {version('transformers')}"
+        return f"{_fingerprint(self.guide)} {self.request.layers} {self.request.final_norm} {how}"
+
     def __call__(self, images: Tensor) -> Arrays:
         """See ``Encoder``: ``last`` and ``layer_0``, ``layer_1``, ... as requested, each (N, C, h, w)."""
-        device = next(self.backbone.parameters()).device
-        parts: list[Sequence[Tensor]] = []
-        for part in images.split(self.batch_size):
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                features = self.backbone(part.to(device).float(), self.request.layers, self.request.final_norm)
-            parts.append([_half(x) for x in (features.last, *features.layers)])
+        parts = [[x.cpu() for x in self.maps(part)] for part in images.split(self.batch_size)]
         names = ("last", *(f"layer_{i}" for i in range(len(self.request.layers))))
         return {name: torch.cat(maps).numpy() for name, maps in zip(names, zip(*parts, strict=True), strict=True)}
 
+    @torch.no_grad()
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The last map of (B, 3, S, S) images and those of the layers, in float16, on the backbone's device."""
+        device = next(self.backbone.parameters()).device
+        # One at a time: two threads that encode beside a step in training would take their memory twice.
+        with _ENCODING, torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            features = self.backbone(images.to(device).float(), self.request.layers, self.request.final_norm)
+            return [_half(x) for x in (features.last, *features.layers)]
 
-def make_encoder(experiment: Experiment, model: GuidedSegmenter, *, bf16: bool) -> TokenEncoder | None:
-    """The encoder of a model in training; ``None`` where there is no guide, or where adapters change its tokens with every step."""
+
+def make_encoder(experiment: Experiment, model: GuidedSegmenter, *, bf16: bool, parts: int = 1) -> TokenEncoder | None:
+    """The encoder of a model in training; ``None`` where there is no guide, or where adapters change its tokens with every step.
+
+    Args:
+        experiment: What is trained.
+        model: Its network.
+        bf16: See ``TokenEncoder``.
+        parts: Micro-batches of the training: images go through the backbone in parts of that size too.
+    """
     backbone = model.backbone
     if backbone is None or not backbone.frozen:
         return None
-    key, batch_size = _fingerprint(_frozen(experiment)), experiment.training.batch_size
-    return TokenEncoder(backbone, key, model.feature_request, bf16=bf16, batch_size=batch_size)
+    batch_size = -(-experiment.training.batch_size // parts)
+    return TokenEncoder(backbone, _frozen(experiment), model.feature_request, bf16=bf16, batch_size=batch_size)
 
 
 def shared_backbone(experiment: Experiment) -> Backbone | None:
@@ -101,11 +119,11 @@ def fingerprint(backbone: Backbone) -> str:
     """32 hexadecimal digits of all weights and of the architecture: equal wherever the tokens are."""
     digest = hashlib.sha256(repr((backbone.shape, backbone.architecture, backbone.patch)).encode())
     for name, value in sorted(backbone.state_dict().items()):
-        array: np.ndarray = value.detach().cpu().contiguous().view(torch.uint8).numpy()
+        array: np.ndarray = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(array.data)
     return digest.hexdigest()[:32]
 
 
 def _half(x: Tensor) -> Tensor:
-    return x.float().clamp(-_LARGEST, _LARGEST).half().cpu()
+    return x.float().clamp(-_LARGEST, _LARGEST).half()

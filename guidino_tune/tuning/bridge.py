@@ -25,7 +25,7 @@ from guidino_tune.training.failures import INFEASIBLE
 from guidino_tune.training.loop import OBJECTIVE
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.tuning.journal import sync_to_disk
-from guidino_tune.tuning.study import StudyFolder, orphans, remaining, validated_epochs
+from guidino_tune.tuning.study import StudyFolder, orphans, remaining, rungs, validated_epochs
 
 PATIENCE = 3
 """Trials in a row that fail for reasons outside their configuration (a full disk, missing files, a bug) before a search gives up."""
@@ -105,6 +105,7 @@ class Bridge:
             "experiment": experiment.to_dict(),
             "reported": max(reported, default=0),
             "validated": validated_epochs(self.space.study, experiment.training.epochs),
+            "rungs": rungs(self.space.study, experiment.training.epochs),
             "folder": str(self.folder.trial(number).path),
         }
 

@@ -14,7 +14,7 @@ from guidino_tune.data.splits import make_split
 from guidino_tune.space.space import Space
 from guidino_tune.tracking.client import redacted
 from guidino_tune.tuning.search import check_search, mlflow_uri
-from guidino_tune.tuning.study import LISTED, StudyFolder, load_study, orphans, validated_epochs
+from guidino_tune.tuning.study import LISTED, StudyFolder, load_study, orphans, rungs, validated_epochs
 
 
 def show_plan(space: Space, console: Console, storage: str | None = None) -> int:
@@ -39,13 +39,13 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
         console.print(f"note: {note}", style="yellow", highlight=False)
     console.rule("plan", align="left")
     study, resources, epochs = space.study, space.resources, space.base.training.epochs
-    rungs = _rungs(study.min_epochs, study.reduction_factor, epochs) if study.pruner == "asha" else []
+    compared = rungs(study, epochs) if study.pruner == "asha" else ()
     validated = validated_epochs(study, epochs)
     known = _known(folder, space, storage)
     trials = len(space.first_trials) if study.sampler == LISTED else study.trials
     lines = {
         "study": f"{study.name}, {trials} trials ({known}), sampler {study.sampler}, seed {study.seed}",
-        "early stop": f"{study.pruner}; trials are compared at epochs {', '.join(map(str, rungs))} of {epochs}" if rungs else "none",
+        "early stop": f"{study.pruner}; trials are compared at epochs {', '.join(map(str, compared))} of {epochs}" if compared else "none",
         "validation": f"after {len(validated)} of {epochs} epochs, at training size; HD95 and ASD after the last",
         "time": f"no new trial after {study.time_budget:g} s" if study.time_budget else "no limit",
         "cases": f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} sealed test ({split.origin})",
@@ -92,16 +92,12 @@ def _gpus(resources: Resources) -> str:
 def _views(resources: Resources) -> str:
     if not resources.share_views:
         return "none: every trial makes its own"
-    space = "half of the free disk, at most 200 GB" if resources.views_gigabytes is None else f"at most {resources.views_gigabytes:g} GB"
+    space = (
+        "half of what the disk has for them, at most 200 GB"
+        if resources.views_gigabytes is None
+        else f"at most {resources.views_gigabytes:g} GB"
+    )
     return f"{resources.views_folder or paths.views()}, {space}"
-
-
-def _rungs(first: int, factor: int, last: int) -> list[int]:
-    rungs = []
-    while first < last:
-        rungs.append(first)
-        first *= factor
-    return [*rungs, last]
 
 
 def _known(folder: StudyFolder, space: Space, storage: str | None) -> str:

@@ -34,10 +34,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARTS = 2
-"""Micro-batches of the second attempt of a trial that ran out of memory."""
+"""Micro-batches of the second attempt of a trial that ran out of memory. Several workers start again for it as after a crash, which counts
+in ``resources.max_failures``."""
 
 OUT_OF_MEMORY = "out-of-memory.txt"
 """In the folder of a trial whose worker group is to start again with micro-batches."""
+
+FAILURE = "failure.json"
+"""In the folder of a trial whose process could not tell how it failed: another one does."""
 
 CONTROLLER_CPU = 0.01
 """CPU that Tune books for a Ray Train trial's controller; zero is refused, and a whole one would starve the workers."""
@@ -103,18 +107,27 @@ def _start(
     return run
 
 
-def _epoch(run: TrainingRun) -> None:
+def _epoch(run: TrainingRun, config: Mapping[str, Any]) -> None:
+    """One epoch, and where the trial may end after it the picture of the best one so far: it takes longer than many a small epoch."""
+    run.run_epoch()
+    if run.rank == 0 and run.best_shown and run.epoch in config.get("rungs", (run.epoch,)):
+        try:
+            _draw(run)
+        except Exception as error:
+            log.warning("no picture of epoch %d: %s", run.epoch, error)  # the epoch itself is saved and told
+        run.best_shown = []
+
+
+def _draw(run: TrainingRun) -> None:
     from guidino_tune.tracking.pictures import contact_sheet, overlay, save_png
     from guidino_tune.training.showing import shown_cases
 
-    before = run.best
-    run.run_epoch()
-    if run.rank == 0 and run.best > before and run.shown:
-        folder = run.reporter
-        assert isinstance(folder, TrialFolder)
-        classes = run.experiment.data.num_classes
-        rows = [overlay(c.image, c.truth, c.guide, c.prediction, title=c.id, num_classes=classes) for c in shown_cases(run)]
-        save_png(contact_sheet(rows), folder.pictures / "validation.png")
+    folder = run.reporter
+    assert isinstance(folder, TrialFolder)
+    classes = run.experiment.data.num_classes
+    cases = shown_cases(run, run.best_shown)
+    rows = [overlay(c.image, c.truth, c.guide, c.prediction, title=c.id, num_classes=classes) for c in cases]
+    save_png(contact_sheet(rows), folder.pictures / "validation.png")
 
 
 def _failure(error: Exception, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,21 +146,31 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """See ``Trainable.setup``."""
         _prepare_process(config)
-        self.failed = False
         self.run: TrainingRun | None = None
+        self.failed = False
         self.reset_config(config)
 
     def reset_config(self, config: dict[str, Any]) -> bool:
         """Takes the next trial; it is built in the first step, so that its failure belongs to it alone."""
-        if self.failed:
-            return False  # Tune then starts a new process: a GPU error may have left this one unable to compute
         self._end_run()
+        if self.failed:
+            _free_memory()  # what the exception held
+            self.failed = False
         self.config = config
         self.parts = 1
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch, or the failure of one."""
+        """One epoch, or the failure of one.
+
+        Raises:
+            Exception: Any, where it left the GPU unusable for this process. Tune then starts another one, which tells the failure.
+        """
+        earlier = Path(self.config["folder"]) / FAILURE
+        if earlier.exists():
+            failure: dict[str, Any] = json.loads(earlier.read_text(encoding="utf-8"))
+            earlier.unlink()
+            return failure
         told: dict[str, Any] = {}
         try:
             self._step(told)
@@ -176,7 +199,7 @@ class TrialActor(tune.Trainable):
         if self.run is None:
             self.run = _start(self.config, told.update, device="cuda" if self.config["gpus"] else "cpu", parts=self.parts)
         self.run.reporter.tell = told.update  # type: ignore[attr-defined]
-        _epoch(self.run)
+        _epoch(self.run, self.config)
 
     def _end_run(self) -> None:
         if self.run:
@@ -185,8 +208,13 @@ class TrialActor(tune.Trainable):
         _free_memory(collect=False)
 
     def _failed(self, error: Exception) -> dict[str, Any]:
-        self.failed = failure_kind(error) != "diverged"
-        return _failure(error, self.config)
+        self.failed = True
+        failure = _failure(error, self.config)
+        # To refuse the next trial instead would be its end: Tune gives a refused trial up, and tells nobody.
+        if self.config["gpus"] and _gpu_is_lost():
+            write_text(Path(self.config["folder"]) / FAILURE, json.dumps(failure))
+            raise error
+        return failure
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the loop saves into the trial's folder."""
@@ -199,7 +227,7 @@ def train_trial(config: dict[str, Any]) -> None:
     """Runs a trial as a Ray Train worker group; called by Tune."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    gpus, failure = config["gpus"], Path(config["folder"]) / "failure.json"
+    gpus, failure = config["gpus"], Path(config["folder"]) / FAILURE
     failure.unlink(missing_ok=True)
     per_worker = {"CPU": config["cpus"] - CONTROLLER_CPU} | ({"GPU": gpus} if gpus else {})
     trainer = ray.train.torch.TorchTrainer(
@@ -226,13 +254,15 @@ def train_worker(config: dict[str, Any]) -> None:
     _prepare_process(config)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    if rank == 0:
+        (Path(config["folder"]) / FAILURE).unlink(missing_ok=True)  # of the attempt before this one
     device = str(ray.train.torch.get_device())
 
     def train(parts: int) -> None:
         run = _start(config, ray.train.report, device=device, rank=rank, world_size=world_size, parts=parts)
         try:
             while not run.finished:
-                _epoch(run)
+                _epoch(run, config)
         finally:
             run.close()
 
@@ -254,7 +284,7 @@ def train_worker(config: dict[str, Any]) -> None:
     except Exception as error:
         # Divergence is seen by all workers at once; after any other failure of one, the others wait for it in a collective.
         if world_size > 1 and failure_kind(error) != "diverged":
-            write_text(Path(config["folder"]) / "failure.json", json.dumps(_failure(error, config)))
+            write_text(Path(config["folder"]) / FAILURE, json.dumps(_failure(error, config)))
             raise
         ray.train.report(_failure(error, config))
 
@@ -275,6 +305,20 @@ def _free_memory(*, collect: bool = True) -> None:
         gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _gpu_is_lost() -> bool:
+    """True when this process can compute no more on its GPU, as after a failed assertion there; running out of memory is no such error."""
+    import torch
+
+    try:
+        torch.zeros(1, device="cuda").item()
+        torch.cuda.synchronize()
+    except torch.OutOfMemoryError:
+        return False
+    except RuntimeError:
+        return True
+    return False
 
 
 def _prepare_process(config: Mapping[str, Any]) -> None:

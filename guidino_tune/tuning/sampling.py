@@ -32,6 +32,8 @@ class RecentTPESampler(optuna.samplers.TPESampler):
 
     def __init__(self, *, latest: int = LATEST, **options: Any) -> None:
         super().__init__(**options)
+        # With fewer than its first random trials in sight it would take every trial for one of those.
+        latest = max(latest, self._n_startup_trials)
         self._known: set[int] = set()
         self._best: list[tuple[tuple[float, ...], int, FrozenTrial]] = []
         self._latest: deque[FrozenTrial] = deque(maxlen=latest)

@@ -145,12 +145,17 @@ def validated_epochs(study: Study, epochs: int) -> tuple[int, ...]:
     Returns:
         In ascending order; a rung is an epoch at which the trial may be stopped, and only a validated epoch can be compared.
     """
-    wanted = set(range(every := study.validate_every or max(1, epochs // VALIDATIONS), epochs + 1, every))
-    rung = study.min_epochs
+    every = study.validate_every or max(1, epochs // VALIDATIONS)
+    return tuple(sorted({*range(every, epochs + 1, every), *rungs(study, epochs)}))
+
+
+def rungs(study: Study, epochs: int) -> tuple[int, ...]:
+    """The epochs, from 1, after which a trial of ``epochs`` epochs may end: those at which trials are compared, and the last."""
+    found, rung = [], study.min_epochs
     while study.pruner == "asha" and rung < epochs:
-        wanted.add(rung)
+        found.append(rung)
         rung *= study.reduction_factor
-    return tuple(sorted(wanted | {epochs}))
+    return (*found, epochs)
 
 
 class ListedSampler(optuna.samplers.BaseSampler):

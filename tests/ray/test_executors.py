@@ -10,10 +10,12 @@ import pytest
 import torch
 import yaml
 from conftest import SPACE, study_folder, trials_of
+from ray import tune
 
 from guidino_tune.search import main as search
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.reporter import Decision, EpochRecord
+from guidino_tune.tuning import executors
 
 TIMES = ("epoch_seconds", "images_per_second")
 
@@ -23,8 +25,8 @@ class Silent(TrialFolder):
         return Decision.CONTINUE
 
 
-def one_trial(tmp_path: Path, demo: Path, name: str, **changes: Any) -> TrialFolder:
-    """Runs a study of one trial with two epochs, and returns the trial's folder."""
+def one_trial(tmp_path: Path, demo: Path, name: str, *, trials: int = 1, **changes: Any) -> TrialFolder:
+    """Runs a study of one trial or more with two epochs, and returns the folder of the first."""
     experiment = {
         **SPACE["experiment"],
         "data": {**SPACE["experiment"]["data"], "root": str(demo), "max_train_cases": 24, "max_validation_cases": 7},
@@ -36,7 +38,7 @@ def one_trial(tmp_path: Path, demo: Path, name: str, **changes: Any) -> TrialFol
         "experiment": experiment,
         "space": {"training.lr": SPACE["space"]["training.lr"]},
         "first_trials": [{"training.lr": 1e-2}],
-        "study": {"name": name, "trials": 1, "pruner": "none"},
+        "study": {"name": name, "trials": trials, "pruner": "none"},
         "resources": changes,
     }
     file = tmp_path / f"{name}.yaml"
@@ -50,12 +52,18 @@ def metrics(folder: TrialFolder) -> list[dict[str, float]]:
 
 
 def test_both_executors_give_the_same_metrics(home: Path, tmp_path: Path, demo: Path) -> None:
-    actor = one_trial(tmp_path, demo, "with-actor", executor="actor")
-    group = one_trial(tmp_path, demo, "with-train", executor="train")
+    views = tmp_path / "views"
+    actor = one_trial(tmp_path, demo, "with-actor", executor="actor", concurrent=1, trials=2, views_folder=str(views))
+    group = one_trial(tmp_path, demo, "with-train", executor="train")  # makes its own views, in the home
     assert len(metrics(actor)) == 2
     assert metrics(actor) == [pytest.approx(m, abs=1e-6) for m in metrics(group)]
-    for name in ("with-actor", "with-train"):
-        assert [t.state.name for t in trials_of(home, name)] == ["COMPLETE"]
+    for name, trials in (("with-actor", 2), ("with-train", 1)):
+        assert [t.state.name for t in trials_of(home, name)] == ["COMPLETE"] * trials
+    chunks = list(views.rglob("*.arrow"))
+    assert {file.parent.name for file in chunks} == {"00000", "00001", "validation"}
+    second = trials_of(home, "with-actor")[1].datetime_start
+    assert second is not None
+    assert max(file.stat().st_mtime for file in chunks) < second.timestamp()  # it only read what the first one had made
     weights = [(f.best / "weights.safetensors").read_bytes() for f in (actor, group)]
     assert weights[0] == weights[1]
     for folder in (actor, group):
@@ -91,3 +99,23 @@ def test_two_workers_validate_as_one_does(kind: str, home: Path, tmp_path: Path,
     assert alone._validate() == pytest.approx(told, abs=1e-9)
     assert told["val_dice"] > 0  # else all predictions could be empty, whatever the statistics
     assert history[0].metrics["train_total"] > 0
+
+
+def test_the_trial_after_a_failed_one_runs(home: Path, tmp_path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(executors.TrialActor):
+        """Its second trial meets an error after which the process is not to be trusted."""
+
+        def _step(self, told: dict[str, Any]) -> None:
+            if self.config["number"] == 1:
+                raise RuntimeError("shapes differ")
+            super()._step(told)
+
+    monkeypatch.setattr(executors, "trainable", lambda plan: tune.with_resources(Failing, {"CPU": plan.cpus}))
+    space = {**SPACE, "study": {**SPACE["study"], "name": "failing", "pruner": "none"}, "resources": {"concurrent": 1}}
+    file = tmp_path / "failing.yaml"
+    file.write_text(yaml.safe_dump(space))
+    assert search([str(file)]) == 0
+    trials = trials_of(home, "failing")
+    assert [t.state.name for t in trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert trials[1].user_attrs["failure"] == "bug"
+    assert "shapes differ" in trials[1].user_attrs["message"]

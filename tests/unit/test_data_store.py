@@ -194,6 +194,75 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     assert sum(p.stat().st_size for p in tmp_path.rglob("*.arrow")) <= 45_000
 
 
+def test_the_size_of_one_group_does_not_decide_what_another_may_take(tmp_path: Path) -> None:
+    """Wherever they stand in the folder: a tiny group must not end the sharing, a huge one must not be removed for ten bytes."""
+    budget = 1_000_000
+    for number, rows in enumerate((10, 80_000, 10)):
+        store = ChunkStore(tmp_path, budget)
+        store.get(f"views-a/{number}/0", lambda rows=rows: {"x": np.zeros((rows, 10), np.uint8)})
+    store = ChunkStore(tmp_path, budget)
+    store.get("views-b/0/0", lambda: {"x": np.zeros((1, 10), np.uint8)})
+    assert len(list(tmp_path.rglob("*.arrow"))) == 4  # there was room without removing anything
+    assert store._allowance <= budget / 128
+    store = ChunkStore(tmp_path, budget)
+    store.get("views-c/0/0", lambda: {"x": np.zeros((10_000, 10), np.uint8)})
+    assert store.problem == ""
+    assert (tmp_path / "views-c" / "0" / "0.arrow").exists()
+
+
+def test_what_is_not_ours_stays(tmp_path: Path) -> None:
+    others = [tmp_path / "thesis" / "data" / "a.bin", tmp_path / "download.tmp", tmp_path / "views-a" / "0" / "notes.txt"]
+    others += [tmp_path / "tokens.old" / "x.arrow", tmp_path / "locks" / "mine"]
+    for file in others:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(bytes(50_000))
+        _age(file, 10_000)
+    for number in range(6):
+        ChunkStore(tmp_path, 25_000).get(f"views-a/{number}/0", lambda: {"x": np.zeros((10, 1000), np.uint8)})
+    assert all(file.exists() for file in others)
+    assert 1 <= len(list(tmp_path.glob("views-a/*/*.arrow"))) <= 2  # foreign files do not count
+
+
+def _crowd(folder: Path, seed: int, start: float) -> None:
+    rng = np.random.default_rng(seed)
+    store = ChunkStore(folder, 60_000)
+    time.sleep(max(0.0, start - time.time()))
+    for _ in range(400):
+        group, number = rng.integers(0, 12), rng.integers(0, 3)
+        value = int(group * 3 + number)
+        found = store.get(f"views-a/{group}/{number}", lambda value=value: {"x": np.full((5, 1000), value, np.uint8)})
+        assert found is not None
+        assert (found["x"] == value).all()
+    assert store.problem == "", store.problem
+
+
+def test_processes_that_make_room_for_each_other_go_on_sharing(tmp_path: Path) -> None:
+    start = time.time() + 1.5
+    workers = [SPAWN.Process(target=_crowd, args=(tmp_path, seed, start)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert sum(p.stat().st_size for p in tmp_path.rglob("*.arrow")) <= 60_000 + 4 * 8_000
+
+
+def test_after_a_while_it_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, original = ChunkStore(tmp_path, 10**6), os.fsync
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    store.get("views-a/0/0", chunk)
+    assert store.problem
+    monkeypatch.setattr(os, "fsync", original)
+    monkeypatch.setattr(store, "_again", time.monotonic() - 1)
+    assert not store.problem
+    store.get("views-a/0/0", chunk)
+    assert store.get("views-a/0/0", never) is not None
+
+
 def test_views_that_do_not_fit_are_told_once_and_made_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = ChunkStore(tmp_path, 25_000)
     for number in range(5):

@@ -129,6 +129,51 @@ def test_finest_head_no_gradient_float32() -> None:
     assert not logits.requires_grad
 
 
+class _Asked(Ramp):
+    """Notes what it is given, and whether it computes under bf16 autocast."""
+
+    def __init__(self, bf16: bool = False) -> None:
+        super().__init__()
+        self.bf16 = bf16
+        self.sizes: list[int] = []
+        self.autocast: list[bool] = []
+
+    def forward(self, images: Tensor) -> KnownPrediction:
+        self.sizes.append(len(images))
+        self.autocast.append(torch.is_autocast_enabled("cpu"))
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(
+    ("batch", "num_views", "sizes"), [(1, 4, [4]), (1, 3, [3, 1]), (3, 4, [4, 4, 4]), (5, 4, [5, 5, 5, 5]), (2, 1, [2] * 4)]
+)
+def test_flips_go_through_the_network_together(batch: int, num_views: int, sizes: list[int]) -> None:
+    """Also where a pass holds flips of several images: each is flipped back by its own axes, and counted for its own image."""
+    images = torch.randn(batch, 3, 64, 64)
+    model = _Asked().eval()
+    logits, guide = predict_logits(model, images, mirror=True, num_views=num_views)
+    assert model.sizes == sizes
+    plain, plain_guide = Brightness().eval()(images)
+    assert torch.allclose(logits, plain[0] + 2.5, atol=1e-4)
+    assert guide is not None
+    assert torch.allclose(guide, plain_guide, atol=1e-6)
+
+
+def test_the_training_image_is_one_pass_with_its_flips() -> None:
+    model = _Asked().eval()
+    predict_image(model, np.zeros((80, 70, 3), np.uint8), DATA, Protocol(mirror=True))
+    assert model.sizes == [4]
+
+
+@pytest.mark.parametrize("protocol", [Protocol(), SLIDING])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_network_predicts_in_the_precision_of_its_training(bf16: bool, protocol: Protocol) -> None:
+    model = _Asked(bf16).eval()
+    prediction = predict_image(model, np.zeros((80, 70, 3), np.uint8), DATA, protocol)
+    assert set(model.autocast) == {bf16}
+    assert prediction.probability.dtype == np.float32
+
+
 def test_a_network_in_training_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="eval"):
         predict_logits(Brightness().train(), torch.randn(1, 3, 32, 32))

@@ -95,7 +95,7 @@ def test_both_classes_are_learned(normalisation: str, section: Data, data: Searc
     assert 0 < constant < 0.75
     assert min(best["val_dice_class_1"], best["val_dice_class_2"], run.best) > constant + 0.05
     assert run.best == best["val_dice"]
-    shown = shown_cases(run)  # of the last epoch
+    shown = shown_cases(run, run.shown)  # of the last epoch
     assert {tuple(np.unique(case.prediction)) for case in shown} == {(0, 1, 2)}
     again = summarise(score_cases([case.prediction for case in shown], tables[1], num_classes=2))
     for name, value in again.items():

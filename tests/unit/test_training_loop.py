@@ -185,7 +185,7 @@ def test_validation_is_the_mean_score_of_thresholded_logits(data: SearchData, tm
     run = TrainingRun(make_experiment(epochs=2), data, Listener(tmp_path))
     run.num_shown = len(table)
     run.run()
-    shown = shown_cases(run)
+    shown = shown_cases(run, run.shown)
     assert [case.id for case in shown] == list(table.ids)
     scores = score_cases([c.prediction for c in shown], [table.mask(i) for i in range(len(table))])
     for name, value in summarise(scores).items():

@@ -1,6 +1,8 @@
 """The trial actor, driven as Tune drives it but in this process."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,27 @@ def test_failures_are_told_with_their_kind(
         assert str(file) in told["message"]
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_process_that_lost_its_gpu_is_replaced_and_the_next_one_tells_why(
+    lost: bool, tmp_path: Path, demo: Path, actor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("device-side assert")
+
+    monkeypatch.setattr(executors, "_start", fails)
+    monkeypatch.setattr(executors, "_gpu_is_lost", lambda: lost)
+    values = {**config(tmp_path, demo), "gpus": 1.0}
+    trial = actor(values)
+    if lost:
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            trial.step()
+        trial = actor(values)
+    told = trial.step()
+    assert told["failure"] == "bug"
+    assert "device-side assert" in told["message"]
+    assert not (Path(values["folder"]) / executors.FAILURE).exists()
+
+
 @pytest.mark.parametrize("most", [2, 0])
 def test_out_of_memory_is_tried_once_more_in_two_parts(
     most: int, tmp_path: Path, demo: Path, actor: Any, monkeypatch: pytest.MonkeyPatch
@@ -147,7 +170,7 @@ def test_out_of_memory_is_tried_once_more_in_two_parts(
     told = [trial.step() for _ in range(2)]
     if not most:
         assert told[1]["failure"] == "out-of-memory"
-        assert not trial.reset_config({})  # the next trial gets a new process
+        assert trial.reset_config(config(tmp_path, demo, 1))  # for Tune tells nobody of a trial that is refused
         return
     told.append(trial.step())
     assert [r.epoch for r in records(told)] == [1, 2, 3]
@@ -184,10 +207,15 @@ def test_a_worker_group_is_told_of_between_two_validations_only_once(tmp_path: P
     told: list[dict[str, Any]] = []
     run = executors._start(values, told.append, device="cpu")
     while not run.finished:
-        executors._epoch(run)
+        executors._epoch(run, values)
     run.close()
     assert [[r.epoch for r in records([result])] for result in told] == [[1, 2], [3]]
     assert [result["epoch"] for result in told] == [2, 3]
+
+
+def test_the_process_that_waits_for_a_worker_group_imports_no_networks() -> None:
+    code = "import sys, guidino_tune.tuning.executors; print(*sorted({'monai', 'transformers', 'mlflow'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
 
 
 def test_missing_data_is_bad_data(tmp_path: Path, demo: Path, actor: Any) -> None:
