@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from guidino_tune.config.sections import Data
-from guidino_tune.data.augmentation import make_augmentation
 from guidino_tune.data.cases import stable_hash
 from guidino_tune.data.store import Arrays, ChunkStore
 from guidino_tune.data.table import CaseTable
@@ -140,7 +139,6 @@ class TrainViews:
             )
         self._table = table
         self._data = data
-        self._augment = make_augmentation(data.augmentation)
         self._seed = seed
         self._batch_size = batch_size
         self._share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
@@ -165,11 +163,14 @@ class TrainViews:
 
     def view(self, epoch: int, case_id: str) -> tuple[Tensor, Tensor]:
         """One view, made anew: image (3, S, S), float16, and mask (1, S, S), uint8."""
+        # MONAI takes seconds to import, and memory: a trial that finds all its views needs neither.
+        from guidino_tune.data.augmentation import make_augmentation
+
         index = self._table.positions[case_id]
         image = normalise(self._table.image(index), self._data.normalisation)
         mask = torch.tensor(self._table.mask(index), dtype=torch.float32)[None]
         seed = view_seed(self._seed, self._source(epoch), case_id)
-        image, mask = self._augment(image, mask, seed)
+        image, mask = make_augmentation(self._data.augmentation)(image, mask, seed)
         return image.half(), mask.to(torch.uint8)
 
     def epoch(self, epoch: int, *, pin: bool = False) -> Generator[Batch, None, None]:

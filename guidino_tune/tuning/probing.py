@@ -120,7 +120,9 @@ def probe(values: Mapping[str, Any], workers: int, cpus: int, device: str) -> in
     """Peak memory of this process in bytes over two training steps; ``None`` when there is not enough."""
     torch.set_num_threads(cpus)
     if device == "cpu":
-        from guidino_tune.tuning import executors  # noqa: F401  # a trial's process has its imports too
+        # A trial's process has its imports too; whoever makes views needs the augmentation's.
+        from guidino_tune.data import augmentation  # noqa: F401
+        from guidino_tune.training import loop  # noqa: F401
     try:
         trained = _two_steps(Experiment.from_dict(values), workers, torch.device(device))
     except Exception as error:
