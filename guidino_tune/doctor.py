@@ -168,7 +168,8 @@ def _spaces(options: argparse.Namespace) -> Iterator[Row]:
 def _processor(options: argparse.Namespace) -> Iterator[Row]:
     import torch
 
-    from guidino_tune.training.loop import use_bf16  # also imports what every trial imports
+    from guidino_tune.models.precision import use_bf16
+    from guidino_tune.training import loop  # noqa: F401  # imports what every trial imports
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -50,6 +50,8 @@ class GuidedSegmenter(nn.Module):
         self.tokenbook = tokenbook
         self.segmenter = segmenter
         self.place = place
+        self.bf16 = False
+        """Whether predictions are made under bf16 autocast, as the network was trained; training sets its precision itself."""
 
     @property
     def feature_request(self) -> FeatureRequest:

@@ -25,6 +25,7 @@ from guidino_tune.losses import SegmentationLoss
 from guidino_tune.metrics import mean_values, overlap_scores, score_case, values
 from guidino_tune.models import build_model
 from guidino_tune.models.backbone import Features
+from guidino_tune.models.precision import use_bf16
 from guidino_tune.training import checkpoints
 from guidino_tune.training.failures import Diverged
 from guidino_tune.training.optimisers import make_optimizer, set_learning_rates
@@ -270,12 +271,3 @@ class TrainingRun:
             checkpoints.restore_optimizer(self.optimizer, saved.optimizer)
             self.history = saved.history
             return
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to autocast to bfloat16; ``auto`` does so where the hardware multiplies it natively (else it is slower than fp32)."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

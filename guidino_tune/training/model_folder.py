@@ -13,6 +13,7 @@ import yaml
 from guidino_tune.config import Experiment
 from guidino_tune.errors import UserError
 from guidino_tune.models import GuidedSegmenter, build_model
+from guidino_tune.models.precision import use_bf16
 from guidino_tune.training.checkpoints import WEIGHTS, load_weights
 
 EXPERIMENT, PROVENANCE = "experiment.yaml", "provenance.yaml"
@@ -56,7 +57,7 @@ def find_weights(folder: Path) -> tuple[Path, Experiment]:
 
 
 def load_model(folder: Path, device: str = "cpu") -> tuple[GuidedSegmenter, Experiment]:
-    """Builds the network and loads its weights strictly, ready for inference.
+    """Builds the network and loads its weights strictly, ready for inference in the precision and memory format of its training.
 
     Raises:
         UserError: No model there, damaged weights, or weights of another network.
@@ -67,6 +68,10 @@ def load_model(folder: Path, device: str = "cpu") -> tuple[GuidedSegmenter, Expe
         model.load_trained_state(load_weights(file))
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"the weights do not fit the experiment: {error}", where=str(file)) from None
+    training = experiment.training
+    model.bf16 = use_bf16(training.precision, torch.device(device))
+    if training.channels_last:
+        model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.to(torch.device(device)).eval(), experiment
 
 

@@ -17,8 +17,8 @@ from torch import nn
 from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model
+from guidino_tune.models.precision import use_bf16
 from guidino_tune.training.failures import failure_kind
-from guidino_tune.training.loop import use_bf16
 from guidino_tune.training.optimisers import make_optimizer
 
 MOST_PROBES = 8
