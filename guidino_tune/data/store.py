@@ -129,7 +129,7 @@ class ChunkStore:
             _write(temporary, arrays)
             for attempt in range(10):
                 # Another process that makes room may remove the group between the two.
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError, FileExistsError):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(temporary, path)
                     return

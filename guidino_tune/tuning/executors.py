@@ -55,11 +55,13 @@ class _TuneReporter(TrialFolder):
         self.tell, self.main, self.every_epoch = tell, main, every_epoch
         self.untold: list[EpochRecord] = []
         self.store: ChunkStore | None = None
+        self.draw: Callable[[], None] = lambda: None
 
     def report(self, record: EpochRecord) -> Decision:
         # A finished trial tells its last epoch once more when the driver had died before closing it.
         if self.main and record.epoch not in {r.epoch for r in self.history()}:
             self.append_history(record)
+        self.draw()  # before it is told: with its last report a worker group ends
         self.untold.append(record)
         from guidino_tune.training.loop import OBJECTIVE
 
@@ -101,20 +103,20 @@ def _start(
         store=reporter.store, validated=config.get("validated"),
     )  # fmt: skip
     if rank == 0:
+        reporter.draw = lambda: _draw_where_due(run, config)
         # The checkpoint knows what was trained; lines of a later, unsaved epoch would be written twice.
         reporter.write_history(r for r in run.history if r.epoch <= config["reported"])
         write_text(reporter.path / "experiment.yaml", experiment.to_yaml())
     return run
 
 
-def _epoch(run: TrainingRun, config: Mapping[str, Any]) -> None:
-    """One epoch, and where the trial may end after it the picture of the best one so far: it takes longer than many a small epoch."""
-    run.run_epoch()
-    if run.rank == 0 and run.best_shown and run.epoch in config.get("rungs", (run.epoch,)):
+def _draw_where_due(run: TrainingRun, config: Mapping[str, Any]) -> None:
+    """The picture of the best epoch so far, where the trial may end: it takes longer than many a small epoch."""
+    if run.best_shown and run.epoch in config.get("rungs", (run.epoch,)):
         try:
             _draw(run)
         except Exception as error:
-            log.warning("no picture of epoch %d: %s", run.epoch, error)  # the epoch itself is saved and told
+            log.warning("no picture of epoch %d: %s", run.epoch, error)  # the epoch itself is saved
         run.best_shown = []
 
 
@@ -199,7 +201,7 @@ class TrialActor(tune.Trainable):
         if self.run is None:
             self.run = _start(self.config, told.update, device="cuda" if self.config["gpus"] else "cpu", parts=self.parts)
         self.run.reporter.tell = told.update  # type: ignore[attr-defined]
-        _epoch(self.run, self.config)
+        self.run.run_epoch()
 
     def _end_run(self) -> None:
         if self.run:
@@ -262,7 +264,7 @@ def train_worker(config: dict[str, Any]) -> None:
         run = _start(config, ray.train.report, device=device, rank=rank, world_size=world_size, parts=parts)
         try:
             while not run.finished:
-                _epoch(run, config)
+                run.run_epoch()
         finally:
             run.close()
 

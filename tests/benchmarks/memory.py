@@ -112,7 +112,7 @@ def shared(experiment: Experiment, steps: int, number: int, barrier: Barrier, sc
     run = started(experiment, scratch, f"trial-{number}")
     whole = run.views.epoch
     run.views.epoch = lambda epoch, *, pin=False: islice(whole(epoch, pin=pin), steps)  # type: ignore[assignment, method-assign]
-    train(lambda: executors._epoch(run, {}), barrier)
+    train(lambda: run.run_epoch(), barrier)
 
 
 def independent(experiment: Experiment, steps: int, number: int, barrier: Barrier, scratch: Path) -> None:

@@ -189,7 +189,7 @@ def noted_function(config: dict[str, Any]) -> None:
     executors._prepare_process(config)
     run = executors._start(config, tune.report, device="cpu")
     while not run.finished:
-        executors._epoch(run, config)
+        run.run_epoch()
     run.close()
 
 

@@ -207,7 +207,7 @@ def test_a_worker_group_is_told_of_between_two_validations_only_once(tmp_path: P
     told: list[dict[str, Any]] = []
     run = executors._start(values, told.append, device="cpu")
     while not run.finished:
-        executors._epoch(run, values)
+        run.run_epoch()
     run.close()
     assert [[r.epoch for r in records([result])] for result in told] == [[1, 2], [3]]
     assert [result["epoch"] for result in told] == [2, 3]
