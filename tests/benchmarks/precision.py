@@ -81,7 +81,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--steps", type=positive, default=8, help="of each way; default: %(default)s")
     made.add_argument("--backbone", default="vits16", help="of the guide, with random weights; default: %(default)s")
     made.add_argument("--all", action="store_true", help="all four combinations of precision and memory format")
-    made.add_argument("--compile", metavar="SEGMENTERS", help="those to measure with torch.compile too, which takes a minute each")
+    made.add_argument("--compile", metavar="SEGMENTERS", help="those to measure with torch.compile too, which takes minutes each")
     options = made.parse_args(argv)
     options.data = kvasir_root(options)
     return options
