@@ -19,7 +19,7 @@ help:
 	@echo "make test     all tests; those on real data only where GUIDINO_TUNE_DATA names the folder that holds them"
 	@echo "              (make test PYTEST_ARGS='tests/unit -k loss' runs some of them)"
 	@echo "make lint     formatting, mistakes and types: ruff and mypy"
-	@echo "make bench    the benchmarks in tests/benchmarks, about a quarter of an hour on a quiet machine; needs GUIDINO_TUNE_DATA"
+	@echo "make bench    the benchmarks in tests/benchmarks, about half an hour on two cores; needs GUIDINO_TUNE_DATA"
 	@echo "              (make bench BENCHMARKS='driver inference' runs some of them)"
 	@echo "make overfit  trains every segmenter on eight real images until it knows them by heart"
 	@echo "make clean    removes .venv and everything that was built here; studies and data sets in ~/guidino_tune stay"
