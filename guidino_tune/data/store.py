@@ -105,6 +105,10 @@ class ChunkStore:
                 self._keep(path, found)
             return found
 
+    def has(self, name: str) -> bool:
+        """Whether the chunk of that name is there, without opening it: it may still prove damaged, and is then made again."""
+        return (self.folder / f"{name}.arrow").exists()
+
     def use(self, group: str) -> None:
         """Notes that the chunks of ``KIND-KEY/GROUP`` are in use now: they are the last to be removed."""
         with contextlib.suppress(OSError):

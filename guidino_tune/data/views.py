@@ -234,6 +234,7 @@ class _Shared:
         self._encoder, self._chunk_ids, self._make = encoder, chunk_ids, make
         self._views = f"views-{key}"
         self._tokens = f"tokens-{_key(key, encoder.key)}" if encoder else ""
+        self._kinds = [kind for kind in (self._views, self._tokens) if kind]
         self._open: OrderedDict[tuple[int, int], Arrays] = OrderedDict()  # of the thread that makes batches
         self._rows = lru_cache(maxsize=2)(self._positions)
         self._thread: ThreadPoolExecutor | None = None
@@ -273,7 +274,9 @@ class _Shared:
             for number in range(len(self._chunk_ids(epoch))):
                 if self._closed.is_set() or self.store.problem:
                     return
-                self._get(epoch, number, wait=False)
+                # Usually another trial has made it: opening it here would be the work of whoever reads it.
+                if not all(self.store.has(f"{kind}/{epoch:05d}/{number:04d}") for kind in self._kinds):
+                    self._get(epoch, number, wait=False)
         except Exception:
             # Whoever needs the chunk meets the same error where it can be told.
             log.exception("a chunk of epoch %d could not be prepared", epoch)
@@ -285,7 +288,7 @@ class _Shared:
         if (epoch, number) not in self._open:
             chunk = self._get(epoch, number, wait=True)
             assert chunk is not None
-            for kind in filter(None, (self._views, self._tokens)):
+            for kind in self._kinds:
                 self.store.use(f"{kind}/{epoch:05d}")
             self._open[epoch, number] = chunk
             while len(self._open) > _OPEN:
