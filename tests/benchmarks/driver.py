@@ -4,12 +4,12 @@
 
 Drives the bridge as Ray Tune would, with trials that compute nothing: asks, told epochs and endings through study, recorder, progress and
 MLflow tracking on SQLite, all in a temporary folder. The space is that of Kvasir-SEG with its first trials; random scores make the pruner
-stop about nine trials of ten. Prints milliseconds per trial, and the growth: the last trials' median divided by the first trials'.
+stop about nine trials of ten. Prints milliseconds per trial, and the growth: the last trials' median divided by the first trials', of the
+wall clock and of the CPU time of the driver's thread.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from measuring import parser, report
 from rich.console import Console
 
 from guidino_tune.cli import positive
@@ -39,6 +40,9 @@ Spent = npt.NDArray[np.float64]
 
 EPOCHS = 8
 WINDOW = 200  # trials at either end whose medians are compared
+MILLISECONDS, GROWTH = 25, 1.5
+"""Aims: of the wall clock per trial, and of the last trials over the first."""
+
 METRICS = [
     *("train_total", "train_dice", "train_bce", "train_guide", "train_hinge", "lr", "val_iou", "val_hd95", "val_asd"),
     *("epoch_seconds", "images_per_second"),
@@ -47,23 +51,30 @@ METRICS = [
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the trials and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=positive, default=2000, help="default: %(default)s")
-    parser.add_argument("--concurrent", type=positive, default=8, help="trials side by side; default: %(default)s")
-    parser.add_argument("--sampler", default="tpe", help="of the study; default: %(default)s")
-    parser.add_argument("--no-tracking", action="store_true", help="leaves MLflow out")
-    options = parser.parse_args(argv)
+    made = parser(__doc__)
+    made.add_argument("--trials", type=positive, default=2000, help="default: %(default)s")
+    made.add_argument("--concurrent", type=positive, default=8, help="trials side by side; default: %(default)s")
+    made.add_argument("--sampler", default="tpe", help="of the study; default: %(default)s")
+    made.add_argument("--no-tracking", action="store_true", help="leaves MLflow out")
+    options = made.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         spent, cpu, lag = measure(Path(scratch), options.trials, options.concurrent, options.sampler, tracking=not options.no_tracking)
     print(f"{len(spent)} trials, {options.concurrent} side by side, sampler {options.sampler}\n")
     print("| driver, milliseconds per trial | median (10th to 90th percentile) | mean | first, last trials | growth |")
     print("|---|---:|---:|---:|---:|")
     window = min(WINDOW, len(spent) // 2)
+    medians, growths = [], []
     for name, values in zip(("wall clock", "CPU of its thread"), 1000 * np.array(spent).T, strict=True):
         low, middle, high = np.percentile(values, [10, 50, 90])
         first, last = np.median(values[:window]), np.median(values[-window:])
         print(f"| {name} | {middle:.1f} ({low:.1f} to {high:.1f}) | {values.mean():.1f} | {first:.1f}, {last:.1f} | {last / first:.2f} |")
-    print(f"\nWhole process: {1000 * cpu / len(spent):.1f} ms of CPU per trial. Tracking was {lag:.1f} s behind after the last trial.")
+        medians.append(middle)
+        growths.append(float(last / first))
+    print(f"\nWhole process: {1000 * cpu / len(spent):.1f} ms of CPU per trial. Tracking was {lag:.1f} s behind after the last trial.\n")
+    met = "met" if medians[0] <= MILLISECONDS else "missed"
+    note = f"{medians[0]:.1f} ms a trial ({medians[1]:.1f} of CPU), aim {MILLISECONDS} ms: {met}; CPU time grows by {growths[1]:.2f}"
+    compared = f"driver of {len(spent)} trials that do nothing: a trial at the end / at the start"
+    report("driver", compared, growths[:1], output=options.output, aim=GROWTH, note=note)
     return 0
 
 

@@ -8,8 +8,8 @@ pass, losses, backward pass, clipping, optimiser) of the same model as often, on
 epoch with validation and one without take turns with it. The first line of each segmenter is their mean over a trial, weighted as the
 search of Kvasir-SEG validates (HD95, once at the end, left out), and the last one the epochs of the first trial, which fills the store.
 
-64 training and 8 validation images have the proportion of Kvasir-SEG; what does not depend on their number, such as a checkpoint, is
-spread over a twelfth of its images here.
+24 training and 3 validation images have the proportion of Kvasir-SEG; what does not depend on their number, such as a checkpoint, is
+spread over a thirtieth of its images here.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def arguments(argv: Any) -> argparse.Namespace:
     made = parser(__doc__)
     made.add_argument("--segmenters", default=SEGMENTERS, help="some, with commas; default: %(default)s")
     made.add_argument("--image-size", type=positive, default=128, help="in pixels; default: %(default)s")
-    made.add_argument("--images", type=positive, default=64, help="for training, and an eighth of it for validation; default: %(default)s")
-    made.add_argument("--rounds", type=positive, default=3, help="of each epoch; default: %(default)s")
+    made.add_argument("--images", type=positive, default=24, help="for training, and an eighth of it for validation; default: %(default)s")
+    made.add_argument("--rounds", type=positive, default=2, help="of each epoch; default: %(default)s")
     made.add_argument("--threads", type=positive, default=1, help="of torch, as CPUs of a trial; default: %(default)s")
     options = made.parse_args(argv)
     options.data = kvasir_root(options)

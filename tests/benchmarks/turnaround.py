@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the studies and prints the results."""
     parser = measuring.parser(__doc__)
     parser.add_argument("--executors", nargs="+", choices=EXECUTORS, default=EXECUTORS, help="default: all")
-    parser.add_argument("--trials", type=int, default=4, help="of each executor; the actor runs twice as many; default: %(default)s")
+    parser.add_argument("--trials", type=int, default=3, help="of each executor; the actor runs twice as many; default: %(default)s")
     options = parser.parse_args(argv)
     root = measuring.kvasir_root(options)
     prepare_environment()
