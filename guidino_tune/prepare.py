@@ -22,6 +22,7 @@ EXAMPLES = """\
   guidino-tune prepare kvasir                     fetch Kvasir-SEG (46 MB), check it, unpack it
   guidino-tune prepare isic2017 --root /data/isic fetch ISIC 2017 (about 12 GB) into /data/isic
   guidino-tune prepare tn3k                       says what to download by hand; then the same command goes on
+  guidino-tune prepare kvasir --find-copies       which images are there twice, or nearly so?
 
 A download that broke off goes on when the command is repeated. Without a network: put the archives that the command names into
 the folder that it names, and repeat it. What is there already is neither fetched nor unpacked again."""
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("kind", choices=KINDS, help="the data set, as in data.kind")
     made.add_argument("--root", metavar="DIR", help="where to (default: datasets/KIND in the home folder)")
     made.add_argument("--keep-archives", action="store_true", help="keep what was downloaded (archives of your own are always kept)")
+    made.add_argument("--find-copies", action="store_true", help="compare all images, test included, and name copies and near-copies")
     return run(_prepare, made, argv)
 
 
@@ -51,6 +53,11 @@ def _prepare(options: argparse.Namespace) -> int:
     print(f"split: {_split(listing)}")
     for note in listing.notes:
         print(f"note: {note}")
+    if options.find_copies:
+        from guidino_tune.data.checks import copies_in
+
+        for note in copies_in(listing, _Lines("comparing images")):
+            print(f"copies: {note}")
     print("next: " + paths.next_command(f"search {options.kind}{f' --data-root {shlex.quote(str(root))}' if options.root else ''}"))
     return 0
 

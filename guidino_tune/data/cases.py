@@ -10,6 +10,9 @@ from pathlib import Path
 
 from guidino_tune.errors import UserError
 
+Pair = tuple[str, str]
+"""Two case ids."""
+
 PARTS = ("train", "validation", "test", "trainval")
 """What a data set may publish about a case; ``trainval`` cases are divided by us."""
 

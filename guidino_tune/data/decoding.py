@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +18,6 @@ MAX_PIXELS = 80_000_000
 
 _MAX_LABEL = 15  # masks that hold no more than 0 to this are numbers of classes, not grey levels
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)  # what Pillow raises
-
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 _LABELS = ("1", "L", "P", *_DEEP[:-1])  # modes that can hold a label map: one whole number per pixel
@@ -31,6 +27,10 @@ _JPEG = b"\xff\xd8\xff"  # how such a file begins
 _KINDS = {"RGB": "in colours (RGB)", "RGBA": "in colours (RGBA)", "LA": "grey with transparency", "F": "of fractions (floating point)"}
 
 Bytes = NDArray[np.uint8]
+
+
+class _TooLarge(Exception):
+    """More than ``MAX_PIXELS``."""
 
 
 def read_image(path: Path) -> Bytes:
@@ -113,24 +113,31 @@ def _open(data: bytes, path: Path) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data))
         if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(f"{picture.width}x{picture.height} pixels are more than {MAX_PIXELS:,}")
+            raise _TooLarge(f"{picture.width}x{picture.height}")
         picture.load()  # decodes all of it: a file cut short fails here
         return ImageOps.exif_transpose(picture)
-    except _BROKEN as error:
-        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
+    except (_TooLarge, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"is too large: {error} pixels, and {MAX_PIXELS:,} is the most" if isinstance(error, _TooLarge) else f"is too large: {error}",
+            where=str(path),
+            todo="make it and its mask smaller (training resizes both to data.image_size anyway), or set data.bad_cases=skip",
+        ) from None
+    except Exception as error:  # of damaged bytes Pillow's decoders raise whatever comes: IndexError, struct.error, zlib.error, ...
+        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
         raise UserError(f"cannot be decoded: {reason}", where=str(path), todo="restore the file, or set data.bad_cases=skip") from None
 
 
 def _image(data: bytes, path: Path) -> Bytes:
     picture = _open(data, path)
     if picture.mode in _DEEP:
-        values = np.asarray(picture, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # of what is no number, which becomes black
+            values = np.asarray(picture, dtype=np.float64)
         largest = float(values.max(initial=0))
         ranges = (1.0,) if picture.mode == "F" else (255.0, 4095.0, 65535.0, largest)
         top = next((top for top in ranges if largest <= top), ranges[-1])
         grey = np.clip(np.nan_to_num(values) / top * 255 + 0.5, 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
-    return np.asarray(_without_alpha(picture).convert("RGB"))
+    return np.asarray(_converted(picture, "RGB", path))
 
 
 def _mask(data: bytes, path: Path, num_classes: int) -> Bytes:
@@ -166,7 +173,7 @@ def _binary(picture: Image.Image, path: Path) -> Bytes:
         palette = np.asarray(picture.convert("RGB")).reshape(-1, 3)
         if (palette != palette[:, :1]).any():
             return (indices > 0).astype(np.uint8)
-    values = np.asarray(picture if picture.mode in _DEEP else _without_alpha(picture).convert("L"))
+    values = np.asarray(picture if picture.mode in _DEEP else _converted(picture, "L", path))
     largest = float(values.max(initial=0))
     if 1 < largest <= _MAX_LABEL and picture.mode != "F":
         raise UserError(
@@ -182,6 +189,13 @@ def _binary(picture: Image.Image, path: Path) -> Bytes:
     else:
         top = max(65535.0, largest)
     return (values > top / 2).astype(np.uint8)
+
+
+def _converted(picture: Image.Image, mode: str, path: Path) -> Image.Image:
+    try:
+        return _without_alpha(picture).convert(mode)
+    except ValueError as error:  # such as LAB, in which a TIFF may be
+        raise UserError(f"is in colours that cannot be read: {error}", where=str(path), todo="save it in grey or RGB") from None
 
 
 def _without_alpha(picture: Image.Image) -> Image.Image:

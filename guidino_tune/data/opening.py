@@ -1,4 +1,8 @@
-"""Opens a data set for a search: training and validation cases, decoded. The files of test cases are never opened here."""
+"""Opens a data set for a search: training and validation cases, decoded. The masks of test cases are never opened here.
+
+Nor are their images, with one exception: under ``data.group_duplicates`` all images are compared once, before the split is drawn, when
+which of them are for the test is not yet known (or is published). Only which pairs are copies goes into the split.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,10 @@ import numpy as np
 from guidino_tune import paths
 from guidino_tune.config.sections import Data
 from guidino_tune.data.cases import Listing, some, stable_hash
+from guidino_tune.data.checks import look_over
+from guidino_tune.data.copies import copies_in_files
 from guidino_tune.data.sources import find_cases
-from guidino_tune.data.splits import Split, check_split, make_split, read_split, shared_groups, write_split
+from guidino_tune.data.splits import TOGETHER, Split, check_split, make_split, read_split, shared_groups, split_apart, write_split
 from guidino_tune.data.table import CaseTable, Progress, build_table
 from guidino_tune.errors import UserError
 
@@ -53,7 +59,8 @@ def open_for_search(
             does not fit the data set or the settings.
     """
     listing = find_cases(data)
-    split, notes = _split(listing, data, split_file)
+    split, notes = _split(listing, data, split_file, progress)
+    notes += _twins(listing)
     leaks = shared_groups(listing, split)
     if leaks:
         notes += (f"{len(leaks)} groups (patients) have cases in more than one part of the split ({split.origin}): {some(leaks)}",)
@@ -69,6 +76,7 @@ def open_for_search(
     notes += tuple(f"left out {text}" for table in tables for text in table.skipped)
     if absent := _absent_classes(tables[0], data.num_classes):
         notes += (f"no training mask holds class {some(absent)}: nothing is learned about it, and not predicting it scores 1",)
+    notes += look_over(tables[0], tables[1], folder, split.origin)
     text = json.dumps([tables[0].fingerprint, tables[1].fingerprint, asdict(split)], sort_keys=True)
     return SearchData(tables[0], tables[1], split, hashlib.sha256(text.encode()).hexdigest(), listing.notes + notes)
 
@@ -80,12 +88,48 @@ def _absent_classes(train: CaseTable, num_classes: int) -> set[int]:
     return set(range(1, num_classes + 1)).difference(*(np.unique(train.mask(i)).tolist() for i in range(len(train))))
 
 
-def _split(listing: Listing, data: Data, split_file: Path | None) -> tuple[Split, tuple[str, ...]]:
+def draw_split(listing: Listing, data: Data, progress: Progress | None = None) -> tuple[Split, tuple[str, ...]]:
+    """Draws the split that ``data`` asks for, and says what was done about copies.
+
+    Args:
+        listing: All cases.
+        data: With ``group_duplicates``, all images are read and compared first.
+        progress: Told (done, in all) over the images.
+
+    Raises:
+        UserError: A part would be empty.
+    """
+    if not data.group_duplicates:
+        return make_split(listing, data), ()
+    copies = copies_in_files(listing.cases, progress)
+    split, left_out = split_apart(listing, data, copies.pairs)
+    notes = [f"{len(copies.exact)} pairs of copies and {len(copies.near)} of near-copies: each pair is kept in one part of the split"]
+    notes += copies.note
+    if left_out:
+        notes.append(
+            f"left out {len(left_out)} cases whose copies the data set publishes in another part "
+            f"(test keeps its cases before validation, validation before training): {some(left_out)}"
+        )
+    if copies.unreadable:
+        notes.append(f"{len(copies.unreadable)} images cannot be decoded and were not compared: {some(copies.unreadable)}")
+    return split, tuple(notes)
+
+
+def _twins(listing: Listing) -> tuple[str, ...]:
+    """Ids that are one on a Mac or on Windows."""
+    folded: dict[str, list[str]] = {}
+    for case in listing.cases:
+        folded.setdefault(case.id.casefold(), []).append(case.id)
+    twins = [" and ".join(sorted(ids)) for ids in folded.values() if len(ids) > 1]
+    return (f"ids that differ in capitals only, of which a Mac or Windows would keep one: {some(twins)}",) if twins else ()
+
+
+def _split(listing: Listing, data: Data, split_file: Path | None, progress: Progress | None) -> tuple[Split, tuple[str, ...]]:
     if split_file is None or not split_file.exists():
-        split = make_split(listing, data)
+        split, notes = draw_split(listing, data, progress)
         if split_file is not None:
             write_split(split, split_file)
-        return split, ()
+        return split, notes
     split = read_split(split_file)
     if "seeded" in split.origin and split.seed != data.split_seed:
         raise UserError(
@@ -94,9 +138,15 @@ def _split(listing: Listing, data: Data, split_file: Path | None) -> tuple[Split
             todo=f"set data.split_seed={split.seed}, or start another study",
         )
     check_split(split, listing, split_file)
+    notes = ()
+    if data.group_duplicates != split.origin.endswith(TOGETHER) and split.origin != "given":
+        how = "without" if data.group_duplicates else "with"
+        notes = (f"{split_file}: the stored split is kept; it was drawn {how} data.group_duplicates",)
     new = {case.id for case in listing.cases}.difference(split.train, split.validation, split.test)
     if new:
-        return split, (f"{split_file}: {len(new)} cases of the data set are in no part of the stored split and are not used: {some(new)}",)
+        notes += (f"{split_file}: {len(new)} cases of the data set are in no part of the stored split and are not used: {some(new)}",)
+    if notes or data.group_duplicates:  # to draw it again, images of what is now the test would have to be opened
+        return split, notes
     if "seeded" in split.origin and _parts(make_split(listing, data)) != _parts(split):
         return split, (f"{split_file}: the stored split is kept; with the present settings another one would be drawn",)
     return split, ()

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import os
 from pathlib import Path
 
 from guidino_tune.config.sections import Data
 from guidino_tune.data.cases import Case
+from guidino_tune.data.openings import record_opening
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import check_split, read_split
 from guidino_tune.errors import UserError
 
 SEAL = "GUIDINO_TUNE_SEALED"
 """Environment variable that is ``1`` in every process of a search."""
-
-OPENINGS = "test-openings.jsonl"
-"""Beside the split file: one line for each time that the test cases were opened."""
 
 
 def open_test(data: Data, split_file: Path, *, reason: str) -> list[Case]:
@@ -44,8 +40,5 @@ def open_test(data: Data, split_file: Path, *, reason: str) -> list[Case]:
         )
     listing = find_cases(data)
     check_split(split, listing, split_file, ("test",))
-    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    line = json.dumps({"time": time, "reason": reason, "cases": len(split.test), "split": split_file.name})
-    with open(split_file.parent / OPENINGS, "a", encoding="utf-8") as file:  # one short append is whole, also with several writers
-        file.write(line + "\n")
+    record_opening(split_file, reason, len(split.test))
     return listing.select(split.test)

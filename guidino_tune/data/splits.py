@@ -7,14 +7,17 @@ import os
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from guidino_tune.config.sections import Data
-from guidino_tune.data.cases import Case, Listing, some, stable_hash
+from guidino_tune.data.cases import Case, Listing, Pair, some, stable_hash
 from guidino_tune.errors import UserError
 
 _PARTS = ("train", "validation", "test")
+
+TOGETHER = ", copies together"
+"""How the origin of a split ends that divides no copies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,63 @@ def _origin(origins: dict[str, str]) -> str:
     if len(kinds) == 1:
         return kinds.pop()
     return ", ".join(f"{kind} {part}" for kind in ("published", "seeded", "no") for part in ("validation", "test") if origins[part] == kind)
+
+
+def split_apart(listing: Listing, data: Data, pairs: Iterable[Pair]) -> tuple[Split, tuple[str, ...]]:
+    """As ``make_split``, but no two cases that are copies of each other come into different parts.
+
+    Copies, and the groups that they belong to, are drawn as one group; without any copies the split is that of ``make_split``. Where a
+    published split divides copies, the cases stay in their parts, and test keeps its cases before validation, and validation before
+    training: the others are left out.
+
+    Args:
+        listing: All cases.
+        data: As for ``make_split``.
+        pairs: Ids of copies.
+
+    Returns:
+        The split, and the ids that are left out, sorted.
+
+    Raises:
+        UserError: Training or validation would be empty.
+    """
+    pairs = tuple(pairs)
+    ids = {case.id for case in listing.cases}
+    group_of = {case.id: case.group for case in listing.cases}
+    groups = together(group_of.values(), ((group_of[a], group_of[b]) for a, b in pairs))
+    merged = tuple(replace(case, group=groups[case.group]) for case in listing.cases)
+    split = make_split(replace(listing, cases=merged), data)
+    same = together(ids, pairs)
+    taken: dict[str, str] = {}
+    for part in reversed(_PARTS):
+        for name in getattr(split, part):
+            taken.setdefault(same[name], part)
+    kept = {part: tuple(name for name in getattr(split, part) if taken[same[name]] == part) for part in _PARTS}
+    for part in ("train", "validation"):
+        if not kept[part]:
+            raise UserError(
+                f"no case is left in {part}: all of them are copies of cases in another part",
+                where="data.group_duplicates",
+                todo="use other data",
+            )
+    split = Split(origin=split.origin + TOGETHER, seed=split.seed, **kept)
+    return split, tuple(sorted(ids.difference(*kept.values())))
+
+
+def together(names: Iterable[str], pairs: Iterable[Pair]) -> dict[str, str]:
+    """For every name, the first name (sorted) of all that it is linked to, directly or not; the same for any order of names and pairs."""
+    first = {name: name for name in names}
+
+    def find(name: str) -> str:
+        while first[name] != name:
+            first[name] = first[first[name]]  # the next search is shorter
+            name = first[name]
+        return name
+
+    for a, b in pairs:
+        low, high = sorted((find(a), find(b)))
+        first[high] = low
+    return {name: find(name) for name in first}
 
 
 def shared_groups(listing: Listing, split: Split) -> tuple[str, ...]:

@@ -1,13 +1,15 @@
 """The sources, decoding and splits on real files. GUIDINO_TUNE_DATA names the folder that holds them."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from guidino_tune.config import Data
+from guidino_tune.data.copies import copies_in_files
 from guidino_tune.data.decoding import read_case, read_mask
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.sources import find_cases
@@ -92,3 +94,55 @@ def test_search_data_of_real_images_feeds_training(root, tmp_path):
     batches = list(TrainViews(opened.train, data, 0, 4).epoch(0))
     assert [batch.images.shape for batch in batches] == [(4, 3, 64, 64)] * 3
     assert all(0 < batch.masks.float().mean() < 0.9 for batch in batches)
+
+
+KVASIR_NEAR = {
+    ("cju1hhj6mxfp90835n3wofrap", "cju3x9lttikfb0818a0g104zn"),
+    ("cju3xhpvvimda0987ygrpzni2", "cju5bf6hxa6m50817rbwettgu"),
+    ("cju42dwedlmk60871jbgu4ehi", "cju43b8daly4408170e5ev06g"),
+    ("cju43b8daly4408170e5ev06g", "cju8bbznkrf5g0871jncffynk"),
+    ("cju5fydrud94708507vo6oy21", "cju7avvi51iox0817ym55y6tt"),
+    ("cju5jx7jzf7c90871c2i9aiov", "cjyzl833ndne80838pzuq6ila"),
+    ("cju5vbo6jldrt0871jf6f1700", "cju7aqkue1i2k09879uzcpt8r"),
+}
+"""The near-copies of Kvasir-SEG that were judged by eye: the same polyp in two frames."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "folder", "near"),
+    [
+        ("kvasir", "kvasir-352", KVASIR_NEAR),
+        ("isic2017", "isic2017-256", set()),
+        ("tn3k", "ddti-300", {("test/234_2", "test/234_3"), ("test/294_2", "test/294_3"), ("trainval/92_3", "trainval/92_4")}),
+    ],
+)
+def test_near_copies_of_real_sets_are_those_that_an_eye_sees(root, kind, folder, near):
+    found = copies_in_files(find_cases(Data(kind=kind, root=str(root / folder))).cases)
+    assert (found.exact, set(found.near), found.unreadable) == ((), near, ())
+
+
+def test_a_drawn_split_of_kvasir_divides_no_near_copies(root, tmp_path):
+    shutil.copytree(root / "kvasir-352" / "images", tmp_path / "images")
+    shutil.copytree(root / "kvasir-352" / "masks", tmp_path / "masks")  # without the lists
+    divided = []
+    for group_duplicates in (False, True):
+        data = Data(kind="kvasir", root=str(tmp_path), image_size=64, group_duplicates=group_duplicates, validation_fraction=0.3)
+        opened = open_for_search(data, cache=tmp_path / "cache")
+        split = opened.split
+        part_of = {name: part for part in ("train", "validation", "test") for name in getattr(split, part)}
+        divided.append(sum(part_of[a] != part_of[b] for a, b in KVASIR_NEAR))
+        assert len(part_of) == 995
+        assert any("near-copies (look at them) are in training and validation" in note for note in opened.notes) != group_duplicates
+        assert not any("inverted" in note or "empty" in note or "almost everywhere" in note for note in opened.notes)
+    assert divided[0] > 0
+    assert divided[1] == 0
+
+
+def test_real_masks_turned_inside_out_are_told(root, tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for path in sorted((root / "kvasir-352" / "images").iterdir())[:60]:
+        shutil.copy(path, tmp_path / "images")
+        ImageOps.invert(Image.open(root / "kvasir-352" / "masks" / path.name).convert("L")).save(tmp_path / "masks" / path.name)
+    opened = open_for_search(Data(kind="kvasir", root=str(tmp_path), image_size=64), cache=tmp_path / "cache")
+    assert any("masks look inverted" in note for note in opened.notes)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from test_tuning_bridge import Driver, result
 from training_helpers import search_space
@@ -16,9 +17,11 @@ from guidino_tune.errors import UserError
 from guidino_tune.training.evaluation import choose_cases
 from guidino_tune.training.failures import failure_kind
 from guidino_tune.tuning import cluster, environment
-from guidino_tune.tuning.bridge import PATIENCE, StudySearcher
-from guidino_tune.tuning.search import check_workers
-from guidino_tune.tuning.study import StudyFolder, finished, mend_journal, open_study
+from guidino_tune.tuning.bridge import StudySearcher
+from guidino_tune.tuning.journal import mend_journal
+from guidino_tune.tuning.outcomes import PATIENCE
+from guidino_tune.tuning.search import _unwritable, check_workers
+from guidino_tune.tuning.study import StudyFolder, finished, open_study
 
 
 def fail(driver: Driver, kind: str) -> None:
@@ -88,6 +91,23 @@ def test_a_torn_last_line_of_the_journal_is_cut_off(tmp_path: Path, cut: int) ->
         study = open_study(space, folder)
         study.tell(study.ask(), 0.5)
     assert len(study.get_trials()) in (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("error", "parts"),
+    [
+        (OSError("Can't load the model for 'vits16'"), ["Can't load the model"]),
+        (FileNotFoundError(2, "No such file or directory", "/weights/model.safetensors"), ["/weights/model.safetensors: No such file"]),
+        (PermissionError(13, "Permission denied", "/weights/model.safetensors"), ["/weights/model.safetensors: access is not"]),
+        (OSError(28, "No space left on device"), ["studies/small: the disk is full"]),
+        (StorageInternalError("the server is gone"), ["studies/small: the study's database refuses (the server is gone)"]),
+    ],
+)
+def test_an_error_while_a_trial_is_asked_for_tells_what_it_is_about(error: Exception, parts: list[str]) -> None:
+    found = _unwritable(error, StudyFolder(Path("studies/small")))
+    assert isinstance(found, UserError)
+    for part in parts:
+        assert part in str(found)
 
 
 def test_a_whole_journal_is_left_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,18 +51,35 @@ def require(root: Path, folders: tuple[str, ...], kind: str) -> None:
 def files_by_stem(folder: Path) -> dict[str, Path]:
     """The image files of a folder by their names without ending, sorted; hidden and other files are passed over.
 
+    Links to files and to folders are followed, wherever they lead; folders inside the folder are not entered, so that a link that leads
+    round in a circle is met as a file that cannot be read, if its name looks like an image's.
+
     Raises:
-        UserError: Two files differ in nothing but the ending.
+        UserError: Two files differ in nothing but the ending, a name is no UTF-8, or the folder cannot be listed.
     """
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot be listed: {error.strerror or error}", where=str(folder), todo="make the folder readable") from None
+    for path in paths:
         if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith("."):
-            if path.stem in found:
-                raise UserError(
-                    f"{found[path.stem].name} and {path.name} have the same name", where=str(folder), todo="remove one of the two"
-                )
-            found[path.stem] = path
+            stem = _composed(path.stem)
+            if not _is_text(stem):
+                raise UserError(f"the name {path.name!r} is no UTF-8", where=str(folder), todo="rename the file")
+            if stem in found:
+                raise UserError(f"{found[stem].name} and {path.name} have the same name", where=str(folder), todo="remove one of the two")
+            found[stem] = path
     return found
+
+
+def _composed(name: str) -> str:
+    """The same name in one spelling: a Mac writes ``ä`` as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)  # how Python shows bytes that are no UTF-8
 
 
 def pair(
@@ -136,7 +154,7 @@ def with_lists(root: Path, cases: tuple[Case, ...], notes: tuple[str, ...] = ())
         if not path.is_file():
             continue
         used.append(file)
-        names = [line.strip() for line in _text(path).splitlines() if line.strip()]
+        names = [_composed(line.strip()) for line in _text(path).splitlines() if line.strip()]
         ids = [name if name in known else Path(name).stem for name in names]
         unknown = [name for name in ids if name not in known]
         if unknown and not notes:  # after leaving files out, the lists may name what was left out

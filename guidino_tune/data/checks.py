@@ -1,0 +1,120 @@
+"""Looking over decoded cases for what no single file shows: copies in both parts, empty masks, masks turned inside out."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+from guidino_tune.data.cases import Listing, Pair, some
+from guidino_tune.data.copies import VERSION, Copies, copies_among, copies_in_files
+from guidino_tune.data.table import CaseTable, Progress
+
+MANY_EMPTY = 0.1
+"""Share of empty masks from which it is told; a few are as usual as images without a lesion."""
+
+INVERTED = 0.75
+"""Share of masks with more than half of their pixels in the foreground from which they look inverted (Kvasir-SEG has 0.04)."""
+
+FULL = 0.98
+"""Share of foreground pixels from which a single mask is told."""
+
+
+def look_over(train: CaseTable, validation: CaseTable, folder: Path, origin: str) -> tuple[str, ...]:
+    """Says what a person should know about the cases of a search. It costs once: the answer is kept beside the tables.
+
+    Args:
+        train: Decoded training cases.
+        validation: Decoded validation cases.
+        folder: The cache.
+        origin: Of the split.
+
+    Returns:
+        Notes, empty when nothing is conspicuous.
+    """
+    form = f"{VERSION} {MANY_EMPTY} {INVERTED} {FULL} {origin} {train.fingerprint} {validation.fingerprint}"
+    path = folder / f"notes-{hashlib.sha256(form.encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return tuple(str(note) for note in json.loads(path.read_text(encoding="utf-8")))
+    notes = (*_copies(train, validation, origin), *_masks(train, validation))
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with contextlib.suppress(OSError):  # then it is looked over again
+        temporary.write_text(json.dumps(notes), encoding="utf-8")
+        os.replace(temporary, path)
+    return notes
+
+
+def _copies(train: CaseTable, validation: CaseTable, origin: str) -> tuple[str, ...]:
+    part_of = dict.fromkeys(train.ids, "training") | dict.fromkeys(validation.ids, "validation")
+    found = copies_among((name, table.image(i)) for table in (train, validation) for i, name in enumerate(table.ids))
+    pixels = f"the very same pixels, once they are {train.size} wide and high,"
+    return found.note + told(
+        found.across(part_of), f"in training and validation ({origin})", "start a study with --group-duplicates", pixels
+    )
+
+
+def told(copies: Copies, where: str, todo: str, pixels: str = "the very same pixels") -> tuple[str, ...]:
+    """A sentence on the exact copies and one on the near-copies, where there are any.
+
+    Args:
+        copies: What was found.
+        where: Such as ``in training and validation``.
+        todo: What to do about it.
+        pixels: What exact copies have in common.
+    """
+    notes = []
+    if copies.exact:
+        notes.append(f"LEAK: {_pairs(copies.exact)} of images with {pixels} are {where}: scores there are too good to be true; {todo}")
+    if copies.near:
+        notes.append(f"{_pairs(copies.near)} of near-copies (look at them) are {where}: scores there may be too good; {todo}")
+    return tuple(notes)
+
+
+def copies_in(listing: Listing, progress: Progress | None = None) -> tuple[str, ...]:
+    """Compares all images of a data set, those of its test part included; no mask is opened, and no search calls this.
+
+    Returns:
+        Sentences for a person: at least one.
+    """
+    copies = copies_in_files(listing.cases, progress)
+    notes = [f"{len(copies.exact)} pairs of copies and {len(copies.near)} pairs of near-copies among {len(listing.cases)} images"]
+    notes += copies.note
+    todo = "guidino-tune search --group-duplicates leaves them out of training"
+    # What a published split does not list goes where training goes, also where only the test is published.
+    part_of = {case.id: listing.published.get(case.id, "train") for case in listing.cases} if listing.published else {}
+    notes += told(copies.across(part_of), "in two parts of the published split", todo)
+    if copies.pairs and not listing.published:
+        notes += told(copies, "there", "guidino-tune search --group-duplicates keeps each pair in one part")
+    if copies.unreadable:
+        notes.append(f"{len(copies.unreadable)} images cannot be decoded: {some(copies.unreadable)}")
+    return tuple(notes)
+
+
+def _pairs(pairs: tuple[Pair, ...]) -> str:
+    return f"{len(pairs)} pair{'s' * (len(pairs) > 1)} ({some(f'{a} and {b}' for a, b in pairs)})"
+
+
+def _masks(train: CaseTable, validation: CaseTable) -> tuple[str, ...]:
+    shares = {
+        name: float(np.count_nonzero(table.mask(i))) / table.size**2 for table in (train, validation) for i, name in enumerate(table.ids)
+    }
+    total = len(shares)
+    empty = [name for name, share in shares.items() if share == 0]
+    large = [name for name, share in shares.items() if share > 0.5]
+    full = [name for name, share in shares.items() if share >= FULL]
+    notes = []
+    if len(empty) >= MANY_EMPTY * total:
+        notes.append(f"{len(empty)} of {total} masks are empty: {some(empty)}; a model that predicts nothing is right on them")
+    if train.num_classes == 1 and len(large) >= INVERTED * total:
+        notes.append(
+            f"masks look inverted: in {len(large)} of {total} more than half of the pixels are foreground; "
+            "foreground is white (or 1), background black"
+        )
+    elif full:
+        notes.append(f"{len(full)} of {total} masks are foreground almost everywhere: {some(full)}; inverted, or the wrong file?")
+    return tuple(notes)

@@ -1,0 +1,122 @@
+"""What the fuzz tests share: plain values drawn by the types and limits of the configuration's fields, and a space in YAML.
+
+`GUIDINO_TUNE_FUZZ=50` multiplies their examples, and draws other ones in every run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from guidino_tune.config import Experiment
+from guidino_tune.config.study import CONSTRAINTS, OBJECTIVES
+from guidino_tune.space.check import check_space, without_idle
+from guidino_tune.space.space import absolute, load_space, override
+
+TIMES = int(os.environ.get("GUIDINO_TUNE_FUZZ", "1"))
+
+
+def examples(number: int) -> settings:
+    return settings(
+        max_examples=number * TIMES,
+        deadline=None,
+        derandomize=TIMES == 1,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture],
+    )
+
+
+# -------------------------------------------------------------------------------------------------- values by the types of fields
+
+
+def values_of(hint: Any) -> st.SearchStrategy[Any]:
+    """Plain YAML values that the type and its limits allow."""
+    limits: dict[str, Any] = {}
+    if get_origin(hint) is Annotated:
+        hint, *marks = get_args(hint)
+        for field in marks:
+            for limit in getattr(field, "metadata", ()):
+                limits |= {
+                    name: getattr(limit, name) for name in ("gt", "ge", "lt", "le", "multiple_of", "pattern") if hasattr(limit, name)
+                }
+    if get_origin(hint) is Literal:
+        return st.sampled_from(get_args(hint))
+    if get_origin(hint) in (Union, types.UnionType):
+        return st.one_of(*map(values_of, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return st.tuples(*map(values_of, get_args(hint))).map(list)
+    if dataclasses.is_dataclass(hint):
+        return mappings_of(typing.cast(type, hint))
+    if hint is type(None):
+        return st.none()
+    if hint is bool:
+        return st.booleans()
+    if hint is int:
+        step = limits.get("multiple_of", 1)
+        low = limits.get("ge", limits.get("gt", -1) + 1)
+        high = min(limits.get("le", 2**40), limits.get("lt", 2**40) - 1, low + 2000)
+        return st.integers(-(-low // step), high // step).map(lambda n: n * step)
+    if hint is float:
+        low = limits.get("ge", limits.get("gt"))
+        high = limits.get("le", limits.get("lt", 1e6))
+        return st.floats(low, high, exclude_min="gt" in limits, exclude_max="lt" in limits)
+    if hint is str:
+        plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+        return st.from_regex(limits["pattern"], fullmatch=True) if "pattern" in limits else plain
+    raise AssertionError(f"no values for {hint}")
+
+
+def mappings_of(cls: type) -> st.SearchStrategy[dict[str, Any]]:
+    hints = get_type_hints(cls, include_extras=True)
+    names = [field.name for field in dataclasses.fields(cls)]
+    special: dict[str, st.SearchStrategy[Any]] = {
+        "backbone": st.sampled_from(["vits16", "tiny", "convnext_base", "./model", "~/ä: b #c"]),
+        "image_size": st.sampled_from([64, 128, 224, 256, 448, 512, 1024]),
+        "hinge_band": st.integers(1, 15).map(lambda n: 2 * n + 1),
+        "normalisation": st.just("imagenet"),
+        "gate": st.sampled_from(["default", "default", "default", "input", "bottleneck", "features", "none"]),
+        "objectives": st.just(["val_dice"])
+        | st.sets(st.sampled_from(sorted(OBJECTIVES))).map(lambda s: ["val_dice", *sorted(s - {"val_dice"})]),
+        "constraints": st.dictionaries(st.sampled_from(CONSTRAINTS), st.floats(1e-3, 1e9)),
+        "trials_per_gpu": st.none() | st.integers(1, 64) | st.just("auto"),
+    }
+    made = {name: special[name] if name in special else values_of(hints[name]) for name in names}
+    needed = [field.name for field in dataclasses.fields(cls) if field.name == "kind" or field.default is dataclasses.MISSING]
+    return st.fixed_dictionaries({n: made[n] for n in needed}, optional={n: s for n, s in made.items() if n not in needed})
+
+
+FULL: dict[str, Any] = Experiment.from_dict(
+    {
+        "data": {"kind": "demo", "image_size": 64},
+        "guide": {"kind": "dino", "backbone": "tiny", "weights": "random"},
+        "segmenter": {"kind": "segdino"},
+    }
+).to_dict()
+
+TEXT = """\
+experiment:
+  data: {kind: demo, image_size: 64}
+  segmenter: &net {kind: unet, base_width: 8}
+space:
+  training.lr: {type: float, low: 1.0e-4, high: 1.0e-2, log: true}
+  loss.hinge_weight: {choices: [0.0, 0.1]}
+  loss.hinge_margin: {type: float, low: 0.5, high: 2, when: {loss.hinge_weight: {gt: 0}}}
+first_trials:
+  - {training.lr: 0.001, loss.hinge_weight: 0.0}
+study: {trials: 4, min_epochs: 1}
+resources: {concurrent: 1}
+"""
+SPACE: dict[str, Any] = yaml.safe_load(TEXT)
+
+
+def checked(file: Path) -> None:
+    """All that a search does with a space file before it looks at images, weights and machines."""
+    check_space(absolute(without_idle(override(load_space(str(file)), []))))
