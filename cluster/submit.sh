@@ -8,7 +8,8 @@
 # The cluster is that at RAY_API_SERVER_ADDRESS, by default http://127.0.0.1:8265: on the head itself, or at the near end of
 #   ssh -L 8265:127.0.0.1:8265 HEAD
 # Needs the head's token in ~/.ray/auth_token. GUIDINO_TUNE_HOME, MLFLOW_TRACKING_URI, HF_HOME and HF_HUB_OFFLINE are passed on if they
-# are set; passwords and HF_TOKEN are not (the dashboard shows what is passed): set those on the nodes. Paths are paths on the cluster.
+# are set; passwords, HF_TOKEN and GUIDINO_TUNE_STORAGE are not (the dashboard shows what is passed, and the command with its options):
+# set those where the head is started. Paths are paths on the cluster.
 #
 # examples:
 #   cluster/submit.sh demo
@@ -33,12 +34,24 @@ case ${1:-} in
         exit 2
         ;;
 esac
+# A login without a password is a token on HTTP, and at a database the name of a user, which is no secret.
+has_password() {
+    local url=${1,,}
+    [[ $url =~ ://[^/@[:space:]]*:.+@ || $url =~ https?://[^/]*@ || $url =~ ://.*[?\&\;][^=]*(password|passwd|token|secret|api_?key)[^=]*= ]]
+}
+for argument in "$@"; do
+    if has_password "$argument"; then
+        echo "error: a URL with a password would be shown in Ray's dashboard, with the command" >&2
+        echo "  -> put it into GUIDINO_TUNE_STORAGE where the head is started" >&2
+        exit 2
+    fi
+done
 if [[ -x .venv/bin/ray ]]; then PATH=$PWD/.venv/bin:$PATH; fi
 command -v ray > /dev/null || { echo "error: no ray here; install the project first: make search, or pip install" >&2; exit 1; }
 
 passed_on=(GUIDINO_TUNE_HOME MLFLOW_TRACKING_URI HF_HOME HF_HUB_OFFLINE)
-if [[ ${MLFLOW_TRACKING_URI:-} == *@* ]]; then
-    echo "note: MLFLOW_TRACKING_URI holds a password, which the dashboard would show: not passed on; set it where the head is started" >&2
+if [[ ${MLFLOW_TRACKING_URI:-} == *@* ]] || has_password "${MLFLOW_TRACKING_URI:-}"; then
+    echo "note: MLFLOW_TRACKING_URI holds a login, which the dashboard would show: not passed on; set it where the head is started" >&2
     unset MLFLOW_TRACKING_URI
 fi
 environment=$(python3 -c '

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any
 
 from guidino_tune import paths
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, passwords, redacted, storage_error
+from guidino_tune.stopping import stop_signals
 
 
 def parser(name: str, about: str, examples: str) -> argparse.ArgumentParser:
@@ -85,16 +88,43 @@ def protocol_values(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
+def add_storage_option(arguments: argparse.ArgumentParser) -> None:
+    """Adds ``--storage``, the database of the Optuna study; a URL with a password comes from ``GUIDINO_TUNE_STORAGE`` instead."""
+    arguments.add_argument(
+        "--storage", metavar="URL", type=_without_password,
+        help="database of the Optuna study, for teams (default: $GUIDINO_TUNE_STORAGE, which may hold a password, or a file in the "
+        "study's folder)",
+    )  # fmt: skip
+
+
+def _without_password(url: str) -> str:
+    """Refuses what every user of the machine could read in the list of processes, and Ray's dashboard shows as the job's command."""
+    if passwords(url):
+        raise UserError(
+            "a password on the command line is seen by every user of this machine, and in Ray's dashboard",
+            where=f"--storage {redacted(url)}",
+            todo="put the URL into the variable GUIDINO_TUNE_STORAGE instead, or the password into a file that the database's driver reads",
+        )
+    return url
+
+
+def _show_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints the traceback of a bug as Python does, without passwords."""
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
 def run(command: Callable[[argparse.Namespace], int], arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parses, runs, and turns a user's mistake into one message on standard error.
 
     Returns:
-        The exit code: the command's own, 2 for a mistake, 130 for Ctrl-C.
+        The exit code: the command's own, 2 for a mistake or a disk that cannot be written, 130 for Ctrl-C, SIGTERM and SIGHUP.
     """
-    options = arguments.parse_args(argv)
-    paths.use_home(options.home)
+    sys.excepthook = _show_redacted
     try:
-        return command(options)
+        options = arguments.parse_args(argv)
+        paths.use_home(options.home)
+        with stop_signals():
+            return command(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -104,3 +134,9 @@ def run(command: Callable[[argparse.Namespace], int], arguments: argparse.Argume
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        known = storage_error(error, str(paths.home()))
+        if known is None:
+            raise
+        print(f"error: {known}", file=sys.stderr)
+        return 2

@@ -1,11 +1,31 @@
-"""The one error that a user's mistake may cause: a clear message, and exit code 2."""
+"""The one error that a user's mistake may cause: a clear message, and exit code 2. No message shows a password."""
 
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
+import os
+import re
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+
+from guidino_tune import paths
+
+_LOGIN = re.compile(
+    r"(?:(?P<git>git\+(?:https|http|ssh))|(?<!git\+https)(?<!git\+http)(?<!git\+ssh))"
+    r"://[^:/?#@\s]*(?P<password>:(?!\d{1,5}[/?#])(?(git)[^/\s]*|\S*))?@"
+)
+"""A password may hold what should be quoted in a URL. But ``host:5000/`` is a port, and ``git+https://host:path/name@tag`` a path."""
+
+_TOKEN = re.compile(r"\bhttps?://(?P<token>[^:/?#@\s]+)@", re.IGNORECASE)
+_OPTION = re.compile(r"(?P<name>[?&;][\w.-]*(?:password|passwd|token|secret|api_?key)[\w.-]*=)(?P<value>[^&;#\s'\")\]]+)", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(?:PASSWORD|PASSWD|TOKEN|SECRET|SECRET_KEY|ACCESS_KEY|API_KEY)$", re.IGNORECASE)
+_SHORTEST = 6  # a shorter value of a variable stands in too many ordinary words to be blotted out
+HIDDEN = "***"
 
 
 class UserError(Exception):
@@ -15,11 +35,13 @@ class UserError(Exception):
         what: What is wrong, in one sentence.
         where: The file, the path inside it, or the folder that is meant.
         todo: What to do next.
+
+    Passwords and tokens in all three are hidden, as by ``redacted``.
     """
 
     def __init__(self, what: str, *, where: str = "", todo: str = "") -> None:
-        self.what, self.where, self.todo = what, where, todo
-        super().__init__(what, where, todo)
+        self.what, self.where, self.todo = redacted(what), redacted(where), redacted(todo)
+        super().__init__(self.what, self.where, self.todo)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions are rebuilt from positional arguments, and these are named: without it none crosses a process boundary.
@@ -32,8 +54,78 @@ class UserError(Exception):
         return "\n".join(lines)
 
 
+_ACCESS = "make it readable and writable"
+_HOME = ", or choose another folder with --home or GUIDINO_TUNE_HOME"
+_ROOM = "make room there; nothing that was finished is lost, and the same command goes on"
+_STORAGE = {
+    errno.ENOSPC: ("the disk is full", _ROOM),
+    errno.EDQUOT: ("the quota of this disk is used up", _ROOM),
+    errno.EFBIG: ("the file would become larger than is allowed", "raise the limit (ulimit -f); the same command goes on"),
+    errno.EROFS: ("this disk can only be read", _ACCESS),
+    errno.EACCES: ("access is not permitted", _ACCESS),
+    errno.EPERM: ("access is not permitted", _ACCESS),
+    errno.ENAMETOOLONG: ("this path is longer than a path can be", "choose another folder"),
+    errno.ELOOP: ("a link on this path leads back to itself", "choose another folder"),
+    errno.ENOTDIR: ("a part of this path is a file, not a folder", "choose another folder"),
+    errno.EEXIST: ("here is a file where a folder must be", "move it away, or choose another folder"),
+    errno.EIO: ("the disk cannot be read or written (input/output error)", "check the disk; the same command goes on"),
+    errno.ESTALE: ("the disk of another machine is gone", "mount it again; the same command goes on"),
+}
+
+
+def storage_error(error: OSError, where: str = "") -> UserError | None:
+    """What a user can do about an error of a disk or folder; ``None`` for any other.
+
+    Args:
+        error: As raised by whatever reads or writes.
+        where: The place, if the error does not name it.
+    """
+    if error.errno not in _STORAGE or (error.errno == errno.EEXIST and not _makes_folder(error)):
+        return None
+    what, todo = _STORAGE[error.errno]
+    place = str(error.filename or where)
+    if todo == _ACCESS and place:
+        home, path = paths.home(), Path(place).absolute()
+        todo += _HOME if path.is_relative_to(home) or home.is_relative_to(path) else ""  # elsewhere, as at an image, it would not help
+    return UserError(what, where=place, todo=todo)
+
+
+def _makes_folder(error: OSError) -> bool:
+    """Whether a folder was to be made where there is a file; other code that finds a file in its way has reasons of its own."""
+    trace = traceback.extract_tb(error.__traceback__)
+    return bool(trace) and trace[-1].name in ("mkdir", "makedirs") and Path(str(error.filename)).is_file()
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns a hint such as ``did you mean 'unet'?``, or the list of known names when none is close."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+
+
+def redacted(text: str, *urls: str) -> str:
+    """``text`` as it may be printed, stored or sent: without the login of any URL in it, and without any secret that we know.
+
+    Known are the values of environment variables whose names end like ``HF_TOKEN`` or ``PGPASSWORD``, and the passwords in the URLs of
+    other variables (``MLFLOW_TRACKING_URI``).
+
+    Args:
+        text: A URL, an error's message, a traceback.
+        urls: More URLs whose passwords must not appear, not even alone.
+    """
+    known = {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+    for url in (*urls, *(value for value in os.environ.values() if "://" in value)):
+        known |= passwords(url)
+    for secret in sorted((s for s in known if len(s) >= _SHORTEST), key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return _OPTION.sub(rf"\g<name>{HIDDEN}", _LOGIN.sub(rf"\g<git>://{HIDDEN}@", text))
+
+
+def passwords(url: str) -> set[str]:
+    """The passwords and tokens in a URL, as they are written and as they are meant; empty when it has none.
+
+    A login without a password is a token where it is sent over HTTP, and the name of a user at a database.
+    """
+    found = {match["password"][1:] for match in _LOGIN.finditer(url) if match["password"]}
+    found |= {match["token"] for match in _TOKEN.finditer(url)} | {match["value"] for match in _OPTION.finditer(url)}
+    return {form for secret in found for form in (secret, unquote(secret)) if form}

@@ -1,0 +1,51 @@
+"""Ctrl-C, SIGTERM and SIGHUP: each of them interrupts a command, which then saves what it has and ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Of the keyboard; of a stopped job or a machine going down; of a terminal that is closed."""
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[None]:
+    """Within the block each of ``SIGNALS`` is a ``KeyboardInterrupt``; afterwards their handlers are those from before.
+
+    SIGTERM and SIGHUP go the way of SIGINT, so that a library which handles SIGINT for a while, as Ray Tune does, handles all three. Put
+    around such a library it also takes back what that has left behind. SIGHUP stays ignored where it is, as under ``nohup``, and so does
+    SIGINT, as in the background of a script; SIGTERM ends the command there. In another thread than the main one, which gets no
+    signals, nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    terminals = [number for number in (1, 2) if os.isatty(number)]
+
+    def stop(number: int, frame: Any) -> None:
+        if number == signal.SIGHUP:
+            _silence(terminals)
+        if number == signal.SIGINT or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+
+    taken = [n for n in SIGNALS if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in taken}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _silence(numbers: list[int]) -> None:
+    """Sends what is still printed nowhere: a terminal that is gone answers every line with an error."""
+    for number in numbers:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
