@@ -18,15 +18,17 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, redacted
 from guidino_tune.tracking.snapshots import Plain
 
 THREAD_NAME = "guidino-tune-mlflow"
 PERMANENT = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"}
+DENIED = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 MAX_TEXT = 5_900  # MLflow takes 6000 characters in a parameter and 8000 in a tag
 MAX_KEY = 250
+_our_timeout: list[str] = []  # what we set last: another value is the user's
 
 
 def tracking_uri(default_db: Path) -> str:
@@ -37,11 +39,6 @@ def tracking_uri(default_db: Path) -> str:
 def is_server(uri: str) -> bool:
     """True for an MLflow server, false for a database that we write to ourselves."""
     return uri.startswith(("http://", "https://"))
-
-
-def redacted(uri: str) -> str:
-    """``uri`` without its password, for messages."""
-    return re.sub(r"://[^/]*@", "://***@", uri)
 
 
 def ui_command(uri: str) -> str:
@@ -64,23 +61,25 @@ def connect(uri: str, timeout: int = 5) -> Any:
     """
     # MLflow repeats every kind of request on its own, also those that create runs: we look before we create, so we repeat ourselves.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout))
+    if os.environ.get(TIMEOUT) in (None, *_our_timeout):
+        os.environ[TIMEOUT] = str(timeout)
+        _our_timeout[:] = [str(timeout)]
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    if uri.startswith("sqlite:///"):
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:///file:"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    pool = logging.getLogger("urllib3.connectionpool")
-    if _not_ours not in pool.filters:
-        pool.addFilter(_not_ours)
+    for name in ("urllib3.connectionpool", "mlflow.store.db.utils"):
+        if _not_ours not in logging.getLogger(name).filters:
+            logging.getLogger(name).addFilter(_not_ours)
     return MlflowClient(uri)
 
 
 def _not_ours(record: logging.LogRecord) -> bool:
-    """Drops warnings about connections of our own thread, which tells them in ``last_error``; other threads keep theirs."""
+    """Drops what our own thread logs about connections and databases, as ``last_error`` tells it; other threads keep theirs."""
     return record.threadName != THREAD_NAME
 
 
@@ -123,13 +122,20 @@ def is_permanent(error: BaseException) -> bool:
     if isinstance(error, FileNotFoundError | UnicodeError):
         return True
     if error_code(error):
-        return error_code(error) in PERMANENT and not is_inactive(error)
+        # A proxy that answers for an MLflow that is down says 404 or 400 too, and so does MLflow when its database is too busy.
+        passing = "failed with error code" in str(error) or "QueuePool" in str(error)
+        return error_code(error) in PERMANENT and not passing and not is_inactive(error)
     return not isinstance(error, OSError | UserError)
 
 
 def is_unknown(error: BaseException) -> bool:
     """True when MLflow does not know the run."""
     return error_code(error) == "RESOURCE_DOES_NOT_EXIST"
+
+
+def is_slow(error: BaseException) -> bool:
+    """True when no answer came in time: MLflow may have done what was asked, or may still do it."""
+    return "timed out" in str(error).lower() or isinstance(error, TimeoutError)
 
 
 def is_inactive(error: BaseException) -> bool:
@@ -145,14 +151,19 @@ def explain(error: BaseException, uri: str) -> str:
         return f"{place}: nothing answers there (connection refused)"
     if "Connection aborted" in text or "Connection reset" in text:
         return f"{place}: the connection broke"
-    if "timed out" in text.lower():
+    if is_slow(error):
         return f"{place}: no answer in time"
     if "resolve" in text.lower() and "host" in text.lower():
         return f"{place}: unknown host"
-    password = unquote(urlsplit(uri).password or "") if "://" in uri else ""
-    if password:
-        text = text.replace(password, "***")
-    return f"{place}: {text[:400] or type(error).__name__}"
+    if error_code(error) in DENIED or re.search(r"\b40[13] (?:!= 200|Client Error)", text):
+        return f"{place}: wrong or missing credentials (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN)"
+    if re.search(r"error code 507|507 Server Error|disk is full|no space left|disk quota", text, re.IGNORECASE):
+        return f"{place}: its disk is full"
+    if strange := re.search(r"failed with error code (\d+)|too many (\d+) error responses", text):
+        return f"{place}: answers with HTTP {strange[1] or strange[2]}"  # without the body: a page that may repeat what we sent
+    if database := re.search(r"\(\w+\.\w*Error\) (.+?) ?(?:\[SQL:|\(Background on|$)", text):
+        text = database[1]  # without the statement and its thousand values
+    return f"{place}: {redacted(text, uri)[:400] or type(error).__name__}"
 
 
 def as_text(value: Plain) -> str:

@@ -6,8 +6,11 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from guidino_tune.errors import UserError
-from guidino_tune.tracking.client import connect, explain, is_server, redacted
+from guidino_tune.errors import UserError, redacted
+from guidino_tune.tracking.client import connect, explain, is_server
+
+MLFLOW_EXPERIMENT = "guidino_tune"
+"""Of all studies, so that they can be compared."""
 
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Where databases listen unless the URL says otherwise."""
@@ -27,7 +30,7 @@ def reach(uri: str, timeout: int = 5) -> str:
         UserError: It cannot be reached or cannot be used, and why.
     """
     place = redacted(uri)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:///file:") and not Path(uri.removeprefix("sqlite:///")).exists():
         return f"{place}: the first search creates it"
     try:
         if not is_server(uri):
@@ -39,6 +42,23 @@ def reach(uri: str, timeout: int = 5) -> str:
             todo = f"another version of MLflow wrote it: make a copy, then run `mlflow db upgrade {place}`"
         raise UserError(explain(error, uri), todo=todo) from None
     return f"{place}: answers, {len(found)} experiment{'' if len(found) == 1 else 's'}"
+
+
+def unreachable(uri: str, timeout: int = 5) -> str | None:
+    """Why MLflow cannot be used just now, in one line without password; ``None`` when it answers. See ``reach``."""
+    try:
+        reach(uri, timeout)
+    except UserError as error:
+        return error.what
+    return None
+
+
+def deleted(uri: str, name: str = MLFLOW_EXPERIMENT) -> str:
+    """The command that restores an experiment which somebody deleted in the MLflow at ``uri``; empty when nobody did."""
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return ""
+    found = connect(uri).get_experiment_by_name(name)
+    return "" if found is None or found.lifecycle_stage == "active" else f"mlflow experiments restore -x {found.experiment_id}"
 
 
 def _knock(uri: str, timeout: int) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 COMPACT_ABOVE = 10_000
+RETRY = 10.0
+"""Seconds until a file that could not be written is tried again."""
 
 
 @dataclass(slots=True)
@@ -25,6 +28,10 @@ class Sent:
         step: How often those changed.
         files: Content hash by path in the run.
         deleted: A person deleted the run in MLflow: it stays deleted.
+        asked: Metrics without an epoch that were sent, with their step and time, before MLflow has confirmed them: the same may be sent
+            again, but no other values at that step.
+        doubtful: When the run was made (Unix seconds), while MLflow may have made it twice, as it did not answer in time; else 0.
+        uri: The MLflow that has the study, without a password; only of the study's own run.
     """
 
     run_id: str = ""
@@ -36,13 +43,16 @@ class Sent:
     step: int = 0
     files: dict[str, str] = field(default_factory=dict)
     deleted: bool = False
+    asked: dict[str, Any] = field(default_factory=dict)
+    doubtful: float = 0.0
+    uri: str = ""
 
     def merge(self, changes: dict[str, Any]) -> None:
         """Takes over ``changes``; tags, metrics and files are added to, everything else is replaced. Unknown keys are left out."""
         for key, value in changes.items():
             if key in ("tags", "metrics", "files"):
                 getattr(self, key).update(value)
-            elif key in ("run_id", "params", "epoch", "status", "step", "deleted"):
+            elif key in ("run_id", "params", "epoch", "status", "step", "deleted", "asked", "doubtful", "uri"):
                 setattr(self, key, value)
 
 
@@ -50,21 +60,31 @@ class Ledger:
     """Reads the ledger at ``path`` (a missing file is an empty ledger) and appends to it.
 
     A lost or torn line costs a second sending, which MLflow stores once; so nothing is synced to disk, and a ledger that cannot be
-    written goes on in memory.
+    written goes on in memory, and into the file as soon as that can be written again.
+
+    Args:
+        path: Of the file.
+        read_only: Leave the file as it is, for another process may be writing it.
 
     Attributes:
         error: Why the last line could not be written, or ``None``.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path, self._read_only = path, read_only
         self.error: str | None = None
+        self._behind = 0.0  # since when the file lacks lines, in monotonic seconds; 0 when it has all
         self._runs: dict[str, Sent] = {}
         self._read()
 
     def sent(self, key: str) -> Sent:
         """What the run ``key`` (``study``, or a trial's number as text) has received."""
         return self._runs.setdefault(key, Sent())
+
+    @property
+    def keys(self) -> list[str]:
+        """All runs that it knows."""
+        return list(self._runs)
 
     def note(self, key: str, **changes: Any) -> None:
         """Remembers that ``changes`` have reached MLflow."""
@@ -99,24 +119,37 @@ class Ledger:
                 self._apply(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # torn when a driver was killed: what it said is sent again
-        if len(lines) > COMPACT_ABOVE:
-            self._write("".join(json.dumps({"run": key, **asdict(sent)}) + "\n" for key, sent in self._runs.items()))
+        if len(lines) > COMPACT_ABOVE and not self._read_only:
+            self._write()
         elif lines[-1]:
             self._append(None)  # ends the torn line, so that the next one is whole
 
     def _append(self, line: dict[str, Any] | None) -> None:
+        if self._read_only:
+            return
+        if self._behind:
+            if time.monotonic() - self._behind >= RETRY:
+                self._write()  # with all that could not be written since
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(("" if line is None else json.dumps(line)) + "\n")
             self.error = None
         except OSError as error:
-            self.error = f"{self.path}: {error.strerror}"
+            self._failed(error)
 
-    def _write(self, text: str) -> None:
+    def _write(self) -> None:
+        """Replaces the file by one line for each run."""
         temporary = self.path.with_name(self.path.name + ".tmp")
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(
+                "".join(json.dumps({"run": key, **asdict(sent)}) + "\n" for key, sent in self._runs.items()), encoding="utf-8"
+            )
             os.replace(temporary, self.path)
+            self.error, self._behind = None, 0.0
         except OSError as error:
-            self.error = f"{self.path}: {error.strerror}"
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        self.error, self._behind = f"{self.path}: {error.strerror}", time.monotonic()

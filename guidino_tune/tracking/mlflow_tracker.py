@@ -11,11 +11,13 @@ import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from guidino_tune.errors import UserError
-from guidino_tune.tracking.client import THREAD_NAME, connect, explain, is_permanent, is_server, ui_command
+from guidino_tune import paths
+from guidino_tune.errors import UserError, redacted
+from guidino_tune.tracking.client import THREAD_NAME, connect, explain, is_permanent, is_server, is_slow, ui_command
 from guidino_tune.tracking.ledger import Ledger
 from guidino_tune.tracking.runs import STUDY, RunSender, study_id
 from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot
@@ -23,6 +25,8 @@ from guidino_tune.tracking.views import page
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two tries while MLflow is away
 HURRY = 0.3  # the same while ``close`` waits
+PATIENCE = 20  # so many failures in a row are enough for ``close``
+LONGEST_TIMEOUT = 60  # seconds for one request: it doubles until a slow server has time enough to answer
 REST = 0.2  # most seconds of rest after a request: as long as it took, for the driver waits wherever this thread computes
 GATHER = 1.0  # seconds for which a change waits for others that go with it in one request; the end of a trial does not wait
 
@@ -41,18 +45,32 @@ class MLflowTracker:
         study: The study as it is now.
         ledger: File that remembers what was sent; in the study's folder.
         artifact_location: Folder for the artifacts of a new experiment in a database; a server has its own place.
+        tell: Called from the background thread with one line when MLflow goes away (once for each reason) and when it is back.
+        timeout: Of one request at first, in seconds; it grows while MLflow is too slow for it. ``$MLFLOW_HTTP_REQUEST_TIMEOUT`` wins.
 
     Raises:
         UserError: There is no URI.
     """
 
-    def __init__(self, uri: str | None, experiment: str, study: StudySnapshot, ledger: Path, artifact_location: Path | None = None) -> None:
+    def __init__(
+        self,
+        uri: str | None,
+        experiment: str,
+        study: StudySnapshot,
+        ledger: Path,
+        artifact_location: Path | None = None,
+        *,
+        tell: Callable[[str], None] | None = None,
+        timeout: int = 5,
+    ) -> None:
         uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
             raise UserError("no MLflow to track to", todo="set MLFLOW_TRACKING_URI, or give a database such as sqlite:////folder/mlflow.db")
         self.uri = uri
         self._experiment, self._ledger_path = experiment, ledger
         self._artifact_location = None if is_server(uri) else artifact_location
+        self._tell, self._told, self._telling = tell or (lambda _: None), set[str](), False
+        self._timeout = timeout
         self._study, self._status = study, "RUNNING"
         self._trials: dict[int, TrialSnapshot] = {}
         self._jobs: dict[Job, float] = {("study", -1): 0.0}  # when each is due (monotonic seconds), in order
@@ -64,6 +82,7 @@ class MLflowTracker:
         self._thread: threading.Thread | None = None
         self._sender: RunSender | None = None
         self._away: str | None = None
+        self._failures = 0  # in a row
         self._refusals: list[str] = []
         self._ledger: Ledger | None = None
 
@@ -86,13 +105,14 @@ class MLflowTracker:
             self._study = study
             self._add(("study", -1), GATHER)
 
-    def flush(self, timeout: float = 30.0) -> bool:
-        """Waits until everything was sent, at most ``timeout`` seconds; True if it was."""
+    def flush(self, timeout: float = 30.0, patience: float = math.inf) -> bool:
+        """Waits until everything was sent, at most ``timeout`` seconds or ``patience`` failures in a row; True if it was."""
         with self._lock:
             self._waiting += 1
             self._lock.notify_all()
             try:
-                return self._lock.wait_for(lambda: self._pending() == 0, timeout) and not self._refusals
+                self._lock.wait_for(lambda: self._pending() == 0 or self._failures >= patience, timeout)
+                return self._pending() == 0 and not self._refusals
             finally:
                 self._waiting -= 1
 
@@ -114,10 +134,11 @@ class MLflowTracker:
                     self._trials[number] = replace(trial, state="interrupted")
                     self._jobs[("trial", number)] = 0.0
             self._jobs[("study", -1)] = 0.0
+            self._failures = 0
             self._lock.notify_all()
         deadline = time.monotonic() + timeout
         self._ending.set()
-        done = self._thread is not None and self.flush(timeout)
+        done = self._thread is not None and self.flush(timeout, PATIENCE)
         self._stopped.set()
         with self._lock:
             self._lock.notify_all()
@@ -132,6 +153,11 @@ class MLflowTracker:
             return self._pending()
 
     @property
+    def failures(self) -> int:
+        """How many attempts in a row have failed, until now."""
+        return self._failures
+
+    @property
     def last_error(self) -> str | None:
         """What is wrong now, in one line, or ``None``."""
         ledger = self._ledger.error if self._ledger else None
@@ -143,7 +169,8 @@ class MLflowTracker:
         pending = self.pending
         if pending:
             why = f" ({self._away})" if self._away else ""
-            return f"{pending} updates are not yet in MLflow{why}; running the same command again sends them"
+            command = paths.next_command(f"track {self._study.name} --flush")
+            return f"{pending} updates are not yet in MLflow{why}; this sends them, as the same command would:\n  {command}"
         if self._refusals:
             return f"{len(self._refusals)} entries could not be sent to MLflow, the last one: {self._refusals[-1]}"
         if is_server(self.uri):
@@ -179,7 +206,9 @@ class MLflowTracker:
                 else:
                     self._jobs[job] = 0.0
                 self._away = error
+                self._failures = self._failures + 1 if error else 0
                 self._lock.notify_all()
+            self._report(error)
             if error is None:
                 wait = FIRST_WAIT
                 if not self._waiting:
@@ -193,10 +222,10 @@ class MLflowTracker:
         with self._lock:
             while not self._stopped.is_set():
                 now = math.inf if self._waiting or self._ending.is_set() else time.monotonic()
-                due = (job for job, at in self._jobs.items() if at <= now)
-                job = next((job for job in due if job[0] in URGENT), None) or next(
-                    (job for job in self._jobs if job[0] not in URGENT), None
-                )
+                urgent = (job for job, at in self._jobs.items() if at <= now and job[0] in URGENT)
+                # At the end the study comes last, with what concludes it.
+                job = min(urgent, key=lambda job: job[0] == "study", default=None) if self._ending.is_set() else next(urgent, None)
+                job = job or next((job for job in self._jobs if job[0] not in URGENT), None)
                 if job is not None:
                     del self._jobs[job]
                     self._busy = job
@@ -218,6 +247,16 @@ class MLflowTracker:
         if self._ending.is_set():
             self._stopped.wait(min(seconds, HURRY))
 
+    def _report(self, error: str | None) -> None:
+        """Tells people when MLflow goes away, once for each reason, and when it is back."""
+        if error is None and self._telling:
+            self._telling = False
+            self._tell("MLflow answers again; what it missed is sent now")
+        elif error is not None and error not in self._told and not self._stopped.is_set():
+            self._told.add(error)
+            self._telling = True
+            self._tell(f"MLflow is away: {error}. Trials go on; everything is kept in the study's folder and sent later")
+
     def _attempt(self, job: Job) -> str | None:
         """Sends one thing; returns why it must be tried again, or ``None``."""
         connecting = self._sender is None
@@ -230,15 +269,19 @@ class MLflowTracker:
                 self._refuse(" ".join(str(error).split())[:400] or type(error).__name__)
                 return None
             self._sender = None  # look again for the parent: the database may be a new one
+            if is_slow(error):
+                self._timeout = min(2 * self._timeout, LONGEST_TIMEOUT)
             return explain(error, self.uri)
         return None
 
     def _open(self) -> RunSender:
         assert self._ledger is not None
-        sender = RunSender(connect(self.uri), self._experiment, self._artifact_location, self._ledger, self._refuse)
+        sender = RunSender(connect(self.uri, self._timeout), self._experiment, self._artifact_location, self._ledger, self._refuse)
         if not sender.open(self._study):
             with self._lock:
                 self._jobs |= dict.fromkeys([("study", -1), *(("trial", number) for number in self._trials)], 0.0)
+        if self._ledger.sent(STUDY).uri != (place := redacted(self.uri)):
+            self._ledger.note(STUDY, uri=place)
         self._sender = sender
         return sender
 
@@ -248,6 +291,8 @@ class MLflowTracker:
             study, status, trial = self._study, self._status, self._trials.get(number)
         if kind == "study":
             sender.send_study(study, status)
+            if status != "RUNNING":
+                sender.remove_doubles(study)
         elif kind == "study files":
             sender.send_files(STUDY, (), study.artifacts)
         elif trial is not None and kind == "trial":
@@ -260,5 +305,6 @@ class MLflowTracker:
         return bool(trial.pictures or trial.artifacts) if trial else bool(self._study.artifacts)
 
     def _refuse(self, message: str) -> None:
+        message = redacted(message, self.uri)
         if message not in self._refusals:
             self._refusals.append(message)

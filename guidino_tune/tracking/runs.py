@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from guidino_tune.tracking.client import as_key, as_tags, as_text, code_tags, find_experiment, is_inactive, is_permanent, is_unknown
+from guidino_tune.tracking.client import (
+    as_key,
+    as_tags,
+    as_text,
+    code_tags,
+    error_code,
+    find_experiment,
+    is_inactive,
+    is_permanent,
+    is_unknown,
+)
 from guidino_tune.tracking.ledger import Ledger, Sent
 from guidino_tune.tracking.snapshots import Plain, StudySnapshot, TrialSnapshot
 from guidino_tune.tracking.uploads import PICTURES, ContentHashes, upload
@@ -18,6 +28,7 @@ from guidino_tune.training.reporter import EpochRecord
 
 BATCH = 100  # MLflow's limit of parameters or tags in a request
 METRICS = 900  # its limit of metrics, and of everything together, is 1000
+DOUBT = 120.0  # seconds in which a request that was given up may still be carried out: twice the longest timeout
 STUDY = "study"
 STATUS = {"running": "RUNNING", "interrupted": "SCHEDULED", "complete": "FINISHED", "pruned": "FINISHED", "fail": "FAILED"}
 
@@ -43,7 +54,6 @@ class RunSender:
         self._experiment_id = ""
         self._parent = ""
         self._opened = math.inf
-        self._asked_for: set[str] = set()  # runs that may have been made though no answer came back
         self._hashes = ContentHashes()
 
     @property
@@ -66,12 +76,41 @@ class RunSender:
             self._experiment_id = find_experiment(self._client, self._experiment, self._artifact_location)
             mine = {"guidino.study_id": study_id(study), "guidino.kind": "study"}
             tags = as_tags({"guidino.study": study.name, **mine, **code_tags()})
-            run = self._find(mine) or self._client.create_run(self._experiment_id, run_name=study.name, tags=tags)
-            self._ledger.note(STUDY, run_id=run.info.run_id, status=run.info.status)
+            found = self._find(mine)
+            run = found or self._client.create_run(self._experiment_id, run_name=study.name, tags=tags)
+            self._ledger.note(
+                STUDY,
+                run_id=run.info.run_id,
+                status=run.info.status,
+                **(self._known(found) if found else {"doubtful": time.time()}),
+            )
         self._experiment_id, self._parent = run.info.experiment_id, run.info.run_id
         self._opened = time.time()
         save_view(self._client, self._experiment_id, study, study_id(study))
         return not lost
+
+    def remove_doubles(self, study: StudySnapshot) -> None:
+        """Deletes empty runs that MLflow made twice: one that answers late may carry out a request after we asked again.
+
+        While that may still happen, the doubt stays in the ledger for the next time.
+        """
+        doubtful = {key for key in self._ledger.keys if self._ledger.sent(key).doubtful}
+        runs: list[Any] = []
+        token: str | None = None
+        while doubtful and (token or not runs):
+            mine = f"tags.`guidino.study_id` = '{study_id(study)}'"
+            page = self._client.search_runs([self._experiment_id], mine, max_results=1000, page_token=token)
+            runs, token = [*runs, *page], page.token
+            if not page:
+                break
+        for run in runs:
+            key = STUDY if run.data.tags.get("guidino.kind") == "study" else run.data.tags.get("guidino.trial")
+            if key in doubtful and run.info.run_id != self._ledger.sent(key).run_id and not (run.data.metrics or run.data.params):
+                self._client.delete_run(run.info.run_id)
+                self._ledger.note(key, doubtful=0.0)
+        for key in doubtful:
+            if 0 < self._ledger.sent(key).doubtful < time.time() - DOUBT:
+                self._ledger.note(key, doubtful=0.0)
 
     def send_study(self, study: StudySnapshot, status: str) -> None:
         """Parameters, data sets, tags, metrics and status of the parent run."""
@@ -114,14 +153,14 @@ class RunSender:
     def _send_trial(self, key: str, sent: Sent, trial: TrialSnapshot, study: StudySnapshot) -> None:
         if not sent.run_id:
             # One that started since cannot have a run before the first request for one, and looking takes longer the more runs there are.
-            new = trial.started is not None and trial.started > self._opened and key not in self._asked_for
-            self._asked_for.add(key)
+            new = trial.started is not None and trial.started > self._opened
             run = None if new else self._find({"mlflow.parentRunId": self._parent, "guidino.trial": key})
             if run is None:
                 run = self._create(trial, study)
-                self._ledger.note(key, run_id=run.info.run_id, status=run.info.status, tags=as_tags(_tags(trial, sent)))
+                made = {"run_id": run.info.run_id, "status": run.info.status, "tags": as_tags(trial_tags(trial, sent))}
+                self._ledger.note(key, **made, **({} if new else {"doubtful": time.time()}))
             else:
-                self._ledger.note(key, run_id=run.info.run_id, status=run.info.status)
+                self._ledger.note(key, run_id=run.info.run_id, status=run.info.status, **self._known(run, trial.results))
         run_id = sent.run_id
         self._send_together(key, sent, trial, study)
         if not sent.params:
@@ -132,7 +171,7 @@ class RunSender:
             self._try(lambda batch=batch: self._log(run_id, metrics=batch))  # type: ignore[misc]
             self._ledger.note(key, epoch=records[-1].epoch)
         self._send_metrics(key, run_id, trial.results)
-        self._send_tags(key, run_id, _tags(trial, sent))
+        self._send_tags(key, run_id, trial_tags(trial, sent))
         status = STATUS[trial.state]
         if sent.status != status:
             if status in ("RUNNING", "SCHEDULED"):
@@ -148,7 +187,7 @@ class RunSender:
         if not sent.params:
             self._send_datasets(sent.run_id, study)
         params = {} if sent.params else _params(trial)
-        tags = {name: value for name, value in as_tags(_tags(trial, sent)).items() if sent.tags.get(name) != value}
+        tags = {name: value for name, value in as_tags(trial_tags(trial, sent)).items() if sent.tags.get(name) != value}
         records = list(_with_best(trial.history, study, sent.epoch))
         metrics = _metrics(records)
         if not (params or metrics) or max(len(params), len(tags)) > BATCH or len(metrics) + len(params) + len(tags) > METRICS:
@@ -178,7 +217,7 @@ class RunSender:
             self._experiment_id,
             start_time=_milliseconds(trial.started, trial.history[:1]),
             run_name=f"trial {trial.number:04d} {trial.name}".strip(),
-            tags=as_tags(tags | _tags(trial, Sent()) | code_tags()),
+            tags=as_tags(tags | trial_tags(trial, Sent()) | code_tags()),
         )
 
     def send_files(self, key: str, pictures: Sequence[Path], artifacts: Sequence[Path]) -> None:
@@ -227,11 +266,15 @@ class RunSender:
         """Metrics without an epoch of their own: each change is a new step."""
         sent = self._ledger.sent(key)
         values = {as_key(name): float(value) for name, value in metrics.items()}
-        changed = {name: value for name, value in values.items() if repr(sent.metrics.get(name)) != repr(value)}
-        if changed:
-            step, now = sent.step + 1, _now()
-            self._try(lambda: self._log(run_id, metrics=[_metric(name, value, now, step) for name, value in changed.items()]))
-            self._ledger.note(key, metrics=changed, step=step)
+        while sent.asked or any(repr(sent.metrics.get(name)) != repr(value) for name, value in values.items()):
+            if not sent.asked:
+                changed = {name: value for name, value in values.items() if repr(sent.metrics.get(name)) != repr(value)}
+                self._ledger.note(key, asked={"values": changed, "step": sent.step + 1, "time": _now()})
+            # After a lost answer exactly the same goes out again: MLflow keeps one of equal points, but two that differ in their time.
+            asked = sent.asked
+            points = [_metric(name, value, asked["time"], asked["step"]) for name, value in asked["values"].items()]
+            self._try(lambda points=points: self._log(run_id, metrics=points))  # type: ignore[misc]
+            self._ledger.note(key, metrics=asked["values"], step=asked["step"], asked={})
 
     def _send_datasets(self, run_id: str, study: StudySnapshot) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -242,8 +285,14 @@ class RunSender:
             source = json.dumps({"uri": data.source or data.name})
             dataset = Dataset(data.name[:500], data.fingerprint[:36], "local", source, profile=profile)
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", "training and validation")]))
-        if inputs:
+        if not inputs:
+            return
+        try:
             self._try(lambda: self._client.log_inputs(run_id, inputs))
+        except Exception as error:
+            if error_code(error) != "ENDPOINT_NOT_FOUND":
+                raise
+            self._refused(" ".join(str(error).split())[:400])  # a server from before MLflow knew of data sets: the rest it knows
 
     def _log(self, run_id: str, **what: Any) -> None:
         self._client.log_batch(run_id, **what)
@@ -253,6 +302,13 @@ class RunSender:
         text = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         runs = self._client.search_runs([self._experiment_id], text, max_results=1, order_by=["attributes.start_time ASC"])
         return runs[0] if runs else None
+
+    def _known(self, run: Any, metrics: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """For the ledger: metrics without an epoch (all of the study's) in a run that it does not remember; so they count as no change."""
+        names = run.data.metrics.keys() if metrics is None else run.data.metrics.keys() & {as_key(name) for name in metrics}
+        points = [point for name in names for point in self._client.get_metric_history(run.info.run_id, name)]
+        last = {point.key: point.value for point in sorted(points, key=lambda point: point.step)}
+        return {"metrics": last, "step": max((point.step for point in points), default=0)}
 
     def _get(self, run_id: str) -> Any:
         try:
@@ -278,7 +334,8 @@ def _params(trial: TrialSnapshot) -> dict[str, Plain]:
     return {**trial.params, **{f"searched/{path}": value for path, value in trial.searched.items()}}
 
 
-def _tags(trial: TrialSnapshot, sent: Sent) -> dict[str, str]:
+def trial_tags(trial: TrialSnapshot, sent: Sent) -> dict[str, str]:
+    """All tags of a trial that may change; ``sent`` is what its run has."""
     tags = {**trial.tags, "guidino.state": trial.state.upper()}
     if trial.reason or "guidino.reason" in sent.tags:
         tags["guidino.reason"] = trial.reason  # an old reason goes when the trial runs again

@@ -15,7 +15,8 @@ import zlib
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from guidino_tune.tracking.client import as_key, is_server, redacted
+from guidino_tune.errors import redacted
+from guidino_tune.tracking.client import as_key, is_server
 from guidino_tune.tracking.snapshots import StudySnapshot
 
 TAG = "mlflow.sharedViewState."

@@ -121,3 +121,18 @@ def test_import_is_light() -> None:
     code = f"import sys, json, guidino_tune.tracking; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(out.stdout) == []
+
+
+def test_a_full_disk_is_survived_and_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "l.jsonl"
+    ledger = Ledger(path)
+    path.symlink_to("/dev/full")  # takes no byte: "no space left on device"
+    ledger.note("0", epoch=1)
+    ledger.note("1", run_id="abc")
+    assert (ledger.sent("0").epoch, ledger.sent("1").run_id) == (1, "abc")
+    assert "No space left" in str(ledger.error)
+    monkeypatch.setattr(module, "RETRY", 0.0)
+    path.unlink()
+    ledger.note("0", epoch=2)
+    assert ledger.error is None
+    assert (Ledger(path).sent("0").epoch, Ledger(path).sent("1").run_id) == (2, "abc")

@@ -319,6 +319,24 @@ def test_lost_answer_to_create_does_not_double_the_run(make: Make, stored: Calla
     assert len(stored().all()) == 2
 
 
+def test_a_double_that_comes_late_is_removed_the_next_time(
+    make: Make, stored: Callable[[], Stored], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server carries out a request that was given up, after the search has already looked for doubles."""
+    from guidino_tune.tracking import runs
+
+    make().close(30)
+    here = stored()
+    double = here.client.create_run(here.id, tags=dict(here.parent().data.tags)).info.run_id
+    make().close(30)
+    assert here.client.get_run(double).info.lifecycle_stage == "deleted"
+    monkeypatch.setattr(runs, "DOUBT", -1.0)  # long ago
+    make().close(30)
+    later = here.client.create_run(here.id, tags=dict(here.parent().data.tags)).info.run_id
+    make().close(30)
+    assert here.client.get_run(later).info.lifecycle_stage == "active"
+
+
 def test_changes_of_a_running_trial_go_together_and_its_end_goes_at_once(
     make: Make, stored: Callable[[], Stored], monkeypatch: pytest.MonkeyPatch
 ) -> None:
