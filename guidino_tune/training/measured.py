@@ -1,20 +1,24 @@
-"""What the test cases said about a trained model, as it is kept beside the model."""
+"""What the test or the validation cases said about a trained model, as it is kept beside the model."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from guidino_tune.training.folder import TrialFolder, write_text
+
+Part = Literal["test", "validation"]
+"""Of the split."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a trained model reached on the test cases.
+    """What a trained model reached on the test or the validation cases.
 
     Attributes:
         weights: SHA-256 of the weights: scores belong to them, and weights that were trained anew are measured anew.
@@ -35,27 +39,36 @@ class Measured:
     @property
     def key(self) -> str:
         """Eight hexadecimal digits of what was asked."""
-        return hashlib.sha256(json.dumps(self.asked, sort_keys=True).encode()).hexdigest()[:8]
+        return asked_key(self.asked)
 
 
-def read_measured(folder: TrialFolder) -> list[Measured]:
+def asked_key(asked: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits of a protocol with its ``limit``, as ``Measured.asked`` has them."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def read_measured(folder: TrialFolder, part: Part = "test") -> list[Measured]:
     """What was measured before, in the order in which it was last asked for; nothing where the file is missing or not whole."""
     try:
-        return [Measured(**entry) for entry in json.loads(folder.test_file.read_text(encoding="utf-8"))]
+        return [Measured(**entry) for entry in json.loads(_file(folder, part).read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):
         return []
 
 
-def cases_file(folder: TrialFolder, measured: Measured) -> Path:
+def cases_file(folder: TrialFolder, measured: Measured, part: Part = "test") -> Path:
     """Where the scores of each case are (CSV); one file for each protocol."""
-    return folder.path / f"test-{measured.key}.csv"
+    return folder.path / f"{part}-{measured.key}.csv"
 
 
-def remember(folder: TrialFolder, measured: Measured) -> None:
+def remember(folder: TrialFolder, measured: Measured, part: Part = "test") -> None:
     """Puts a measurement last; those of other weights are forgotten, for nobody could say what they belong to."""
-    known = read_measured(folder)
+    known = read_measured(folder, part)
     for old in known:
         if old.weights != measured.weights and old.key != measured.key:
-            cases_file(folder, old).unlink(missing_ok=True)
+            cases_file(folder, old, part).unlink(missing_ok=True)
     kept = [old for old in known if old.weights == measured.weights and old.key != measured.key]
-    write_text(folder.test_file, json.dumps([dataclasses.asdict(entry) for entry in (*kept, measured)], indent=1))
+    write_text(_file(folder, part), json.dumps([dataclasses.asdict(entry) for entry in (*kept, measured)], indent=1))
+
+
+def _file(folder: TrialFolder, part: Part) -> Path:
+    return folder.test_file if part == "test" else folder.path / f"{part}-scores.json"

@@ -4,36 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.tune.search import Searcher
 from rich.console import Console
-from rich.progress import Progress as RichProgress
-from rich.progress import TaskID, TextColumn
 from rich.table import Table
 
 from guidino_tune import __version__, paths
+from guidino_tune.analysis.statistics import mean_sd
 from guidino_tune.config import Experiment, Protocol, Resources
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.opening import open_for_search
+from guidino_tune.data.openings import copied_from
 from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError
 from guidino_tune.tracking import SeedRun, flatten, log_model_run, ui_command
+from guidino_tune.tracking.inspection import MLFLOW_EXPERIMENT
 from guidino_tune.tracking.views import model_page
 from guidino_tune.training.folder import TrialFolder, write_text
 from guidino_tune.training.loop import OBJECTIVE
 from guidino_tune.training.measured import Measured, cases_file
 from guidino_tune.training.model_folder import export_model
-from guidino_tune.training.reporter import EpochRecord
-from guidino_tune.tuning.cluster import Plan, connected, plan
-from guidino_tune.tuning.search import MLFLOW_EXPERIMENT, check_workers, mlflow_uri
+from guidino_tune.tuning.cluster import connected, plan
+from guidino_tune.tuning.search import check_workers
+from guidino_tune.tuning.sending import mlflow_uri
 from guidino_tune.tuning.testing import measure_models
+from guidino_tune.tuning.trainings import Training, check_finished, train_side_by_side, with_seed
 
 METRICS = ("dice", "iou", "hd95", "asd")
 
@@ -90,12 +89,15 @@ def retrain(
         console.print(f"note: {note}", style="yellow", highlight=False)
     numbers = [experiment.training.seed + i for i in range(seeds)]
     runs = {seed: TrialFolder(home / f"seed-{seed}") for seed in numbers}
-    todo = [seed for seed in numbers if len(runs[seed].history()) < experiment.training.epochs or not runs[seed].best.exists()]
+    trainings = [Training(f"seed {seed}", with_seed(experiment, seed), runs[seed]) for seed in numbers]
+    todo = [training for training in trainings if not training.finished]
     console.print(f"{experiment.name} on {experiment.data.kind}: {seeds} seed(s), {experiment.training.epochs} epochs each; folder {home}")
     if todo:
         with connected():
             booked = plan(dataclasses.replace(resources, executor="train"))
-            _train(experiment, {s: runs[s] for s in todo}, split_file, resources, booked, console)
+            # Each seed sees views of its own, once: there is nothing to share.
+            train_side_by_side(todo, split_file, home / "ray", dataclasses.replace(resources, share_views=False), booked, console)
+        check_finished(todo)
     validation = {seed: max(r.metrics[OBJECTIVE] for r in runs[seed].history() if OBJECTIVE in r.metrics) for seed in numbers}
     tested, failures = measure_models(
         {f"seed {seed}": run for seed, run in runs.items()},
@@ -111,7 +113,7 @@ def retrain(
     chosen = max(results, key=lambda r: (r.validation, -r.seed))
     model = export_model(
         chosen.folder.best,
-        dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, seed=chosen.seed)),
+        with_seed(experiment, chosen.seed),
         home / "model",
         {
             **provenance,
@@ -124,105 +126,8 @@ def retrain(
             "guidino_tune": __version__,
         },
     )
-    _register(experiment, results, chosen, model, home, name, console)
+    register(experiment, results, chosen, model, home, name, console)
     return model
-
-
-def _train(
-    experiment: Experiment, runs: Mapping[int, TrialFolder], split_file: Path, resources: Resources, booked: Plan, console: Console
-) -> None:
-    from ray import tune
-
-    from guidino_tune.tuning.executors import process_settings, trainable
-
-    ray_folder = split_file.parent / "ray"
-    # Each seed sees views of its own, once: there is nothing to share.
-    settings = process_settings(booked, resources, split_file=split_file, ray_folder=ray_folder) | {"views": None}
-
-    def config(seed: int) -> dict[str, Any]:
-        seeded = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, seed=seed))
-        return {**settings, "number": seed, "experiment": seeded.to_dict(), "reported": 0, "folder": str(runs[seed].path)}
-
-    searcher = _Seeds([config(seed) for seed in runs], experiment.training.epochs, console)
-    tuner = tune.Tuner(
-        trainable(booked),
-        tune_config=tune.TuneConfig(search_alg=searcher, num_samples=len(runs), max_concurrent_trials=booked.concurrent),
-        run_config=tune.RunConfig(
-            name=f"run-{int(time.time())}",
-            storage_path=str(ray_folder),
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=resources.max_failures),
-        ),
-    )
-    with searcher:
-        tuner.fit()
-    shutil.rmtree(ray_folder, ignore_errors=True)
-    for seed, folder in runs.items():
-        if len(folder.history()) < experiment.training.epochs:
-            raise UserError(
-                f"seed {seed} stopped after {len(folder.history())} of {experiment.training.epochs} epochs",
-                where=str(folder.path),
-                todo="see traceback.txt there if there is one; the same command continues it",
-            )
-
-
-class _Seeds(Searcher):
-    """Hands Tune one configuration per seed, and shows how far each is."""
-
-    def __init__(self, configs: Sequence[dict[str, Any]], epochs: int, console: Console) -> None:
-        super().__init__()
-        self.waiting, self.epochs, self.console = list(configs), epochs, console
-        self.seeds: dict[str, int] = {}
-        self.told: dict[int, int] = {}
-        self.bars = RichProgress(*RichProgress.get_default_columns(), TextColumn("{task.fields[score]}"), console=console, transient=True)
-        self.tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> None:
-        if self.console.is_terminal:
-            self.bars.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self.bars.stop()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Seeds:
-        return self
-
-    def suggest(self, trial_id: str) -> Any:
-        if not self.waiting:
-            return Searcher.FINISHED
-        config = self.waiting.pop(0)
-        self.seeds[trial_id] = config["number"]
-        self.tasks[trial_id] = self.bars.add_task(f"seed {config['number']}", total=self.epochs, score="")
-        return config
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        seed = self.seeds[trial_id]
-        if "records" not in result:
-            self.console.print(f"seed {seed} failed: {result['failure']}: {result['message']}", style="red")
-            return
-        for record in (EpochRecord(**values) for values in json.loads(result["records"])):
-            self.bars.update(self.tasks[trial_id], completed=record.epoch)
-            if OBJECTIVE not in record.metrics:
-                continue
-            score = f"val Dice {record.metrics[OBJECTIVE]:.4f}"
-            self.bars.update(self.tasks[trial_id], score=score)
-            # Without a terminal, ten lines a seed tell enough.
-            due = record.epoch >= self.told.get(seed, 0) + self.epochs // 10 or record.epoch == self.epochs
-            if due and not self.console.is_terminal:
-                self.told[seed] = record.epoch
-                self.console.print(f"seed {seed}: epoch {record.epoch}/{self.epochs}, {score}", highlight=False)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self.bars.update(self.tasks[trial_id], visible=False)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: each seed's folder is its state."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: see ``save``."""
 
 
 def _table(experiment: Experiment, protocol: Protocol, results: Sequence[SeedResult]) -> Table:
@@ -238,15 +143,23 @@ def _table(experiment: Experiment, protocol: Protocol, results: Sequence[SeedRes
     return table
 
 
-def mean_sd(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation; a single value has none."""
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4f}{spread}"
-
-
-def _register(
+def register(
     experiment: Experiment, results: Sequence[SeedResult], chosen: SeedResult, model: Path, home: Path, name: str, console: Console
 ) -> None:
+    """Makes an exported model a version in MLflow's registry, unless that was done before, and says what to do with it.
+
+    Args:
+        experiment: What was trained.
+        results: Of each seed.
+        chosen: The seed whose weights were exported.
+        model: The exported folder.
+        home: Where to remember it.
+        name: The registered one is ``guidino-tune-NAME``.
+        console: For the next steps.
+
+    Raises:
+        UserError: MLflow is away or refuses.
+    """
     summary = {f"test_{m}_mean": statistics.fmean(r.test[m] for r in results) for m in chosen.test}
     if len(results) > 1:
         summary |= {f"test_{m}_sd": statistics.stdev(r.test[m] for r in results) for m in chosen.test}
@@ -322,3 +235,4 @@ def _take_split(provenance: Mapping[str, Any], split_file: Path, console: Consol
             where=f"{split_file} and {searched}",
             todo="choose another --name, which takes the study's split over",
         )
+    copied_from(split_file, searched)

@@ -1,4 +1,4 @@
-"""The final measurement: trained models on the sealed test cases, each once, side by side on the cluster."""
+"""The final measurement: trained models on the sealed test cases, or on those for validation, each once, side by side on the cluster."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from guidino_tune import paths
 from guidino_tune.config import Data, Protocol, Resources
 from guidino_tune.data.cases import Case
+from guidino_tune.data.openings import openings, told
 from guidino_tune.data.sealed import open_test
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import read_split
@@ -22,7 +23,7 @@ from guidino_tune.metrics import CaseScore, summarise
 from guidino_tune.training.checkpoints import WEIGHTS
 from guidino_tune.training.evaluation import choose_largest_component, evaluate_cases, write_scores
 from guidino_tune.training.folder import TrialFolder
-from guidino_tune.training.measured import Measured, cases_file, read_measured, remember
+from guidino_tune.training.measured import Measured, Part, cases_file, read_measured, remember
 from guidino_tune.training.model_folder import load_model
 from guidino_tune.tuning.cluster import connected, plan
 
@@ -37,6 +38,7 @@ def measure_models(
     reason: str,
     console: Console,
     limit: int | None = None,
+    part: Part = "test",
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Measures every model that was not measured in this way before, and remembers the results in the models' folders.
 
@@ -49,6 +51,7 @@ def measure_models(
         reason: Written down beside the split file, once for all models.
         console: For progress.
         limit: Only the first so many test cases; ``None`` takes all.
+        part: ``test`` opens the seal, and tells when that happened before; ``validation`` does not.
 
     Returns:
         The results, and the reasons of those models that could not be measured. One failure costs no other model its result.
@@ -60,16 +63,24 @@ def measure_models(
     results, missing = {}, {}
     for name, folder in models.items():
         weights = hashlib.sha256((folder.best / WEIGHTS).read_bytes()).hexdigest()
-        known = [m for m in read_measured(folder) if (m.weights, m.asked) == (weights, wanted)]
+        known = [m for m in read_measured(folder, part) if (m.weights, m.asked) == (weights, wanted)]
         if known:
             results[name] = known[0]
-            remember(folder, known[0])
+            remember(folder, known[0], part)
         else:
             missing[name] = weights
     if not missing:
         return results, {}
-    test = open_test(data, split_file, reason=f"{reason}: {', '.join(missing)}")[:limit]
-    chosen_on = find_cases(data).select(read_split(split_file).validation) if protocol.largest_component == "validation" else []
+    choosing = protocol.largest_component == "validation"
+    validation = find_cases(data).select(read_split(split_file).validation) if choosing or part == "validation" else []
+    chosen_on = validation if choosing else []
+    if part == "test":
+        before = told(openings(split_file))
+        cases = open_test(data, split_file, reason=f"{reason}: {', '.join(missing)}")[:limit]
+        if before:
+            console.print(f"note: {before}", style="yellow", highlight=False, soft_wrap=True)
+    else:
+        cases = validation[:limit]
     failures: dict[str, str] = {}
 
     def take(name: str, job: Any) -> None:
@@ -77,13 +88,13 @@ def measure_models(
             scores, used, choice = ray.get(job)
         except ray.exceptions.RayError as error:
             failures[name] = _reason(error)
-            console.print(f"test {name} failed: {failures[name]}", style="red", highlight=False, soft_wrap=True)
+            console.print(f"{part} {name} failed: {failures[name]}", style="red", highlight=False, soft_wrap=True)
             return
         mean = summarise(list(scores.values()))
         results[name] = Measured(missing[name], wanted, used.describe(), len(scores), mean, choice)
-        write_scores(scores, cases_file(models[name], results[name]), used)
-        remember(models[name], results[name])
-        console.print(f"test {name}: Dice {mean['dice']:.4f} on {len(scores)} cases", highlight=False)
+        write_scores(scores, cases_file(models[name], results[name], part), used)
+        remember(models[name], results[name], part)
+        console.print(f"{part} {name}: Dice {mean['dice']:.4f} on {len(scores)} cases", highlight=False)
 
     with connected():
         booked = plan(dataclasses.replace(resources, workers=1, executor="actor"))
@@ -93,7 +104,7 @@ def measure_models(
         while waiting or jobs:
             while waiting and len(jobs) < booked.concurrent:
                 name = waiting.pop(0)
-                jobs[remote.remote(str(models[name].path), test, chosen_on, protocol, settings)] = name
+                jobs[remote.remote(str(models[name].path), cases, chosen_on, protocol, settings)] = name
             (done,), _ = ray.wait(list(jobs), num_returns=1)
             take(jobs.pop(done), done)
     return results, failures
@@ -105,7 +116,7 @@ def _reason(error: Exception) -> str:
 
 
 def _measure(
-    folder: str, test: Sequence[Case], validation: Sequence[Case], protocol: Protocol, settings: Mapping[str, Any]
+    folder: str, cases: Sequence[Case], validation: Sequence[Case], protocol: Protocol, settings: Mapping[str, Any]
 ) -> tuple[dict[str, CaseScore], Protocol, dict[str, float]]:
     """One model, in a process of its own."""
     import os
@@ -118,4 +129,4 @@ def _measure(
     choice: dict[str, float] = {}
     if protocol.largest_component == "validation":
         protocol, choice = choose_largest_component(model, validation, experiment.data, protocol)
-    return evaluate_cases(model, test, experiment.data, protocol), protocol, choice
+    return evaluate_cases(model, cases, experiment.data, protocol), protocol, choice
