@@ -16,9 +16,10 @@ from pydantic.dataclasses import dataclass
 from guidino_tune.config.fields import PATCH, STRICT
 from guidino_tune.config.parsing import parse, read_yaml
 from guidino_tune.config.sections import Data, DINOGuide, Guide, Loss, Training
-from guidino_tune.config.segmenters import H2Former, NNWNet, Segmenter, SwinUNet
+from guidino_tune.config.segmenters import H2Former, NNUNet, NNWNet, Segmenter, SwinUNet
 
 LATER_FIELDS = (
+    ("data", "group_duplicates", False),
     ("data", "num_classes", 1),
     ("data", "normalisation", "imagenet"),
     ("data", "view_cycle", None),
@@ -26,6 +27,15 @@ LATER_FIELDS = (
     ("training", "compile", "none"),
 )
 """Section, field, and the value with which everything is as it was before the field came."""
+
+ONLY_HOW = {
+    "data.root": "where the images lie",
+    "data.bad_cases": "what a damaged image does",
+    "guide.sha256": "a check of the file",
+    "training.channels_last": "the memory format",
+    "training.compile": "how fast it is",
+}
+"""Fields by their path that say how something is computed or checked, and never what comes of it but for rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -142,6 +152,15 @@ class Experiment:
             guide["tokenbook"]["num_prototypes"] = self.num_prototypes
         if isinstance(self.segmenter, SwinUNet | H2Former):
             values["segmenter"]["window"] = self.segmenter.window_at(self.data.image_size)
+        if isinstance(self.segmenter, NNUNet):
+            deepest = self.segmenter.base_width << (self.segmenter.num_stages - 1)
+            values["segmenter"]["max_width"] = min(self.segmenter.max_width, deepest)
+        if self.data.augmentation == "none" or (self.data.view_cycle or 0) >= self.training.epochs:
+            values["data"].pop("view_cycle", None)  # no view is shown twice, or all of a case are the same
+        if self.training.batch_size == 1 or self.loss.dice_weight == 0:
+            del loss["batch_dice"]
+        if self.training.epochs == 1:
+            del training["schedule"]  # every schedule starts at the full rate
         if lora and str(guide["backbone"]).startswith("convnext"):
             del guide["lora"]["targets"]  # both mean the same there
         if not self.gate:

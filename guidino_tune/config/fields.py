@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -18,9 +19,25 @@ def _no_switch(value: Any) -> Any:
     return value
 
 
+def _a_path(value: str) -> str:
+    try:
+        possible = b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise ValueError("holds a character that no path can have")
+    return value
+
+
+LARGEST = 2**31 - 1
+"""Of counts: more than anybody has, and few enough for every library to compute with."""
+
 Number = BeforeValidator(_no_switch)
+PathText = Annotated[str, AfterValidator(_a_path)]
 Positive = Annotated[float, Field(gt=0), Number]
 NonNegative = Annotated[float, Field(ge=0), Number]
 Fraction = Annotated[float, Field(ge=0, lt=1), Number]
-Count = Annotated[int, Field(ge=1), Number]
-Index = Annotated[int, Field(ge=0), Number]
+Count = Annotated[int, Field(ge=1, le=LARGEST), Number]
+Index = Annotated[int, Field(ge=0, lt=2**63), Number]
+Seed = Annotated[int, Field(ge=0, lt=2**32), Number]
+"""What NumPy's older generators take, which Optuna uses."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -14,6 +15,17 @@ from guidino_tune.errors import UserError, nearest
 
 T = TypeVar("T")
 
+MAX_BYTES = 10_000_000
+"""Of a YAML file: the largest table of experiments has a thousandth of it, and reading a hundred times as much would take hours."""
+
+MAX_NODES = 100_000
+"""Names and values in a YAML text once its aliases are written out: a few lines of aliases of aliases unfold to more than any memory."""
+
+_MALFORMED = (ValueError, KeyError, IndexError, AttributeError, TypeError)  # what PyYAML raises for `!!int x`, `2020-13-41`, `0x_`, ...
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxstring, _short.maxother = 2, 8, 120, 120
+
 
 class _Loader(yaml.SafeLoader):
     """The safe loader, which also refuses a mapping that holds the same name twice: YAML forbids it, PyYAML takes the last."""
@@ -23,31 +35,88 @@ class _Loader(yaml.SafeLoader):
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the name {key.value!r} stands twice", key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+            seen.add(key.value)
         return node
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        """Builds the values, unless aliases make them endless or enormous."""
+        _unfolded(node, {})
+        return super().construct_document(node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Builds one value; one that its tag or form does not fit is told with its line."""
+        try:
+            return super().construct_object(node, deep)
+        except _MALFORMED:
+            kind = node.tag.rpartition(":")[2]
+            what = shown(node.value) if isinstance(node, yaml.ScalarNode) else "this"
+            raise yaml.constructor.ConstructorError(None, None, f"{what} is no {kind}", node.start_mark) from None
+
+
+def _unfolded(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """How many nodes there are below a node and with it, aliases written out."""
+    if id(node) in known:
+        number = known[id(node)]
+        if number is None:
+            raise yaml.constructor.ConstructorError(None, None, "an alias stands inside what it names", node.start_mark)
+        return number
+    known[id(node)] = None
+    parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    number = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(_unfolded(part, known) for part in parts))
+    if number > MAX_NODES:
+        raise yaml.constructor.ConstructorError(None, None, f"it holds more than {MAX_NODES} values", node.start_mark)
+    known[id(node)] = number
+    return number
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, cut short where it is long."""
+    return _short.repr(value)
+
+
+def read_value(text: str) -> Any:
+    """The value that a YAML text holds, by the safe loader.
+
+    Raises:
+        ValueError: It is no valid YAML, with the line and the reason.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # a safe loader, see above
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise ValueError(f"{f', line {mark.line + 1}' if mark else ''}: {getattr(error, 'problem', error)}") from None
+    except RecursionError:
+        raise ValueError(": it is nested too deeply") from None
+    except (ValueError, OverflowError) as error:  # an escape such as "\UFFFFFFFF", which no character has
+        raise ValueError(f": {error}") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Reads one mapping with the safe loader.
 
     Raises:
-        UserError: No such file, no readable YAML, the same name twice, or not a mapping.
+        UserError: No such file, no readable YAML, the same name twice, too large, or not a mapping.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # a safe loader, see above
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"is larger than {MAX_BYTES / 1e6:g} MB: no file of ours is", where=str(path), todo="check the path")
+        text = content.decode("utf-8")
     except FileNotFoundError:
         raise UserError(
             "no such file", where=str(path), todo="check the path, or list the spaces with: guidino-tune search --help"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot be read: {error}", where=str(path)) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"is no valid YAML{line}: {getattr(error, 'problem', error)}", where=str(path), todo="mend that line") from None
+    try:
+        values = read_value(text)
+    except ValueError as error:
+        raise UserError(f"is no valid YAML{error}", where=str(path), todo="mend that line") from None
     if not isinstance(values, dict):
         raise UserError("holds no mapping of names to values", where=str(path))
     return values
@@ -60,7 +129,7 @@ def parse(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         UserError: Not a mapping; else lists every problem with its path inside ``source``.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{values!r} is no mapping of names to values", where=source)
+        raise UserError(f"{shown(values)} is no mapping of names to values", where=source)
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
@@ -82,22 +151,22 @@ def _describe(cls: type, item: Any) -> str:
         else:
             path.append(str(step))
             parent, level = level, _fields(level).get(str(step))
-    where = ".".join(path) or "experiment"
+    where = ".".join(path) if path else "experiment"
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown name '{where}'; {nearest(path[-1], _fields(parent))}"
     if item["type"] in ("missing", "missing_argument"):
         return f"'{where}' is missing"
     if item["type"] == "union_tag_invalid":
         tag, expected = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace("'", "").split(", ")
-        return f"'{where}.kind': unknown kind {tag!r}; {nearest(tag, expected)}"
+        return f"'{where}.kind': unknown kind {shown(tag)}; {nearest(tag, expected)}"
     if item["type"] == "union_tag_not_found":
         return f"'{where}.kind' is missing; known: {', '.join(sorted(filter(None, map(_tag, _members(level)))))}"
     if item["type"] in ("dataclass_type", "model_attributes_type"):
-        return f"'{where}' = {item['input']!r}: is no mapping of names to values"
+        return f"'{where}' = {shown(item['input'])}: is no mapping of names to values"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "literal_error" and isinstance(item["input"], str):
         message += f"; {nearest(item['input'], [w.strip(chr(39)) for w in item['ctx']['expected'].replace(' or ', ', ').split(', ')])}"
-    return f"'{where}' = {item['input']!r}: {message}" if path else message
+    return f"'{where}' = {shown(item['input'])}: {message}" if path else message
 
 
 def _members(level: Any) -> list[Any]:

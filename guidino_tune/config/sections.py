@@ -7,13 +7,13 @@ a valid one. Lengths are in pixels, weights and fractions are dimensionless, lea
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import os
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
-from guidino_tune.config.fields import PATCH, STRICT, Count, Fraction, Index, NonNegative, Number, Positive
+from guidino_tune.config.fields import PATCH, STRICT, Count, Fraction, Index, NonNegative, Number, PathText, Positive
 from guidino_tune.config.segmenters import Segmenter
 from guidino_tune.errors import nearest
 
@@ -39,7 +39,7 @@ BACKBONES: dict[str, str | None] = {
 
 def is_local_backbone(name: str) -> bool:
     """True when ``name`` is a path to a Hugging Face model folder rather than a name in ``BACKBONES``."""
-    return name not in BACKBONES and ("/" in name or name.startswith((".", "~")) or Path(name).is_dir())
+    return name not in BACKBONES and ("/" in name or name.startswith((".", "~")) or os.path.isdir(name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -58,6 +58,8 @@ class Data:
         validation_fraction: Share of the cases held out for validation where no split is published.
         test_fraction: Share of the cases sealed as test where no test split is published.
         split_seed: Seed of those two choices.
+        group_duplicates: Compare all images before the split is drawn, and keep copies and near-copies in one part of it. What a published
+            split divides is not moved: of such copies training and validation lose theirs.
         max_train_cases: Use only this many training cases (seeded choice); ``None`` uses all.
         max_validation_cases: The same for validation.
         view_cycle: Augmentations per case: epoch ``e`` shows the views of epoch ``e % view_cycle``, in an order of its own, so that a
@@ -65,7 +67,7 @@ class Data:
     """
 
     kind: Literal["kvasir", "isic2017", "tn3k", "folder", "demo"]
-    root: str | None = None
+    root: PathText | None = None
     image_size: Annotated[int, Field(ge=2 * PATCH, le=4096, multiple_of=PATCH), Number] = 256
     num_classes: Annotated[int, Field(ge=1, le=254), Number] = 1
     normalisation: Literal["imagenet", "zscore"] = "imagenet"
@@ -74,6 +76,7 @@ class Data:
     validation_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.1
     split_seed: Index = 0
+    group_duplicates: bool = False
     max_train_cases: Count | None = None
     max_validation_cases: Count | None = None
     view_cycle: Count | None = None
@@ -145,7 +148,7 @@ class DINOGuide:
     def _known(cls, name: str) -> str:
         if name in BACKBONES or is_local_backbone(name):
             return name
-        raise ValueError(f"unknown backbone {name!r}; {nearest(name, BACKBONES)} (or the path of a model folder)")
+        raise ValueError(f"unknown backbone; {nearest(name, BACKBONES)} (or the path of a model folder)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

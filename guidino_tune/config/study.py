@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from guidino_tune.config.fields import STRICT, Count, NonNegative, Positive
+from guidino_tune.config.fields import LARGEST, STRICT, Count, NonNegative, Number, PathText, Positive, Seed
+from guidino_tune.errors import nearest
+
+OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
+    "val_dice": "maximize",
+    "val_hd95": "minimize",
+    "seconds": "minimize",
+    "parameters": "minimize",
+    "operations": "minimize",
+}
+"""What a study may look for, and which way; where each comes from is in ``guidino_tune.tuning.objectives``."""
+
+CONSTRAINTS = ("parameters", "operations", "latency", "memory")
+"""What may be bounded from above."""
+
+MAIN = "val_dice"
+"""The objective of every study: its best epoch is the one whose weights are kept."""
+
+
+def _known(names: Iterable[Any], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown name {name!r}; {nearest(str(name), known)}")
+
+
+def _objectives(value: tuple[str, ...]) -> tuple[str, ...]:
+    _known(value, OBJECTIVES)
+    if len(set(value)) < len(value):
+        raise ValueError("the same objective stands twice")
+    if MAIN not in value:
+        raise ValueError(f"{MAIN} must be one of them, for the weights of its best epoch are those that are kept")
+    return value
+
+
+def _constraints(value: Mapping[str, float]) -> Mapping[str, float]:
+    _known(value, CONSTRAINTS)
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -27,6 +64,14 @@ class Study:
             are validated in any case.
         startup_trials: Random trials before ``tpe`` starts to model.
         seed: Of the sampler.
+        objectives: ``val_dice`` (mean validation Dice of the best epoch, maximised) and any of these, all minimised: ``val_hd95`` (mean
+            HD95 after the last epoch, pixels at training size), ``seconds`` (training and validation, summed over epochs and times the
+            workers: GPU-seconds where each has one), ``parameters`` (of the whole network, backbone included), ``operations`` (floating
+            point operations of one forward pass of one image, 2 per multiplication and addition). With several, the study has a Pareto
+            front instead of one best trial, and ``pruner`` must be ``none``.
+        constraints: Largest ``parameters`` and ``operations`` (as above), ``latency`` (seconds of a forward pass of one image, median,
+            measured in the trial) and ``memory`` (peak in the first epoch, 10^9 bytes: what torch took of the GPU, or without GPUs the
+            whole process). A trial beyond one of them is not trained, or no further once it is measured, and never the best.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "study"
@@ -35,14 +80,19 @@ class Study:
     sampler: Literal["tpe", "random", "listed"] = "tpe"
     pruner: Literal["asha", "none"] = "asha"
     min_epochs: Count = 1
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    reduction_factor: Annotated[int, Field(ge=2, le=LARGEST), Number] = 3
     validate_every: Count | None = None
     startup_trials: Count = 10
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
+    objectives: Annotated[tuple[str, ...], AfterValidator(_objectives)] = (MAIN,)
+    constraints: Annotated[dict[str, Positive], AfterValidator(_constraints)] = Field(default_factory=dict)
+
+
+_SHARES = frozenset(map(str, range(1, 65)))
 
 
 def _share(value: Any) -> Any:
-    if value is None or value == "auto" or (str(value).isdecimal() and 1 <= int(value) <= 64):
+    if value is None or value == "auto" or (isinstance(value, int | str) and str(value) in _SHARES):
         return value
     raise ValueError("a whole number from 1 to 64 is needed, or auto")
 
@@ -74,9 +124,9 @@ class Resources:
     cpus_per_worker: Count | None = None
     gpus_per_worker: NonNegative | None = None
     trials_per_gpu: Annotated[int | Literal["auto"] | None, BeforeValidator(_share)] = None
-    max_failures: Annotated[int, Field(ge=0)] = 2
+    max_failures: Annotated[int, Field(ge=0, le=LARGEST), Number] = 2
     share_views: bool = True
-    views_folder: str | None = None
+    views_folder: PathText | None = None
     views_gigabytes: NonNegative | None = None
 
     @model_validator(mode="after")

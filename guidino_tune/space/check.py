@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from guidino_tune.config import Experiment
+from guidino_tune.config.experiment import ONLY_HOW
 from guidino_tune.errors import UserError, nearest
-from guidino_tune.space.parameters import Parameter, Scalar, Values, leaf_paths
+from guidino_tune.space.parameters import Parameter, Scalar, Values, get_path, leaf_paths
 from guidino_tune.space.space import Space
 
 DRAWS = 48
 """Random experiments around which each parameter is varied; enough to meet conditions on conditions."""
 
+SHARED = {
+    "data.kind": "the images",
+    "data.num_classes": "the classes",
+    "data.group_duplicates": "the split",
+    "data.validation_fraction": "the split",
+    "data.test_fraction": "the split",
+    "data.split_seed": "the split",
+    "data.max_validation_cases": "the validation cases",
+}
+"""What all trials of a study have in common, so that they can be compared; it is made once, and a trial's own value would be ignored."""
 
-def check_space(space: Space) -> None:
+
+def check_space(space: Space, *, begun: bool = False) -> list[str]:
     """Raises when the space could cost a user a night.
 
+    Args:
+        space: What is to be searched.
+        begun: It has a study, which an earlier version may have let begin: a parameter that does not do what it seems to is only noted.
+
+    Returns:
+        What was only noted.
+
     Raises:
-        UserError: An end of a range or a choice makes no valid experiment; a parameter is never active or changes nothing;
-            it stands above one that decides about it; a first trial has an unknown path, a value outside the space, or
-            values that make no valid experiment.
+        UserError: A parameter is what all trials share; an end of a range or a choice makes no valid experiment; a parameter is never
+            active or changes nothing, everywhere or where a condition should exclude it; it stands above one that decides about it; a
+            first trial has an unknown path, a value outside the space, or values that make no valid experiment.
     """
     _check_order(space)
-    idle = set(idle_parameters(space))
-    for path in space.parameters:
-        if path in idle:
-            raise UserError(
-                f"has no effect: {_why_idle(space, path)}",
-                where=f"{space.source}, space.{path}",
-                todo="correct the path or its condition, or remove the parameter",
-            )
+    mistakes = list(_mistakes(space))
+    if mistakes and not begun:
+        raise mistakes[0]
     for number, trial in enumerate(space.first_trials):
         for path, value in trial.items():
             where = f"{space.source}, first_trials[{number}].{path}"
@@ -42,9 +57,67 @@ def check_space(space: Space) -> None:
                 raise UserError(f"{value!r} lies outside {space.parameters[path].describe()}", where=where, todo="widen the range")
         asked, _ = space.walk(lambda path, parameter, trial=trial: trial.get(path, parameter.ends[0]))  # type: ignore[misc]
         _build(space, asked, f"first_trials[{number}]")
+    _check_objectives(space)
     if space.study.min_epochs > space.base.training.epochs:
         raise UserError(
             f"min_epochs {space.study.min_epochs} is above training.epochs {space.base.training.epochs}", where=f"{space.source}, study"
+        )
+    return [f"{mistake.where}: {mistake.what}" for mistake in mistakes]
+
+
+def _mistakes(space: Space) -> Iterator[UserError]:
+    """Parameters that do not do what they seem to; the worst ones first."""
+    for path in space.parameters:
+        if path in SHARED:
+            yield UserError(
+                f"cannot be searched: {SHARED[path]} must be the same in all trials, or they could not be compared",
+                where=f"{space.source}, space.{path}",
+                todo="set it in `experiment`, and start a study for each value",
+            )
+    yield from _unlike_recipes(space)
+    alive, equal = _effects(space)
+    for path in space.parameters:
+        if path not in alive:
+            yield UserError(
+                f"has no effect: {_why_idle(space, path)}",
+                where=f"{space.source}, space.{path}",
+                todo="correct the path or its condition, or remove the parameter",
+            )
+    for path, same in equal.items():
+        if path in alive and space.study.sampler != "listed":
+            a, b, place = same
+            yield UserError(
+                f"has no effect where {place}: there {a!r} and {b!r} are the same experiment, which would be trained twice"
+                if place
+                else f"{a!r} and {b!r} are the same experiment, which would be trained twice",
+                where=f"{space.source}, space.{path}",
+                todo="search it only where it has an effect, with a condition `when:`" if place else "leave one of them out",
+            )
+
+
+def _unlike_recipes(space: Space) -> Iterator[UserError]:
+    """Recipes have in common what all trials share."""
+    experiments = {name: recipe.to_dict() for name, recipe in space.recipes.items()}
+    for name, experiment in experiments.items():
+        for path, what in SHARED.items():
+            (first, other), value = next(iter(experiments.items())), get_path(experiment, path)
+            if value != get_path(other, path):
+                yield UserError(
+                    f"{value!r} here and {get_path(other, path)!r} in recipe {first!r}: {what} must be the same in all trials",
+                    where=f"{space.source}, recipes.{name}.{path}",
+                    todo="give all recipes the same value, and start a study for each",
+                )
+
+
+def _check_objectives(space: Space) -> None:
+    """Several objectives leave no order by which a trial could be stopped early."""
+    study = space.study
+    if len(study.objectives) > 1 and study.pruner != "none":
+        raise UserError(
+            f"{len(study.objectives)} objectives ({', '.join(study.objectives)}) and pruner {study.pruner!r} do not go together: early on, "
+            "no trial is worse than another one in all of them",
+            where=f"{space.source}, study.pruner",
+            todo="stop none: --pruner none; or keep one objective, and bound the others by study.constraints",
         )
 
 
@@ -102,19 +175,56 @@ def _possible(space: Space, path: str, choice: Scalar) -> bool:
 
 
 def idle_parameters(space: Space) -> list[str]:
-    """Paths that are never active, or whose ends always give the same effective experiment.
+    """Paths that are never active, or whose ends always give the same effective experiment, or the same results in another way.
 
     Raises:
         UserError: Some values make no valid experiment; names the parameter.
     """
+    alive, _ = _effects(space)
+    return [path for path in space.parameters if path not in alive]
+
+
+def _effects(space: Space) -> tuple[set[str], dict[str, tuple[Scalar, Scalar, str]]]:
+    """Which parameters change what is computed somewhere, and which do not change the experiment everywhere.
+
+    Returns:
+        Paths; and by path two of its ends or choices that give the same experiment in some draw, with where that is in words.
+    """
     alive: set[str] = set()
+    pairs: dict[str, tuple[Scalar, Scalar]] = {}
+    found: dict[str, tuple[list[Values], list[Values]]] = {}
     for drawn, _ in _draws(space):
         _build(space, drawn)
         for path in drawn:
             ends = space.parameters[path].ends
-            if len(ends) == 1 or len({_with(space, drawn, path, end).hash for end in ends}) > 1:
+            made = [_with(space, drawn, path, end) for end in ends] if len(ends) > 1 else []
+            if not made or len({_computed(experiment) for experiment in made}) > 1:
                 alive.add(path)
-    return [path for path in space.parameters if path not in alive]
+            first: dict[str, Scalar] = {}
+            same = [(first[e.hash], end) for e, end in zip(made, ends, strict=bool(made)) if first.setdefault(e.hash, end) != end]
+            found.setdefault(path, ([], []))[bool(same)].append(drawn)
+            if same:
+                pairs.setdefault(path, same[0])
+    return alive, {path: (*pair, _where(path, *found[path])) for path, pair in pairs.items()}
+
+
+def _where(path: str, unlike: Sequence[Values], like: Sequence[Values]) -> str:
+    """What the second draws have in common and the first ones have not, in words; else one of the second ones; empty for any draw."""
+    if not unlike:
+        return ""
+    for other in like[0]:
+        inside, outside = ({values.get(other, ...) for values in draws} for draws in (like, unlike))
+        if other != path and not inside & outside and ... not in inside and len(inside) <= len(like) / 2:
+            return f"{other} is {' or '.join(sorted(map(str, inside)))}"
+    return ", ".join(f"{p} is {value}" for p, value in like[0].items() if p != path)
+
+
+def _computed(experiment: Experiment) -> str:
+    """Equal for experiments that compute the same, fast or slow."""
+    values: dict[str, Any] = experiment.effective()
+    for section, _, name in (path.partition(".") for path in ONLY_HOW):
+        values[section].pop(name, None)
+    return json.dumps(values, sort_keys=True)
 
 
 def examples(space: Space) -> list[Experiment]:
@@ -197,6 +307,8 @@ def _why_idle(space: Space, path: str) -> str:
     for other in parameter.when or {}:
         if other not in known:
             return f"its condition looks at {other!r}, which no experiment of this space has; {nearest(other, known)}"
+    if path in ONLY_HOW:
+        return f"it is {ONLY_HOW[path]} and changes no result"
     if any(path in values for values, _ in draws):
         return "its value changes nothing in the experiment"
     return f"its condition is never met ({parameter.describe()})"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 from pydantic.dataclasses import dataclass
 
 from guidino_tune.config import section_defaults
-from guidino_tune.config.fields import STRICT
+from guidino_tune.config.fields import LARGEST, STRICT, Number
 
 Scalar: TypeAlias = bool | int | float | str | None
 Values: TypeAlias = dict[str, Scalar]
@@ -21,10 +22,10 @@ Values: TypeAlias = dict[str, Scalar]
 class Bounds:
     """Numeric limits in a condition; all that are given must hold."""
 
-    gt: float | None = None
-    ge: float | None = None
-    lt: float | None = None
-    le: float | None = None
+    gt: Annotated[float | None, Number] = None
+    ge: Annotated[float | None, Number] = None
+    lt: Annotated[float | None, Number] = None
+    le: Annotated[float | None, Number] = None
 
     def hold(self, value: Any) -> bool:
         """True when ``value`` is a number within the limits."""
@@ -35,6 +36,32 @@ class Bounds:
             and (self.lt is None or value < self.lt)
             and (self.le is None or value <= self.le)
         )
+
+
+def _one_value(value: Any) -> Any:
+    if not is_scalar(value):
+        raise ValueError("one value is needed: a finite number, text, true, false or null")
+    return value
+
+
+def _condition(wanted: Any) -> Any:
+    # Said here in one sentence: of a union, pydantic tells what is wrong for each of its members.
+    if isinstance(wanted, Mapping):
+        given = {key: limit for key, limit in wanted.items() if limit is not None}
+        if not given or any(key not in ("gt", "ge", "lt", "le") for key in wanted):
+            raise ValueError("limits are one or more of gt, ge, lt and le, such as {gt: 0}")
+        if any(isinstance(limit, bool) or not isinstance(limit, int | float) or not is_scalar(limit) for limit in given.values()):
+            raise ValueError("limits are finite numbers")
+    elif not all(map(is_scalar, wanted if isinstance(wanted, list) else [wanted])) and not isinstance(wanted, Bounds):
+        raise ValueError("a value, a list of values, or limits such as {gt: 0} are needed")
+    return wanted
+
+
+def is_scalar(value: Any) -> bool:
+    """True for what one parameter of a trial may be: a finite number that fits a float, text, true, false or null."""
+    if isinstance(value, int | float):
+        return abs(value) < float("inf") and (isinstance(value, float) or abs(value) < 1 << 1023)
+    return value is None or isinstance(value, str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -49,12 +76,12 @@ class Parameter:
     """
 
     type: Literal["float", "int", "choice"]
-    low: float | None = None
-    high: float | None = None
+    low: Annotated[float | None, Number] = None
+    high: Annotated[float | None, Number] = None
     log: bool = False
-    step: float | None = None
-    choices: tuple[Scalar, ...] = ()
-    when: dict[str, Bounds | list[Scalar] | Scalar] | None = None
+    step: Annotated[float | None, Number] = None
+    choices: tuple[Annotated[Scalar, BeforeValidator(_one_value)], ...] = ()
+    when: dict[str, Annotated[Bounds | list[Scalar] | Scalar, BeforeValidator(_condition)]] | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Parameter:
@@ -68,12 +95,16 @@ class Parameter:
             raise ValueError(f"type {self.type!r} takes 'low' and 'high', and no 'choices'")
         if self.low > self.high:
             raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        if not math.isfinite(self.high - self.low):
+            raise ValueError(f"from low {self.low:g} to high {self.high:g} is further than numbers reach")
         if self.step is not None and (self.step <= 0 or not _whole((self.high - self.low) / self.step)):
             raise ValueError(f"from low {self.low:g} to high {self.high:g} is no whole number of steps of {self.step:g}")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log needs low above 0 and no step")
         if self.type == "int" and not all(float(x).is_integer() for x in (self.low, self.high, self.step or 1)):
             raise ValueError("type 'int' takes whole numbers")
+        if self.type == "int" and max(-self.low, self.high) > LARGEST:
+            raise ValueError(f"type 'int' takes whole numbers up to {LARGEST}")
         return self
 
     @property
@@ -95,7 +126,7 @@ class Parameter:
         """True when a study could choose this value."""
         if self.type == "choice":
             return any(value == choice and isinstance(value, bool) is isinstance(choice, bool) for choice in self.choices)
-        if isinstance(value, bool) or not isinstance(value, int | float) or (self.type == "int" and not float(value).is_integer()):
+        if isinstance(value, bool) or not isinstance(value, int | float) or (self.type == "int" and value % 1 != 0):
             return False
         low, high = self.limits
         return bool(low <= value <= high) and (self.step is None or _whole((value - low) / self.step))
@@ -140,7 +171,7 @@ _ABSENT = object()
 
 
 def _whole(number: float) -> bool:
-    return abs(number - round(number)) < 1e-8
+    return math.isfinite(number) and abs(number - round(number)) < 1e-8
 
 
 def get_path(values: Mapping[str, Any], path: str, default: Any = None) -> Any:

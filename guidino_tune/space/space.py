@@ -9,12 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from guidino_tune.config import BACKBONES, Experiment, Resources, Study, is_local_backbone
-from guidino_tune.config.parsing import parse, read_yaml
+from guidino_tune.config.parsing import parse, read_value, read_yaml, shown
 from guidino_tune.errors import UserError, nearest
-from guidino_tune.space.parameters import Parameter, Scalar, Values, get_path, has_path, leaf_paths, set_path
+from guidino_tune.space.parameters import Parameter, Scalar, Values, get_path, has_path, is_scalar, leaf_paths, set_path
 
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 RECIPE = "recipe"
@@ -125,7 +123,7 @@ def read_space(values: Mapping[str, Any], *, source: str, default_name: str = "s
     for key in values:
         if key not in known:
             raise UserError(f"unknown name {key!r}; {nearest(str(key), known)}", where=source)
-    base = Experiment.from_dict(values.get("experiment") or {}, source=f"{source}, experiment")
+    base = Experiment.from_dict(_mapping(values, "experiment", source), source=f"{source}, experiment")
     parameters: dict[str, Parameter] = {}
     for path, spec in _mapping(values, "space", source).items():
         if not isinstance(spec, Mapping):
@@ -136,16 +134,23 @@ def read_space(values: Mapping[str, Any], *, source: str, default_name: str = "s
         str(name): Experiment.from_dict(recipe, source=f"{source}, recipes.{name}")
         for name, recipe in _mapping(values, "recipes", source).items()
     }
-    if recipes and (next(iter(parameters), "") != RECIPE or set(parameters[RECIPE].choices) != set(recipes)):
+    if (recipes or RECIPE in parameters) and (next(iter(parameters), "") != RECIPE or set(parameters[RECIPE].choices) != set(recipes)):
         raise UserError("the first parameter must be `recipe`, with every recipe's name as a choice", where=f"{source}, space")
-    first = values.get("first_trials") or []
-    if not isinstance(first, list) or not all(isinstance(v, Mapping) for v in first):
+    first = values.get("first_trials", [])
+    if not isinstance(first, list | None) or not all(isinstance(v, Mapping) for v in first or ()):
         raise UserError("is no list of mappings from a path to a value", where=f"{source}, first_trials")
+    for number, trial in enumerate(first or ()):
+        for path, value in trial.items():
+            where = f"{source}, first_trials[{number}].{path}"
+            if not isinstance(path, str):
+                raise UserError(f"{shown(path)} is no path such as training.lr", where=where)
+            if not is_scalar(value):
+                raise UserError(f"{shown(value)} is not one value: a finite number, text, true, false or null", where=where)
     study = parse(Study, {"name": default_name, **_mapping(values, "study", source)}, f"{source}, study")
     space = Space(
         base=base,
         parameters=parameters,
-        first_trials=tuple(_numbers(v) for v in first),
+        first_trials=tuple(_numbers(v) for v in first or ()),
         study=study,
         resources=parse(Resources, _mapping(values, "resources", source), f"{source}, resources"),
         source=source,
@@ -176,10 +181,10 @@ def _listed(space: Space) -> tuple[Values, ...]:
 
 
 def _mapping(values: Mapping[str, Any], section: str, source: str) -> Mapping[str, Any]:
-    found = values.get(section) or {}
-    if not isinstance(found, Mapping):
-        raise UserError(f"{found!r} is no mapping of names to values", where=f"{source}, {section}")
-    return found
+    found = values.get(section)
+    if not isinstance(found, Mapping | None):
+        raise UserError(f"{shown(found)} is no mapping of names to values", where=f"{source}, {section}")
+    return found or {}
 
 
 def _numbers(value: Any) -> Any:
@@ -209,9 +214,9 @@ def override(space: Space, assignments: Iterable[str]) -> Space:
         if not equals:
             raise UserError("has no '='", where=where, todo="write --set path=value, such as --set training.epochs=20")
         try:
-            value = raw if path in TEXT and raw not in ("", "null") else yaml.safe_load(raw)
-        except yaml.YAMLError:
-            raise UserError(f"{raw!r} is no YAML value", where=where) from None
+            value = raw if path in TEXT and raw not in ("", "null") else read_value(raw)
+        except ValueError:
+            raise UserError(f"{shown(raw)} is no YAML value", where=where) from None
         head, _, rest = path.partition(".")
         if head in settings:
             if rest not in settings[head]:

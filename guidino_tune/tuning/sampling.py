@@ -1,7 +1,8 @@
-"""Tree-structured Parzen estimators whose cost does not grow with the study."""
+"""Samplers whose draws for a trial follow from seed, trial and earlier results; TPE at a cost that does not grow with the study."""
 
 from __future__ import annotations
 
+import zlib
 from bisect import insort
 from collections import deque
 from collections.abc import Container
@@ -19,27 +20,56 @@ LATEST = 100
 """Finished trials that are modelled besides. Up to so many in all, nothing differs from Optuna's own sampler."""
 
 
+def _seeds(seed: int, trial: FrozenTrial, name: str) -> list[int]:
+    """What the random numbers for one draw start from: a study that was closed and opened again goes on as if it had not been."""
+    # The zero was the upper half of a seed once; without it every study would draw anew.
+    return [seed, 0, trial.number, zlib.crc32(name.encode())]
+
+
+class RepeatingRandomSampler(optuna.samplers.RandomSampler):
+    """Optuna's random sampler, where a value follows from seed, trial number and the parameter's name alone.
+
+    Args:
+        seed: Of the study.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        """See ``BaseSampler``."""
+        self._rng.rng.seed(_seeds(self._seed, trial, param_name))
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+
 class RecentTPESampler(optuna.samplers.TPESampler):
     """Optuna's TPE over the best, the latest and the running trials of a study instead of all of them.
 
     TPE compares the density of good trials with that of all others. The good ones are the same as among all trials; of the others, whose
     density is what costs time in proportion to their number, and in which Optuna gives later ones more weight, the latest are a sample.
 
+    What is drawn for a trial follows from the seed, its number and the trials before it: the sampler remembers no random state.
+
     Args:
-        latest: Finished trials that are modelled besides the best.
+        seed: Of the study.
+        latest: Finished trials that are modelled besides the best; ``None``: all, as with several objectives, which have no best ones.
         options: Of ``optuna.samplers.TPESampler``.
     """
 
-    def __init__(self, *, latest: int = LATEST, **options: Any) -> None:
+    def __init__(self, *, seed: int = 0, latest: int | None = LATEST, **options: Any) -> None:
         super().__init__(**options)
+        self._seed = seed
+        self._random_sampler = RepeatingRandomSampler(seed)
         # With fewer than its first random trials in sight it would take every trial for one of those.
-        latest = max(latest, self._n_startup_trials)
+        latest = None if latest is None else max(latest, self._n_startup_trials)
         self._known: set[int] = set()
         self._best: list[tuple[tuple[float, ...], int, FrozenTrial]] = []
         self._latest: deque[FrozenTrial] = deque(maxlen=latest)
         self._window: tuple[int, list[FrozenTrial]] = (-1, [])
         # Optuna's rule for how many are good ones, asked with the size of the study and not with that of the window.
-        self._gamma = lambda _: default_gamma(len(self._known))
+        if latest is not None:
+            self._gamma = lambda _: default_gamma(len(self._known))
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """See ``BaseSampler``; what was decomposed before is remembered, so only new trials are looked at."""
@@ -47,10 +77,12 @@ class RecentTPESampler(optuna.samplers.TPESampler):
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """See ``BaseSampler``."""
+        self._rng.rng.seed(_seeds(self._seed, trial, ""))
         return super().sample_relative(_part(study, self._modelled(study, trial)), trial, search_space)
 
     def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         """See ``BaseSampler``."""
+        self._rng.rng.seed(_seeds(self._seed, trial, param_name))
         return super().sample_independent(_part(study, self._modelled(study, trial)), trial, param_name, param_distribution)
 
     def _modelled(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
@@ -69,15 +101,22 @@ class RecentTPESampler(optuna.samplers.TPESampler):
         for other in new:
             self._known.add(other.number)
             self._latest.append(other)
-            insort(self._best, (_order(other), other.number, other))
-            del self._best[BEST:]
+            if self._latest.maxlen is not None:
+                insort(self._best, (_order(other), other.number, other))
+                del self._best[BEST:]
         window |= {other.number: other for other in self._latest} | {number: other for _, number, other in self._best}
         self._window = trial.number, [window[number] for number in sorted(window)]
         return new
 
 
 def _order(trial: FrozenTrial) -> tuple[float, ...]:
-    """As TPE sorts the trials of a study that maximises: complete ones by value, then the others by how far they came, and by value."""
+    """As TPE sorts the trials of a study that maximises: complete ones by value, then the others by how far they came, and by value.
+
+    Those beyond a constraint come last, by how far they are.
+    """
+    excess = sum(value for value in trial.constraints.values() if value > 0)
+    if excess > 0:
+        return 2.0, excess
     if trial.state == TrialState.COMPLETE:
         return 0.0, -cast("float", trial.value)
     step, value = max(trial.intermediate_values.items(), default=(-1, 0.0))

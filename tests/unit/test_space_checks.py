@@ -16,7 +16,7 @@ RANK, ALPHA, LORA_LR = "guide.lora.rank", "guide.lora.alpha", "training.lora_lr"
 
 
 def space_of(text: str, **sections: Any) -> Space:
-    """A space over a small guided U-Net with these parameters (YAML)."""
+    """A space over a small guided U-Net with these parameters (YAML), or with other sections."""
     experiment = {"data": {"kind": "demo", "image_size": 64}, "guide": {"kind": "dino", "backbone": "tiny"}, "segmenter": {"kind": "unet"}}
     values = {"experiment": experiment, "space": yaml.safe_load(text), **sections}
     return read_space(values, source="mine.yaml")
@@ -190,12 +190,96 @@ def test_paths_of_other_kinds_are_known_when_their_kind_is_searched() -> None:
             f"{RANK}: {{choices: [0, 4]}}\n{ALPHA}: {{choices: [1, 2], when: {{guide.lora.rnk: {{gt: 0}}}}}}",
             [f"space.{ALPHA}", "'guide.lora.rnk'", f"did you mean '{RANK}'"],
         ),
+        ("data.view_cycle: {choices: [800, 900]}", ["space.data.view_cycle", "changes nothing"]),  # of 400 epochs
+        ("training.batch_size: {choices: [1]}\nloss.batch_dice: {choices: [true, false]}", ["space.loss.batch_dice", "changes nothing"]),
+        ("segmenter.kind: {choices: [nnunet]}\nsegmenter.max_width: {choices: [2048, 4096]}", ["space.segmenter.max_width", "nothing"]),
+        ("loss.dice_weight: {choices: [0.0]}\nloss.batch_dice: {choices: [true, false]}", ["space.loss.batch_dice", "changes nothing"]),
+        ("training.channels_last: {choices: [true, false]}", ["space.training.channels_last", "memory format and changes no result"]),
+        ("training.compile: {choices: [none, default]}", ["space.training.compile", "changes no result"]),
+        ("data.bad_cases: {choices: [error, skip]}", ["space.data.bad_cases", "changes no result"]),
+        ("training.optimizer: {choices: [adamw]}\ntraining.momentum: {choices: [0.5, 0.9]}", ["space.training.momentum", "nothing"]),
     ],
 )
 def test_parameters_without_effect(text: str, expected: list[str]) -> None:
     found = message(space_of(text))
     assert "has no effect" in found
     assert all(part in found for part in expected), found
+
+
+def test_a_parameter_with_an_effect_somewhere_is_no_mistake() -> None:
+    check_space(space_of("data.view_cycle: {choices: [2, 800]}"))
+    check_space(
+        space_of("training.optimizer: {choices: [adamw, sgd]}\ntraining.momentum: {choices: [0.5, 0.9], when: {training.optimizer: sgd}}")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "place", "values"),
+    [
+        (
+            "training.optimizer: {choices: [adamw, sgd]}\n@: {choices: [0.5, 0.9]}",
+            "training.momentum",
+            "training.optimizer is adamw",
+            "0.5 ",
+        ),
+        ("training.optimizer: {choices: [adamw, sgd]}\n@: {type: float, low: 0.5, high: 0.9}", "training.momentum", "is adamw", "0.9 "),
+        ("training.batch_size: {choices: [1, 2]}\n@: {choices: [true, false]}", "loss.batch_dice", "training.batch_size is 1", "True and"),
+        ("data.augmentation: {choices: [none, nnunet]}\n@: {choices: [2, 3]}", "data.view_cycle", "data.augmentation is none", "3"),
+    ],
+)
+def test_a_parameter_without_effect_in_part_of_the_space_is_a_mistake(text: str, path: str, place: str, values: str) -> None:
+    """Two trials that differ only there would be the same training under two names."""
+    space = space_of(text.replace("@", path))
+    found = message(space)
+    assert found.startswith(f"mine.yaml, space.{path}: has no effect where ")
+    for part in (place, values, "the same experiment", "when:"):
+        assert part in found, found
+    (note,) = check_space(space, begun=True)  # a study that an earlier version let begin goes on
+    assert note.startswith(f"mine.yaml, space.{path}: has no effect where ")
+
+
+def test_two_choices_that_mean_the_same_are_a_mistake() -> None:
+    found = message(space_of("training.lr: {choices: [0.1, 0.2]}\nguide.gate: {choices: [default, input, bottleneck]}"))
+    assert found.startswith("mine.yaml, space.guide.gate: 'default' and 'bottleneck' are the same experiment")
+    assert "leave one of them out" in found
+
+
+def test_a_study_that_searched_what_changes_no_result_goes_on_with_a_note() -> None:
+    space = space_of("training.lr: {choices: [0.1, 0.2]}\ntraining.channels_last: {choices: [true, false]}")
+    assert "changes no result" in message(space)
+    (note,) = check_space(space, begun=True)
+    assert "space.training.channels_last" in note
+
+
+def test_recipes_share_what_all_trials_share() -> None:
+    """The data is made once, from the base experiment: a recipe's own split or classes would be ignored."""
+    recipe = {"data": {"kind": "demo", "image_size": 64}, "guide": {"kind": "none"}, "segmenter": {"kind": "unet"}}
+    other = {**recipe, "segmenter": {"kind": "nnunet"}}
+    choices = "recipe: {choices: [a, b]}"
+    check_space(space_of(choices, experiment=recipe, recipes={"a": recipe, "b": other}))
+    for path in ("group_duplicates", "split_seed"):
+        found = message(
+            space_of(
+                choices,
+                experiment=recipe,
+                recipes={"a": recipe, "b": {**other, "data": {**recipe["data"], path: 1 if path == "split_seed" else True}}},
+            )
+        )
+        assert found.startswith(f"mine.yaml, recipes.b.data.{path}: ")
+        assert "the split must be the same in all trials" in found
+
+
+@pytest.mark.parametrize(
+    "path", ["data.kind", "data.split_seed", "data.group_duplicates", "data.validation_fraction", "data.max_validation_cases"]
+)
+def test_what_all_trials_share_cannot_be_searched(path: str) -> None:
+    """The split of a study is made once: another seed in a trial would fail there, and another fraction would be ignored."""
+    values = {"data.group_duplicates": "[true, false]", "data.kind": "[demo, kvasir]", "data.validation_fraction": "[0.1, 0.2]"}.get(
+        path, "[1, 2]"
+    )
+    found = message(space_of(f"training.lr: {{choices: [0.1, 1.0]}}\n{path}: {{choices: {values}}}"))
+    assert found.startswith(f"mine.yaml, space.{path}: cannot be searched")
+    assert "a study for each value" in found
 
 
 @pytest.mark.parametrize(

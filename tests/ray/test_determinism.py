@@ -1,0 +1,71 @@
+"""One trial after another, the same command gives the same study, whether it was interrupted or not; and a trial of it repeats."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import SPACE, Command, study_folder, trials_of
+from optuna.trial import TrialState
+
+TRIALS = 5
+TIMES = ("epoch_seconds", "images_per_second")
+
+
+@pytest.fixture
+def space(tmp_path: Path, demo: Path) -> Path:
+    """Trials that the sampler models from the third on, and of which some are stopped early."""
+    values: dict[str, Any] = {**SPACE, "study": {**SPACE["study"], "trials": TRIALS, "startup_trials": 2, "reduction_factor": 2}}
+    # Enough steps for scores that differ: with equal ones nothing is stopped early, and TPE has nothing to learn from.
+    values["experiment"] = {
+        **SPACE["experiment"],
+        "data": {**SPACE["experiment"]["data"], "root": str(demo), "max_train_cases": 32},
+        "segmenter": {"kind": "unet", "base_width": 4},
+        "training": {**SPACE["experiment"]["training"], "epochs": 4, "batch_size": 2},
+    }
+    values["resources"] = {"concurrent": 1, "executor": "actor"}
+    file = tmp_path / "alone.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+def content(home: Path) -> list[tuple[Any, ...]]:
+    """All of a study but its times: parameters, states, and every metric of every epoch, to the last digit."""
+    found = []
+    for trial in trials_of(home, "small"):
+        lines = study_folder(home, "small").trial(trial.number).history_file.read_text().splitlines()
+        metrics = [{k: v for k, v in json.loads(line)["metrics"].items() if k not in TIMES} for line in lines]
+        found.append((trial.number, trial.state, trial.params, trial.intermediate_values, trial.value, metrics))
+    return found
+
+
+def test_one_after_another_a_study_repeats_even_if_it_was_interrupted(
+    space: Path, tmp_path: Path, start: Callable[..., Command], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    homes = [tmp_path / "whole", tmp_path / "parts"]
+    commands = [("guidino_tune.search", str(space), "--home", str(home)) for home in homes]
+    assert start(*commands[0]).wait() == 0
+    whole = content(homes[0])
+    assert len(whole) == TRIALS
+    assert {state for _, state, *_ in whole} == {TrialState.COMPLETE, TrialState.PRUNED}
+
+    first = start(*commands[1])
+    first.until(lambda: any(t.number >= 2 and t.intermediate_values for t in trials_of(homes[1], "small")))
+    first.process.send_signal(signal.SIGINT)
+    assert first.wait(60) == 130
+    assert not all(t.state.is_finished() for t in trials_of(homes[1], "small")) or len(trials_of(homes[1], "small")) < TRIALS
+    assert start(*commands[1]).wait() == 0
+    assert content(homes[1]) == whole
+
+    from guidino_tune.reproduce_trial import main
+
+    monkeypatch.setenv("GUIDINO_TUNE_HOME", str(homes[1]))
+    for number in (0, 2):
+        assert main(["small", str(number)]) == 0
+        assert "identical bit by bit" in capsys.readouterr().out
