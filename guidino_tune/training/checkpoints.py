@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from guidino_tune.errors import UserError
+from guidino_tune.training.folder import named
 from guidino_tune.training.reporter import EpochRecord
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -30,14 +34,33 @@ def write_checkpoint(
     saved = optimizer.state_dict()
     tensors = {f"{index}.{key}": value for index, entry in saved["state"].items() for key, value in entry.items() if torch.is_tensor(value)}
     save_weights(folder / OPTIMIZER, tensors)
-    state = {"experiment": experiment_hash, "epoch": len(history), "history": [r.to_dict() for r in history]}
-    (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+    state = {
+        "experiment": experiment_hash,
+        "epoch": len(history),
+        "history": [r.to_dict() for r in history],
+        # safetensors notices a file that is too short, not one with other numbers in it.
+        "checksums": {name: _checksum(folder / name) for name in (WEIGHTS, OPTIMIZER)},
+    }
+    with named(folder / STATE):
+        (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
 
 def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Saves contiguous copies on the CPU; safetensors refuses views and shared storage."""
+    """Saves contiguous copies on the CPU; safetensors refuses views and shared storage.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     # One copy each: with a second one of everything, saving takes a third longer.
-    save_file({name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}, path)
+    copies = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    try:
+        save_file(copies, path)
+    except SafetensorError as error:
+        # It tells a full disk in words only.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     # safetensors makes files that only their owner may read; a study is shared with colleagues as the other files of its folder are.
     path.chmod(path.parent.stat().st_mode & 0o666)
 
@@ -61,9 +84,21 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         history = [EpochRecord(**r) for r in state["history"]]
+        for name, checksum in state.get("checksums", {}).items():
+            if _checksum(folder / name) != checksum:
+                raise ValueError(f"{name} is not as it was written")
         return Checkpoint(state["experiment"], history, load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"the checkpoint is damaged: {error}", where=str(folder), todo="an older one is used where there is one") from None
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file's content."""
+    value = 0
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            value = zlib.crc32(part, value)
+    return value
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -138,15 +138,19 @@ def choose_cases(
         if {case.image.resolve() for case in cases} & _images(trained_on):
             raise UserError(SEEN, where="--split all", todo=OTHERS)
         return cases
-    file = (
-        Path(split_file) if split_file else next((p / "split.json" for p in model.absolute().parents if (p / "split.json").exists()), None)
-    )
+    file = find_split(model, split_file)
     if file is None or not file.exists():
         raise UserError("no split.json beside this model or above it", where=str(file or model), todo="name it with --split-file")
     if part == "test":
         return open_test(data, file, reason=str(reason))
     wanted = set(read_split(file).validation)
     return [case for case in find_cases(data).cases if case.id in wanted]
+
+
+def find_split(model: Path, split_file: str | None) -> Path | None:
+    """The split that is named, or else the one beside the model or above it, if there is any."""
+    beside = (folder / "split.json" for folder in model.absolute().parents)
+    return Path(split_file) if split_file else next((file for file in beside if file.exists()), None)
 
 
 def validation_cases(model: Path, data: Data, *, root: str | None, split_file: str | None) -> list[Case]:

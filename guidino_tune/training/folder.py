@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 
+from guidino_tune.config import Experiment
+from guidino_tune.errors import UserError
 from guidino_tune.training.reporter import EpochRecord
+
+EXPERIMENT = "experiment.yaml"
+"""In the folder of a training run: what is trained."""
 
 KEEP = 2
 """Checkpoints kept: the newest, and the one before it in case the newest is damaged."""
@@ -35,10 +42,14 @@ class TrialFolder:
         draft = checkpoints / f".{target.name}.{os.getpid()}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        write(draft)
-        if best:
-            # Before the checkpoint counts: a crash between the two repeats the epoch, and with it the best.
-            self._replace_best(draft)
+        try:
+            write(draft)
+            if best:
+                # Before the checkpoint counts: a crash between the two repeats the epoch, and with it the best.
+                self._replace_best(draft)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)  # on a full disk it would take the place of what is written next
+            raise
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
         for old in self.checkpoints()[KEEP:]:
@@ -48,8 +59,12 @@ class TrialFolder:
         draft, old = self.path / f".best.{os.getpid()}", self.path / f".best-old.{os.getpid()}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        for name in ("weights.safetensors", "state.json"):
-            _link(checkpoint / name, draft / name)
+        try:
+            for name in ("weights.safetensors", "state.json"):
+                _link(checkpoint / name, draft / name)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
         if self.best.exists():
             self.best.rename(old)
         draft.rename(self.best)
@@ -59,15 +74,22 @@ class TrialFolder:
         """See ``Reporter.checkpoints``."""
         return sorted((self.path / "checkpoints").glob("epoch-*"), reverse=True)
 
+    def experiment_hash(self) -> str | None:
+        """See ``Reporter.experiment_hash``; ``None`` where no experiment is stored, or this version cannot read it."""
+        try:
+            return Experiment.from_yaml(self.path / EXPERIMENT).hash
+        except UserError:
+            return None
+
     def write_history(self, records: Iterable[EpochRecord]) -> None:
         """Replaces the history, as when a run goes on from a checkpoint older than its last line."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.history_file, "".join(json.dumps(r.to_dict()) + "\n" for r in records))
 
     def append_history(self, record: EpochRecord) -> None:
-        """Adds one epoch."""
-        with self.history_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record.to_dict()) + "\n")
+        """Adds one epoch, or on a full disk raises ``OSError`` and adds nothing."""
+        with named(self.history_file), open(self.history_file, "ab", buffering=0) as file:
+            append_whole(file, (json.dumps(record.to_dict()) + "\n").encode())
 
     def history(self) -> list[EpochRecord]:
         """All epochs so far; a torn last line is left out."""
@@ -82,10 +104,10 @@ class TrialFolder:
 def read_history(file: Path) -> list[EpochRecord]:
     """Reads a history file; missing or torn lines are left out."""
     records = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
         try:
             records.append(EpochRecord(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError):
+        except (ValueError, TypeError):
             continue
     return records
 
@@ -102,5 +124,35 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file under a temporary name and renames it, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    try:
+        with named(path):
+            draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def append_whole(file: FileIO, data: bytes) -> None:
+    """Adds bytes to the end of a file, all of them or none: half a line would spoil the next one.
+
+    Raises:
+        OSError: They could not be written, as on a full disk; the file is as it was.
+    """
+    end = file.seek(0, os.SEEK_END)
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except BaseException:
+        file.truncate(end)
+        raise
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Gives an ``OSError`` the file it is about: one of writing, as on a full disk, names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise

@@ -27,6 +27,7 @@ from guidino_tune.models import build_model
 from guidino_tune.models.backbone import Features
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.training import checkpoints
+from guidino_tune.training.costs import forget_peak, forward_seconds, peak_gigabytes
 from guidino_tune.training.failures import Diverged
 from guidino_tune.training.optimisers import make_optimizer, set_learning_rates
 from guidino_tune.training.reporter import Decision, EpochRecord, Reporter
@@ -64,6 +65,7 @@ class TrainingRun:
         validated: Epochs (from 1) after which the model is validated, besides the last; ``None``: all.
         micro_batches: Parts in which a batch goes through the network, one after the other, to take less memory. Gradients add up to those
             of the whole batch but for what is computed over a batch: batch normalisation, and the Dice loss with ``batch_dice``.
+        measure: The first epoch in this process also tells ``memory`` (10^9 bytes) and ``latency`` (seconds), see ``training.costs``.
     """
 
     def __init__(
@@ -79,10 +81,12 @@ class TrainingRun:
         store: ChunkStore | None = None,
         validated: Collection[int] | None = None,
         micro_batches: int = 1,
+        measure: bool = False,
     ) -> None:
         self.experiment, self.data, self.reporter = experiment, data, reporter
         self.device, self.rank, self.world_size = torch.device(device), rank, world_size
         self.store, self.validated, self.micro_batches = store, validated, micro_batches
+        self.measure = measure
         self.history: list[EpochRecord] = []
         self.shown: list[Shown] = []
         """Of the last validation: the first cases, always the same ones, so that trials can be compared by eye."""
@@ -140,12 +144,14 @@ class TrainingRun:
         """Trains, validates if it is time, saves and tells one epoch; after a restart first tells again what may have been lost.
 
         Raises:
-            Diverged: The loss is not finite; nothing of this epoch is saved.
+            Diverged: The loss or a prediction is not finite; nothing of this epoch is saved.
         """
         if self._backlog:
             return self.reporter.report(self._backlog.pop(0))
         if self.epoch >= self.experiment.training.epochs:
             return self.reporter.report(self.history[-1])
+        if self.measure:
+            forget_peak(self.device)
         start = time.perf_counter()
         metrics = self._train()
         seconds = time.perf_counter() - start
@@ -155,6 +161,8 @@ class TrainingRun:
         metrics |= {"epoch_seconds": time.perf_counter() - start, "images_per_second": len(self.data.train) / seconds}
         if self.micro_batches > 1:
             metrics["micro_batches"] = self.micro_batches
+        if self.measure:
+            metrics |= self._costs()
         improved = metrics.get(OBJECTIVE, -math.inf) > self.best
         if improved:
             self.best_shown = self.shown
@@ -163,6 +171,16 @@ class TrainingRun:
         if self.rank == 0:
             self.reporter.save(record.epoch, self._write, best=improved)
         return self.reporter.report(record)
+
+    def _costs(self) -> dict[str, float]:
+        """Of this epoch and this network; once, for later epochs would tell the same."""
+        self.measure = False
+        memory, training = peak_gigabytes(self.device), self.experiment.training
+        size = self.experiment.data.image_size
+        return {
+            "memory": memory,
+            "latency": forward_seconds(self.model, size, self.device, self.autocast, channels_last=training.channels_last),
+        }
 
     def _train(self) -> dict[str, float]:
         training = self.experiment.training
@@ -215,7 +233,7 @@ class TrainingRun:
             # Batch norm's running statistics differ between workers after the last step; those of rank 0 are the ones saved.
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        section, rows = self.experiment.data, []
+        section, rows, finite = self.experiment.data, [], True
         self.shown = []
         for batch in validation_batches(
             self.data.validation, section, self.experiment.training.batch_size, store=self.store, encoder=self.encoder,
@@ -224,6 +242,8 @@ class TrainingRun:
             on_device = self._to_device(batch)
             with self.autocast:
                 output = self.model(on_device.images, self._features(on_device))
+            # The label of what is no number would be background, and its score like any other.
+            finite &= bool(output.logits[0].isfinite().all())
             predictions, truths = to_labels(output.logits[0].float()).cpu().numpy(), batch.masks[:, 0].numpy()
             for prediction, truth in zip(predictions, truths, strict=True):
                 if distances:
@@ -235,8 +255,11 @@ class TrainingRun:
                 self.shown.append(Shown(batch.ids[index], predictions[index], guide))
         if self.world_size > 1:
             gathered: list = [None] * self.world_size
-            torch.distributed.all_gather_object(gathered, rows)
-            rows = [row for part in gathered for row in part]
+            torch.distributed.all_gather_object(gathered, (rows, finite))
+            rows = [row for part, _ in gathered for row in part]
+            finite = all(good for _, good in gathered)
+        if not finite:
+            raise Diverged(f"the predictions for the validation cases are not finite after epoch {self.epoch + 1}")
         return {f"val_{name}": value for name, value in mean_values(rows).items()}
 
     def _features(self, batch: Batch) -> Features | None:
@@ -265,7 +288,7 @@ class TrainingRun:
             except UserError as error:
                 log.warning("%s", error)
                 continue
-            if saved.experiment != self.experiment.hash:
+            if self.experiment.hash not in (saved.experiment, self.reporter.experiment_hash()):
                 raise ValueError(f"{folder} belongs to experiment {saved.experiment}, not {self.experiment.hash}")
             self.model.load_trained_state(saved.weights)
             checkpoints.restore_optimizer(self.optimizer, saved.optimizer)

@@ -49,3 +49,7 @@ class Reporter(Protocol):
     def checkpoints(self) -> list[Path]:
         """The folders saved, newest first; at least the newest and, in case it is damaged, the one before it."""
         ...
+
+    def experiment_hash(self) -> str | None:
+        """Hash of the experiment that the checkpoints belong to, as this version computes it: an earlier one may have noted another."""
+        ...

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from guidino_tune.config import Resources
 from guidino_tune.errors import UserError
+from guidino_tune.stopping import stop_signals
+from guidino_tune.tuning.environment import protect_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +38,22 @@ def connected() -> Iterator[str]:
 
     mine, dashboard = not ray.is_initialized(), ""
     if mine:
+        protect_token()  # its folder, before Ray makes a token
         try:
-            # The dashboard's state service is what frees the CPUs of Ray Train trials that are stopped early.
-            context = ray.init(include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
+            with stop_signals():  # Ray puts a handler of its own in the place of ours, which is back afterwards
+                # The dashboard's state service is what frees the CPUs of Ray Train trials that are stopped early.
+                context = ray.init(include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
             dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
+        except (KeyboardInterrupt, SystemExit):
+            ray.shutdown()
+            raise KeyboardInterrupt from None  # Ray's handler exits
         except (ConnectionError, RuntimeError, ValueError, PermissionError) as error:
             raise UserError(
                 f"cannot join the Ray cluster: {str(error).splitlines()[0]}",
                 where=os.environ.get("RAY_ADDRESS", "this machine"),
                 todo="check RAY_ADDRESS and RAY_AUTH_MODE, or see: guidino-tune doctor",
             ) from None
+        protect_token()
     try:
         yield dashboard
     finally:

@@ -9,11 +9,13 @@ from rich.table import Table
 
 from guidino_tune import paths
 from guidino_tune.config import Resources
+from guidino_tune.data.opening import draw_split
 from guidino_tune.data.sources import find_cases
-from guidino_tune.data.splits import make_split
+from guidino_tune.errors import redacted
 from guidino_tune.space.space import Space
-from guidino_tune.tracking.client import redacted
-from guidino_tune.tuning.search import check_search, mlflow_uri
+from guidino_tune.tuning.objectives import in_words
+from guidino_tune.tuning.search import check_search
+from guidino_tune.tuning.sending import mlflow_uri
 from guidino_tune.tuning.study import LISTED, StudyFolder, load_study, orphans, rungs, validated_epochs
 
 
@@ -29,13 +31,13 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
     folder = StudyFolder(paths.studies() / space.study.name)
     check_search(space, folder)
     listing = find_cases(space.base.data)
-    split = make_split(listing, space.base.data)
+    split, divided = draw_split(listing, space.base.data)
     if not space.recipes:
         console.rule("experiment", align="left")
         console.print(space.base.to_yaml(), highlight=False)
     console.rule("space", align="left")
     console.print(_listed(space) if space.study.sampler == LISTED else _searched(space))
-    for note in (*space.notes, *listing.notes):
+    for note in (*space.notes, *listing.notes, *divided):
         console.print(f"note: {note}", style="yellow", highlight=False)
     console.rule("plan", align="left")
     study, resources, epochs = space.study, space.resources, space.base.training.epochs
@@ -45,6 +47,7 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
     trials = len(space.first_trials) if study.sampler == LISTED else study.trials
     lines = {
         "study": f"{study.name}, {trials} trials ({known}), sampler {study.sampler}, seed {study.seed}",
+        "looks for": in_words(study) + "".join(f"; {name} at most {limit:g}" for name, limit in study.constraints.items()),
         "early stop": f"{study.pruner}; trials are compared at epochs {', '.join(map(str, compared))} of {epochs}" if compared else "none",
         "validation": f"after {len(validated)} of {epochs} epochs, at training size; HD95 and ASD after the last",
         "time": f"no new trial after {study.time_budget:g} s" if study.time_budget else "no limit",

@@ -18,8 +18,9 @@ from ray import tune
 
 from guidino_tune import paths
 from guidino_tune.config import Data, Experiment, Resources
-from guidino_tune.training.failures import failure_kind
-from guidino_tune.training.folder import TrialFolder, write_text
+from guidino_tune.errors import redacted
+from guidino_tune.training.failures import FAILURE, FailureKind, death_kind, failure_kind
+from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.reporter import Decision, EpochRecord
 from guidino_tune.tuning.cluster import Plan
 from guidino_tune.tuning.environment import SEAL
@@ -39,9 +40,6 @@ in ``resources.max_failures``."""
 
 OUT_OF_MEMORY = "out-of-memory.txt"
 """In the folder of a trial whose worker group is to start again with micro-batches."""
-
-FAILURE = "failure.json"
-"""In the folder of a trial whose process could not tell how it failed: another one does."""
 
 CONTROLLER_CPU = 0.01
 """CPU that Tune books for a Ray Train trial's controller; zero is refused, and a whole one would starve the workers."""
@@ -93,6 +91,7 @@ def _start(
     config: Mapping[str, Any], tell: Callable[[dict[str, Any]], None], *, device: str, rank: int = 0, world_size: int = 1, parts: int = 1
 ) -> TrainingRun:
     from guidino_tune.training.loop import TrainingRun
+    from guidino_tune.training.machine import note_machine
 
     experiment = Experiment.from_dict(config["experiment"])
     reporter = _TuneReporter(Path(config["folder"]), tell, main=rank == 0, every_epoch=config["executor"] == "actor")
@@ -100,13 +99,14 @@ def _start(
     run = TrainingRun(
         experiment, _opened(experiment.data, Path(config["split_file"])), reporter,
         device=device, rank=rank, world_size=world_size, reported=config["reported"], micro_batches=parts,
-        store=reporter.store, validated=config.get("validated"),
+        store=reporter.store, validated=config.get("validated"), measure=config.get("measure", False),
     )  # fmt: skip
     if rank == 0:
         reporter.draw = lambda: _draw_where_due(run, config)
         # The checkpoint knows what was trained; lines of a later, unsaved epoch would be written twice.
         reporter.write_history(r for r in run.history if r.epoch <= config["reported"])
-        write_text(reporter.path / "experiment.yaml", experiment.to_yaml())
+        write_text(reporter.path / EXPERIMENT, experiment.to_yaml())
+        note_machine(reporter.path, run)
     return run
 
 
@@ -116,7 +116,7 @@ def _draw_where_due(run: TrainingRun, config: Mapping[str, Any]) -> None:
         try:
             _draw(run)
         except Exception as error:
-            log.warning("no picture of epoch %d: %s", run.epoch, error)  # the epoch itself is saved
+            log.warning("no picture of epoch %d: %s", run.epoch, redacted(str(error)))  # the epoch itself is saved
         run.best_shown = []
 
 
@@ -134,10 +134,10 @@ def _draw(run: TrainingRun) -> None:
 
 def _failure(error: Exception, config: Mapping[str, Any]) -> dict[str, Any]:
     kind = failure_kind(error)
-    message = str(error) or type(error).__name__
+    message = redacted(str(error)) or type(error).__name__
     if kind == "bug":
         file = Path(config["folder"]) / "traceback.txt"
-        write_text(file, traceback.format_exc())
+        write_text(file, redacted(traceback.format_exc()))
         message += f" (traceback: {file})"
     return {"failure": kind, "message": message, "epoch": 0}
 
@@ -159,14 +159,15 @@ class TrialActor(tune.Trainable):
             _free_memory()  # what the exception held
             self.failed = False
         self.config = config
-        self.parts = 1
+        self.parts = PARTS if config.get("short_of_memory") else 1
         return True
 
     def step(self) -> dict[str, Any]:
         """One epoch, or the failure of one.
 
         Raises:
-            Exception: Any, where it left the GPU unusable for this process. Tune then starts another one, which tells the failure.
+            Exception: Any, where it left the GPU unusable for this process. The driver reads the failure from the trial's folder, or, when
+                it is gone, the next process tells it.
         """
         earlier = Path(self.config["folder"]) / FAILURE
         if earlier.exists():
@@ -248,7 +249,21 @@ def train_trial(config: dict[str, Any]) -> None:
     except ray.train.TrainingFailedError as error:
         # Told as a result: an exception here would make Tune start again what Ray Train has tried often enough.
         known = json.loads(failure.read_text(encoding="utf-8")) if failure.exists() else {}
-        tune.report({"failure": "crashed", "message": str(error), "epoch": 0} | known)
+        kind, said = _group_death(error), redacted(str(error))
+        # What the others say when a worker is gone is that they cannot reach it.
+        gone = kind != "crashed" or "died unexpectedly" in said
+        tune.report({"failure": kind, "message": said, "epoch": 0} | ({} if gone else known))
+
+
+def _group_death(error: ray.train.TrainingFailedError) -> FailureKind:
+    """How a worker group ended; Ray has one exception for machines that were announced to go, and words for those that are gone."""
+    from ray.train.v2.api.exceptions import PreemptionError
+
+    if isinstance(error, PreemptionError):
+        return "preempted"
+    # The message of the group shortens those of its workers.
+    workers = getattr(error, "worker_failures", {}).values()
+    return death_kind("\n".join(map(str, (error, *workers))))
 
 
 def train_worker(config: dict[str, Any]) -> None:

@@ -11,8 +11,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from guidino_tune.config.study import MAIN
 from guidino_tune.space.space import Space
-from guidino_tune.tuning.study import best_value, ranking, remaining, stored_trial
+from guidino_tune.tuning.objectives import SHORT as SHORT_NAMES
+from guidino_tune.tuning.objectives import beyond, feasible, in_words
+from guidino_tune.tuning.objectives import shown as shown_value
+from guidino_tune.tuning.study import best_value, front, ranking, remaining, stored_trial
 from guidino_tune.tuning.tally import Tally
 
 SHORT = {"data.image_size": "image size", "training.seed": "seed", "segmenter.kind": "segmenter", "guide.backbone": "backbone",
@@ -33,7 +37,7 @@ class Progress:
 
     def __init__(self, study: optuna.Study, space: Space, console: Console, interval: float = 1.0) -> None:
         self.study, self.space, self.console = study, space, console
-        self.started = time.time()
+        self.started = time.monotonic()
         self.tally = Tally(study)
         self.total = self.tally.done + remaining(study, space)
         self.epochs_at_start = self._epochs()
@@ -86,19 +90,22 @@ class Progress:
         parts = [
             f"{self.tally.done}/{self.total} trials",
             f"{states[TrialState.RUNNING]} running",
-            f"{states[TrialState.PRUNED]} stopped early",
+            f"{states[TrialState.PRUNED] - self.tally.beyond} stopped early",
         ]
+        if self.tally.beyond:
+            parts.append(f"{self.tally.beyond} beyond a constraint")
         if states[TrialState.FAIL]:
-            parts.append(f"{states[TrialState.FAIL]} failed")
+            kinds = ", ".join(f"{number} {kind}" for kind, number in self.tally.failures.items())
+            parts.append(f"{states[TrialState.FAIL]} failed ({kinds})")
         if self.tally.best:
-            parts.append(f"best Dice {self.tally.best.value:.4f}")
+            parts.append(f"best Dice {best_value(self.tally.best) or 0.0:.4f}")
         # It looks at running trials, so it is not made anew for each of many trials that end in the same second.
         if time.monotonic() > self._estimated + self.interval:
             self._estimate, self._estimated = self._time_left(), time.monotonic()
         return " · ".join([*parts, self._estimate])
 
     def _time_left(self) -> str:
-        elapsed = time.time() - self.started
+        elapsed = time.monotonic() - self.started
         epochs = self._epochs()
         new, done = epochs - self.epochs_at_start, self.tally.done
         if not done or not new:
@@ -115,8 +122,11 @@ class Progress:
 
 
 def leaderboard(study: optuna.Study, space: Space, rows: int = 10) -> Table:
-    """The best trials with what was searched, then those that were stopped early or failed."""
-    complete = ranking(study)
+    """The best trials with what was searched, then those that were stopped early or failed; a Pareto front stands before all others."""
+    leading = front(study)
+    on_front = {t.number for t in leading}
+    complete = [*leading, *(t for t in ranking(study) if t.number not in on_front)]
+    leaders = on_front or {t.number for t in complete[:1]}
     others = sorted(
         (t for t in study.get_trials(deepcopy=False) if t.state in (TrialState.PRUNED, TrialState.FAIL)),
         key=lambda t: -(best_value(t) or 0.0),
@@ -126,8 +136,10 @@ def leaderboard(study: optuna.Study, space: Space, rows: int = 10) -> Table:
         shown = [*shown, complete[-1]]
     table = Table(title=f"Study {study.study_name}", title_justify="left", header_style="bold")
     paths = [p for p in SHORT if p in space.parameters]
-    for column in ("rank", "trial", "system", *(SHORT[p] for p in paths), "epochs", "val Dice", ""):
-        table.add_column(column, justify="right" if column in ("rank", "trial", "epochs", "val Dice") else "left")
+    more = {name: place for place, name in enumerate(space.study.objectives) if name != MAIN}
+    numbers = ("rank", "trial", "epochs", *SHORT_NAMES.values())
+    for column in ("rank", "trial", "system", *(SHORT[p] for p in paths), "epochs", "val Dice", *(SHORT_NAMES[n] for n in more), ""):
+        table.add_column(column, justify="right" if column in numbers else "left")
     for trial in [*shown, *others[: max(0, rows + 2 - len(shown))]]:
         value = best_value(trial)
         table.add_row(
@@ -137,13 +149,33 @@ def leaderboard(study: optuna.Study, space: Space, rows: int = 10) -> Table:
             *(_cell(trial.params[p]) if p in trial.params else "-" for p in paths),
             str(max(trial.intermediate_values, default=0)),
             "-" if value is None else f"{value:.4f}",
-            _word(trial),
-            style="green" if complete and trial is complete[0] else "dim" if trial.state != TrialState.COMPLETE else None,
+            *(shown_value(name, trial.values[place]) if trial in complete else "-" for name, place in more.items()),
+            "Pareto front" if trial.number in on_front else _word(trial),
+            style="green" if trial.number in leaders else "dim" if trial.state != TrialState.COMPLETE else None,
         )
     return table
 
 
+def conclusions(study: optuna.Study, space: Space) -> list[str]:
+    """What the leaderboard cannot say of a study with several objectives or with constraints, in sentences."""
+    lines, leading = [], front(study)
+    if leading:
+        numbers = ", ".join(str(t.number) for t in leading)
+        lines.append(
+            f"Pareto front ({in_words(space.study)}): trials {numbers}. best.yaml has trial {leading[0].number}, whose Dice is best; "
+            "export another one with --trial. All of them: reports/pareto.csv and pareto.png."
+        )
+    broken = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and not feasible(t)]
+    if broken:
+        rest = "the best trial keeps to all of them" if ranking(study) else "no trial that ran its whole budget keeps to all of them"
+        first = f"trial {broken[0].number}: {beyond(space.study, broken[0])}"
+        lines.append(f"{len(broken)} trials broke a constraint and were not trained, or no further ({first}); {rest}.")
+    return lines
+
+
 def _word(trial: FrozenTrial) -> str:
+    if not feasible(trial):
+        return f"beyond {trial.user_attrs.get('message', 'a constraint')}"
     words = {
         TrialState.PRUNED: "stopped early",
         TrialState.FAIL: trial.user_attrs.get("failure", "failed"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -11,8 +12,10 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune import __version__, paths
+from guidino_tune.analysis import pareto
 from guidino_tune.config import Experiment
 from guidino_tune.config.parsing import read_yaml
+from guidino_tune.config.study import MAIN
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space, read_space
 from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot, flatten
@@ -20,7 +23,9 @@ from guidino_tune.tracking.snapshots import TrialState as TrackedState
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.measured import cases_file, read_measured
 from guidino_tune.training.reporter import EpochRecord
-from guidino_tune.tuning.study import StudyFolder, best_value, load_study, ranking, stored_trial
+from guidino_tune.tuning.objectives import MEASURED, as_dict, beyond, feasible, in_words
+from guidino_tune.tuning.outcomes import INTERRUPTION
+from guidino_tune.tuning.study import StudyFolder, best_value, front, load_study, ranking, stored_trial
 from guidino_tune.tuning.tally import Tally
 
 STATES: dict[TrialState, TrackedState] = {
@@ -29,6 +34,14 @@ STATES: dict[TrialState, TrackedState] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "fail",
 }
+
+
+PARETO = "guidino.pareto"
+"""Tag of the run of a complete trial in a study with several objectives: whether it is on the front now."""
+
+LABELS = {"val_dice": "validation Dice", "val_hd95": "validation HD95 (pixels)", "seconds": "seconds of training x workers",
+          "parameters": "parameters", "operations": "operations per image"}  # fmt: skip
+"""Of the axes of the front."""
 
 
 class Recorder:
@@ -47,15 +60,21 @@ class Recorder:
         self._tally = Tally(study)
         self._histories: dict[int, list[EpochRecord]] = {}
         self._fixed: dict[int, dict[str, Any]] = {}
-        self._exported: int | None = None
+        self._exported: tuple[int, set[int]] | None = None
+        self._front: set[int] = set()
 
     def sync(self) -> None:
-        """Hands over every trial there is: what an earlier run could not send is sent now. Nobody runs a trial at that moment."""
+        """Hands over every trial and the study: what an earlier run could not send is sent now. Nobody runs a trial at that moment."""
+        self.hand_over()
+        self.refresh()
+
+    def hand_over(self) -> None:
+        """Hands over every trial there is, and writes nothing."""
+        self._front = {t.number for t in front(self.study)}
         for trial in self.study.get_trials(deepcopy=False):
-            if trial.state != TrialState.WAITING:
+            if _is_known(trial):
                 state: TrackedState | None = "interrupted" if trial.state == TrialState.RUNNING else None
                 self._update(trial, self.folder.trial(trial.number).history(), state=state)
-        self.refresh()
 
     def changed(self, number: int, experiment: Experiment, record: EpochRecord | None) -> None:
         """One trial started, finished an epoch, or ended."""
@@ -74,23 +93,41 @@ class Recorder:
             self.refresh()
 
     def refresh(self) -> None:
-        """Writes ``best.yaml`` when another trial is the best, and brings the parent run up to date."""
+        """Writes ``best.yaml`` when another trial is the best, and brings the parent run and the runs on the front up to date."""
+        now = {t.number for t in front(self.study)}
+        left_or_joined, self._front = now ^ self._front, now
+        for number in sorted(left_or_joined):
+            self._update(stored_trial(self.study, number), self.folder.trial(number).history())
         best = self._tally.best
         metrics = {f"trials_{name}": float(self._tally.states[state]) for state, name in STATES.items()}
-        artifacts = [self.folder.definition, *sorted(self.folder.reports.glob("*.*"))]
         if best:
-            if best.number != self._exported:
+            if (best.number, now) != self._exported:
                 write_text(self.folder.best, export_yaml(self.study, self.space, self.folder, best))
-                self._exported = best.number
-            artifacts.append(self.folder.best)
-            metrics |= {"best_val_dice": float(best.value or 0.0), "best_trial": float(best.number)}
-        self.snapshot = dataclasses.replace(self.snapshot, artifacts=tuple(artifacts), metrics={**self.snapshot.metrics, **metrics})
+                self._exported = best.number, now
+            metrics |= {"best_val_dice": best_value(best) or 0.0, "best_trial": float(best.number)}
+        self.snapshot = dataclasses.replace(self.snapshot, artifacts=study_files(self.folder), metrics={**self.snapshot.metrics, **metrics})
         self.tracker.update_study(self.snapshot)
+
+    def draw_front(self) -> None:
+        """Writes ``reports/pareto.csv`` and ``pareto.png``, where there are several objectives and trials to show."""
+        names = self.space.study.objectives
+        trials = ranking(self.study) if len(names) > 1 else []
+        if not trials:
+            return
+        on_front = {t.number for t in front(self.study)}
+        order = [MAIN, *(name for name in names if name != MAIN)]
+        points = []
+        for t in trials:
+            found = dict(zip(names, t.values, strict=True))
+            points.append(pareto.Point(t.number, t.user_attrs.get("name", ""), {n: found[n] for n in order}, t.number in on_front))
+        write_text(self.folder.reports / "pareto.csv", pareto.csv_text(points))
+        pareto.draw(points, {n: LABELS[n] for n in order}, self.folder.reports / "pareto.png", f"Study {self.study.study_name}")
+        self.refresh()
 
     def interrupted(self) -> None:
         """Marks trials that the study still counts as running: nobody runs them now."""
         for trial in self.study.get_trials(deepcopy=False):
-            if trial.state == TrialState.RUNNING:
+            if trial.state == TrialState.RUNNING and _is_known(trial):
                 self._update(trial, self.folder.trial(trial.number).history(), state="interrupted")
 
     def _update(self, trial: FrozenTrial, history: Any, experiment: Experiment | None = None, state: TrackedState | None = None) -> None:
@@ -99,6 +136,8 @@ class Recorder:
         measured = read_measured(place) if ended else []
         tested = measured[-1] if measured else None
         failure = trial.user_attrs.get("failure")
+        reason = f"{failure}: {trial.user_attrs.get('message', '')}" if failure else beyond(self.space.study, trial) if ended else ""
+        waits = "" if ended else trial.user_attrs.get(INTERRUPTION, "")  # to go on, as after the loss of its machine
         fixed = self._fixed.get(trial.number)
         if fixed is None:
             experiment = experiment or self.space.experiment(trial.params)
@@ -111,19 +150,40 @@ class Recorder:
             }
             if trial.number in self._histories:
                 self._fixed[trial.number] = fixed
+        # What a trial measured of itself is among the metrics of its first epoch.
+        results = {k: v for k, v in as_dict(self.space.study, trial).items() if ended and k not in MEASURED}
+        if tested:
+            results |= {"test_cases": tested.cases, **{f"test_{k}": v for k, v in tested.scores.items()}}
+        tags = fixed["tags"] | ({"test_protocol": tested.protocol} if tested else {})
+        if len(self.space.study.objectives) > 1 and trial.state == TrialState.COMPLETE:
+            tags |= {PARETO: str(trial.number in self._front).lower()}
         self.tracker.update(
             TrialSnapshot(
                 number=trial.number,
-                state=state or STATES[trial.state],
-                reason=f"{failure}: {trial.user_attrs.get('message', '')}" if failure else "",
+                state=state or ("interrupted" if waits else STATES[trial.state]),
+                reason=reason or waits,
                 history=history,
-                results={"test_cases": tested.cases, **{f"test_{k}": v for k, v in tested.scores.items()}} if tested else {},
+                results=results,
                 pictures=tuple(sorted(place.pictures.glob("*.png"))) if ended else (),
                 artifacts=(cases_file(place, tested),) if tested else (),
-                finished=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
-                **fixed | ({"tags": fixed["tags"] | {"test_protocol": tested.protocol}} if tested else {}),
+                # Never before its start, whatever the clock did meanwhile: MLflow sorts by duration.
+                finished=max(trial.datetime_complete, trial.datetime_start or trial.datetime_complete).timestamp()
+                if trial.datetime_complete
+                else None,
+                **fixed | {"tags": tags},
             )
         )
+
+
+def _is_known(trial: FrozenTrial) -> bool:
+    """False for a trial whose driver died before it had all its parameters: what is sent of those is not taken back."""
+    return trial.state.is_finished() or "hash" in trial.user_attrs
+
+
+def study_files(folder: StudyFolder) -> tuple[Path, ...]:
+    """What the study's own run gets: its definition, reports and best configuration, as far as they are there."""
+    reports = sorted(file for file in folder.reports.glob("*.*") if not file.name.startswith("."))
+    return tuple(file for file in (folder.definition, *reports, folder.best) if file.is_file())
 
 
 def export_yaml(study: optuna.Study, space: Space, folder: StudyFolder, trial: FrozenTrial) -> str:
@@ -135,6 +195,8 @@ def export_yaml(study: optuna.Study, space: Space, folder: StudyFolder, trial: F
         "trial": trial.number,
         "state": trial.state.name,
         "val_dice": best_value(trial),
+        **as_dict(space.study, trial),
+        **({"pareto_front": [t.number for t in front(study)]} if len(space.study.objectives) > 1 else {}),
         "epochs_trained": max(trial.intermediate_values, default=0),
         "searched": dict(trial.params),
         "split": str(folder.split),
@@ -152,7 +214,7 @@ def export_trial(name: str, number: int | None, storage: str | None = None) -> t
 
     Args:
         name: Of the study.
-        number: Of the trial; ``None`` takes the best that ran its whole budget.
+        number: Of the trial; ``None`` takes the best Dice that ran its whole budget within the constraints; it is on the Pareto front.
         storage: Database URL of the study; by default the file in its folder.
 
     Raises:
@@ -163,6 +225,13 @@ def export_trial(name: str, number: int | None, storage: str | None = None) -> t
     space = read_space(read_yaml(folder.definition), source=str(folder.definition))
     trials = {t.number: t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING}
     ranked = ranking(study)
+    if number is None and not ranked and (too_much := [t for t in trials.values() if not feasible(t)]):
+        raise UserError(
+            f"no trial of {len(trials)} has run its whole budget within the constraints; {len(too_much)} broke them, as trial "
+            f"{too_much[0].number}: {beyond(space.study, too_much[0])}",
+            where=str(folder.path),
+            todo="wait, name one with --trial, or start a study with wider study.constraints",
+        )
     if number is None and not ranked:
         raise UserError(
             f"no trial of {len(trials)} has run its whole budget yet", where=str(folder.path), todo="wait, or name one with --trial"
@@ -174,4 +243,10 @@ def export_trial(name: str, number: int | None, storage: str | None = None) -> t
     value = best_value(trial)
     score = "no result" if value is None else f"validation Dice {value:.4f}"
     line = f"trial {trial.number}: {trial.user_attrs.get('name', '')}, {trial.state.name.lower()}, {score}"
+    if len(space.study.objectives) > 1:
+        numbers = [t.number for t in front(study)]
+        named = f"Pareto front ({in_words(space.study)}): trials {', '.join(map(str, numbers))}"
+        line += f"; {'on' if trial.number in numbers else 'not on'} the {named}"
+    if space.study.constraints:
+        line += f"; beyond {text}" if (text := beyond(space.study, trial)) else "; within the constraints"
     return export_yaml(study, space, folder, trial), line

@@ -24,7 +24,8 @@ from guidino_tune.space.recipes import PaperTable, Row
 from guidino_tune.space.space import RECIPE, Space
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.measured import Measured
-from guidino_tune.tuning.search import check_search, run_search, send_results
+from guidino_tune.tuning.search import check_search, run_search
+from guidino_tune.tuning.sending import send_results
 from guidino_tune.tuning.study import StudyFolder, load_study
 from guidino_tune.tuning.testing import measure_models
 

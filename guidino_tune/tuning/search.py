@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
+import logging
 import math
 import os
 import shutil
-import signal
+import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -21,44 +20,72 @@ from guidino_tune import paths
 from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.sources import find_cases
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, storage_error
 from guidino_tune.metrics import constant_mask_dice
 from guidino_tune.models import check_backbone, check_segmenter
 from guidino_tune.space.check import check_space, examples
 from guidino_tune.space.space import Space
-from guidino_tune.tracking import DatasetInfo, MLflowTracker, StudySnapshot, flatten, tracking_uri
+from guidino_tune.stopping import stop_signals
+from guidino_tune.tracking import MLflowTracker
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.reporter import EpochRecord
-from guidino_tune.tuning.bridge import PATIENCE, Bridge, StudyScheduler, StudySearcher
+from guidino_tune.tuning.bridge import Bridge, StudyScheduler, StudySearcher
 from guidino_tune.tuning.cluster import Plan, connected, plan
 from guidino_tune.tuning.environment import sealed_tests
+from guidino_tune.tuning.leftovers import Leftovers
+from guidino_tune.tuning.outcomes import in_words, same_way
 from guidino_tune.tuning.packing import pack
-from guidino_tune.tuning.progress import Progress, leaderboard
+from guidino_tune.tuning.progress import Progress, conclusions, leaderboard
 from guidino_tune.tuning.recording import Recorder
-from guidino_tune.tuning.study import StudyFolder, check_same_search, finished, load_study, open_study, ranking, remaining
-
-MLFLOW_EXPERIMENT = "guidino_tune"
+from guidino_tune.tuning.sending import Tracking, await_mlflow, open_tracker, remember_data, study_snapshot
+from guidino_tune.tuning.study import StudyFolder, best_value, check_same_search, finished, open_study, ranking, remaining, without_result
 
 INTERRUPTED, OUT_OF_TIME = "Interrupted", "The time budget is used up"
 """Why a search ended before all its trials did; anything else is a failure in words."""
 
+CONTINUES = "Nothing is lost; the same command goes on from here."
 
-def mlflow_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, or a database in the home folder that all studies share, so that they can be compared."""
-    return tracking_uri(paths.home() / "mlflow.db")
+ROOM = 2**24
+"""Bytes that must be free before a search starts: enough for a study's own files and a few small checkpoints."""
+
+SENDING, STOPPING, AT_ONCE = 60.0, 5.0, 1.0
+"""Seconds for what MLflow has not got yet: at the end of a search, when it was stopped, and when it was stopped twice. The rest is sent by
+the next run."""
 
 
-def check_search(space: Space, folder: StudyFolder) -> None:
+def check_search(space: Space, folder: StudyFolder) -> list[str]:
     """Everything that can be known before anything is written or trained.
 
+    Returns:
+        Notes for the user.
+
     Raises:
-        UserError: The space has a mistake, weights cannot be loaded, the data set is not there, or the folder holds another search.
+        UserError: The space has a mistake, the study's folder cannot be written, weights cannot be loaded, the data set is not there, or
+            the folder holds another search.
     """
-    check_space(space)
+    notes = check_space(space, begun=folder.definition.exists())
+    check_storage(folder.path)
     check_models(space)
     check_workers(space.base, space.resources.workers)
     find_cases(space.base.data)
     check_same_search(space, folder)
+    return notes
+
+
+def check_storage(folder: Path) -> None:
+    """There is room for a study in this folder, or where it will be made; leaves nothing behind.
+
+    Raises:
+        UserError: The disk is full, or the folder cannot be written.
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(ROOM))
+            file.flush()
+    except OSError as error:
+        error.filename = str(there)
+        raise storage_error(error) or error from None
 
 
 def check_workers(experiment: Experiment, workers: int) -> None:
@@ -96,66 +123,62 @@ def check_models(space: Space) -> None:
         check_segmenter(experiment)
 
 
-def run_search(space: Space, console: Console, storage: str | None = None) -> int:
+def run_search(space: Space, console: Console, storage: str | None = None, tracking: Tracking = "spool") -> int:
     """Starts, continues or extends the study of this space, and prints what came of it.
 
     Args:
         space: What to search, with its study settings and resources.
         console: For progress and results.
         storage: Database URL of the Optuna study; by default a journal file in the study's folder.
+        tracking: What to do when MLflow is away at the start.
 
     Returns:
-        Exit code: 0; 1 when no trial gave a result or it gave up; 130 when it was interrupted.
+        Exit code: 0; 1 when no trial gave a result; 75 (try again later) when it gave up after some had; 130 when it was interrupted.
 
     Raises:
-        UserError: Before anything is spent; see ``check_search``.
+        UserError: Before anything is spent, see ``check_search``; or the study can no longer be written. What it has stays readable, and
+            trials that were running go on with the next call.
+        KeyboardInterrupt: Stopped before its trials ran, or a second time while it was stopping.
     """
     folder = StudyFolder(paths.studies() / space.study.name)
-    check_search(space, folder)
+    noted = check_search(space, folder)
+    await_mlflow(tracking, console)
     with folder.lock(), sealed_tests():
         data = _read_images(space, folder, console)
         baseline = _baseline(data)
         study = open_study(space, folder, storage)
         _same_data(study, data, folder)
-        for note in (*space.notes, *data.notes):
+        for note in (*noted, *space.notes, *data.notes):
             console.print(f"note: {note}", style="yellow", highlight=False)
         console.print(
             f"{len(data.train)} training and {len(data.validation)} validation cases ({data.split.origin}); the test split is sealed. "
             f"Best constant mask: Dice {baseline:.4f}"
         )
-        snapshot = _study_snapshot(study, space, data, baseline)
-        tracker = MLflowTracker(mlflow_uri(), MLFLOW_EXPERIMENT, snapshot, folder.ledger, paths.home() / "mlartifacts")
+        remember_data(study, data, baseline)
+        snapshot = study_snapshot(study, space, folder)
+        tracker = open_tracker(
+            snapshot, folder, lambda line: console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        )
         recorder = Recorder(study, space, folder, tracker, snapshot)
         tracker.start()
-        end = INTERRUPTED
+        end, patience = INTERRUPTED, STOPPING
         try:
             recorder.sync()
             end = _run_trials(study, space, folder, recorder, console)
+            recorder.draw_front()
+            patience = STOPPING if end == INTERRUPTED else SENDING
+        except KeyboardInterrupt:
+            patience = AT_ONCE
+            console.print(f"{INTERRUPTED}. {CONTINUES}", style="yellow", highlight=False, soft_wrap=True)
+            raise
         finally:
             if end:
                 recorder.interrupted()
             for trial in study.get_trials(deepcopy=False):
                 if trial.state.is_finished():
                     folder.trial(trial.number).tidy()
-            tracker.close(timeout=60, interrupted=bool(end))
+            tracker.close(timeout=patience, interrupted=bool(end))
         return _closing(study, space, folder, console, baseline=baseline, tracking=tracker, end=end)
-
-
-def send_results(space: Space, console: Console) -> None:
-    """Brings MLflow up to date with what was measured and written after a search: test scores of its trials, and reports.
-
-    The caller holds the study's lock.
-    """
-    folder = StudyFolder(paths.studies() / space.study.name)
-    study = load_study(folder)
-    data = open_for_search(space.base.data, split_file=folder.split)
-    snapshot = _study_snapshot(study, space, data, _baseline(data))
-    tracker = MLflowTracker(mlflow_uri(), MLFLOW_EXPERIMENT, snapshot, folder.ledger, paths.home() / "mlartifacts")
-    tracker.start()
-    Recorder(study, space, folder, tracker, snapshot).sync()
-    running = any(t.state == TrialState.RUNNING for t in study.get_trials(deepcopy=False))
-    if not tracker.close(timeout=60, interrupted=running):
-        console.print(tracker.message, style="yellow", highlight=False, soft_wrap=True)
 
 
 def _read_images(space: Space, folder: StudyFolder, console: Console) -> SearchData:
@@ -192,7 +215,7 @@ def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Re
 
     from guidino_tune.tuning.executors import process_settings, trainable
 
-    deadline = time.time() + space.study.time_budget if space.study.time_budget else math.inf
+    deadline = time.monotonic() + space.study.time_budget if space.study.time_budget else math.inf
     with Progress(study, space, console) as progress:
 
         def listener(number: int, experiment: Experiment, record: EpochRecord | None) -> None:
@@ -211,42 +234,53 @@ def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Re
             tune_config=tune.TuneConfig(
                 search_alg=StudySearcher(bridge),
                 scheduler=StudyScheduler(bridge),
-                num_samples=bridge.remaining,
+                num_samples=-1,  # the searcher says when it is enough: some trials are made up for, or handed out again
                 max_concurrent_trials=resources.concurrent,
                 reuse_actors=resources.executor == "actor",
             ),
             # A name of its own for each run keeps Tune from looking for its earlier state: the study is the only one.
             run_config=tune.RunConfig(
-                name=f"run-{int(time.time())}",
+                name=f"run-{uuid.uuid4().hex[:12]}",
                 storage_path=str(folder.ray),
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=space.resources.max_failures),
+                # The searcher hands out again what shall go on: Tune counts the loss of a machine as a failure of the trial.
+                failure_config=tune.FailureConfig(max_failures=0),
             ),
         )
-        with _termination_as_interrupt():
-            try:
+        # On a full disk Tune would tell, with a traceback, that it cannot copy its state there; nobody reads that state.
+        logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+        try:
+            # Tune takes the first signal as a request to end, and leaves its handler behind.
+            with Leftovers(resources.executor), stop_signals():
                 tuner.fit()
-            except ray.tune.TuneError as error:
-                raise UserError(f"Ray ended the search: {error}", where=str(folder.path), todo="the same command continues it") from error
-            except KeyboardInterrupt:
-                return INTERRUPTED
-            finally:
-                shutil.rmtree(folder.ray, ignore_errors=True)
+        except ray.tune.TuneError as error:
+            raise UserError(f"Ray ended the search: {error}", where=str(folder.path), todo="the same command continues it") from error
+        finally:
+            shutil.rmtree(folder.ray, ignore_errors=True)
+    if bridge.unwritable:
+        raise _unwritable(bridge.unwritable, folder)
+    return _why_ended(bridge)
+
+
+def _why_ended(bridge: Bridge) -> str:
+    """Why a search ended before all its trials did; empty when all have."""
+    study, space = bridge.study, bridge.space
     if bridge.given_up:
-        return f"{PATIENCE} trials in a row failed for reasons outside their configuration, the last one: {bridge.given_up}"
-    if bridge.expired and remaining(study, space):
-        return OUT_OF_TIME
-    return INTERRUPTED if bridge.running else ""
+        return bridge.given_up
+    if remaining(study, space, bridge.outcomes):
+        return OUT_OF_TIME if bridge.expired else INTERRUPTED
+    # Of a list: what the next run tries again.
+    left = remaining(study, space)
+    return f"{left} listed trials failed twice, and not through their configuration" if left else ""
 
 
-@contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM (a stopped job, a machine going down) ends the search as Ctrl-C does: trials stay in the study, to be continued."""
-    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _unwritable(error: Exception, folder: StudyFolder) -> Exception:
+    todo = "put it right; nothing is lost, the same command goes on"
+    if not isinstance(error, OSError):
+        return UserError(f"the study's database refuses ({error})", where=str(folder.path), todo=todo)
+    # Not every file that is opened here is the study's: weights may be read to count a network's operations.
+    place = str(error.filename or folder.path)
+    return storage_error(error, place) or UserError(error.strerror or str(error) or type(error).__name__, where=place, todo=todo)
 
 
 def _baseline(data: SearchData) -> float:
@@ -267,32 +301,6 @@ def _same_data(study: optuna.Study, data: SearchData, folder: StudyFolder) -> No
         )
 
 
-def _study_snapshot(study: optuna.Study, space: Space, data: SearchData, baseline: float) -> StudySnapshot:
-    # Kept with the study: it tells a study apart from an older one of the same name, on any machine.
-    if "id" not in study.user_attrs:
-        study.set_user_attr("id", uuid.uuid4().hex)
-    section = space.base.data
-    return StudySnapshot(
-        name=space.study.name,
-        params={
-            **flatten(dataclasses.asdict(space.study), "study."),
-            **({} if space.recipes else flatten(space.base.to_dict())),
-            **{f"space.{path}": parameter.describe() for path, parameter in space.parameters.items()},
-        },
-        datasets=(
-            DatasetInfo(
-                name=section.kind,
-                fingerprint=data.fingerprint,
-                num_train=len(data.train),
-                num_validation=len(data.validation),
-                source=section.root or section.kind,
-            ),
-        ),
-        metrics={"constant_mask_dice": baseline},
-        id=study.user_attrs["id"],
-    )
-
-
 def _closing(
     study: optuna.Study, space: Space, folder: StudyFolder, console: Console, *, baseline: float, tracking: MLflowTracker, end: str
 ) -> int:
@@ -300,31 +308,44 @@ def _closing(
     ranked = ranking(study)
     failed = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.FAIL]
     if failed:
-        reasons = sorted({f"{t.user_attrs.get('failure')}: {t.user_attrs.get('message', '')}" for t in failed})
-        console.print(f"{len(failed)} trials failed: " + "; ".join(reasons[:3]), style="red", highlight=False, soft_wrap=True)
+        lines = [f"{len(failed)} trials failed:", *in_words(failed), *without_result(study, space)]
+        console.print("\n  ".join(lines), style="red", highlight=False, soft_wrap=True, markup=False)
+        if kind := same_way(t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING):
+            console.print(f"No trial has a result: all of them failed the same way ({kind}).", style="red", highlight=False)
     if ranked:
-        best = float(ranked[0].value or 0.0)
+        best = best_value(ranked[0]) or 0.0
         verdict = "beats" if best > baseline else "does NOT beat"
-        worst = float(ranked[-1].value or 0.0)
+        worst = best_value(ranked[-1]) or 0.0
         console.print(
             f"Best validation Dice {best:.4f} {verdict} the best constant mask ({baseline:.4f}); worst complete trial {worst:.4f}."
         )
+    for line in conclusions(study, space):
+        console.print(line, highlight=False, soft_wrap=True)
     if tracking.pending or tracking.last_error:
         console.print(tracking.message, style="yellow", highlight=False, soft_wrap=True)
+    left = [str(t.number) for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+    if left and not end:
+        console.print(
+            f"{len(left)} trials were left unfinished (trial {', '.join(left[:8])}), for as many as were asked for have their result; a "
+            "search for more goes on with them.",
+            style="yellow", highlight=False, soft_wrap=True,
+        )  # fmt: skip
     name = space.study.name
     steps = [("browse", tracking.ui_command), ("open", tracking.url)]
     if end:
-        console.print(f"{end}. Nothing is lost; the same command goes on from here.", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"{end}. {CONTINUES}", style="yellow", highlight=False, soft_wrap=True)
     if ranked:
         steps += [
             ("export", paths.next_command(f"export {name} --output best.yaml")),
             ("retrain", paths.next_command("retrain best.yaml --seeds 3")),
+            ("compare", paths.next_command(f"compare {name}")),
         ]
     for label, command in (step for step in steps if step[1]):
         console.print(f"{label:>8}: {command}", highlight=False, soft_wrap=True)
     write_text(folder.path / "leaderboard.txt", _plain(study, space))
     if end:
-        return {INTERRUPTED: 130, OUT_OF_TIME: 0}.get(end, 1)
+        # What ends a search that had results before is to be mended, and the search to be continued.
+        return {INTERRUPTED: 130, OUT_OF_TIME: 0}.get(end, os.EX_TEMPFAIL if ranked else 1)
     return 0 if ranked else 1
 
 

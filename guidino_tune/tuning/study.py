@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +10,6 @@ from typing import Any
 
 import optuna
 import yaml
-from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune.config import Study
@@ -23,17 +19,25 @@ from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space, read_space
 from guidino_tune.training.failures import INFEASIBLE
 from guidino_tune.training.folder import TrialFolder, write_text
-from guidino_tune.tuning.journal import Journal, sync_to_disk
-from guidino_tune.tuning.sampling import RecentTPESampler
+from guidino_tune.tuning.journal import mend_journal, open_storage, sync_to_disk
+from guidino_tune.tuning.locking import hold, holder
+from guidino_tune.tuning.objectives import directions, feasible
+from guidino_tune.tuning.outcomes import REPEATED, Outcomes, as_key
+from guidino_tune.tuning.sampling import LATEST, RecentTPESampler, RepeatingRandomSampler
 
 SAMPLERS: dict[str, Callable[[Space, int], optuna.samplers.BaseSampler]] = {
     "tpe": lambda space, seed: RecentTPESampler(
-        seed=seed, n_startup_trials=space.study.startup_trials, multivariate=True, group=True, constant_liar=True
+        seed=seed,
+        n_startup_trials=space.study.startup_trials,
+        multivariate=True,
+        group=True,
+        constant_liar=True,
+        latest=LATEST if len(space.study.objectives) == 1 else None,
     ),
-    "random": lambda space, seed: optuna.samplers.RandomSampler(seed=seed),
+    "random": lambda space, seed: RepeatingRandomSampler(seed),
     "listed": lambda space, seed: ListedSampler(space.first_trials),
 }
-"""From a space and the seed of this run."""
+"""From a space and the seed of the study."""
 
 PRUNERS: dict[str, Callable[[Study], optuna.pruners.BasePruner]] = {
     "asha": lambda s: optuna.pruners.SuccessiveHalvingPruner(min_resource=s.min_epochs, reduction_factor=s.reduction_factor),
@@ -66,33 +70,21 @@ class StudyFolder:
         """The folder of one trial."""
         return TrialFolder(self.path / "trials" / f"{number:05d}")
 
-    def lock(self) -> Any:
+    def lock(self, work: str = "search", todo: str = "wait for it, stop it, or start another study with --name") -> Any:
         """Holds the study for this process until it ends, however it ends.
 
+        Args:
+            work: What is done with the study under this lock, for the message to who comes second.
+            todo: What that person can do.
+
         Raises:
-            UserError: Another process searches this study.
+            UserError: Another process works on this study.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = (self.path / "driver.lock").open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise UserError(
-                    f"this file system keeps no locks ({error}), so two searches could not be told apart",
-                    where=str(self.path),
-                    todo="choose another folder with --home or GUIDINO_TUNE_HOME, or mount it with locks",
-                ) from None
-            file.seek(0)
-            raise UserError(
-                f"another search works on this study ({file.read().strip() or 'its process is unknown'})",
-                where=str(self.path),
-                todo="wait for it, stop it, or start another study with --name",
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
-        return file
+        return hold(self.path / "driver.lock", work, todo)
+
+    def holder(self) -> str:
+        """Who holds the study; empty when nobody does."""
+        return holder(self.path / "driver.lock")
 
 
 def open_study(space: Space, folder: StudyFolder, storage: str | None = None) -> optuna.Study:
@@ -104,7 +96,7 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
         storage: A database URL for teams; by default a journal file in the folder.
 
     Raises:
-        UserError: The folder holds a study of another space; the storage cannot be opened.
+        UserError: The folder holds a study of another space; the storage cannot be opened, or its trials are in another one.
     """
     wanted = space.to_dict()
     check_same_search(space, folder)
@@ -112,8 +104,8 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         study_name=space.study.name,
-        storage=_storage(folder, storage),
-        direction="maximize",
+        storage=open_storage(folder.journal, storage, name=space.study.name, new=not folder.definition.exists()),
+        directions=directions(space.study),
         load_if_exists=True,
         pruner=PRUNERS[space.study.pruner](space.study),
     )
@@ -127,11 +119,9 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
     sync_to_disk(study)
     # Written last: a study without it is created again from the start, and queues nothing twice.
     write_text(folder.definition, yaml.safe_dump(wanted, sort_keys=False))
-    # A study that goes on must not draw the numbers of its first run again.
-    started = sum(t.state != TrialState.WAITING for t in study.get_trials(deepcopy=False))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.sampler = SAMPLERS[space.study.sampler](space, space.study.seed + 7919 * started)
+        study.sampler = SAMPLERS[space.study.sampler](space, space.study.seed)
     return study
 
 
@@ -158,15 +148,36 @@ def rungs(study: Study, epochs: int) -> tuple[int, ...]:
     return (*found, epochs)
 
 
+def is_stopped(study: optuna.Study, settings: Study, trial: FrozenTrial) -> bool:
+    """True when a running trial is to end at its newest epoch, which a driver that died could not say, or not record.
+
+    Optuna's pruner notes that a trial has passed a rung before it compares, and does not compare a second time.
+    """
+    last, epochs = trial.last_step, trial.user_attrs.get("epochs", 0)
+    if last not in rungs(settings, epochs)[:-1]:
+        return False
+    key = f"completed_rung_{rungs(settings, epochs).index(last)}"
+    if key not in trial.system_attrs:
+        return study.pruner.prune(study, trial)
+    values = sorted(t.system_attrs[key] for t in study.get_trials(deepcopy=False) if key in t.system_attrs)
+    return bool(trial.system_attrs[key] < values[-max(1, len(values) // settings.reduction_factor)])
+
+
 class ListedSampler(optuna.samplers.BaseSampler):
     """Gives every listed set of values to one trial: those without a result first that were tried least often.
 
+    A set that failed twice the same way is not given again, see ``guidino_tune.tuning.outcomes``.
+
     Args:
         listed: Values by path; all have the same paths.
+
+    Attributes:
+        outcomes: Of the run that asks; ``None`` counts those of earlier runs.
     """
 
     def __init__(self, listed: Sequence[Values]) -> None:
         self.listed = listed
+        self.outcomes: Outcomes | None = None
         self._chosen: dict[int, Values] = {}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, optuna.distributions.BaseDistribution]:
@@ -185,76 +196,85 @@ class ListedSampler(optuna.samplers.BaseSampler):
         """The value of the set that this trial got."""
         if trial.number not in self._chosen:
             others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
-            open_sets = unfinished(self.listed, [t for t in others if t.state == TrialState.RUNNING or counts_as_finished(t)])
+            lost = (self.outcomes or Outcomes(others, 0)).hopeless
+            open_sets = [
+                values
+                for values in unfinished(self.listed, [t for t in others if t.state == TrialState.RUNNING or counts_as_finished(t)])
+                # A driver may have died between two values of a set.
+                if as_key(values) not in lost and trial.params.items() <= values.items()
+            ]
             if not open_sets:
                 raise RuntimeError("every listed trial has its result or runs; nothing is left to ask for")
-            tried = Counter(_key(t.params) for t in others)
-            self._chosen[trial.number] = min(open_sets, key=lambda values: tried[_key(values)])
+            tried = Counter(as_key(t.params) for t in others)
+            self._chosen[trial.number] = min(open_sets, key=lambda values: tried[as_key(values)])
         return self._chosen[trial.number][param_name]
 
 
 def unfinished(listed: Sequence[Values], trials: Sequence[FrozenTrial]) -> list[Values]:
     """The listed sets of values that none of these trials has."""
-    known = {_key(trial.params) for trial in trials}
-    return [values for values in listed if _key(values) not in known]
+    known = {as_key(trial.params) for trial in trials}
+    return [values for values in listed if as_key(values) not in known]
 
 
-def _key(values: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
-    return frozenset(values.items())
+def remaining(study: optuna.Study, space: Space, outcomes: Outcomes | None = None) -> int:
+    """How many trials are still to be finished; listed ones that failed twice the same way are not.
 
-
-def remaining(study: optuna.Study, space: Space) -> int:
-    """How many trials are still to be finished."""
+    Args:
+        study: The study.
+        space: What it searches.
+        outcomes: Of the run that asks; ``None`` asks for a run to come.
+    """
     if space.study.sampler == LISTED:
-        return len(unfinished(space.first_trials, finished(study)))
+        lost = (outcomes or Outcomes(study.get_trials(deepcopy=False), 0)).hopeless
+        return sum(as_key(values) not in lost for values in unfinished(space.first_trials, finished(study)))
     return max(0, space.study.trials - len(finished(study)))
+
+
+def without_result(study: optuna.Study, space: Space) -> list[str]:
+    """A line for each listed set of values whose trials all failed through no fault of theirs, with the last reason."""
+    if space.study.sampler != LISTED:
+        return []
+    failed = {as_key(t.params): t for t in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))}
+    tried = [(values, failed[as_key(values)]) for values in unfinished(space.first_trials, finished(study)) if as_key(values) in failed]
+    return [f"no result: {dict(values)} ({t.user_attrs.get('failure')}: {t.user_attrs.get('message', '')[:200]})" for values, t in tried]
 
 
 def orphans(study: optuna.Study, space: Space) -> list[FrozenTrial]:
     """Trials that a dead driver left running; of a list only those that are asked for now."""
     running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
     if space.study.sampler == LISTED:
-        listed = {_key(values) for values in space.first_trials}
-        return [t for t in running if _key(t.params) in listed]
+        # One whose driver died while it got its values has some of them, or none.
+        return [t for t in running if any(t.params.items() <= values.items() for values in space.first_trials)]
     return running
 
 
-def mend_journal(journal: Path) -> None:
-    """Cuts off a last line that a crash left unfinished; with the next one glued to it, the whole study could not be read."""
-    if not journal.exists():
-        return
-    with journal.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        tail = b""
-        while size and b"\n" not in tail:
-            start = max(0, size - 65536)
-            file.seek(start)
-            tail, size = file.read(size - start) + tail, start
-        whole = size + tail.rfind(b"\n") + 1
-        if whole < size + len(tail):
-            file.truncate(whole)
+def check_there(folder: StudyFolder) -> None:
+    """Raises where no study is.
+
+    Raises:
+        UserError: Names the studies that there are.
+    """
+    if not folder.definition.exists():
+        known = ", ".join(sorted(p.parent.name for p in folder.path.parent.glob("*/study.yaml")))
+        todo = f"studies: {known}" if known else "run `guidino-tune search` first, or name --home"
+        raise UserError("no such study", where=str(folder.path), todo=todo)
 
 
 def load_study(folder: StudyFolder, storage: str | None = None) -> optuna.Study:
     """Opens an existing study to read it.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or its trials are in another storage.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if not folder.definition.exists():
-        known = sorted(p.parent.name for p in folder.path.parent.glob("*/study.yaml"))
+    check_there(folder)
+    name = read_yaml(folder.definition)["study"]["name"]
+    try:
+        return optuna.load_study(study_name=name, storage=open_storage(folder.journal, storage, name=name))
+    except KeyError:
         raise UserError(
-            "no study here", where=str(folder.path), todo=f"studies: {', '.join(known)}" if known else "run `guidino-tune search` first"
-        )
-    return optuna.load_study(study_name=read_yaml(folder.definition)["study"]["name"], storage=_storage(folder, storage))
-
-
-def _storage(folder: StudyFolder, url: str | None) -> BaseStorage | str:
-    if url is not None:
-        return url
-    folder.path.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(Journal(str(folder.journal)))
+            f"the journal holds no study {name!r}", where=str(folder.journal), todo="restore the file from a copy, or search again"
+        ) from None
 
 
 def check_same_search(space: Space, folder: StudyFolder) -> None:
@@ -313,8 +333,13 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def counts_as_finished(trial: FrozenTrial) -> bool:
-    """True when it is complete, stopped early, or infeasible. One that failed for another reason is made up for by a new one."""
-    return trial.state.is_finished() and (trial.state != TrialState.FAIL or trial.user_attrs.get("failure") in INFEASIBLE)
+    """True when it is complete, stopped early, or infeasible. One that failed for another reason is made up for by a new one.
+
+    So is one that was not run because its values had failed twice before.
+    """
+    if trial.state == TrialState.FAIL:
+        return trial.user_attrs.get("failure") in INFEASIBLE and REPEATED not in trial.user_attrs
+    return trial.state.is_finished()
 
 
 def best_value(trial: FrozenTrial) -> float | None:
@@ -323,10 +348,19 @@ def best_value(trial: FrozenTrial) -> float | None:
 
 
 def ranking(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that ran their whole budget, best first; a trial stopped early is never ranked before one of them."""
-    return sorted(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), key=rank)
+    """Trials that ran their whole budget within the constraints, best Dice first; one stopped early is never ranked before them."""
+    return sorted(filter(feasible, study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))), key=rank)
 
 
-def rank(trial: FrozenTrial) -> tuple[float, int]:
-    """What complete trials are sorted by: the value, best first, then the number."""
-    return -float(trial.value or 0.0), trial.number
+def front(study: optuna.Study) -> list[FrozenTrial]:
+    """The Pareto front of a study with several objectives, best Dice first: no trial is better in one and as good in all others.
+
+    Only trials that ran their whole budget within the constraints count; a study with one objective has no front.
+    """
+    return sorted(study.best_trials, key=rank) if len(study.directions) > 1 else []
+
+
+def rank(trial: FrozenTrial) -> tuple[float, ...]:
+    """What complete trials are sorted by: Dice, best first, then other objectives, which are all minimised, then the number."""
+    several = trial.values if len(trial.values) > 1 else []
+    return -float((best_value(trial) if several else trial.value) or 0.0), *several, trial.number

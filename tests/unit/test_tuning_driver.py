@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from test_tuning_bridge import Driver, result
 from training_helpers import search_space
 
-from guidino_tune.tuning.sampling import BEST, LATEST, RecentTPESampler
+from guidino_tune.tuning.sampling import BEST, LATEST, RecentTPESampler, _seeds
 from guidino_tune.tuning.study import StudyFolder, finished, load_study, open_study, ranking
 from guidino_tune.tuning.tally import Tally
 
@@ -55,8 +55,21 @@ def _quiet() -> Any:
         yield
 
 
+class StockSampler(optuna.samplers.TPESampler):
+    """Optuna's own, whose random numbers start anew for every draw as ours do."""
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        self._rng.rng.seed(_seeds(OPTIONS["seed"], trial, ""))
+        return super().sample_relative(study, trial, search_space)
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        for generator in (self._rng, self._random_sampler._rng):
+            generator.rng.seed(_seeds(OPTIONS["seed"], trial, param_name))
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+
 def test_up_to_its_bound_it_draws_as_tpe_does() -> None:
-    ours, stock = (search(sampler(**OPTIONS), 60) for sampler in (RecentTPESampler, optuna.samplers.TPESampler))
+    ours, stock = (search(sampler(**OPTIONS), 60) for sampler in (RecentTPESampler, StockSampler))
     assert [t.params for t in ours.trials] == [t.params for t in stock.trials]
 
 

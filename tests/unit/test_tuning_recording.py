@@ -54,6 +54,7 @@ class Setup:
         trial = self.study.ask()
         experiment = self.space.experiment(suggest(self.space, trial))
         trial.set_user_attr("name", experiment.name)
+        trial.set_user_attr("hash", experiment.hash)
         self.recorder.changed(trial.number, experiment, None)
         for epoch, dice in enumerate(dices, 1):
             trial.report(dice, epoch)
@@ -155,7 +156,7 @@ def test_export_of_the_best_and_of_any_trial(setup: Setup) -> None:
     assert yaml.safe_load(text)["provenance"]["epochs_trained"] == 1
     with pytest.raises(UserError, match="trials: 0 to 1"):
         export_trial("small", 7)
-    with pytest.raises(UserError, match="no study here"):
+    with pytest.raises(UserError, match="no such study"):
         export_trial("smal", None)
 
 
@@ -199,3 +200,15 @@ def test_progress_prints_one_line_for_each_ended_trial(setup: Setup) -> None:
     assert "1 running" in table
     assert "1 failed" in table
     assert "best Dice 0.6000" in table
+
+
+def test_a_trial_whose_driver_died_before_its_parameters_is_not_handed_over() -> None:
+    """Of a part of its parameters the base experiment would fill up the rest, and MLflow keeps what it is told of parameters."""
+    setup = Setup()
+    setup.trial([0.5], None)
+    setup.study.ask()
+    setup.study.ask().suggest_float("training.lr", 1e-4, 1e-2, log=True)
+    setup.tracker.trials.clear()
+    setup.recorder.hand_over()
+    setup.recorder.interrupted()
+    assert [trial.number for trial in setup.tracker.trials] == [0, 0]

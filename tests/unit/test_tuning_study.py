@@ -1,7 +1,9 @@
 """The study and its folder: opened, resumed and extended by the same call, and by one process at a time."""
 
+import fcntl
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -193,12 +195,58 @@ def test_a_study_that_is_not_there_names_those_that_are(folder: StudyFolder) -> 
         load_study(StudyFolder(folder.path.parent / "smal"))
 
 
+def test_a_journal_without_the_study_is_a_users_mistake(folder: StudyFolder) -> None:
+    open_study(search_space(), folder)
+    folder.journal.write_text("")
+    with pytest.raises(UserError, match="the journal holds no study 'small'"):
+        load_study(folder)
+
+
 def test_a_database_holds_the_study_too(folder: StudyFolder, tmp_path: Path) -> None:
     space, url = search_space(), f"sqlite:///{tmp_path}/optuna.db"
     run_trials(open_study(space, folder, url), space, 1)
     assert len(finished(open_study(space, folder, url))) == 1
     assert len(finished(load_study(folder, url))) == 1
     assert not folder.journal.exists()
+
+
+def test_a_database_does_not_put_a_journal_aside(folder: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when GUIDINO_TUNE_STORAGE is exported later: a new study in the database would write over the folders of the trials."""
+    space, url = search_space(), f"sqlite:///{tmp_path}/optuna.db"
+    run_trials(open_study(space, folder), space, 2)
+    journal = folder.journal.read_bytes()
+    monkeypatch.setenv("GUIDINO_TUNE_STORAGE", url)
+    for read in (lambda: open_study(space, folder), lambda: load_study(folder)):
+        with pytest.raises(UserError, match="does not have the trials of study 'small'") as caught:
+            read()
+        assert str(folder.journal) in caught.value.what
+        assert caught.value.where == url
+    assert folder.journal.read_bytes() == journal
+    monkeypatch.delenv("GUIDINO_TUNE_STORAGE")
+    assert len(finished(open_study(space, folder))) == 2
+
+
+def test_without_its_database_a_study_is_not_begun_again(folder: StudyFolder, tmp_path: Path) -> None:
+    space, url = search_space(), f"sqlite:///{tmp_path}/optuna.db"
+    run_trials(open_study(space, folder, url), space, 1)
+    for read in (lambda: open_study(space, folder), lambda: load_study(folder)):
+        with pytest.raises(UserError, match="kept in a database, or the journal is gone"):
+            read()
+    assert not folder.journal.exists()
+    with pytest.raises(UserError, match="in another one, or were removed"):
+        open_study(space, folder, f"sqlite:///{tmp_path}/other.db")
+    assert len(finished(load_study(folder, url))) == 1
+
+
+def test_who_holds_a_study_is_told_and_the_question_disturbs_nobody(folder: StudyFolder) -> None:
+    assert folder.holder() == ""
+    with folder.lock():
+        assert folder.holder().startswith("process ")
+    assert folder.holder() == ""
+    with (folder.path / "driver.lock").open() as asks:  # somebody asks at the instant in which a search starts
+        fcntl.flock(asks, fcntl.LOCK_SH)
+        threading.Timer(0.1, lambda: fcntl.flock(asks, fcntl.LOCK_UN)).start()
+        folder.lock().close()
 
 
 def test_names_are_those_of_the_configuration() -> None:

@@ -1,0 +1,70 @@
+"""What a trial takes of its machine, measured while it trains: memory of its first epoch, time of a forward pass."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+WARM_UP, PASSES = 3, 9
+"""Forward passes before the measurement, and those of which the median is taken."""
+
+_CLEAR = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begins a measurement that ``peak_gigabytes`` ends; what a process did before it does not count."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        _CLEAR.write_text("5", encoding="ascii")  # Linux: resets VmHWM, see proc(5)
+    except OSError:
+        return
+
+
+def peak_gigabytes(device: torch.device) -> float:
+    """The most memory that was taken since ``forget_peak``, in 10^9 bytes.
+
+    On a GPU what torch's tensors of this process took; else the resident memory of the whole process, libraries included. Where a process
+    cannot forget its peak, that of its whole life.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    for line in _STATUS.read_text(encoding="ascii").splitlines() if _STATUS.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+@torch.no_grad()
+def forward_seconds(model: nn.Module, size: int, device: torch.device, autocast: torch.autocast, *, channels_last: bool) -> float:
+    """Seconds of a forward pass of one image, as a median; with whatever else the machine does meanwhile, and without compilation.
+
+    Args:
+        model: Put into eval mode.
+        size: Side of the image in pixels.
+        device: Of the model.
+        autocast: Its precision.
+        channels_last: Layout of the image.
+    """
+    model.eval()
+    image = torch.zeros(1, 3, size, size, device=device)
+    if channels_last:
+        image = image.contiguous(memory_format=torch.channels_last)
+    seconds = []
+    # One image after a compiled epoch of batches would have the network compiled anew for every size.
+    with autocast, torch.compiler.set_stance("force_eager"):
+        for _ in range(WARM_UP + PASSES):
+            start = time.perf_counter()
+            model(image)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[WARM_UP:])

@@ -1,0 +1,185 @@
+"""A disk that fills up, a search that is stopped in every way, and what a search leaves behind on its machine: nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from conftest import Command, study_folder, trials_of
+from optuna.trial import TrialState
+from test_search import check_history, running, slow_space
+
+from guidino_tune.tuning.study import PRUNERS
+
+Start = Callable[..., Command]
+
+
+def resources_are_back(seconds: float = 30) -> None:
+    """Everything that the cluster has can be booked again, and no trial's process is left."""
+    import ray
+    from ray.util.state import list_actors
+
+    deadline = time.monotonic() + seconds
+    while True:
+        free, there = ray.available_resources(), ray.cluster_resources()
+        left = [a.class_name for a in list_actors(filters=[("state", "=", "ALIVE")]) if "Autoscaling" not in a.class_name]
+        if all(free.get(name) == there[name] for name in ("CPU", "memory")) and not left:
+            return
+        assert time.monotonic() < deadline, (free, there, left)
+        time.sleep(0.2)
+
+
+def processes_of(home: Path) -> list[str]:
+    """Commands of the processes that a search with this home has started, its own Ray with them."""
+    found, marker = [], f"GUIDINO_TUNE_HOME={home}\0".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if marker in (folder / "environ").read_bytes() and int(folder.name) != os.getpid():
+                found.append(f"{folder.name} {(folder / 'cmdline').read_bytes().decode()[:80]}")
+        except OSError:
+            continue
+    return found
+
+
+def whole_journal(home: Path) -> None:
+    text = study_folder(home, "small").journal.read_bytes()
+    assert text.endswith(b"\n")
+    for line in text.splitlines():
+        assert "op_code" in json.loads(line)
+
+
+@pytest.mark.parametrize(("executor", "trials"), [("actor", 20), ("train", 2)])
+def test_after_early_stops_everything_can_be_booked_again(
+    executor: str, trials: int, home: Path, tmp_path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from guidino_tune.search import main
+
+    # No Dice reaches it, so every trial is stopped at its first comparison.
+    monkeypatch.setitem(PRUNERS, "asha", lambda study: optuna.pruners.ThresholdPruner(lower=2.0))
+    command = [str(slow_space(tmp_path, demo, epochs=4, trials=trials, min_epochs=1)), "--executor", executor]
+    assert main([*command, "--set", f"resources.concurrent={2 if executor == 'actor' else 1}"]) == 1  # no trial was complete
+    ended = trials_of(home, "small")
+    assert [t.state for t in ended] == [TrialState.PRUNED] * trials, [t.user_attrs for t in ended if t.state == TrialState.FAIL]
+    resources_are_back()
+
+
+def test_a_disk_that_fills_up_ends_the_search_and_it_goes_on(
+    tmp_path: Path, demo: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("this user may not mount anything")
+    try:
+        home = disk / "home"
+        monkeypatch.setenv("GUIDINO_TUNE_HOME", str(home))
+        command = ("guidino_tune.search", str(slow_space(tmp_path, demo, epochs=30, trials=2, pruner="none")))
+        first = start(*command)
+        first.until(lambda: len(running(home, "small")) == 2)
+        with (disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):  # noqa: PT012
+            while True:
+                file.write(bytes(4096))
+        code = first.wait(90)
+        output = first.log.read_text()
+        assert code == 2, output
+        assert "disk is full" in output or "No space left on device" in output
+        assert "Traceback" not in output
+        whole_journal(home)
+        failed = [t for t in trials_of(home, "small") if t.state == TrialState.FAIL]
+        assert {t.user_attrs["failure"] for t in failed} <= {"environment"}
+
+        refused = start(*command)
+        assert refused.wait(60) == 2  # at once: nothing is started on a full disk
+        (disk / "filler").unlink()
+        assert start(*command).wait() == 0
+        ended = [t for t in trials_of(home, "small") if t.state != TrialState.FAIL]
+        assert [t.state for t in ended] == [TrialState.COMPLETE] * 2
+        for trial in ended:
+            assert [r.epoch for r in study_folder(home, "small").trial(trial.number).history()] == list(range(1, 31))
+        whole_journal(home)
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.fixture
+def silent_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A tracking server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        yield
+
+
+def test_sighup_stops_within_seconds_although_mlflow_does_not_answer(
+    home: Path, tmp_path: Path, demo: Path, start: Start, silent_server: None
+) -> None:
+    first = start("guidino_tune.search", str(slow_space(tmp_path, demo, epochs=90, trials=3, pruner="none")))
+    first.until(lambda: len(running(home, "small")) == 2)
+    clock = time.monotonic()
+    first.process.send_signal(signal.SIGHUP)
+    code, seconds = first.wait(60), time.monotonic() - clock
+    assert code == 130
+    assert seconds < 20, f"stopping took {seconds:.1f} s"
+    assert {t.state for t in trials_of(home, "small") if t.number < 2} == {TrialState.RUNNING}
+    output = first.log.read_text()
+    assert "the same command goes on" in output
+    assert "not yet in MLflow" in output
+    assert "Traceback" not in output
+    whole_journal(home)
+    resources_are_back()
+
+
+@pytest.mark.parametrize("way", ["Ctrl-C twice", "killed"])
+def test_a_search_with_a_ray_of_its_own_leaves_no_process(
+    way: str, home: Path, tmp_path: Path, demo: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("guidino_tune.search", str(slow_space(tmp_path, demo, epochs=20, trials=2, pruner="none")))
+    log = tmp_path / "own.txt"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, "RAY_ADDRESS": "local"},
+        )  # fmt: skip
+    own: Any = Command.__new__(Command)
+    own.process, own.log = process, log
+    try:
+        own.until(lambda: len(running(home, "small")) == 2)
+        assert len(processes_of(home)) > 5
+        clock = time.monotonic()
+        if way == "killed":
+            process.kill()
+            process.wait()
+        else:
+            os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes in front
+            time.sleep(0.4)
+            os.killpg(process.pid, signal.SIGINT)
+            assert own.wait(30) == 130
+            assert time.monotonic() - clock < 20
+            assert "Nothing is lost" in log.read_text()
+        assert "Traceback" not in log.read_text()
+        deadline = time.monotonic() + 20
+        # Where nobody is left to end them, Ray's two agents look for their cluster for another minute and then end by themselves.
+        agents = ("ray::DashboardAgent", "ray::RuntimeEnvAgent") if way == "killed" else ()
+        while (left := [p for p in processes_of(home) if p.split()[1].rstrip("\0") not in agents]) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert left == []
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    whole_journal(home)
+    assert not [t for t in trials_of(home, "small") if t.state == TrialState.FAIL]
+    if way == "killed":
+        return  # how the next search goes on is tested with every other death
+    assert start(*command).wait() == 0
+    assert [t.state for t in trials_of(home, "small")] == [TrialState.COMPLETE] * 2
+    check_history(home, "small", 20)
