@@ -10,7 +10,7 @@ PYTEST_ARGS =
 BENCHMARKS = search_throughput against_plain_way epoch_overhead turnaround validation inference precision driver memory
 
 .DEFAULT_GOAL := help
-.PHONY: help search test lint bench overfit clean
+.PHONY: help search test lint bench overfit chaos clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,9 +19,11 @@ help:
 	@echo "make test     all tests; those on real data only where GUIDINO_TUNE_DATA names the folder that holds them"
 	@echo "              (make test PYTEST_ARGS='tests/unit -k loss' runs some of them)"
 	@echo "make lint     formatting, mistakes and types: ruff and mypy"
-	@echo "make bench    the benchmarks in tests/benchmarks, about half an hour on two cores; needs GUIDINO_TUNE_DATA"
+	@echo "make bench    the benchmarks in tests/benchmarks, about a quarter of an hour on two cores; needs GUIDINO_TUNE_DATA"
 	@echo "              (make bench BENCHMARKS='driver inference' runs some of them)"
 	@echo "make overfit  trains every segmenter on eight real images until it knows them by heart"
+	@echo "make chaos    kills drivers, trials, nodes and servers of small searches for half an hour; the table is in build/chaos"
+	@echo "              (make chaos ARGS='--kills 10 --minutes 5' is a shorter run)"
 	@echo "make clean    removes .venv and everything that was built here; studies and data sets in ~/guidino_tune stay"
 
 search: .venv/.run
@@ -42,6 +44,9 @@ bench: .venv/.dev
 
 overfit: .venv/.dev
 	$(BIN)/python tests/benchmarks/overfit.py
+
+chaos: .venv/.dev
+	$(BIN)/python tests/ray/chaos.py $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,77 @@
+"""The small studies that the chaos harness disturbs, each as the command that a user would start, and start again."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import chaos_truth as truth
+import yaml
+from conftest import SPACE
+
+EPOCHS = {"actor": 9, "train": 12}
+TRIALS = {"actor": 6, "train": 2}
+SAMPLERS = {"actor": ("tpe", "listed"), "train": ("tpe",)}
+"""Of one study after the other."""
+
+
+class Life:
+    """A study from its first command to its end, over all restarts."""
+
+    def __init__(self, folder: Path, demo: Path, name: str, executor: str, sampler: str) -> None:
+        self.folder, self.name, self.executor = folder / name, name, executor
+        self.sampler, self.home = sampler, self.folder / "home"
+        self.home.mkdir(parents=True)
+        self.file, self.log = self.folder / "space.yaml", self.folder / "driver.txt"
+        self.file.write_text(yaml.safe_dump(space(demo, name, executor, sampler)))
+        self.process: subprocess.Popen[bytes] | None = None
+        self.started = 0.0
+
+    def start(self) -> None:
+        """The command of a user."""
+        command = [sys.executable, "-m", "guidino_tune.search", str(self.file), "--home", str(self.home)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        self.started = time.time()
+
+    @property
+    def ended(self) -> bool:
+        """True when the command has come to its end."""
+        return self.process is not None and self.process.poll() is not None
+
+    def saved(self) -> truth.Saved:
+        """See ``chaos_truth.saved``."""
+        return truth.saved(self.home, self.name)
+
+    def epoch_since(self, moment: float) -> float:
+        """Time of the first epoch after a moment, or of the end of the command; 0 before."""
+        times = [record["time"] for record in self.saved().values() if record["time"] > moment]
+        return min(times, default=time.time() if self.ended else 0.0)
+
+
+def space(demo: Path, name: str, executor: str, sampler: str) -> dict[str, Any]:
+    """A space whose trials run one after the other, so that each follows from those before it: listed, or drawn by TPE."""
+    rng = random.Random(0)
+    first = [
+        {"training.lr": 10 ** rng.uniform(-3, -1.5), "guide.lora.rank": number % 2 * 2, "loss.lambda_guide": rng.uniform(0.05, 1.0)}
+        for number in range(TRIALS[executor])
+    ]
+    experiment = {
+        **SPACE["experiment"],
+        "data": {**SPACE["experiment"]["data"], "root": str(demo), "max_train_cases": 32, "max_validation_cases": 8},
+        "loss": {"bce_weight": 0.0},  # Dice alone leaves the empty mask within two epochs
+        "training": {**SPACE["experiment"]["training"], "epochs": EPOCHS[executor]},
+    }
+    study = {"name": name, "trials": len(first), "sampler": sampler, "startup_trials": 2, "min_epochs": 3, "validate_every": 1}
+    return {
+        "experiment": experiment,
+        "space": {**SPACE["space"], "training.lr": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True}},
+        "first_trials": first if sampler == "listed" else first[:1],
+        # The workers of a Ray Train trial are ahead of the decision to stop it, so how far they come then is a matter of chance.
+        "study": {**study, "pruner": "asha" if executor == "actor" else "none"},
+        "resources": {"concurrent": 1, "executor": executor, "max_failures": 100},
+    }
