@@ -12,12 +12,20 @@ COMMANDS = {
     "search": "search hyper-parameters on Ray; start, continue or extend a study",
     "export": "write the best (or any) trial of a study as a YAML file",
     "reproduce": "train and test the rows of the papers' tables, or a scaling study",
+    "reproduce-trial": "train one trial of a study once more, and print the difference per epoch",
+    "compare": "retrain a study's best configurations, tell them apart, test the winner",
     "retrain": "train an exported configuration with several seeds and test it once",
     "evaluate": "score a model on the validation or the sealed test split",
     "predict": "masks and overlays for a folder of images",
+    "track": "show what MLflow lacks of a study, and send it",
     "prepare": "download, check and unpack a data set",
     "doctor": "what is here, and what to do about what is not",
 }
+
+
+def module_of(command: str) -> str:
+    """The command's module in the package: Python's names have no dashes."""
+    return command.replace("-", "_")
 
 
 def main() -> int:
@@ -29,12 +37,12 @@ def main() -> int:
     if name in ("-h", "--help"):
         print("usage: guidino-tune COMMAND [options]   (guidino-tune COMMAND --help tells more)\n\ncommands:")
         for command, about in COMMANDS.items():
-            print(f"  {command:<9} {about}")
+            print(f"  {command:<15} {about}")
         return 0
     if name not in COMMANDS:
         print(f"error: no command {name!r}; {nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
-    code: int = importlib.import_module(f"guidino_tune.{name}").main(sys.argv[2:])
+    code: int = importlib.import_module(f"guidino_tune.{module_of(name)}").main(sys.argv[2:])
     return code
 
 

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from guidino_tune.cli import parser, run
+from guidino_tune.cli import add_storage_option, parser, run
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -26,6 +26,10 @@ EXAMPLES = """\
                                                             is this data set whole?
   guidino-tune doctor --backbone vits16                     load these weights, after a download if need be
   guidino-tune doctor --backbone /models/dinov3-vits16      is this a usable model folder?
+  guidino-tune doctor --kind folder --data-root /data/mine --images
+                                                            read all images and masks: damage, copies, inverted masks
+  guidino-tune doctor --space my_space.yaml                 every problem that a search of this space would meet
+  guidino-tune doctor --study kvasir                        is this study whole, and what is left to do?
 
 Nothing is changed, started or downloaded (but for the --backbone that you name). `ok` is fine, a `note` limits what you can do, and what
 is `missing` stops even a demo search, or is what you asked for. Exit code 0 when nothing is missing, else 1."""
@@ -62,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--kind", choices=KINDS, help="a data set that must be whole, as in data.kind")
     made.add_argument("--data-root", metavar="DIR", help="its folder (default: where `prepare` puts it)")
     made.add_argument("--backbone", metavar="NAME_OR_PATH", help="a guide backbone that must load, as in guide.backbone")
+    made.add_argument("--space", metavar="NAME_OR_FILE", help="a search space that must be ready to be searched")
+    made.add_argument("--study", metavar="NAME", help="a study that must be ready to go on")
+    made.add_argument("--images", action="store_true", help="read the training and validation images and masks too (test stays sealed)")
+    add_storage_option(made)
     return run(_doctor, made, argv)
 
 
@@ -89,8 +97,10 @@ def _check_options(options: argparse.Namespace) -> None:
     from guidino_tune.config import BACKBONES, is_local_backbone
     from guidino_tune.errors import UserError, nearest
 
-    if options.data_root and not options.kind:
-        raise UserError("says where, but not what", where="--data-root", todo=f"add --kind: {', '.join(KINDS)}")
+    if options.data_root and not options.kind and not options.space:
+        raise UserError("says where, but not what", where="--data-root", todo=f"add --space, or --kind: {', '.join(KINDS)}")
+    if options.images and not options.kind and not options.space:
+        raise UserError("of which data set?", where="--images", todo=f"add --space, or --kind: {', '.join(KINDS)}")
     if options.kind == "folder" and not options.data_root:
         raise UserError("has no default place", where="--kind folder", todo="add --data-root DIR")
     if options.backbone and options.backbone not in BACKBONES and not is_local_backbone(options.backbone):
@@ -99,7 +109,7 @@ def _check_options(options: argparse.Namespace) -> None:
 
 def survey(checks: Mapping[str, Check], options: argparse.Namespace) -> Iterator[Row]:
     """Runs the checks one by one; one that fails is a row as well, ``missing`` when a demo search needs what it looks at."""
-    from guidino_tune.errors import UserError
+    from guidino_tune.errors import UserError, redacted
 
     for name, check in checks.items():
         mark: Literal["note", "missing"] = "missing" if name in NEEDED else "note"
@@ -108,7 +118,7 @@ def survey(checks: Mapping[str, Check], options: argparse.Namespace) -> Iterator
         except UserError as error:
             yield _refused(mark, name, error)
         except Exception as error:  # a doctor that falls ill itself helps nobody
-            yield Row(mark, name, f"could not be checked ({type(error).__name__}: {error})")
+            yield Row(mark, name, redacted(f"could not be checked ({type(error).__name__}: {error})"))
 
 
 def _refused(mark: Literal["note", "missing"], name: str, error: UserError) -> Row:
@@ -159,10 +169,17 @@ def _requirements() -> Iterator[Requirement]:
 
 
 def _spaces(options: argparse.Namespace) -> Iterator[Row]:
+    from guidino_tune.errors import UserError
     from guidino_tune.space.space import load_space, names
 
-    load_space("demo")
-    yield Row("ok", "search spaces", ", ".join(names()))
+    whole = []
+    for name in names():
+        try:
+            load_space(name)
+            whole.append(name)
+        except UserError as error:
+            yield _refused("missing" if name == "demo" else "note", "search spaces", error)
+    yield Row("ok", "search spaces", ", ".join(whole))
 
 
 def _processor(options: argparse.Namespace) -> Iterator[Row]:
@@ -252,9 +269,12 @@ def _ray(options: argparse.Namespace) -> Iterator[Row]:
 def _mlflow(options: argparse.Namespace) -> Iterator[Row]:
     from guidino_tune import paths
     from guidino_tune.tracking import tracking_uri
-    from guidino_tune.tracking.inspection import reach
+    from guidino_tune.tracking.inspection import deleted, reach
 
-    yield Row("ok", "MLflow", reach(tracking_uri(paths.home() / "mlflow.db")))
+    uri = tracking_uri(paths.home() / "mlflow.db")
+    yield Row("ok", "MLflow", reach(uri))
+    if restore := deleted(uri):
+        yield Row("note", "MLflow", "the experiment of the studies was deleted there: records wait, and are not sent", restore)
 
 
 def _weights(options: argparse.Namespace) -> Iterator[Row]:
@@ -341,6 +361,14 @@ def _studies(options: argparse.Namespace) -> Iterator[Row]:
     yield Row("ok", "studies", f"{', '.join(names[:8])}{more}" if names else "none yet")
 
 
+def _asked_for(options: argparse.Namespace) -> Iterator[Row]:
+    if options.space or options.study or options.images:
+        from guidino_tune.tuning.checkups import look_at
+
+        found = look_at(options.space, options.study, options.storage, options.images, kind=options.kind, data_root=options.data_root)
+        yield from (Row(f.mark, f.name, f.found, f.todo) for f in found)
+
+
 CHECKS: dict[str, Check] = {
     "Python": _python,
     "packages": _packages,
@@ -353,11 +381,12 @@ CHECKS: dict[str, Check] = {
     "weights": _weights,
     "data": _data,
     "studies": _studies,
+    "asked for": _asked_for,
 }
 """Checks by the name that a failure of the check itself gets, in the order in which they are printed."""
 
-NEEDED = frozenset({"Python", "packages", "search spaces", "processor", "home folder", "Ray", "data"})
-"""Checks of what a demo search cannot do without."""
+NEEDED = frozenset({"Python", "packages", "search spaces", "processor", "home folder", "Ray", "data", "asked for"})
+"""Checks of what a demo search cannot do without, or of what was asked for by name."""
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -39,9 +39,17 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     from guidino_tune.config import Protocol
     from guidino_tune.config.parsing import parse
+    from guidino_tune.data.openings import openings, told
     from guidino_tune.errors import UserError
     from guidino_tune.metrics import summarise
-    from guidino_tune.training.evaluation import choose_cases, choose_largest_component, evaluate_cases, validation_cases, write_scores
+    from guidino_tune.training.evaluation import (
+        choose_cases,
+        choose_largest_component,
+        evaluate_cases,
+        find_split,
+        validation_cases,
+        write_scores,
+    )  # fmt: skip
     from guidino_tune.training.model_folder import best_device, load_model
 
     if options.split == "test" and not options.reason:
@@ -55,10 +63,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     # With --split all the folder is that of another data set, and post-processing is chosen on the model's own.
     own_root = None if options.split == "all" else options.data_root
     chosen_on = validation_cases(folder, data, root=own_root, split_file=options.split_file) if choosing else []
+    split = find_split(folder, options.split_file)
+    before = told(openings(split)) if split and options.split == "test" else ""
     cases = choose_cases(
         folder, data, options.split,
         kind=options.kind, root=options.data_root, split_file=options.split_file, reason=options.reason,
     )  # fmt: skip
+    if before:
+        console.print(f"note: {before}", style="yellow", highlight=False, soft_wrap=True)
     with console.status("evaluating") as status:
         if choosing:
             protocol, dice = choose_largest_component(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from guidino_tune import paths
-from guidino_tune.cli import parser, run
+from guidino_tune.cli import add_storage_option, parser, run
 
 EXAMPLES = """\
   guidino-tune export kvasir                       the best trial, as best.yaml
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--trial", type=int, metavar="NUMBER", help="default: the best that ran its whole budget")
     made.add_argument("--output", default="best.yaml", metavar="FILE", help="default: best.yaml; - prints it")
     made.add_argument("--force", action="store_true", help="replace the file if it is there")
-    made.add_argument("--storage", metavar="URL", help="database of the Optuna study, as given to search")
+    add_storage_option(made)
     return run(_export, made, argv)
 
 

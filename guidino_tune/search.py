@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from guidino_tune.cli import parser, positive, run, seconds
+from guidino_tune.cli import add_storage_option, parser, positive, run, seconds
 
 EXAMPLES = """\
   guidino-tune search demo                                  a small search on generated images, minutes on two cores
@@ -16,6 +16,8 @@ EXAMPLES = """\
                                                             another study: the plain networks, without guide
   guidino-tune search kvasir --set guide.backbone=/models/dinov3-vits16 --dry-run
                                                             check everything and show the plan, spend nothing
+  guidino-tune search kvasir --name sizes --pruner none --set 'study.objectives=[val_dice,parameters]'
+                                                            a Pareto front of Dice against size, not one best trial
   guidino-tune search my_space.yaml --set data.kind=folder --data-root /data/mine
   ray job submit --working-dir . -- python -m guidino_tune.search kvasir
                                                             the same on a cluster
@@ -32,6 +34,7 @@ OPTIONS = {
     "concurrent": "resources.concurrent",
     "executor": "resources.executor",
     "data_root": "data.root",
+    "group_duplicates": "data.group_duplicates",
 }
 
 
@@ -40,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = parser("search", "Search hyper-parameters with Optuna on Ray, logged to MLflow.", EXAMPLES)
     made.add_argument("space", help="demo, kvasir, isic2017, tn3k, or a YAML file of your own")
     made.add_argument("--data-root", metavar="DIR", help="folder of the data set, in its published layout")
+    made.add_argument(
+        "--group-duplicates", action="store_const", const="true",
+        help="keep copies and near-copies of an image in one part of the split (compares all images once)",
+    )  # fmt: skip
     made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="another value in experiment, study or resources")
     made.add_argument("--name", help="name of the study (default: that of the space)")
     made.add_argument("--trials", type=positive, help="trials in all; more than before extends the study")
@@ -50,7 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--sampler", choices=["tpe", "random"], help="how configurations are chosen; random is the control")
     made.add_argument("--pruner", choices=["asha", "none"], help="how trials are stopped early")
     made.add_argument("--executor", choices=["auto", "actor", "train"], help="reused actor, or a Ray Train worker group per trial")
-    made.add_argument("--storage", metavar="URL", help="database of the Optuna study, for teams (default: a file in the study's folder)")
+    add_storage_option(made)
+    made.add_argument(
+        "--tracking", choices=["spool", "wait", "stop"], default="spool",
+        help="when MLflow is away at the start: keep everything and send it later (default), wait for it, or do not start",
+    )  # fmt: skip
     made.add_argument("--dry-run", action="store_true", help="check everything, print experiment, space and plan, and spend nothing")
     return run(_search, made, argv)
 
@@ -76,7 +87,7 @@ def _search(options: argparse.Namespace) -> int:
         return show_plan(space, console, options.storage)
     from guidino_tune.tuning.search import run_search
 
-    return run_search(space, console, storage=options.storage)
+    return run_search(space, console, storage=options.storage, tracking=options.tracking)
 
 
 if __name__ == "__main__":

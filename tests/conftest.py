@@ -1,4 +1,4 @@
-"""What all tests share: a home folder of their own, so that no test reads or writes the user's."""
+"""What all tests share: a home folder of their own, so that no test reads or writes the user's, and test cases that nothing has sealed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty ``$GUIDINO_TUNE_HOME``, and no tracking server from the environment."""
+    """An empty ``$GUIDINO_TUNE_HOME``, no tracking server from the environment, and no seal left by a trial that ran in this process."""
     folder = tmp_path / "guidino_home"
     monkeypatch.setenv("GUIDINO_TUNE_HOME", str(folder))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("GUIDINO_TUNE_SEALED", "0")  # a trial sets it for its process, here that of the tests after it
     return folder

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from guidino_tune.__main__ import COMMANDS
+from guidino_tune.__main__ import COMMANDS, module_of
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "guidino_tune"
@@ -25,7 +25,7 @@ HEAVY = {"torch", "monai", "transformers", "peft", "optuna", "mlflow", "ray", "p
 """Third-party packages that only some layers may import; the others are light."""
 
 IMPORTERS = ("importlib.import_module", "import_module", "__import__")
-FOUNDATION = ("errors", "paths")
+FOUNDATION = ("errors", "paths", "stopping")
 BELOW_TRAINING = ("config", "space", "normalisation", "data", "models", "losses", "metrics", "inference")
 ALL = (*BELOW_TRAINING, "training", "tracking", "tuning", "analysis", "prediction")
 
@@ -45,6 +45,7 @@ def layer(*package: str, heavy: str = "") -> Layer:
 LAYERS = {
     "errors": layer(),
     "paths": layer(),
+    "stopping": layer(),
     "cli": layer(),
     "config": layer(),
     "space": layer("config", heavy="optuna"),
@@ -56,13 +57,13 @@ LAYERS = {
     "inference": layer("config", "normalisation", heavy="torch monai"),
     "training": layer(*BELOW_TRAINING, heavy="torch monai"),
     "tracking": layer("config", "training.reporter", heavy="mlflow"),
-    "analysis": layer("config", heavy="matplotlib"),
+    "analysis": layer("config", heavy="matplotlib pandas"),
     "tuning": layer(*BELOW_TRAINING, "training", "tracking", "analysis", heavy="torch optuna ray"),
     "prediction": layer("config", "data", "models", "inference", "training", "tracking.pictures", heavy="torch"),
 }
 """By folder or top-level module. Only ``tracking`` has mlflow and only ``tuning`` has ray."""
 
-COMMAND_FILES = {*COMMANDS, "report"}
+COMMAND_FILES = {*map(module_of, COMMANDS), "report"}
 """Top-level modules with a command each: they import their library inside functions, so that ``--help`` is quick."""
 
 SEALED = "data.sealed"
@@ -312,7 +313,7 @@ def test_the_package_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_imports_nothing_heavy(command: str) -> None:
-    code, printed, heavy = loaded(f"importlib.import_module('{NAME}.{command}').main(['--help'])")
+    code, printed, heavy = loaded(f"importlib.import_module('{NAME}.{module_of(command)}').main(['--help'])")
     assert (code, heavy) == (0, set())
     assert printed > 200
 
@@ -329,7 +330,7 @@ def test_the_list_of_commands_is_light() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_thin(command: str) -> None:
-    text = (PACKAGE / f"{command}.py").read_text(encoding="utf-8")
+    text = (PACKAGE / f"{module_of(command)}.py").read_text(encoding="utf-8")
     tree = ast.parse(text)
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert "main" in functions

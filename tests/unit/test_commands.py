@@ -17,7 +17,7 @@ from guidino_tune.errors import UserError
 def fails(command: str, argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Runs a command in this process, checks that it fails as it should, and returns its message."""
     try:
-        code = importlib.import_module(f"guidino_tune.{command}").main(argv)
+        code = importlib.import_module(f"guidino_tune.{__main__.module_of(command)}").main(argv)
     except SystemExit as stop:  # argparse
         code = stop.code
     shown = capsys.readouterr()

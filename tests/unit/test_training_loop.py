@@ -120,6 +120,23 @@ def test_another_experiment_is_not_continued(data: SearchData, tmp_path: Path) -
         TrainingRun(make_experiment(lr=1e-4), data, Listener(tmp_path))
 
 
+def test_a_checkpoint_with_the_hash_of_an_earlier_version_is_continued(
+    data: SearchData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has no effect was left out of the hash by and by; the stored experiment tells that it is the same one."""
+    experiment = make_experiment()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(type(experiment), "hash", "0123456789ab")
+        train(experiment, data, tmp_path, stop_after=2)
+    with pytest.raises(ValueError, match="belongs to experiment 0123456789ab"):
+        TrainingRun(experiment, data, Listener(tmp_path))
+    (tmp_path / "experiment.yaml").write_text(make_experiment(lr=1e-4).to_yaml())
+    with pytest.raises(ValueError, match="belongs to experiment 0123456789ab"):
+        TrainingRun(experiment, data, Listener(tmp_path))
+    (tmp_path / "experiment.yaml").write_text(experiment.to_yaml())
+    assert TrainingRun(experiment, data, Listener(tmp_path)).epoch == 2
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_huge_rate_diverges_and_nothing_of_that_epoch_is_saved(optimizer: str, data: SearchData, tmp_path: Path) -> None:
     experiment = make_experiment(optimizer=optimizer, lr=1e38, grad_clip=None, schedule="constant")
