@@ -11,6 +11,8 @@ import threading
 import time
 from typing import Any
 
+from guidino_tune.tuning.executors import CONTROLLER_CPU
+
 log = logging.getLogger(__name__)
 
 EVERY = 15.0
@@ -26,7 +28,7 @@ IDLE = 120.0
 class Leftovers:
     """A thread that looks for such bookings while trials run, with a cluster connected.
 
-    Only those of this driver's job are touched, and of drivers of this package that have ended.
+    Only those of drivers of this package that have ended are touched, and with Ray Train trials those of this driver.
 
     Args:
         executor: Of the trials; without ``train`` it looks only once, for what a killed driver left.
@@ -72,7 +74,7 @@ class Leftovers:
         from ray.util.state import list_actors, list_jobs, list_placement_groups
 
         ended = {j.job_id for j in list_jobs(limit=10_000) if j.status not in ("RUNNING", "PENDING") and "guidino" in (j.entrypoint or "")}
-        ours = {ray.get_runtime_context().get_job_id(), *ended}
+        ours = ended | ({ray.get_runtime_context().get_job_id()} if self._wanted else set())
         # Bookings first: the controller of one that is seen here is either alive in the second list, or gone.
         booked = [g for g in list_placement_groups(detail=True, limit=10_000) if _is_worker_group(g) and g.creator_job_id in ours]
         actors: list[Any] = list_actors(filters=[("state", "!=", "DEAD")], detail=True, limit=10_000)
@@ -90,5 +92,6 @@ class Leftovers:
 
 
 def _is_worker_group(group: Any) -> bool:
-    """Tune names its bookings, and Ray Train does not."""
-    return not group.name and group.state != "REMOVED"
+    """Told from Tune's own bookings, for a trial's controller, by their size."""
+    sizes = [bundle["unit_resources"].get("CPU", 0.0) for bundle in group.bundles or ()]
+    return group.state != "REMOVED" and sizes != [CONTROLLER_CPU]

