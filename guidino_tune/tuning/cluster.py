@@ -13,6 +13,7 @@ from guidino_tune.config import Resources
 from guidino_tune.errors import UserError
 from guidino_tune.stopping import stop_signals
 from guidino_tune.tuning.environment import protect_token
+from guidino_tune.tuning.inspection import remembers_dead_cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ def connected() -> Iterator[str]:
         try:
             with stop_signals():  # Ray puts a handler of its own in the place of ours, which is back afterwards
                 # The dashboard's state service is what frees the CPUs of Ray Train trials that are stopped early.
-                context = ray.init(include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
+                address = "local" if remembers_dead_cluster(os.environ) else None
+                context = ray.init(address, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
             dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
         except (KeyboardInterrupt, SystemExit):
             ray.shutdown()

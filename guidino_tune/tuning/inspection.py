@@ -104,6 +104,16 @@ def find_cluster(environ: Mapping[str, str], timeout: float = 20.0) -> Cluster:
     return _ask(address, origin, timeout)
 
 
+def remembers_dead_cluster(environ: Mapping[str, str]) -> bool:
+    """True when Ray would join a cluster that it remembers on this machine and that is gone, as after its driver was killed.
+
+    Ray itself would try for minutes, and then give up.
+    """
+    file = _address_file(environ)
+    known = "" if environ.get("RAY_ADDRESS") or not file.is_file() else file.read_text(encoding="utf-8").strip()
+    return bool(known and _unreachable(known))
+
+
 def _address_file(environ: Mapping[str, str]) -> Path:
     folder = environ.get("RAY_TMPDIR") or environ.get("TMPDIR") or ("/tmp" if os.name == "posix" else tempfile.gettempdir())
     return Path(folder) / "ray" / "ray_current_cluster"

@@ -45,7 +45,7 @@ def cluster() -> Iterator[str]:
     import ray
 
     os.environ.pop("RAY_ADDRESS", None)
-    ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=True, log_to_driver=False)  # whatever a killed cluster left behind
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     # With a named address Ray uses the machine's token only when told to; the first ``init`` may have made it.
     prepare_environment()

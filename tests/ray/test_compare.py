@@ -50,7 +50,8 @@ def test_finalists_are_compared_once_and_the_test_is_opened_once(
     assert len(runs) == 4
     assert {Experiment.from_yaml(folder / "experiment.yaml").training.seed for folder in runs} == {0, 1}
     assert all([r.epoch for r in run.history()] == [1, 2, 3, 4] for run in runs.values())
-    assert all(runs[folder].history_file.read_text().splitlines()[: len(lines) - 1] == lines[:-1] for folder, lines in done.items())
+    for folder, lines in done.items():  # what was saved is not trained again
+        assert runs[folder].history_file.read_text().splitlines()[: len(lines) - 1] == lines[:-1]
 
     # The page: the winner is the best mean of the scores in the file, and it and the default are tested, once.
     page, table = (

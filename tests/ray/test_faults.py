@@ -44,8 +44,9 @@ def processes_of(home: Path) -> list[str]:
     found, marker = [], f"GUIDINO_TUNE_HOME={home}\0".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if marker in (folder / "environ").read_bytes() and int(folder.name) != os.getpid():
-                found.append(f"{folder.name} {(folder / 'cmdline').read_bytes().decode()[:80]}")
+            words = (folder / "cmdline").read_bytes().decode()  # empty when it has ended and nobody waited for it yet
+            if words and marker in (folder / "environ").read_bytes() and int(folder.name) != os.getpid():
+                found.append(f"{folder.name} {words[:80]}")
         except OSError:
             continue
     return found
@@ -91,7 +92,7 @@ def test_a_disk_that_fills_up_ends_the_search_and_it_goes_on(
                 file.write(bytes(4096))
         code = first.wait(90)
         output = first.log.read_text()
-        assert code == 2, output
+        assert code in (1, 2), output  # trials met it first, and all failed so; or the driver did
         assert "disk is full" in output or "No space left on device" in output
         assert "Traceback" not in output
         whole_journal(home)
@@ -177,5 +178,8 @@ def test_a_search_with_a_ray_of_its_own_leaves_no_process(
             process.kill()
             process.wait()
     whole_journal(home)
-    # How the next search goes on is tested with every other death.
     assert {t.state for t in trials_of(home, "small")} == {TrialState.RUNNING}
+    if way == "killed":
+        monkeypatch.delenv("RAY_ADDRESS")  # Ray still remembers the cluster that died with its driver
+        assert start(*command).wait() == 0
+        assert [t.state for t in trials_of(home, "small")] == [TrialState.COMPLETE] * 2

@@ -170,3 +170,24 @@ def test_no_other_name_opens_the_sealed_test(tmp_path: Path, monkeypatch: pytest
     for root in (images, link):
         with pytest.raises(UserError, match="sealed test"):
             choose_cases(tmp_path, data, "all", kind="folder", root=str(root), split_file=None, reason=None)
+
+
+@pytest.mark.parametrize(("address", "named", "dead"), [("127.0.0.1:1", "", True), ("127.0.0.1:1", "auto", False), ("", "", False)])
+def test_a_cluster_that_died_with_its_driver_is_not_joined(address: str, named: str, dead: bool, tmp_path: Path) -> None:
+    from guidino_tune.tuning.inspection import remembers_dead_cluster
+
+    (tmp_path / "ray").mkdir()
+    if address:
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+    assert remembers_dead_cluster({"RAY_TMPDIR": str(tmp_path), "RAY_ADDRESS": named}) == dead
+
+
+def test_a_cluster_that_answers_is_joined(tmp_path: Path) -> None:
+    import socket
+
+    from guidino_tune.tuning.inspection import remembers_dead_cluster
+
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{server.getsockname()[1]}")
+        assert not remembers_dead_cluster({"RAY_TMPDIR": str(tmp_path)})
