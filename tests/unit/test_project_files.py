@@ -29,3 +29,9 @@ def test_cluster_scripts_tell_their_usage_and_start_nothing(script):
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.startswith(f"usage: {script}")
     assert "127.0.0.1" in shown.stdout or "token" in shown.stdout
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """Tests of all folders are collected by one process, which knows a module by its name alone."""
+    names = [file.name for file in ROOT.glob("tests/*/*.py") if file.name != "conftest.py"]
+    assert sorted(set(names)) == sorted(names)
