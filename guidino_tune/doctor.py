@@ -8,12 +8,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from guidino_tune.cli import add_storage_option, parser, run
+from guidino_tune.findings import Finding
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -40,24 +40,7 @@ GIB = 2**30
 COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table.
-
-    Attributes:
-        mark: ``ok``; ``note`` for what limits some uses; ``missing`` for what a demo search, or the user's question, needs.
-        name: What was looked at.
-        found: What is there.
-        todo: What to do about it, if anything.
-    """
-
-    mark: Literal["ok", "note", "missing"]
-    name: str
-    found: str
-    todo: str = ""
-
-
-Check = Callable[[argparse.Namespace], Iterable[Row]]
+Check = Callable[[argparse.Namespace], Iterable[Finding]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,7 +90,7 @@ def _check_options(options: argparse.Namespace) -> None:
         raise UserError(f"unknown backbone; {nearest(options.backbone, BACKBONES)}", where=f"--backbone {options.backbone}")
 
 
-def survey(checks: Mapping[str, Check], options: argparse.Namespace) -> Iterator[Row]:
+def survey(checks: Mapping[str, Check], options: argparse.Namespace) -> Iterator[Finding]:
     """Runs the checks one by one; one that fails is a row as well, ``missing`` when a demo search needs what it looks at."""
     from guidino_tune.errors import UserError, redacted
 
@@ -118,23 +101,23 @@ def survey(checks: Mapping[str, Check], options: argparse.Namespace) -> Iterator
         except UserError as error:
             yield _refused(mark, name, error)
         except Exception as error:  # a doctor that falls ill itself helps nobody
-            yield Row(mark, name, redacted(f"could not be checked ({type(error).__name__}: {error})"))
+            yield Finding(mark, name, redacted(f"could not be checked ({type(error).__name__}: {error})"))
 
 
-def _refused(mark: Literal["note", "missing"], name: str, error: UserError) -> Row:
-    return Row(mark, name, f"{error.where}: {error.what}" if error.where else error.what, error.todo)
+def _refused(mark: Literal["note", "missing"], name: str, error: UserError) -> Finding:
+    return Finding(mark, name, f"{error.where}: {error.what}" if error.where else error.what, error.todo)
 
 
-def _python(options: argparse.Namespace) -> Iterator[Row]:
+def _python(options: argparse.Namespace) -> Iterator[Finding]:
     from packaging.specifiers import SpecifierSet
 
     version = ".".join(map(str, sys.version_info[:3]))
     wanted = metadata.metadata(NAME)["Requires-Python"]
     good = SpecifierSet(wanted).contains(version, prereleases=True)
-    yield Row("ok" if good else "missing", "Python", f"{version} ({wanted} needed) at {sys.executable}")
+    yield Finding("ok" if good else "missing", "Python", f"{version} ({wanted} needed) at {sys.executable}")
 
 
-def _packages(options: argparse.Namespace) -> Iterator[Row]:
+def _packages(options: argparse.Namespace) -> Iterator[Finding]:
     wrong, count = [], 0
     for requirement in _requirements():
         count += 1
@@ -147,9 +130,9 @@ def _packages(options: argparse.Namespace) -> Iterator[Row]:
             wrong.append(f"{requirement.name} is {version}, needed {requirement.specifier}")
     if wrong:
         todo = f"{sys.executable} -m pip install -c constraints.txt -e .   (in the project's folder)"
-        yield Row("missing", "packages", "; ".join(wrong), todo)
+        yield Finding("missing", "packages", "; ".join(wrong), todo)
     else:
-        yield Row("ok", "packages", f"all {count} as needed; {NAME} {metadata.version(NAME)}, torch {metadata.version('torch')}")
+        yield Finding("ok", "packages", f"all {count} as needed; {NAME} {metadata.version(NAME)}, torch {metadata.version('torch')}")
 
 
 def _requirements() -> Iterator[Requirement]:
@@ -168,7 +151,7 @@ def _requirements() -> Iterator[Requirement]:
             yield from (r for r in inner if r.marker and r.marker.evaluate({"extra": extra}) and not r.marker.evaluate({"extra": ""}))
 
 
-def _spaces(options: argparse.Namespace) -> Iterator[Row]:
+def _spaces(options: argparse.Namespace) -> Iterator[Finding]:
     from guidino_tune.errors import UserError
     from guidino_tune.space.space import load_space, names
 
@@ -179,10 +162,10 @@ def _spaces(options: argparse.Namespace) -> Iterator[Row]:
             whole.append(name)
         except UserError as error:
             yield _refused("missing" if name == "demo" else "note", "search spaces", error)
-    yield Row("ok", "search spaces", ", ".join(whole))
+    yield Finding("ok", "search spaces", ", ".join(whole))
 
 
-def _processor(options: argparse.Namespace) -> Iterator[Row]:
+def _processor(options: argparse.Namespace) -> Iterator[Finding]:
     import torch
 
     from guidino_tune.models.precision import use_bf16
@@ -196,25 +179,25 @@ def _processor(options: argparse.Namespace) -> Iterator[Row]:
     precision = "bf16" if use_bf16("auto", torch.device("cpu")) else "no fast bf16, trials compute in fp32"
     few = memory < 4 * GIB
     todo = "a search with two trials side by side takes about 3 GiB: use --concurrent 1" if few else ""
-    yield Row("note" if few else "ok", "processor", f"{cores} CPU cores, {memory / GIB:.1f} GiB of memory, {precision}", todo)
+    yield Finding("note" if few else "ok", "processor", f"{cores} CPU cores, {memory / GIB:.1f} GiB of memory, {precision}", todo)
 
 
-def _gpus(options: argparse.Namespace) -> Iterator[Row]:
+def _gpus(options: argparse.Namespace) -> Iterator[Finding]:
     import torch
 
     if not torch.cuda.is_available():
         there = shutil.which("nvidia-smi") is not None
         reason = f"nvidia-smi is here, but torch {torch.__version__} finds no GPU" if there else "none: trials run on the CPU"
         todo = "install a torch that was built for this driver: https://pytorch.org/get-started" if there else ""
-        yield Row("note", "GPU", reason, todo)
+        yield Finding("note", "GPU", reason, todo)
         return
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
-        yield Row("ok", f"GPU {index}", f"{device.name}, {device.total_memory / GIB:.0f} GiB, {bf16}")
+        yield Finding("ok", f"GPU {index}", f"{device.name}, {device.total_memory / GIB:.0f} GiB, {bf16}")
 
 
-def _home(options: argparse.Namespace) -> Iterator[Row]:
+def _home(options: argparse.Namespace) -> Iterator[Finding]:
     from guidino_tune import paths
 
     home = paths.home()
@@ -224,60 +207,60 @@ def _home(options: argparse.Namespace) -> Iterator[Row]:
             pass
     except OSError as error:
         todo = "choose another folder with --home or GUIDINO_TUNE_HOME"
-        yield Row("missing", "home folder", f"{folder} cannot be written ({error.strerror})", todo)
+        yield Finding("missing", "home folder", f"{folder} cannot be written ({error.strerror})", todo)
         return
     free = shutil.disk_usage(folder).free / GIB
     new = "" if home.exists() else ", made by the first search"
     todo = "" if free >= 5 else "make room, or choose another folder with --home or GUIDINO_TUNE_HOME"
-    yield Row("note" if todo else "ok", "home folder", f"{home} ({free:.1f} GiB free{new})", todo)
+    yield Finding("note" if todo else "ok", "home folder", f"{home} ({free:.1f} GiB free{new})", todo)
 
 
-def _ray(options: argparse.Namespace) -> Iterator[Row]:
+def _ray(options: argparse.Namespace) -> Iterator[Finding]:
     shell = dict(os.environ)  # before the import below sets what is not set
     from guidino_tune.tuning import inspection
 
     token = inspection.find_token(shell)
     generate = "ray get-auth-token --generate"
     if not token.place and token.mode == "token":
-        yield Row(
+        yield Finding(
             "missing", "Ray token", "RAY_AUTH_MODE=token, but there is no token", f"{generate}   (or copy that of the cluster's head)"
         )
         return  # Ray would end this process
-    yield Row("ok", "Ray", f"version {inspection.ray_version()}")
+    yield Finding("ok", "Ray", f"version {inspection.ray_version()}")
     cluster = inspection.find_cluster(shell)
     if cluster.problem:
-        yield Row("missing", "Ray cluster", f"{cluster.address} (from {cluster.origin}): {cluster.problem}", cluster.todo)
+        yield Finding("missing", "Ray cluster", f"{cluster.address} (from {cluster.origin}): {cluster.problem}", cluster.todo)
     elif cluster.address:
-        yield Row("ok", "Ray cluster", f"{cluster.address} answers: {cluster.resources or 'it does not tell its resources'}")
+        yield Finding("ok", "Ray cluster", f"{cluster.address} answers: {cluster.resources or 'it does not tell its resources'}")
     else:
-        yield Row("ok", "Ray cluster", "none runs: a search starts one on this machine, for itself")
+        yield Finding("ok", "Ray cluster", "none runs: a search starts one on this machine, for itself")
     if token.mode == "disabled":
         found = "RAY_AUTH_MODE=disabled: whoever reaches a cluster's ports can run code on it"
-        yield Row("note", "Ray token", found, f"unset RAY_AUTH_MODE; {generate}; export RAY_AUTH_MODE=token")
+        yield Finding("note", "Ray token", found, f"unset RAY_AUTH_MODE; {generate}; export RAY_AUTH_MODE=token")
     elif not token.place:
         found = "none yet: a search makes one, but `ray start --head` before that starts a cluster open to everybody"
-        yield Row("note", "Ray token", found, f"{generate}; export RAY_AUTH_MODE=token")
+        yield Finding("note", "Ray token", found, f"{generate}; export RAY_AUTH_MODE=token")
     elif token.mode != "token":
         found = f"{token.place}; a search uses it, but `ray job submit` and `ray status` with an address do not by themselves"
-        yield Row("note", "Ray token", found, "export RAY_AUTH_MODE=token")
+        yield Finding("note", "Ray token", found, "export RAY_AUTH_MODE=token")
     else:
-        yield Row("ok", "Ray token", token.place)
+        yield Finding("ok", "Ray token", token.place)
     if token.exposed:
-        yield Row("note", "Ray token", f"other users of this machine can read {token.place}", f"chmod 600 {token.place}")
+        yield Finding("note", "Ray token", f"other users of this machine can read {token.place}", f"chmod 600 {token.place}")
 
 
-def _mlflow(options: argparse.Namespace) -> Iterator[Row]:
+def _mlflow(options: argparse.Namespace) -> Iterator[Finding]:
     from guidino_tune import paths
     from guidino_tune.tracking import tracking_uri
     from guidino_tune.tracking.inspection import deleted, reach
 
     uri = tracking_uri(paths.home() / "mlflow.db")
-    yield Row("ok", "MLflow", reach(uri))
+    yield Finding("ok", "MLflow", reach(uri))
     if restore := deleted(uri):
-        yield Row("note", "MLflow", "the experiment of the studies was deleted there: records wait, and are not sent", restore)
+        yield Finding("note", "MLflow", "the experiment of the studies was deleted there: records wait, and are not sent", restore)
 
 
-def _weights(options: argparse.Namespace) -> Iterator[Row]:
+def _weights(options: argparse.Namespace) -> Iterator[Finding]:
     from guidino_tune.config import BACKBONES
     from guidino_tune.models.architectures import needs_licence
     from guidino_tune.models.weights import WEIGHTS, cached_folder
@@ -287,7 +270,7 @@ def _weights(options: argparse.Namespace) -> Iterator[Row]:
     published = {name: repository for name, repository in BACKBONES.items() if repository is not None and name != options.backbone}
     cached = [name for name in published if cached_folder(name) is not None]
     if cached:
-        yield Row("ok", "weights here", f"{', '.join(cached)} (--backbone NAME really loads one)")
+        yield Finding("ok", "weights here", f"{', '.join(cached)} (--backbone NAME really loads one)")
     for family, gated in (("DINOv3 weights", True), ("DINOv2 weights", False)):
         absent = [name for name in published if name not in cached and needs_licence(name) == gated]
         if not absent:
@@ -298,10 +281,10 @@ def _weights(options: argparse.Namespace) -> Iterator[Row]:
         if not reason.startswith("may be"):
             todo = f"accept the licence at https://huggingface.co/{repository} and run `hf auth login`; or " if gated else ""
             todo += "name a model folder: --set guide.backbone=/path/to/folder"
-        yield Row("note", family, f"not on this machine: {', '.join(absent)}; {absent[0]}: {reason}", todo)
+        yield Finding("note", family, f"not on this machine: {', '.join(absent)}; {absent[0]}: {reason}", todo)
 
 
-def _loaded(name: str) -> Row:
+def _loaded(name: str) -> Finding:
     from guidino_tune.config import BACKBONES, DINOGuide
     from guidino_tune.errors import UserError
     from guidino_tune.models.backbone import check_backbone
@@ -310,8 +293,8 @@ def _loaded(name: str) -> Row:
     try:
         check_backbone(DINOGuide(backbone=name, weights="random" if random else "pretrained"))
     except UserError as error:
-        return Row("missing", name, error.what, error.todo)
-    return Row("ok", name, "needs no weights" if random else "weights load")
+        return Finding("missing", name, error.what, error.todo)
+    return Finding("ok", name, "needs no weights" if random else "weights load")
 
 
 def _hub_answer(repository: str, file: str) -> str:
@@ -328,7 +311,7 @@ def _hub_answer(repository: str, file: str) -> str:
     return f"may be downloaded ({size / 1e6:.0f} MB)"
 
 
-def _data(options: argparse.Namespace) -> Iterator[Row]:
+def _data(options: argparse.Namespace) -> Iterator[Finding]:
     from guidino_tune import paths
     from guidino_tune.data.sources import SOURCES
     from guidino_tune.data.sources.demo import VERSION
@@ -340,7 +323,7 @@ def _data(options: argparse.Namespace) -> Iterator[Row]:
             continue  # may lie anywhere
         root = Path(options.data_root).expanduser().absolute() if asked and options.data_root else paths.datasets() / kind
         if kind == "demo" and not (root / f"v{VERSION}").is_dir():
-            yield Row("ok", "data: demo", "drawn by the first search, in seconds")  # listing it would draw it
+            yield Finding("ok", "data: demo", "drawn by the first search, in seconds")  # listing it would draw it
             continue
         try:
             listing = SOURCES[kind](root, "error")
@@ -348,25 +331,25 @@ def _data(options: argparse.Namespace) -> Iterator[Row]:
             yield _refused("missing" if asked or kind == "demo" else "note", f"data: {kind}", error)
             continue
         except OSError as error:
-            yield Row("missing" if asked or kind == "demo" else "note", f"data: {kind}", str(error))
+            yield Finding("missing" if asked or kind == "demo" else "note", f"data: {kind}", str(error))
             continue
-        yield Row("ok", f"data: {kind}", "; ".join((f"{len(listing.cases)} images with masks in {root}", *listing.notes)))
+        yield Finding("ok", f"data: {kind}", "; ".join((f"{len(listing.cases)} images with masks in {root}", *listing.notes)))
 
 
-def _studies(options: argparse.Namespace) -> Iterator[Row]:
+def _studies(options: argparse.Namespace) -> Iterator[Finding]:
     from guidino_tune import paths
 
     names = sorted(file.parent.name for file in paths.studies().glob("*/study.yaml"))
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    yield Row("ok", "studies", f"{', '.join(names[:8])}{more}" if names else "none yet")
+    yield Finding("ok", "studies", f"{', '.join(names[:8])}{more}" if names else "none yet")
 
 
-def _asked_for(options: argparse.Namespace) -> Iterator[Row]:
+def _asked_for(options: argparse.Namespace) -> Iterator[Finding]:
     if options.space or options.study or options.images:
         from guidino_tune.tuning.checkups import look_at
 
         found = look_at(options.space, options.study, options.storage, options.images, kind=options.kind, data_root=options.data_root)
-        yield from (Row(f.mark, f.name, f.found, f.todo) for f in found)
+        yield from (Finding(f.mark, f.name, f.found, f.todo) for f in found)
 
 
 CHECKS: dict[str, Check] = {

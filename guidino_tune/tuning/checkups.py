@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import check_split, read_split
 from guidino_tune.errors import UserError
+from guidino_tune.findings import Finding
 from guidino_tune.space.check import check_space
 from guidino_tune.space.space import Space, absolute, load_space, override, read_space
 from guidino_tune.training.checkpoints import WEIGHTS, read_checkpoint
@@ -31,23 +32,6 @@ from guidino_tune.tuning.study import StudyFolder, check_same_search, check_ther
 
 SMALL = 64
 """Side in pixels to which images are resized that are read only to see whether they can be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line about one thing.
-
-    Attributes:
-        mark: ``ok``; ``note`` for what is worth knowing; ``missing`` for what stops a search.
-        name: What was looked at.
-        found: What is there.
-        todo: What to do about it, if anything.
-    """
-
-    mark: Literal["ok", "note", "missing"]
-    name: str
-    found: str
-    todo: str = ""
 
 
 def _problem(name: str, check: Callable[[], object], mark: Literal["note", "missing"] = "missing") -> list[Finding]:

@@ -25,7 +25,7 @@ HEAVY = {"torch", "monai", "transformers", "peft", "optuna", "mlflow", "ray", "p
 """Third-party packages that only some layers may import; the others are light."""
 
 IMPORTERS = ("importlib.import_module", "import_module", "__import__")
-FOUNDATION = ("errors", "paths", "stopping")
+FOUNDATION = ("errors", "paths", "findings", "stopping")
 BELOW_TRAINING = ("config", "space", "normalisation", "data", "models", "losses", "metrics", "inference")
 ALL = (*BELOW_TRAINING, "training", "tracking", "tuning", "analysis", "prediction")
 
@@ -45,6 +45,7 @@ def layer(*package: str, heavy: str = "") -> Layer:
 LAYERS = {
     "errors": layer(),
     "paths": layer(),
+    "findings": layer(),
     "stopping": layer(),
     "cli": layer(),
     "config": layer(),

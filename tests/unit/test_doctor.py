@@ -16,8 +16,9 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 from guidino_tune import doctor
-from guidino_tune.doctor import Row, survey
+from guidino_tune.doctor import survey
 from guidino_tune.errors import UserError
+from guidino_tune.findings import Finding
 from guidino_tune.tracking import inspection as tracking
 from guidino_tune.tuning import inspection
 
@@ -49,7 +50,7 @@ def open_port():
 
 
 def crash(options):
-    yield Row("ok", "first", "fine")
+    yield Finding("ok", "first", "fine")
     raise OSError("disk on fire")
 
 
@@ -59,7 +60,7 @@ def refuse(options):
 
 def test_a_check_that_fails_is_a_row_and_the_others_go_on():
     rows = list(
-        survey({"Python": crash, "MLflow": refuse, "Ray": refuse, "GPU": crash, "studies": lambda _: [Row("ok", "last", "")]}, NOTHING)
+        survey({"Python": crash, "MLflow": refuse, "Ray": refuse, "GPU": crash, "studies": lambda _: [Finding("ok", "last", "")]}, NOTHING)
     )
     assert [(row.mark, row.name) for row in rows] == [
         ("ok", "first"), ("missing", "Python"), ("note", "MLflow"), ("missing", "Ray"), ("ok", "first"), ("note", "GPU"), ("ok", "last"),
@@ -71,7 +72,9 @@ def test_a_check_that_fails_is_a_row_and_the_others_go_on():
 
 @pytest.mark.parametrize(("marks", "code"), [(["ok", "note"], 0), (["note", "missing", "ok"], 1)])
 def test_exit_code_and_table(marks, code, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "CHECKS", {"all": lambda _: [Row(m, f"thing {i}", "a\n b [/red]", "x" * 200) for i, m in enumerate(marks)]})
+    monkeypatch.setattr(
+        doctor, "CHECKS", {"all": lambda _: [Finding(m, f"thing {i}", "a\n b [/red]", "x" * 200) for i, m in enumerate(marks)]}
+    )
     assert doctor.main([]) == code
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[: 2 * len(marks) : 2]] == marks
