@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 
 from guidino_tune.config import Experiment
+from guidino_tune.data.locking import locked
 from guidino_tune.errors import UserError
 from guidino_tune.training.reporter import EpochRecord
 
@@ -19,6 +21,10 @@ EXPERIMENT = "experiment.yaml"
 
 KEEP = 2
 """Checkpoints kept: the newest, and the one before it in case the newest is damaged."""
+
+PATIENCE = 60.0
+"""Seconds to wait for another process that trains in the same folder. One whose driver was killed lives for some seconds; on a machine that
+has lost its network, until Ray takes that machine for dead."""
 
 
 class TrialFolder:
@@ -33,6 +39,28 @@ class TrialFolder:
         self.best = path / "best"
         self.pictures = path / "pictures"
         self.test_file = path / "test.json"
+
+    def hold(self, patience: float = PATIENCE) -> contextlib.ExitStack:
+        """Keeps all other processes that hold it from training here; where the file system keeps no locks, nobody is kept from it.
+
+        Args:
+            patience: Seconds to wait for the process that has it.
+
+        Returns:
+            Closed, it lets the next one in; so does the end of this process, however it ends.
+
+        Raises:
+            TimeoutError: Another process still has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + patience
+        while True:
+            with contextlib.ExitStack() as stack:
+                if stack.enter_context(locked(self.path / ".lock", wait=False)) != "no":
+                    return stack.pop_all()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"another process has trained in {self.path} for {patience:.0f} s; end it, or wait until it has ended")
+            time.sleep(0.05)
 
     def save(self, epoch: int, write: Callable[[Path], None], *, best: bool) -> None:
         """Writes a checkpoint beside its place and renames it; see ``Reporter.save``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import logging
@@ -54,6 +55,7 @@ class _TuneReporter(TrialFolder):
         self.untold: list[EpochRecord] = []
         self.store: ChunkStore | None = None
         self.draw: Callable[[], None] = lambda: None
+        self.held = contextlib.ExitStack()
 
     def report(self, record: EpochRecord) -> Decision:
         # A finished trial tells its last epoch once more when the driver had died before closing it.
@@ -96,18 +98,30 @@ def _start(
     experiment = Experiment.from_dict(config["experiment"])
     reporter = _TuneReporter(Path(config["folder"]), tell, main=rank == 0, every_epoch=config["executor"] == "actor")
     reporter.store = _store(*config["views"]) if config["views"] else None
-    run = TrainingRun(
-        experiment, _opened(experiment.data, Path(config["split_file"])), reporter,
-        device=device, rank=rank, world_size=world_size, reported=config["reported"], micro_batches=parts,
-        store=reporter.store, validated=config.get("validated"), measure=config.get("measure", False),
-    )  # fmt: skip
     if rank == 0:
-        reporter.draw = lambda: _draw_where_due(run, config)
-        # The checkpoint knows what was trained; lines of a later, unsaved epoch would be written twice.
-        reporter.write_history(r for r in run.history if r.epoch <= config["reported"])
-        write_text(reporter.path / EXPERIMENT, experiment.to_yaml())
-        note_machine(reporter.path, run)
+        reporter.held = reporter.hold()  # before the checkpoint is read: the process before this one may still write its last epoch
+    try:
+        run = TrainingRun(
+            experiment, _opened(experiment.data, Path(config["split_file"])), reporter,
+            device=device, rank=rank, world_size=world_size, reported=config["reported"], micro_batches=parts,
+            store=reporter.store, validated=config.get("validated"), measure=config.get("measure", False),
+        )  # fmt: skip
+        if rank == 0:
+            reporter.draw = lambda: _draw_where_due(run, config)
+            # The checkpoint knows what was trained; lines of a later, unsaved epoch would be written twice.
+            reporter.write_history(r for r in run.history if r.epoch <= config["reported"])
+            write_text(reporter.path / EXPERIMENT, experiment.to_yaml())
+            note_machine(reporter.path, run)
+    except BaseException:
+        reporter.held.close()
+        raise
     return run
+
+
+def _close(run: TrainingRun) -> None:
+    run.close()
+    assert isinstance(run.reporter, _TuneReporter)
+    run.reporter.held.close()
 
 
 def _draw_where_due(run: TrainingRun, config: Mapping[str, Any]) -> None:
@@ -206,7 +220,7 @@ class TrialActor(tune.Trainable):
 
     def _end_run(self) -> None:
         if self.run:
-            self.run.close()
+            _close(self.run)
         self.run = None
         _free_memory(collect=False)
 
@@ -281,7 +295,7 @@ def train_worker(config: dict[str, Any]) -> None:
             while not run.finished:
                 run.run_epoch()
         finally:
-            run.close()
+            _close(run)
 
     try:
         # Several workers wait for each other in the middle of a step: there all of them start again, with what their last report said.

@@ -108,7 +108,8 @@ def test_a_killed_search_goes_on_and_is_extended(home: Path, tmp_path: Path, dem
     trials = trials_of(home, "small")
     assert len(trials) == 5
     assert all(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
-    assert {n: trials[n].params for n in params if params[n]} == {n: p for n, p in params.items() if p}
+    for number, drawn in params.items():  # the driver may have died between two parameters of a trial
+        assert trials[number].params.items() >= drawn.items()
     check_history(home, "small", 9)
     agrees_with_mlflow(home, "small")
     assert (study_folder(home, "small").best).exists()

@@ -58,12 +58,16 @@ def search(home: Path) -> None:
         "views": (str(paths.views()), 1.0),
     }  # fmt: skip
     bridge = Bridge(study, space, folder, lambda *_: None, settings)
+    actor: TrialActor | None = None
     for number, epochs in enumerate((EPOCHS, 3, 2, 2, 0)):
         values = bridge.ask(str(number))
         for epoch in range(epochs):
             if epoch in (0, 1):  # a new process: it goes on from the checkpoint
+                if actor:
+                    actor.cleanup()
                 actor = TrialActor.__new__(TrialActor)
                 actor.setup({**values, "reported": epoch})
+            assert actor
             bridge.report(str(number), actor.step())
         if number == 2:
             bridge.reasons[2] = ("diverged", "made up")

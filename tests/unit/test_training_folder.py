@@ -1,7 +1,10 @@
 """A trial's folder: whatever is interrupted, what was there before stays whole."""
 
 import json
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -147,3 +150,33 @@ def test_text_is_replaced_whole_and_leaves_no_draft(tmp_path: Path) -> None:
     write_text(file, "ünew")
     assert file.read_text(encoding="utf-8") == "ünew"
     assert [p.name for p in file.parent.iterdir()] == ["file.txt"]
+
+
+HOLDER = """
+import sys, time
+from guidino_tune.training.folder import Path, TrialFolder
+held = TrialFolder(Path(sys.argv[1])).hold()
+print("has it", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_waits_for_the_one_that_still_trains_there(folder: TrialFolder) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder.path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "has it\n"
+        with pytest.raises(TimeoutError, match=r"another process has trained in .*00007"):
+            folder.hold(patience=0.2)
+        other.kill()  # no word of farewell
+        with folder.hold(patience=10):
+            pass
+
+
+def test_a_folder_is_free_again_when_it_is_let_go(folder: TrialFolder) -> None:
+    first = folder.hold()
+    with pytest.raises(TimeoutError):
+        folder.hold(patience=0)
+    first.close()
+    clock = time.monotonic()
+    folder.hold().close()
+    assert time.monotonic() - clock < 1

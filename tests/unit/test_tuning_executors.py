@@ -48,13 +48,16 @@ def config(tmp_path: Path, demo: Path, number: int = 0, *, guide: dict | None = 
 
 @pytest.fixture
 def actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Makes actors without Tune's logging; the environment that they set is put back."""
+    """Makes actors without Tune's logging, each the end of the one before; the environment that they set is put back."""
     monkeypatch.setenv("GUIDINO_TUNE_HOME", str(tmp_path / "home"))
+    made: list[TrialActor] = []
 
     def make(values: dict[str, Any]) -> TrialActor:
-        made = TrialActor.__new__(TrialActor)
-        made.setup(values)
-        return made
+        if made:
+            made[-1].cleanup()
+        made.append(TrialActor.__new__(TrialActor))
+        made[-1].setup(values)
+        return made[-1]
 
     return make
 
