@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 
-ONE_BY_ONE = ("ray", "browser", "real_data")
-"""Folders whose tests need the machine, or the only Ray cluster that may be on it, to themselves."""
+ONE_BY_ONE = "ray"
+"""Folder whose tests share the only Ray cluster that may be on a machine."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those first: they take longest, and one process runs them all."""
+    items.sort(key=lambda item: item.path.parent.name != ONE_BY_ONE)
 
 
 @pytest.hookimpl(optionalhook=True)  # only with pytest-xdist, whose own `xdist_group` has no effect under pytest 9.2
@@ -19,8 +24,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = Path(nodeid.partition("::")[0])
-            return "one by one" if file.parent.name in ONE_BY_ONE else str(file)
+            return ONE_BY_ONE if file.parent.name == ONE_BY_ONE else str(file)
 
+    config.option.loadscopereorder = False  # else files with many quick tests would come before those that take long
     return ByFile(config, log)
 
 

@@ -59,7 +59,7 @@ def whole_journal(home: Path) -> None:
         assert "op_code" in json.loads(line)
 
 
-@pytest.mark.parametrize(("executor", "trials"), [("actor", 20), ("train", 2)])
+@pytest.mark.parametrize(("executor", "trials"), [("actor", 20), ("train", 1)])
 def test_after_early_stops_everything_can_be_booked_again(
     executor: str, trials: int, home: Path, tmp_path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
