@@ -54,6 +54,12 @@ def cluster() -> Iterator[str]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_views(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One store of views for all searches here, each of which has a home of its own: who only reads them need not import MONAI."""
+    SPACE["resources"]["views_folder"] = str(tmp_path_factory.mktemp("views"))
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo images, drawn once for all tests."""

@@ -10,12 +10,10 @@ import pytest
 import torch
 import yaml
 from conftest import SPACE, study_folder, trials_of
-from ray import tune
 
 from guidino_tune.search import main as search
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.reporter import Decision, EpochRecord
-from guidino_tune.tuning import executors
 
 TIMES = ("epoch_seconds", "images_per_second")
 
@@ -96,23 +94,3 @@ def test_two_workers_validate_as_one_does(home: Path, tmp_path: Path, demo: Path
     assert alone._validate(distances="val_hd95" in told) == pytest.approx(told, abs=1e-9)
     assert told["val_dice"] > 0  # else all predictions could be empty, whatever the statistics
     assert history[0].metrics["train_total"] > 0
-
-
-def test_the_trial_after_a_failed_one_runs(home: Path, tmp_path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failing(executors.TrialActor):
-        """Its second trial meets an error after which the process is not to be trusted."""
-
-        def _step(self, told: dict[str, Any]) -> None:
-            if self.config["number"] == 1:
-                raise RuntimeError("shapes differ")
-            super()._step(told)
-
-    monkeypatch.setattr(executors, "trainable", lambda plan: tune.with_resources(Failing, {"CPU": plan.cpus}))
-    space = {**SPACE, "study": {**SPACE["study"], "name": "failing", "pruner": "none"}, "resources": {"concurrent": 1}}
-    file = tmp_path / "failing.yaml"
-    file.write_text(yaml.safe_dump(space))
-    assert search([str(file)]) == 0
-    trials = trials_of(home, "failing")
-    assert [t.state.name for t in trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]  # made up for
-    assert trials[1].user_attrs["failure"] == "bug"
-    assert "shapes differ" in trials[1].user_attrs["message"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import pytest
 import yaml
 from conftest import SPACE, Command, study_folder, trials_of
 from optuna.trial import TrialState
+
+from guidino_tune.search import main as search
 
 Start = Callable[..., Command]
 STATE = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED", "RUNNING": "SCHEDULED"}
@@ -114,7 +115,7 @@ def test_a_killed_search_goes_on_and_is_extended(home: Path, tmp_path: Path, dem
     agrees_with_mlflow(home, "small")
     assert (study_folder(home, "small").best).exists()
 
-    assert start(*command, "--trials", "7").wait() == 0
+    assert search([str(space), "--trials", "7"]) == 0
     extended = finished(home, "small")
     assert {n: extended[n] for n in after} == after
     assert sorted(extended) == list(range(7))
@@ -124,36 +125,9 @@ def test_a_killed_search_goes_on_and_is_extended(home: Path, tmp_path: Path, dem
     assert len(set(rates)) == 7
 
 
-def test_a_stopped_search_leaves_its_trials_to_the_next(home: Path, tmp_path: Path, demo: Path, start: Start) -> None:
-    space = slow_space(tmp_path, demo, epochs=15, trials=3, pruner="none")
-    command = ("guidino_tune.search", str(space))
-    first = start(*command)
-    first.until(lambda: len(running(home, "small")) == 2)
-    left = set(running(home, "small"))
-    clock = time.monotonic()
-    first.process.send_signal(signal.SIGTERM)
-    code = first.wait(60)
-    seconds = time.monotonic() - clock
-    assert code == 130
-    assert seconds < 10, f"stopping took {seconds:.1f} s"
-    trials = trials_of(home, "small")
-    assert left <= {t.number for t in trials if t.state in (TrialState.RUNNING, TrialState.COMPLETE)}
-    assert not [t for t in trials if t.state in (TrialState.FAIL, TrialState.PRUNED)]
-    assert [t for t in trials if t.state == TrialState.RUNNING]
-    agrees_with_mlflow(home, "small", interrupted=True)
-    assert "the same command goes on" in first.log.read_text()
-
-    assert start(*command).wait() == 0
-    assert [t.state for t in trials_of(home, "small")] == [TrialState.COMPLETE] * 3
-    check_history(home, "small", 15)
-    agrees_with_mlflow(home, "small")
-
-
 def test_a_time_budget_leaves_trials_to_the_next_run(home: Path, tmp_path: Path, demo: Path) -> None:
-    from guidino_tune.search import main
-
     space = slow_space(tmp_path, demo, epochs=150, trials=2, pruner="none")
-    assert main([str(space), "--time-budget", "6"]) == 0
+    assert search([str(space), "--time-budget", "6"]) == 0
     states = [t.state for t in trials_of(home, "small")]
     assert TrialState.RUNNING in states
     assert not {TrialState.PRUNED, TrialState.FAIL} & set(states)
@@ -162,8 +136,6 @@ def test_a_time_budget_leaves_trials_to_the_next_run(home: Path, tmp_path: Path,
 
 def test_a_trial_that_diverges_is_one_failure_among_others(home: Path, tmp_path: Path, demo: Path) -> None:
     """In the process of the test, joined to the cluster that is there."""
-    from guidino_tune.search import main
-
     space = yaml.safe_load(slow_space(tmp_path, demo, epochs=3, trials=3, pruner="none").read_text())
     space["experiment"]["guide"] = {"kind": "none"}
     space["experiment"]["training"]["grad_clip"] = None
@@ -171,7 +143,7 @@ def test_a_trial_that_diverges_is_one_failure_among_others(home: Path, tmp_path:
     space["first_trials"] = [{"training.lr": 1e38}, {"training.lr": 1e-3}, {"training.lr": 2e-3}]
     file = tmp_path / "diverging.yaml"
     file.write_text(yaml.safe_dump(space))
-    assert main([str(file)]) == 0
+    assert search([str(file)]) == 0
     states = [t.state for t in trials_of(home, "small")]
     assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
     failed = trials_of(home, "small")[0]

@@ -17,7 +17,7 @@ import optuna
 import pytest
 from conftest import Command, study_folder, trials_of
 from optuna.trial import TrialState
-from test_search import running, slow_space
+from test_search import agrees_with_mlflow, check_history, running, slow_space
 
 from guidino_tune.tuning.study import PRUNERS
 
@@ -84,7 +84,7 @@ def test_a_disk_that_fills_up_ends_the_search_and_it_goes_on(
     try:
         home = disk / "home"
         monkeypatch.setenv("GUIDINO_TUNE_HOME", str(home))
-        command = ("guidino_tune.search", str(slow_space(tmp_path, demo, epochs=30, trials=2, pruner="none")))
+        command = ("guidino_tune.search", str(slow_space(tmp_path, demo, epochs=45, trials=2, pruner="none")))
         first = start(*command)
         first.until(lambda: len(running(home, "small")) == 2)
         with (disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):  # noqa: PT012
@@ -106,7 +106,7 @@ def test_a_disk_that_fills_up_ends_the_search_and_it_goes_on(
         ended = [t for t in trials_of(home, "small") if t.state != TrialState.FAIL]
         assert [t.state for t in ended] == [TrialState.COMPLETE] * 2
         for trial in ended:
-            assert [r.epoch for r in study_folder(home, "small").trial(trial.number).history()] == list(range(1, 31))
+            assert [r.epoch for r in study_folder(home, "small").trial(trial.number).history()] == list(range(1, 46))
         whole_journal(home)
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
@@ -120,13 +120,14 @@ def silent_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_sighup_stops_within_seconds_although_mlflow_does_not_answer(
-    home: Path, tmp_path: Path, demo: Path, start: Start, silent_server: None
+def test_a_stop_takes_seconds_although_mlflow_does_not_answer_and_the_search_goes_on(
+    home: Path, tmp_path: Path, demo: Path, start: Start, silent_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = start("guidino_tune.search", str(slow_space(tmp_path, demo, epochs=90, trials=3, pruner="none")))
+    command = ("guidino_tune.search", str(slow_space(tmp_path, demo, epochs=40, trials=3, pruner="none", validate_every=1)))
+    first = start(*command)
     first.until(lambda: len(running(home, "small")) == 2)
     clock = time.monotonic()
-    first.process.send_signal(signal.SIGHUP)
+    first.process.send_signal(signal.SIGTERM)
     code, seconds = first.wait(60), time.monotonic() - clock
     assert code == 130
     assert seconds < 20, f"stopping took {seconds:.1f} s"
@@ -138,12 +139,18 @@ def test_sighup_stops_within_seconds_although_mlflow_does_not_answer(
     whole_journal(home)
     resources_are_back()
 
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert start(*command).wait() == 0
+    assert [t.state for t in trials_of(home, "small")] == [TrialState.COMPLETE] * 3
+    check_history(home, "small", 40)
+    agrees_with_mlflow(home, "small")
+
 
 @pytest.mark.parametrize("way", ["Ctrl-C twice", "killed"])
 def test_a_search_with_a_ray_of_its_own_leaves_no_process(
     way: str, home: Path, tmp_path: Path, demo: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ("guidino_tune.search", str(slow_space(tmp_path, demo, epochs=20, trials=2, pruner="none")))
+    command = ("guidino_tune.search", str(slow_space(tmp_path, demo, epochs=60, trials=2, pruner="none")))
     log = tmp_path / "own.txt"
     with log.open("w") as file:
         process = subprocess.Popen(
