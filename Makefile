@@ -36,6 +36,7 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy guidino_tune
+	$(BIN)/mypy tests/benchmarks
 
 bench: .venv/.dev
 	@test -d "$$GUIDINO_TUNE_DATA" || { echo "set GUIDINO_TUNE_DATA to the folder with the real images (see README, Tests)" >&2; exit 2; }

@@ -8,8 +8,8 @@ pass, losses, backward pass, clipping, optimiser) of the same model as often, on
 epoch with validation and one without take turns with it. The first line of each segmenter is their mean over a trial, weighted as the
 search of Kvasir-SEG validates (HD95, once at the end, left out), and the last one the epochs of the first trial, which fills the store.
 
-24 training and 3 validation images have the proportion of Kvasir-SEG; what does not depend on their number, such as a checkpoint, is
-spread over a thirtieth of its images here.
+16 training and 2 validation images have the proportion of Kvasir-SEG, and so have 64 and 8 for heads, whose steps are quick; what does not
+depend on their number, such as a checkpoint, is spread over a fraction of its 800 images here.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from guidino_tune.tuning.study import rungs, validated_epochs
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SEGMENTERS = "unet,nnwnet,segguidino"
 CYCLE = 4  # epochs of different views: of their chunks a run keeps half open at most
+IMAGES = {"segguidino": 64, "segdino": 64}  # for training; a convolutional network has 16
 FIRST = 2  # epochs of the first trial that count, after its first
 AIM = 1.10
 
@@ -85,7 +86,7 @@ def arguments(argv: Any) -> argparse.Namespace:
     made = parser(__doc__)
     made.add_argument("--segmenters", default=SEGMENTERS, help="some, with commas; default: %(default)s")
     made.add_argument("--image-size", type=positive, default=128, help="in pixels; default: %(default)s")
-    made.add_argument("--images", type=positive, default=24, help="for training, and an eighth of it for validation; default: %(default)s")
+    made.add_argument("--images", type=positive, help="for training, and an eighth of it for validation; default: 64 for heads, else 16")
     made.add_argument("--rounds", type=positive, default=2, help="of each epoch; default: %(default)s")
     made.add_argument("--threads", type=positive, default=1, help="of torch, as CPUs of a trial; default: %(default)s")
     options = made.parse_args(argv)
@@ -96,7 +97,8 @@ def arguments(argv: Any) -> argparse.Namespace:
 def experiment_of(kind: str, options: argparse.Namespace) -> Experiment:
     """The guided segmenter at its defaults, with the budget of the search of Kvasir-SEG."""
     data = {"kind": "kvasir", "root": options.data, "image_size": options.image_size}
-    limits = {"max_train_cases": options.images, "max_validation_cases": max(1, options.images // 8), "view_cycle": CYCLE}
+    images = options.images or IMAGES.get(kind, 16)
+    limits = {"max_train_cases": images, "max_validation_cases": max(1, images // 8), "view_cycle": CYCLE}
     guide = {"kind": "dino", "backbone": "vits16", "weights": "random"}
     epochs = load_space("kvasir").base.training.epochs
     return Experiment.from_dict({"data": data | limits, "guide": guide, "segmenter": {"kind": kind}, "training": {"epochs": epochs}})
@@ -114,7 +116,7 @@ class Bare:
         training = experiment.training
         self.model = build_model(experiment, backbone=shared_backbone(experiment)).to(DEVICE).train()
         self.layout: Any = torch.channels_last if training.channels_last else torch.contiguous_format
-        self.model.segmenter.to(memory_format=self.layout)
+        self.model.segmenter.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=use_bf16(training.precision, DEVICE))
         self.loss = SegmentationLoss(experiment.loss)
         self.optimizer = make_optimizer(self.model.named_parameters(), training)

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     made = parser(__doc__)
-    made.add_argument("--images", type=positive, default=400, help="for training; Kvasir-SEG has 800; default: %(default)s")
+    made.add_argument("--images", type=positive, default=200, help="for training; Kvasir-SEG has 800; default: %(default)s")
     made.add_argument("--image-size", type=positive, default=256, help="in pixels; default: %(default)s")
     made.add_argument("--processes", type=positive, default=4, help="side by side; default: %(default)s")
     made.add_argument("--steps", type=positive, default=4, help="per epoch; default: %(default)s")
@@ -111,7 +111,7 @@ def shared(experiment: Experiment, steps: int, number: int, barrier: Barrier, sc
     imported(barrier)
     run = started(experiment, scratch, f"trial-{number}")
     whole = run.views.epoch
-    run.views.epoch = lambda epoch, *, pin=False: islice(whole(epoch, pin=pin), steps)  # type: ignore[assignment, method-assign]
+    run.views.epoch = lambda epoch, *, pin=False: islice(whole(epoch, pin=pin), steps)  # type: ignore[assignment, method-assign, return-value]
     train(lambda: run.run_epoch(), barrier)
 
 
@@ -150,7 +150,7 @@ def imported(barrier: Barrier) -> None:
     barrier.wait(PATIENCE)
 
 
-def train(epoch: Callable[[], None], barrier: Barrier) -> None:
+def train(epoch: Callable[[], object], barrier: Barrier) -> None:
     """One epoch, and the one in which the parent looks."""
     epoch()
     barrier.wait(PATIENCE)

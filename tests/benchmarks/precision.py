@@ -78,7 +78,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     made = parser(__doc__)
     made.add_argument("--segmenters", default=",".join(KINDS), help="some of them, with commas; default: all")
     made.add_argument("--image-size", type=positive, default=128, help="in pixels; default: %(default)s")
-    made.add_argument("--steps", type=positive, default=8, help="of each way; default: %(default)s")
+    made.add_argument("--steps", type=positive, default=5, help="of each way; default: %(default)s")
     made.add_argument("--backbone", default="vits16", help="of the guide, with random weights; default: %(default)s")
     made.add_argument("--all", action="store_true", help="all four combinations of precision and memory format")
     made.add_argument("--compile", metavar="SEGMENTERS", help="those to measure with torch.compile too, which takes minutes each")
@@ -115,7 +115,7 @@ class Trainer:
         self.model = build_model(experiment).to(DEVICE).train()
         self.autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16)
         layout: Any = torch.channels_last if channels_last else torch.contiguous_format
-        self.model.segmenter.to(memory_format=layout)
+        self.model.segmenter.to(memory_format=layout)  # type: ignore[call-overload]
         self.batches = [(b.images.to(DEVICE).contiguous(memory_format=layout), b.masks.to(DEVICE)) for b in batches]
         self.loss = SegmentationLoss(experiment.loss)
         self.optimizer = make_optimizer(self.model.named_parameters(), experiment.training)

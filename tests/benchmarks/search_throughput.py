@@ -31,7 +31,7 @@ from searching import FAMILIES, make_space
 from guidino_tune.cli import positive
 
 AIMS = {"segguidino": 1 / 4, "convolutional": 1 / 1.2}
-IMAGES = {"segguidino": 48, "convolutional": 16}
+IMAGES = {"segguidino": 32, "convolutional": 8}
 """For training: a head's epoch of fewer takes less than the checkpoint after it, and a convolutional network's of more takes minutes."""
 
 
@@ -70,7 +70,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     made = parser(__doc__)
     made.add_argument("--family", choices=list(FAMILIES), help="default: both, one after the other")
-    made.add_argument("--images", type=positive, help="for training, and an eighth of it for validation; default: 48 for heads, else 16")
+    made.add_argument("--images", type=positive, help="for training, and an eighth of it for validation; default: 32 for heads, else 8")
     made.add_argument("--image-size", type=positive, default=128, help="in pixels; default: %(default)s")
     made.add_argument("--trials", type=positive, default=24, help="of a search; default: %(default)s")
     made.add_argument("--epochs", type=positive, default=9, help="of a trial that is not stopped early; default: %(default)s")

@@ -96,6 +96,7 @@ def space(root: str, executor: str, trials: int) -> Space:
 
 def run_study(searched: Space, home: Path, executor: str) -> list[dict[str, Any]]:
     """Runs a study as a search does, but for tracking and progress, and gives the marks of its processes."""
+    from optuna.trial import TrialState
     from ray import tune
 
     from guidino_tune.tuning.bridge import Bridge, StudyScheduler, StudySearcher
@@ -110,9 +111,10 @@ def run_study(searched: Space, home: Path, executor: str) -> list[dict[str, Any]
     marks = folder.path / MARKS
     settings |= {"home": str(home), "views": (str(home / "views"), 5.0), "marks": str(marks)}
     bridge = Bridge(study, searched, folder, lambda *_: None, settings)
-    booked = {"CPU": CONTROLLER_CPU} if executor == "train" else {"CPU": resources.cpus}
+    booked = {"CPU": CONTROLLER_CPU if executor == "train" else float(resources.cpus)}
+    trainable: Any = {"actor": noted_actor, "function": lambda: noted_function, "train": lambda: noted_group}[executor]()
     tuner = tune.Tuner(
-        tune.with_resources({"actor": noted_actor, "function": lambda: noted_function, "train": lambda: noted_group}[executor](), booked),
+        tune.with_resources(trainable, booked),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(bridge), scheduler=StudyScheduler(bridge), num_samples=bridge.remaining, max_concurrent_trials=1,
             reuse_actors=executor == "actor",
@@ -120,8 +122,8 @@ def run_study(searched: Space, home: Path, executor: str) -> list[dict[str, Any]
         run_config=tune.RunConfig(name="run", storage_path=str(folder.ray), verbose=0),
     )  # fmt: skip
     tuner.fit()
-    if bridge.broken:
-        raise RuntimeError(bridge.broken[-1])
+    if failed := study.get_trials(states=[TrialState.FAIL]):
+        raise RuntimeError(failed[0].user_attrs.get("message"))
     return [json.loads(line) for line in marks.read_text(encoding="utf-8").splitlines()]
 
 
@@ -164,7 +166,7 @@ def note_times(config: Mapping[str, Any]) -> None:
         return report(self, record)
 
     torch.nn.modules.module.register_module_forward_pre_hook(before_forward)
-    executors._start, executors._TuneReporter.report = noted_start, noted_report  # type: ignore[method-assign]
+    executors._start, executors._TuneReporter.report = noted_start, noted_report  # type: ignore[assignment, method-assign]
 
 
 def noted_actor() -> type:
@@ -203,7 +205,7 @@ def noted_group(config: dict[str, Any]) -> None:
         note_times(values)
         train_worker(values)
 
-    executors.train_worker = worker
+    executors.train_worker = worker  # type: ignore[assignment]
     executors.train_trial(config)
 
 
