@@ -120,7 +120,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     made = parser(__doc__)
     made.add_argument("--family", choices=list(CONFIGURATIONS), help="default: both, one after the other")
-    made.add_argument("--images", type=positive, default=8, help="for training, and an eighth of it for validation; default: %(default)s")
+    made.add_argument("--images", type=positive, default=16, help="for training, and an eighth of it for validation; default: %(default)s")
     made.add_argument("--image-size", type=positive, default=128, help="in pixels; default: %(default)s")
     made.add_argument("--native", type=positive, nargs=2, default=(264, 311), help="size of the validation images; default: 264 311")
     made.add_argument("--epochs", type=positive, default=2, help="of every trial; default: %(default)s")

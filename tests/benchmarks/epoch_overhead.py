@@ -6,7 +6,7 @@ Ours is a whole epoch as the trial actor runs it: views and tokens read from the
 metrics, report, checkpoint, and in an epoch that validates also scores, best weights and pictures. The other is the bare step (forward
 pass, losses, backward pass, clipping, optimiser) of the same model as often, on batches and tokens that are in memory already. An
 epoch with validation and one without take turns with it. The first line of each segmenter is their mean over a trial, weighted as the
-search of Kvasir-SEG validates (HD95, once at the end, left out), and the last one the epochs of the first trial, which fills the store.
+search of Kvasir-SEG validates (HD95, once at the end, left out); --first-trial adds a line for the trial that fills the store.
 
 16 training and 2 validation images have the proportion of Kvasir-SEG, and so have 64 and 8 for heads, whose steps are quick; what does not
 depend on their number, such as a checkpoint, is spread over a fraction of its 800 images here.
@@ -75,7 +75,8 @@ def main(argv: Iterable[str] | None = None) -> int:
                 return 2
             setting = Setting(experiment, data, Path(scratch))
             bare = shared_views(setting, options)
-            first_trial(setting, bare, options)
+            if options.first_trial:
+                first_trial(setting, bare, options)
             del bare
             gc.collect()
     return 0
@@ -88,6 +89,7 @@ def arguments(argv: Any) -> argparse.Namespace:
     made.add_argument("--image-size", type=positive, default=128, help="in pixels; default: %(default)s")
     made.add_argument("--images", type=positive, help="for training, and an eighth of it for validation; default: 64 for heads, else 16")
     made.add_argument("--rounds", type=positive, default=2, help="of each epoch; default: %(default)s")
+    made.add_argument("--first-trial", action="store_true", help="also that which fills the store")
     made.add_argument("--threads", type=positive, default=1, help="of torch, as CPUs of a trial; default: %(default)s")
     options = made.parse_args(argv)
     options.data = kvasir_root(options)

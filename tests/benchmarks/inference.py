@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     made = parser(__doc__)
-    made.add_argument("--segmenters", default="unet,nnwnet,segguidino", help="guided ones, with commas; default: %(default)s")
+    made.add_argument("--segmenters", default="unet,segguidino", help="guided ones, with commas; default: %(default)s")
     made.add_argument("--image-size", type=positive, default=256, help="of a window, in pixels; default: %(default)s")
     made.add_argument("--images", type=positive, default=1, help="default: %(default)s")
     made.add_argument("--rounds", type=positive, default=2, help="over all images; default: %(default)s")

@@ -76,7 +76,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--images", type=positive, default=200, help="for training; Kvasir-SEG has 800; default: %(default)s")
     made.add_argument("--image-size", type=positive, default=256, help="in pixels; default: %(default)s")
     made.add_argument("--processes", type=positive, default=4, help="side by side; default: %(default)s")
-    made.add_argument("--steps", type=positive, default=4, help="per epoch; default: %(default)s")
+    made.add_argument("--steps", type=positive, default=1, help="per epoch; default: %(default)s")
     options = made.parse_args(argv)
     options.data = kvasir_root(options)
     return options

@@ -78,7 +78,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     made = parser(__doc__)
     made.add_argument("--segmenters", default=",".join(KINDS), help="some of them, with commas; default: all")
     made.add_argument("--image-size", type=positive, default=128, help="in pixels; default: %(default)s")
-    made.add_argument("--steps", type=positive, default=5, help="of each way; default: %(default)s")
+    made.add_argument("--steps", type=positive, default=4, help="of each way; default: %(default)s")
     made.add_argument("--backbone", default="vits16", help="of the guide, with random weights; default: %(default)s")
     made.add_argument("--all", action="store_true", help="all four combinations of precision and memory format")
     made.add_argument("--compile", metavar="SEGMENTERS", help="those to measure with torch.compile too, which takes minutes each")

@@ -31,8 +31,10 @@ from searching import FAMILIES, make_space
 from guidino_tune.cli import positive
 
 AIMS = {"segguidino": 1 / 4, "convolutional": 1 / 1.2}
-IMAGES = {"segguidino": 32, "convolutional": 8}
-"""For training: a head's epoch of fewer takes less than the checkpoint after it, and a convolutional network's of more takes minutes."""
+IMAGES = {"segguidino": 28, "convolutional": 8}
+SIZES = {"segguidino": 128, "convolutional": 96}
+"""Number of the training images, and their size in pixels: a head's epoch of fewer takes less than the checkpoint after it, and the
+convolutional networks would take many minutes for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     made = parser(__doc__)
     made.add_argument("--family", choices=list(FAMILIES), help="default: both, one after the other")
-    made.add_argument("--images", type=positive, help="for training, and an eighth of it for validation; default: 32 for heads, else 8")
-    made.add_argument("--image-size", type=positive, default=128, help="in pixels; default: %(default)s")
+    made.add_argument("--images", type=positive, help="for training, and an eighth of it for validation; default: 28 for heads, else 8")
+    made.add_argument("--image-size", type=positive, help="in pixels; default: 128 for heads, else 96")
     made.add_argument("--trials", type=positive, default=24, help="of a search; default: %(default)s")
     made.add_argument("--epochs", type=positive, default=9, help="of a trial that is not stopped early; default: %(default)s")
     made.add_argument("--concurrent", type=positive, default=1, help="trials side by side, which share the cores; default: %(default)s")
@@ -84,15 +86,15 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def compare(family: str, options: argparse.Namespace) -> int:
     """Prints the line of a family."""
     shared, alone = [], []
-    images = options.images or IMAGES[family]
+    images, size = options.images or IMAGES[family], options.image_size or SIZES[family]
     for _ in range(options.rounds):
-        shared.append(search(family, options, images, share=True))
-        alone.append(search(family, options, images, share=False))
+        shared.append(search(family, options, images, size, share=True))
+        alone.append(search(family, options, images, size, share=False))
     found = [*shared, *alone]
     same_trials = all(one.asked == found[0].asked for one in found)
     best = {one.best for one in found}
     whole = ratios([one.whole for one in shared], [one.whole for one in alone])
-    size, trials = f"{options.image_size} px, {images} images", f"{options.trials} trials of up to {options.epochs} epochs"
+    sizes, trials = f"{size} px, {images} images", f"{options.trials} trials of up to {options.epochs} epochs"
     verdict = "the same" if len(best) == 1 else "DIFFERENT"
     winners = ", ".join(f"{one.best}: Dice {one.dice:.4f}" for one in found)
     epochs = ", ".join(f"{a.epochs} / {b.epochs}" for a, b in zip(shared, alone, strict=True))
@@ -102,7 +104,7 @@ def compare(family: str, options: argparse.Namespace) -> int:
     )
     report(
         f"search {family}",
-        f"{trials} of {FAMILIES[family]['words']} at {size}, {options.concurrent} side by side: shared views / each trial its own",
+        f"{trials} of {FAMILIES[family]['words']} at {sizes}, {options.concurrent} side by side: shared views / each trial its own",
         ratios([one.seconds for one in shared], [one.seconds for one in alone]),
         output=options.output,
         aim=AIMS[family],
@@ -111,7 +113,7 @@ def compare(family: str, options: argparse.Namespace) -> int:
     return 0 if same_trials and len(best) == 1 else 1
 
 
-def search(family: str, options: argparse.Namespace, images: int, *, share: bool) -> Searched:
+def search(family: str, options: argparse.Namespace, images: int, size: int, *, share: bool) -> Searched:
     """One search in a home folder of its own."""
     from guidino_tune.tuning.search import run_search
     from guidino_tune.tuning.study import StudyFolder, load_study, ranking
@@ -122,7 +124,7 @@ def search(family: str, options: argparse.Namespace, images: int, *, share: bool
         space = make_space(
             family,
             root=options.data,
-            image_size=options.image_size,
+            image_size=size,
             images=images,
             epochs=options.epochs,
             study={"name": "benchmark", "trials": options.trials, "sampler": "random", "min_epochs": 1, "reduction_factor": 3, "seed": 0},
