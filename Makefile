@@ -22,7 +22,7 @@ help:
 	@echo "make bench    the benchmarks in tests/benchmarks, about a quarter of an hour on two cores; needs GUIDINO_TUNE_DATA"
 	@echo "              (make bench BENCHMARKS='driver inference' runs some of them)"
 	@echo "make overfit  trains every segmenter on eight real images until it knows them by heart"
-	@echo "make chaos    kills drivers, trials, nodes and servers of small searches for half an hour; the table is in build/chaos"
+	@echo "make chaos    kills drivers, trials, nodes and servers of small searches for a quarter of an hour; the table is in build/chaos"
 	@echo "              (make chaos ARGS='--kills 10 --minutes 5' is a shorter run)"
 	@echo "make clean    removes .venv and everything that was built here; studies and data sets in ~/guidino_tune stay"
 
