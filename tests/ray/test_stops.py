@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -59,6 +60,13 @@ def whole_journal(home: Path) -> None:
         assert "op_code" in json.loads(line)
 
 
+def fill(disk: Path) -> None:
+    """Takes all that is left."""
+    with (disk / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
 @pytest.mark.parametrize(("executor", "trials"), [("actor", 20), ("train", 1)])
 def test_after_early_stops_everything_can_be_booked_again(
     executor: str, trials: int, home: Path, tmp_path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch
@@ -87,18 +95,18 @@ def test_a_disk_that_fills_up_ends_the_search_and_it_goes_on(
         command = ("guidino_tune.search", str(slow_space(tmp_path, demo, epochs=45, trials=2, pruner="none")))
         first = start(*command)
         first.until(lambda: len(running(home, "small")) == 2)
-        with (disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):  # noqa: PT012
-            while True:
-                file.write(bytes(4096))
+        fill(disk)
         code = first.wait(90)
         output = first.log.read_text()
-        assert code in (1, 2), output  # trials met it first, and all failed so; or the driver did
+        # Trials met it first and all failed so, or all but one that went on in what they had left; or the driver did.
+        assert code in (1, 2, os.EX_TEMPFAIL), output
         assert "disk is full" in output or "No space left on device" in output
         assert "Traceback" not in output
         whole_journal(home)
         failed = [t for t in trials_of(home, "small") if t.state == TrialState.FAIL]
         assert {t.user_attrs["failure"] for t in failed} <= {"environment"}
 
+        fill(disk)
         refused = start(*command)
         assert refused.wait(60) == 2  # at once: nothing is started on a full disk
         (disk / "filler").unlink()
