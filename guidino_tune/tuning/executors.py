@@ -92,6 +92,8 @@ def _store(folder: str, gigabytes: float | None) -> ChunkStore:
 def _start(
     config: Mapping[str, Any], tell: Callable[[dict[str, Any]], None], *, device: str, rank: int = 0, world_size: int = 1, parts: int = 1
 ) -> TrainingRun:
+    import torch
+
     from guidino_tune.training.loop import TrainingRun
     from guidino_tune.training.machine import note_machine
 
@@ -101,6 +103,8 @@ def _start(
     if rank == 0:
         reporter.held = reporter.hold()  # before the checkpoint is read: the process before this one may still write its last epoch
     try:
+        if world_size > 1:
+            torch.distributed.barrier()  # else the others would read an older checkpoint than the first one, which has waited
         run = TrainingRun(
             experiment, _opened(experiment.data, Path(config["split_file"])), reporter,
             device=device, rank=rank, world_size=world_size, reported=config["reported"], micro_batches=parts,
@@ -119,9 +123,9 @@ def _start(
 
 
 def _close(run: TrainingRun) -> None:
-    run.close()
     assert isinstance(run.reporter, _TuneReporter)
-    run.reporter.held.close()
+    with run.reporter.held:
+        run.close()
 
 
 def _draw_where_due(run: TrainingRun, config: Mapping[str, Any]) -> None:

@@ -237,3 +237,25 @@ def test_the_search_s_processes_are_sealed(tmp_path: Path, demo: Path, actor: An
     with pytest.raises(RuntimeError, match="sealed"):
         open_test(experiment.data, Path(values["split_file"]), reason="curiosity")
     assert opening.open_for_search(experiment.data, split_file=Path(values["split_file"])).split.test
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_worker_reads_the_checkpoint_before_the_first_one_has_the_folder(
+    rank: int, tmp_path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process before them may still save an epoch: workers that have read different ones would never meet again."""
+    values, seen = config(tmp_path, demo), []
+    folder = TrialFolder(Path(values["folder"]))
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: seen.append("all are here"))
+    hold = TrialFolder.hold
+    monkeypatch.setattr(TrialFolder, "hold", lambda self, **how: (seen.append("has the folder"), hold(self, **how))[1])
+
+    def read(*_: object, **__: object) -> None:
+        seen.append("reads")
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(loop, "TrainingRun", read)
+    with pytest.raises(RuntimeError, match="enough"):
+        executors._start(values, print, device="cpu", rank=rank, world_size=2)
+    assert seen == [*(["has the folder"] if rank == 0 else []), "all are here", "reads"]
+    folder.hold(patience=0).close()  # a failed start lets go of it
