@@ -1,11 +1,11 @@
 """What an experiment is: frozen dataclasses, YAML in and out, a stable hash."""
 
+from guidino_tune.config.data import IGNORED, Data
 from guidino_tune.config.experiment import Experiment
 from guidino_tune.config.fields import PATCH
 from guidino_tune.config.protocol import Protocol
 from guidino_tune.config.sections import (
     BACKBONES,
-    Data,
     DINOGuide,
     Guide,
     LoRA,
@@ -32,7 +32,7 @@ from guidino_tune.config.segmenters import (
 from guidino_tune.config.study import Resources, Study
 
 __all__ = [
-    "BACKBONES", "PATCH", "UKAN", "DINOGuide", "Data", "DinoUNet", "Experiment", "Guide", "H2Former", "LoRA", "Loss", "MedDINO", "NNUNet",
-    "NNWNet", "NoGuide", "Protocol", "Resources", "SegDINO", "SegGuiDINO", "Segmenter", "Study", "SwinUNet", "TokenBook", "Training",
-    "UNet", "is_local_backbone", "section_defaults",
+    "BACKBONES", "IGNORED", "PATCH", "UKAN", "DINOGuide", "Data", "DinoUNet", "Experiment", "Guide", "H2Former", "LoRA", "Loss", "MedDINO",
+    "NNUNet", "NNWNet", "NoGuide", "Protocol", "Resources", "SegDINO", "SegGuiDINO", "Segmenter", "Study", "SwinUNet", "TokenBook",
+    "Training", "UNet", "is_local_backbone", "section_defaults",
 ]  # fmt: skip

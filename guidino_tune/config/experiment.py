@@ -13,17 +13,32 @@ import yaml
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from guidino_tune.config.data import Data
 from guidino_tune.config.fields import PATCH, STRICT
 from guidino_tune.config.parsing import parse, read_yaml
-from guidino_tune.config.sections import Data, DINOGuide, Guide, Loss, Training
+from guidino_tune.config.sections import DINOGuide, Guide, Loss, Training
 from guidino_tune.config.segmenters import H2Former, NNUNet, NNWNet, Segmenter, SwinUNet
 
 LATER_FIELDS = (
+    ("data", "images", None),
+    ("data", "masks", None),
+    ("data", "group", None),
+    ("data", "labels", None),
+    ("data", "ignore_label", None),
+    ("data", "channels", 3),
+    ("data", "window", None),
+    ("data", "resize", "squash"),
+    ("data", "mask_resize", "nearest"),
+    ("data", "view", "image"),
+    ("data", "folds", None),
+    ("data", "fold", 0),
+    ("data", "stratify", False),
     ("data", "group_duplicates", False),
     ("data", "num_classes", 1),
     ("data", "normalisation", "imagenet"),
     ("data", "view_cycle", None),
     ("guide", "sha256", None),
+    ("guide", "channels", None),
     ("training", "compile", "none"),
 )
 """Section, field, and the value with which everything is as it was before the field came."""
@@ -67,6 +82,8 @@ class Experiment:
                 raise ValueError("guide.sha256: random weights have no file to check; set guide.weights=pretrained, or leave it out")
             if self.data.normalisation != "imagenet":
                 raise ValueError("data.normalisation: a DINO backbone was trained on 'imagenet'; 'zscore' is for plain networks")
+            if max(self.guide.channels or (0,)) >= self.data.channels:
+                raise ValueError(f"guide.channels: images have {self.data.channels} channels, which count from 0 (data.channels)")
             gate = self.guide.gate
             if gate not in ("default", "none", *self.segmenter.gates):
                 raise ValueError(
@@ -84,6 +101,15 @@ class Experiment:
                 "(guide.gate=none for the plain head)"
             )
         return self
+
+    @property
+    def guide_channels(self) -> tuple[int, int, int]:
+        """The channels of the image, from 0, that the guide backbone sees as red, green and blue.
+
+        By default the first three; of two the first is seen twice, of a single one it is all three, as grey is.
+        """
+        chosen = self.guide.channels if isinstance(self.guide, DINOGuide) else None
+        return chosen or {1: (0, 0, 0), 2: (0, 1, 0)}.get(self.data.channels, (0, 1, 2))
 
     @property
     def gate(self) -> str | None:
@@ -155,6 +181,8 @@ class Experiment:
         if isinstance(self.segmenter, NNUNet):
             deepest = self.segmenter.base_width << (self.segmenter.num_stages - 1)
             values["segmenter"]["max_width"] = min(self.segmenter.max_width, deepest)
+        if self.data.view == "image":
+            del values["data"]["patch_foreground"]
         if self.data.augmentation == "none" or (self.data.view_cycle or 0) >= self.training.epochs:
             values["data"].pop("view_cycle", None)  # no view is shown twice, or all of a case are the same
         if self.training.batch_size == 1 or self.loss.dice_weight == 0:

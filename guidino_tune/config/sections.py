@@ -1,4 +1,4 @@
-"""The sections of an experiment: data, guide, segmenter, loss and training.
+"""The sections of an experiment besides its data: guide, segmenter, loss and training.
 
 All are frozen, slotted, keyword-only dataclasses whose values pydantic checks on construction, so that an experiment that exists is
 a valid one. Lengths are in pixels, weights and fractions are dimensionless, learning rates are per optimiser step.
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
-from guidino_tune.config.fields import PATCH, STRICT, Count, Fraction, Index, NonNegative, Number, PathText, Positive
+from guidino_tune.config.fields import STRICT, Count, Fraction, Index, NonNegative, Number, Positive
 from guidino_tune.config.segmenters import Segmenter
 from guidino_tune.errors import nearest
 
@@ -40,46 +40,6 @@ BACKBONES: dict[str, str | None] = {
 def is_local_backbone(name: str) -> bool:
     """True when ``name`` is a path to a Hugging Face model folder rather than a name in ``BACKBONES``."""
     return name not in BACKBONES and ("/" in name or name.startswith((".", "~")) or os.path.isdir(name))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class Data:
-    """What is segmented: a source of cases, how they are split, resized and augmented.
-
-    Attributes:
-        kind: The layout of the files under ``root`` (``demo`` makes its own images).
-        root: Folder of the data set; ``None`` looks in the place where ``prepare`` puts it.
-        image_size: Side of the square that images are resized to, in pixels; a multiple of 16.
-        num_classes: Foreground classes. 1: masks are binary. More: masks are label maps of 0 (background) to ``num_classes``.
-        normalisation: ``imagenet`` (mean and deviation of ImageNet, which DINO backbones need) or ``zscore`` (of each image and channel,
-            as nnU-Net does; for plain networks).
-        augmentation: ``nnunet`` (nnU-Net's set, run with MONAI) or ``none``.
-        bad_cases: What a corrupt or mismatched image does: stop with a message, or be left out and named.
-        validation_fraction: Share of the cases held out for validation where no split is published.
-        test_fraction: Share of the cases sealed as test where no test split is published.
-        split_seed: Seed of those two choices.
-        group_duplicates: Compare all images before the split is drawn, and keep copies and near-copies in one part of it. What a published
-            split divides is not moved: of such copies training and validation lose theirs.
-        max_train_cases: Use only this many training cases (seeded choice); ``None`` uses all.
-        max_validation_cases: The same for validation.
-        view_cycle: Augmentations per case: epoch ``e`` shows the views of epoch ``e % view_cycle``, in an order of its own, so that a
-            long training needs no more of them on disk. ``None``: new ones in every epoch.
-    """
-
-    kind: Literal["kvasir", "isic2017", "tn3k", "folder", "demo"]
-    root: PathText | None = None
-    image_size: Annotated[int, Field(ge=2 * PATCH, le=4096, multiple_of=PATCH), Number] = 256
-    num_classes: Annotated[int, Field(ge=1, le=254), Number] = 1
-    normalisation: Literal["imagenet", "zscore"] = "imagenet"
-    augmentation: Literal["nnunet", "none"] = "nnunet"
-    bad_cases: Literal["error", "skip"] = "error"
-    validation_fraction: Fraction = 0.1
-    test_fraction: Fraction = 0.1
-    split_seed: Index = 0
-    group_duplicates: bool = False
-    max_train_cases: Count | None = None
-    max_validation_cases: Count | None = None
-    view_cycle: Count | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -133,6 +93,9 @@ class DINOGuide:
         sha256: Of the ``model.safetensors`` in that model folder, in 64 hexadecimal digits; checked before the weights are used.
         gate: Where the mask multiplies (see ``segmenters.GATES``); ``default`` is the paper's place for the segmenter, ``none`` gives
             features without a mask.
+        channels: The three channels of the image, from 0, that the backbone sees as red, green and blue; ``None``: the first three, the
+            first of two also as blue, and a single one as all three. A frozen backbone sees the same numbers in every trial, so that its
+            tokens can be shared; a learned projection would change them with every step.
     """
 
     kind: Literal["dino"] = "dino"
@@ -140,6 +103,7 @@ class DINOGuide:
     weights: Literal["pretrained", "random"] = "pretrained"
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     gate: Literal["default", "none", "input", "bottleneck", "skips", "decoder", "features"] = "default"
+    channels: tuple[Index, Index, Index] | None = None
     tokenbook: TokenBook = TokenBook()
     lora: LoRA = LoRA()
 

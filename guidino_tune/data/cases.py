@@ -21,17 +21,35 @@ PARTS = ("train", "validation", "test", "trainval")
 class Case:
     """The files of one image and its mask.
 
+    A path may end with ``#12``: the slice of that number, from 0, of a volume (see ``data.files``).
+
     Attributes:
         id: Unique in its data set; where two folders use the same file names it is prefixed (``trainval/0000``).
         image: Path of the image.
         mask: Path of the mask.
         group: Cases of one group (a patient) never come into two drawn parts; the id itself where no patient is known.
+        more_images: Files of its further channels, in their order.
+        more_masks: Files of its further objects: the truth is what any of them marks.
+        stratum: What the layout tells of its kind, such as the folder of its class; drawn parts have as much of each.
     """
 
     id: str
     image: Path
     mask: Path
     group: str
+    more_images: tuple[Path, ...] = ()
+    more_masks: tuple[Path, ...] = ()
+    stratum: str = ""
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """All files of the image."""
+        return (self.image, *self.more_images)
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """All files of the truth."""
+        return (self.mask, *self.more_masks)
 
 
 @dataclass(frozen=True, slots=True)

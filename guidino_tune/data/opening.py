@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from guidino_tune import paths
-from guidino_tune.config.sections import Data
+from guidino_tune.config.data import Data
 from guidino_tune.data.cases import Listing, some, stable_hash
 from guidino_tune.data.checks import look_over
 from guidino_tune.data.copies import copies_in_files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from guidino_tune.config.sections import Data
+from guidino_tune.config.data import Data
 from guidino_tune.data.cases import Case
 from guidino_tune.data.openings import record_opening
 from guidino_tune.data.sources import find_cases

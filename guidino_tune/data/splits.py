@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from guidino_tune.config.sections import Data
+from guidino_tune.config.data import Data
 from guidino_tune.data.cases import Case, Listing, Pair, some, stable_hash
 from guidino_tune.errors import UserError
 

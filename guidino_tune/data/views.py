@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guidino_tune.config.sections import Data
+from guidino_tune.config.data import Data
 from guidino_tune.data.cases import stable_hash
 from guidino_tune.data.store import Arrays, ChunkStore
 from guidino_tune.data.table import CaseTable

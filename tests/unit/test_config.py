@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guidino_tune.config import BACKBONES, Experiment, section_defaults
-from guidino_tune.config.sections import Data, DINOGuide, LoRA, Loss, NoGuide, TokenBook, Training
+from guidino_tune.config.data import Data
+from guidino_tune.config.sections import DINOGuide, LoRA, Loss, NoGuide, TokenBook, Training
 from guidino_tune.config.segmenters import NNWNet, SegDINO, SegGuiDINO, UNet
 from guidino_tune.space.parameters import get_path, leaf_paths, set_path
 

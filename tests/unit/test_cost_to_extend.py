@@ -11,7 +11,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from guidino_tune import doctor, prepare
-from guidino_tune.config.sections import Data
+from guidino_tune.config.data import Data
 from guidino_tune.config.segmenters import Segmenter
 from guidino_tune.data.sources import SOURCES
 

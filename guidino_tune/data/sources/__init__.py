@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from guidino_tune import paths
-from guidino_tune.config.sections import Data
+from guidino_tune.config.data import Data
 from guidino_tune.data.cases import Listing
 from guidino_tune.data.sources import folder, isic2017, kvasir, tn3k
 
