@@ -26,7 +26,7 @@ HEAVY = {"torch", "monai", "transformers", "peft", "optuna", "mlflow", "ray", "p
 
 IMPORTERS = ("importlib.import_module", "import_module", "__import__")
 FOUNDATION = ("errors", "paths", "findings", "stopping")
-BELOW_TRAINING = ("config", "space", "normalisation", "data", "models", "losses", "metrics", "inference")
+BELOW_TRAINING = ("config", "space", "normalisation", "framing", "data", "models", "losses", "metrics", "inference")
 ALL = (*BELOW_TRAINING, "training", "tracking", "tuning", "analysis", "prediction")
 
 
@@ -51,11 +51,12 @@ LAYERS = {
     "config": layer(),
     "space": layer("config", heavy="optuna"),
     "normalisation": layer(heavy="torch"),
-    "data": layer("config", "normalisation", heavy="torch monai pyarrow"),
+    "framing": layer("config"),
+    "data": layer("config", "normalisation", "framing", heavy="torch monai pyarrow"),
     "models": layer("config", heavy="torch monai transformers peft"),
     "losses": layer("config", heavy="torch monai"),
     "metrics": layer("config", heavy="torch monai"),
-    "inference": layer("config", "normalisation", heavy="torch monai"),
+    "inference": layer("config", "normalisation", "framing", heavy="torch monai"),
     "training": layer(*BELOW_TRAINING, heavy="torch monai"),
     "tracking": layer("config", "training.reporter", heavy="mlflow"),
     "analysis": layer("config", heavy="matplotlib pandas"),
