@@ -1,4 +1,4 @@
-"""The command ``predict``: masks and overlays for a folder of images, at their original size."""
+"""The command ``predict``: masks and overlays for a folder of images, at their original size; no file of the user's is replaced."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ EXAMPLES = """\
   guidino-tune predict MODEL images/ --output masks --inference sliding --mirror --largest-component always
   guidino-tune predict MODEL one.jpg --output masks --threshold 0.4
 
-Writes OUTPUT/masks/NAME.png and OUTPUT/overlays/NAME.png. Masks have the image's own size: 0 and 255, or of a model with several
-classes the labels 0 (background) to K, which look almost black."""
+Writes OUTPUT/masks/NAME.png and OUTPUT/overlays/NAME.png, for images of sub-folders in the same sub-folders. Masks have the image's
+own size: 0 and 255, or of a model with several classes the labels 0 (background) to K, which look almost black.
+
+The same command replaces what it wrote before. Where any other file would be replaced, or its masks would lie among others, nothing is
+written (exit code 2). Two images `a.png` and `a.jpg` become `a.png.png` and `a.jpg.png`. Exit code 1: an image could not be read."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and predicts; see ``--help``."""
     made = parser("predict", "Segment images with a trained model.", EXAMPLES)
     made.add_argument("model", help="model folder of `retrain`, or a trial's folder of a study")
-    made.add_argument("images", help="folder of images, or one image")
+    made.add_argument("images", help="folder of images, with its sub-folders, or one image")
     made.add_argument("--output", required=True, metavar="DIR", help="folder for masks and overlays")
     made.add_argument("--threshold", type=float, default=0.5, help="of the probability, between 0 and 1; for binary masks (default: 0.5)")
     add_protocol_options(made, scores=False)
@@ -40,6 +43,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     protocol = parse(Protocol, protocol_values(options), "options")
     console = Console()
+    notes: list[str] = []
     with console.status("predicting") as status:
         done, failed = predict_folder(
             Path(options.model),
@@ -49,8 +53,16 @@ def _predict(options: argparse.Namespace) -> int:
             threshold=options.threshold,
             overlays=not options.no_overlays,
             progress=lambda number, total: status.update(f"predicting: {number} of {total} images"),
+            tell=notes.append,
         )
-    console.print(f"{done} masks in {Path(options.output) / 'masks'} ({protocol.describe(scores=False)})", highlight=False, soft_wrap=True)
+    console.print(
+        f"{done} masks in {Path(options.output) / 'masks'} ({protocol.describe(scores=False)})",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     for message in failed:
         print(f"left out: {message}", file=sys.stderr)
     return 1 if failed else 0

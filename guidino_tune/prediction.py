@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from guidino_tune.config import Protocol
+from guidino_tune.config import Experiment, Protocol
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.decoding import read_image
 from guidino_tune.errors import UserError
 from guidino_tune.inference import predict_image
+from guidino_tune.prediction_files import MASKS, OVERLAYS, check_output, find_images, mark_of, png
 from guidino_tune.tracking.pictures import overlay, save_png
 from guidino_tune.training.model_folder import best_device, load_model
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def predict_folder(
@@ -27,6 +27,7 @@ def predict_folder(
     threshold: float = 0.5,
     overlays: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> tuple[int, list[str]]:
     """Segments each image and writes its mask (the image's own size) and an overlay.
 
@@ -35,40 +36,46 @@ def predict_folder(
 
     Args:
         model: Model or trial folder.
-        images: A folder, or one image.
-        output: Gets ``masks`` and ``overlays``; files of the same name are replaced.
+        images: A folder with its sub-folders, or one image.
+        output: Gets ``masks`` and ``overlays``. What an earlier call wrote there is replaced, and nothing else.
         protocol: How to predict and to post-process.
         threshold: Of the probability; for binary masks only.
         overlays: Whether to draw them.
         progress: Told (done, in all).
+        tell: Told what was passed over, what is named otherwise than its image, and what was replaced.
 
     Returns:
         How many masks were written, and a message for each image that could not be read.
 
     Raises:
-        UserError: No model, no images, or a threshold that does not fit.
+        UserError: No model, no images, a threshold that does not fit, or ``output`` holds what would be replaced and is not of ``predict``.
     """
-    files = [images] if images.is_file() else sorted(p for p in images.glob("*") if p.suffix.lower() in SUFFIXES)
-    if not files:
-        raise UserError(f"no images ({', '.join(sorted(SUFFIXES))})", where=str(images), todo="name a folder that holds images")
-    names = [p.stem for p in files]
-    if len(set(names)) < len(names):
-        double = next(n for n in names if names.count(n) > 1)
-        raise UserError(f"two images are called {double!r}: their masks would overwrite each other", where=str(images), todo="rename one")
+    tell = tell or (lambda _: None)
+    found = find_images(images, output)
+    replaced = check_output(output, found.names.values(), overlays=overlays)
     network, experiment = load_model(model, best_device())
+    for note in found.notes:
+        tell(note)
     failed: list[str] = []
-    for number, file in enumerate(files, 1):
+    for number, (file, name) in enumerate(found.names.items()):
+        if progress:
+            progress(number, len(found.names))
         try:
-            image = read_image(file)
+            image = _read(file, experiment)
         except UserError as error:
-            failed.append(str(error))
+            failed.append(f"{error.where or file}: {error.what}")  # what to do about it in training does not help here
             continue
         result = predict_image(network, image, experiment.data, protocol, threshold=threshold)
-        levels = result.mask * 255 if experiment.data.num_classes == 1 else result.mask
-        save_png(Image.fromarray(levels), output / "masks" / f"{file.stem}.png")
+        levels = Image.fromarray(result.mask * 255 if experiment.data.num_classes == 1 else result.mask)
+        save_png(levels, output / MASKS / png(name), mark_of(levels))
         if overlays:
-            picture = overlay(image, None, result.guide, result.mask, title=file.stem, num_classes=experiment.data.num_classes)
-            save_png(picture, output / "overlays" / f"{file.stem}.png")
-        if progress:
-            progress(number, len(files))
-    return len(files) - len(failed), failed
+            picture = overlay(image, None, result.guide, result.mask, title=name.name, num_classes=experiment.data.num_classes)
+            save_png(picture, output / OVERLAYS / png(name), mark_of(picture))
+    if replaced:
+        tell(f"{replaced} masks of an earlier run were replaced")
+    return len(found.names) - len(failed), failed
+
+
+def _read(file: Path, experiment: Experiment) -> np.ndarray:
+    """An image as the model was trained to see it: uint8, (H, W, 3)."""
+    return read_image(file)

@@ -19,14 +19,16 @@ ENDINGS = (*RASTER, *DICOM, *VOLUMES)
 
 def ending(path: Path) -> str:
     """The ending by which a file is known, in lower case (``.nii.gz`` is one); empty where it is none of ``ENDINGS``."""
-    name = path.name.partition("#")[0].lower()
+    name = slice_of(path)[0].name.lower()
     return max((end for end in ENDINGS if name.endswith(end)), key=len, default="")
 
 
 def stem(path: Path) -> str:
     """The name of a file without its ending, and with the number of the slice where there is one."""
-    name, mark, slice_number = path.name.partition("#")
-    return name.removesuffix(name[len(name) - len(ending(path)) :]) + mark + slice_number if ending(path) else path.stem
+    file, number = slice_of(path)
+    known = ending(file)
+    name = file.name[: len(file.name) - len(known)] if known else file.stem
+    return name if number is None else f"{name}#{path.name.rpartition('#')[2]}"
 
 
 def slice_of(path: Path) -> tuple[Path, int | None]:

@@ -27,7 +27,7 @@ HEAVY = {"torch", "monai", "transformers", "peft", "optuna", "mlflow", "ray", "p
 IMPORTERS = ("importlib.import_module", "import_module", "__import__")
 FOUNDATION = ("errors", "paths", "findings", "stopping")
 BELOW_TRAINING = ("config", "space", "normalisation", "framing", "data", "models", "losses", "metrics", "inference")
-ALL = (*BELOW_TRAINING, "training", "tracking", "tuning", "analysis", "prediction")
+ALL = (*BELOW_TRAINING, "training", "tracking", "tuning", "analysis", "prediction_files", "prediction")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ LAYERS = {
     "tracking": layer("config", "training.reporter", heavy="mlflow"),
     "analysis": layer("config", heavy="matplotlib pandas"),
     "tuning": layer(*BELOW_TRAINING, "training", "tracking", "analysis", heavy="torch optuna ray"),
-    "prediction": layer("config", "data", "models", "inference", "training", "tracking.pictures", heavy="torch"),
+    "prediction_files": layer("data"),
+    "prediction": layer("config", "data", "prediction_files", "models", "inference", "training", "tracking.pictures", heavy="torch"),
 }
 """By folder or top-level module. Only ``tracking`` has mlflow and only ``tuning`` has ray."""
 

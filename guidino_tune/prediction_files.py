@@ -1,0 +1,181 @@
+"""Which images ``predict`` takes, what their masks are called, and which files it wrote itself: no other file is ever replaced."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from guidino_tune.data.files import ENDINGS, VOLUMES, ending, stem
+from guidino_tune.errors import UserError
+
+MASKS, OVERLAYS = "masks", "overlays"
+
+MARK = "guidino_tune predict"
+"""Key of the text in each PNG that ``predict`` writes; its value is the digest of the pixels, so that one that was edited is known too."""
+
+
+class Found(NamedTuple):
+    """The images of a folder.
+
+    Attributes:
+        names: By file: of its mask and overlay, without ``.png``, relative to their folders; sub-folders are kept.
+        notes: What was passed over, and which names keep the ending of their image.
+    """
+
+    names: Mapping[Path, Path]
+    notes: tuple[str, ...]
+
+
+def find_images(images: Path, output: Path) -> Found:
+    """The image files in a folder and its sub-folders, or the one image.
+
+    Hidden files, other files, and what ``predict`` itself wrote are passed over, so that a second run does not take the masks of the
+    first for images.
+
+    Raises:
+        UserError: There is no such path, the file is no image, the folder holds none, or a name is no UTF-8.
+    """
+    taken = tuple(end for end in ENDINGS if end not in VOLUMES)
+    if not os.path.lexists(images):
+        raise UserError("no such file or folder", where=str(images), todo="correct the path of the images")
+    if not images.is_dir():
+        if ending(images) not in taken:
+            raise UserError("the name is not that of an image", where=str(images), todo=f"name a folder, or an image ({' '.join(taken)})")
+        return Found({images: Path(stem(images))}, ())
+    passed: Counter[str] = Counter()
+    files: list[Path] = []
+    for file in _walk(images, {(output / MASKS).resolve(), (output / OVERLAYS).resolve()}, passed):
+        if file.name.startswith("."):
+            passed["hidden"] += 1
+        elif ending(file) not in taken:
+            passed[file.suffix.lower() if not ending(file) else ending(file)] += 1
+        elif _mark(file) is not None:
+            passed["of predict itself"] += 1
+        elif any("\ud800" <= letter <= "\udfff" for letter in str(file)):  # how Python shows bytes that are no UTF-8
+            raise UserError(f"the name {str(file)!r} is no UTF-8", todo="rename it")
+        else:
+            files.append(file)
+    over = ", ".join(f"{count} {end or 'without an ending'}" for end, count in sorted(passed.items()))
+    if not files:
+        what = f"no images ({' '.join(taken)})" + (f"; passed over: {over}" if over else "")
+        raise UserError(what, where=str(images), todo="name a folder that holds images")
+    names = output_names([file.relative_to(images) for file in files])
+    notes = [f"passed over: {over}"] if over else []
+    whole = [name for file, name in names.items() if name.name == file.name]
+    if whole:
+        notes.append(f"images of one folder that differ only in their ending keep it in the names of their masks: {_some(whole)}")
+    return Found({images / file: name for file, name in names.items()}, tuple(notes))
+
+
+def _walk(folder: Path, left_out: set[Path], passed: Counter[str]) -> Iterator[Path]:
+    """All files below a folder, sorted; links to folders are followed, but each folder is entered once."""
+    seen: set[Path] = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_not_listed):
+        real = Path(place).resolve()
+        if real in seen or (real in left_out and Path(place) != folder):
+            folders.clear()
+            continue
+        seen.add(real)
+        passed["hidden"] += sum(name.startswith(".") for name in folders)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place) / name for name in sorted(names))
+    passed += Counter()  # drops what is 0
+
+
+def _not_listed(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # a folder that is not there yet holds nothing
+        raise UserError(f"cannot be listed: {error.strerror}", where=str(error.filename), todo="make the folder readable") from None
+
+
+def output_names(files: Iterable[Path]) -> dict[Path, Path]:
+    """A name without ending for each file, no two alike: its own, or with its ending where another one would have the same.
+
+    Args:
+        files: Relative paths, no two alike.
+    """
+    names = {file: file.with_name(stem(file)) for file in files}
+    while True:
+        count = Counter(names.values())
+        alike = [file for file, name in names.items() if count[name] > 1 and name != file]
+        if not alike:
+            return names
+        names |= {file: file for file in alike}
+
+
+def check_output(output: Path, names: Iterable[Path], *, overlays: bool) -> int:
+    """Refuses to replace, or to write among, what ``predict`` did not write. Nothing is changed.
+
+    Args:
+        output: The folder that is to get ``masks`` and ``overlays``.
+        names: Of the masks, as in ``Found``.
+        overlays: Whether there will be overlays.
+
+    Returns:
+        How many masks of an earlier run will be replaced.
+
+    Raises:
+        UserError: Names the first such file, and how many there are.
+    """
+    todo = "choose another --output, or move these files away"
+    folders = [output / MASKS, *([output / OVERLAYS] if overlays else [])]
+    targets = [folder / png(name) for name in names for folder in folders]
+    there = [target for target in targets if os.path.lexists(target)]
+    foreign = [target for target in there if not is_own(target)]
+    if foreign:
+        what = "predict did not write this file, or it was changed since, and a prediction would replace it"
+        raise UserError(f"{what} ({len(foreign)} of {len(targets)} files; nothing was changed)", where=str(foreign[0]), todo=todo)
+    for folder in folders:
+        others = [
+            file for file in _walk(folder, set(), Counter()) if ending(file) and not file.name.startswith(".") and _mark(file) is None
+        ]
+        if others:
+            what = f"{len(others)} images here are not of predict (such as {others[0].name}): its own would lie among them"
+            raise UserError(f"{what}, and could be taken for them", where=str(folder), todo=todo)
+    return sum(target.is_relative_to(folders[0]) for target in there)
+
+
+def png(name: Path) -> Path:
+    """The file of a mask or an overlay of this name."""
+    return name.with_name(f"{name.name}.png")
+
+
+def mark_of(picture: Image.Image) -> dict[str, str]:
+    """The text that says that ``predict`` wrote these pixels."""
+    return {"Software": "guidino_tune", MARK: _digest(picture)}
+
+
+def is_own(file: Path) -> bool:
+    """Whether ``predict`` wrote this file, and nobody has changed its pixels since."""
+    digest = _mark(file)
+    if digest is None or file.is_symlink():
+        return False
+    try:
+        with Image.open(file) as picture:
+            return _digest(picture) == digest
+    except Exception:  # damaged: Pillow's decoders raise whatever comes
+        return False
+
+
+def _mark(file: Path) -> str | None:
+    """The digest in a file of ``predict``; ``None`` in any other. Only the header is read."""
+    if file.suffix != ".png":
+        return None
+    try:
+        with Image.open(file) as picture:
+            return picture.info.get(MARK)
+    except Exception:  # as above
+        return None
+
+
+def _digest(picture: Image.Image) -> str:
+    return hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).hexdigest()
+
+
+def _some(names: list[Path]) -> str:
+    return ", ".join(str(png(name)) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
