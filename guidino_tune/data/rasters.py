@@ -1,0 +1,181 @@
+"""Pictures of the usual formats, through Pillow; where Pillow would lose bits (PNG of 16 bits, JPEG 2000) through imagecodecs."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from guidino_tune.data.raw import Raw, Refused, Values, check_size, opacity, oriented, several
+
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8\xff"  # how such a file begins
+JPEG2000 = (b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  \r\n\x87\n")
+
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "ICO", "TGA", "TIFF")  # others may start programs (PostScript)
+_DEEP = {"I;16": 65535, "I;16B": 65535, "I;16L": 65535, "I;16N": 65535, "I": 0, "F": 0}
+_TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+_SCALED = {2: 85, 4: 17}  # Pillow multiplies greys of so many bits in a PNG
+
+
+def read_picture(content: bytes, formats: tuple[str, ...] = _FORMATS) -> Raw:
+    """Decodes PNG, JPEG, BMP, GIF, WebP and what else Pillow knows.
+
+    Args:
+        content: Of the file.
+        formats: That Pillow may try.
+    """
+    small = 0
+    if content.startswith(PNG) and len(content) > 25:
+        if content[24] == 16:
+            return _deep_png(content)
+        small = content[24] if content[25] in (0, 4) else 0
+    try:
+        picture = Image.open(io.BytesIO(content), formats=formats)
+    except Exception:
+        if content.startswith(JPEG) and (raw := _deep_jpeg(content)) is not None:
+            return raw
+        raise
+    check_size(picture.width, picture.height)
+    frames = getattr(picture, "n_frames", 1) if picture.format != "MPO" else 1  # of a photograph, whose others are previews
+    if frames > 1:
+        raise several(frames, "frames" if picture.format != "TIFF" else "pages")
+    picture.load()  # decodes all of it: a file cut short fails here
+    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    lossy = content.startswith(JPEG) or (picture.format == "WEBP" and b"VP8L" not in _chunks(content))
+    return _turned(_unpacked(picture, small, lossy), orientation)
+
+
+def _turned(raw: Raw, orientation: int) -> Raw:
+    if orientation not in range(2, 9):
+        return raw
+    indices = None if raw.indices is None else oriented(raw.indices, orientation)
+    alpha = None if raw.alpha is None else oriented(raw.alpha, orientation)
+    return Raw(oriented(raw.values, orientation), raw.white, alpha, indices, raw.palette, raw.window, raw.lossy)
+
+
+def _chunks(content: bytes) -> Iterator[bytes]:
+    """Names of the chunks of a RIFF file (WebP)."""
+    place = 12
+    while place + 8 <= len(content):
+        name, length = struct.unpack_from("<4sI", content, place)
+        yield name
+        place += 8 + length + length % 2
+
+
+def _unpacked(picture: Image.Image, small: int, lossy: bool) -> Raw:
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return Raw(np.asarray(picture), 255, lossy=lossy)
+    if picture.mode in _DEEP:
+        values = np.asarray(picture)
+        return Raw(values[..., None].astype(values.dtype.newbyteorder("="), copy=False), _DEEP[picture.mode], lossy=lossy)
+    if picture.mode == "P":
+        return _of_palette(picture)
+    if picture.mode in _TRANSPARENT or "transparency" in picture.info:
+        grey = picture.mode in ("1", "L", "LA", "La")
+        both = np.asarray(picture.convert("RGBA"))  # from there, for Pillow turns not every mode into LA
+        values, alpha = both[..., : 1 if grey else 3], opacity(both[..., 3])
+    elif picture.mode in ("1", "L"):
+        values, alpha = np.asarray(picture, dtype=np.uint8)[..., None], None
+    else:
+        try:
+            values, alpha = np.asarray(picture.convert("RGB")), None
+        except ValueError as error:  # such as LAB, in which a TIFF may be
+            raise Refused(f"is in colours that cannot be read: {error}", "save it in grey or RGB") from None
+    if picture.mode == "1":
+        return Raw(np.minimum(values, 1), 1, None if alpha is None else np.minimum(alpha, 1))
+    if small in _SCALED:
+        step = _SCALED[small]
+        return Raw(values // step, 255 // step, None if alpha is None else alpha // step)
+    return Raw(np.ascontiguousarray(values), 255, alpha, lossy=lossy)
+
+
+def _of_palette(picture: Image.Image) -> Raw:
+    indices = np.asarray(picture)
+    palette = np.zeros((256, 3), np.uint8)
+    colours = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
+    palette[: len(colours)] = colours
+    alpha = opacity(np.asarray(picture.convert("RGBA"))[..., 3]) if "transparency" in picture.info else None
+    used = max(len(colours), int(indices.max(initial=0)) + 1)
+    return Raw(palette[indices], 255, alpha, indices, palette[:used])
+
+
+def with_alpha(values: Values, white: int, *, lossy: bool = False) -> Raw:
+    """Parts grey with alpha, or RGB with alpha, in two."""
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.shape[2] in (2, 4):
+        return Raw(np.ascontiguousarray(values[..., :-1]), white, opacity(values[..., -1]), lossy=lossy)
+    return Raw(values, white, lossy=lossy)
+
+
+def _deep_png(content: bytes) -> Raw:
+    import imagecodecs
+
+    width, height = struct.unpack_from(">II", content, 16)
+    check_size(width, height, 8)
+    picture = Image.open(io.BytesIO(content), formats=("PNG",))
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1:
+        raise several(frames, "frames")
+    raw = with_alpha(imagecodecs.png_decode(content), 65535)
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # what is broken beside the pixels changes none of them
+        orientation = 1
+    return _turned(raw, orientation)
+
+
+def _deep_jpeg(content: bytes) -> Raw | None:
+    """A JPEG of 12 or 16 bits, or without loss, which Pillow does not know; ``None`` where it is none."""
+    import imagecodecs
+
+    place = 2
+    while place + 9 < len(content) and content[place] == 0xFF:
+        marker, (length,) = content[place + 1], struct.unpack_from(">H", content, place + 2)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            bits, height, width = struct.unpack_from(">BHH", content, place + 4)
+            check_size(width, height, 8)
+            values = imagecodecs.jpeg8_decode(content)
+            return Raw(values if values.ndim == 3 else values[..., None], (1 << bits) - 1, lossy=marker != 0xC3)
+        place += 2 + length
+    return None
+
+
+def read_jpeg2000(content: bytes) -> Raw:
+    """Decodes JPEG 2000, of any depth; Pillow would keep 8 bits of colours."""
+    import imagecodecs
+
+    start = content.find(JPEG2000[0])
+    if start < 0 or len(content) < start + 43:
+        raise Refused("cannot be decoded: it holds no JPEG 2000 picture")
+    right, lower, left, upper = struct.unpack_from(">IIII", content, start + 8)
+    (count,) = struct.unpack_from(">H", content, start + 40)
+    check_size(right - left, lower - upper, 2 * count)
+    depth = (content[start + 42] & 0x7F) + 1
+    place = content.find(b"colr", 0, start)
+    if place > 0 and content[place + 4 : place + 11] == b"\x01\x00\x00\x00\x00\x00\x12":  # luminance and colour differences
+        if depth > 8:
+            raise Refused("is in colours that cannot be read: YCbCr of more than 8 bits", "save it in grey or RGB")
+        return replace(read_picture(content, ("JPEG2000",)), lossy=_irreversible(content, start))
+    values = imagecodecs.jpeg2k_decode(content)
+    white = (1 << depth) - 1 if values.dtype.kind == "u" else 0
+    lossy = _irreversible(content, start)
+    if b"cdef" in content[:start] and white:  # says which channel is no colour
+        return with_alpha(values, white, lossy=lossy)
+    return Raw(values if values.ndim == 3 else values[..., None], white, lossy=lossy)
+
+
+def _irreversible(content: bytes, start: int) -> bool:
+    """True for the wavelet that rounds (ISO/IEC 15444-1, A.6.1: the last byte of the COD segment is 0)."""
+    place = start + 2
+    while place + 14 <= len(content):
+        marker, length = struct.unpack_from(">HH", content, place)
+        if marker == 0xFF52:
+            return content[place + 13] == 0
+        place += 2 + length
+    return True

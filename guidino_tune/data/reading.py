@@ -1,0 +1,68 @@
+"""Every file of an image or a mask into its numbers, or one message that names the file. No reader is imported before it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from guidino_tune.data.files import slice_of
+from guidino_tune.data.plain import NETPBM, NUMPY, read_netpbm, read_numpy
+from guidino_tune.data.rasters import JPEG, JPEG2000, PNG, read_jpeg2000, read_picture
+from guidino_tune.data.raw import Raw, Refused
+from guidino_tune.errors import UserError
+
+__all__ = ["Raw", "read_bytes", "read_raw"]
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file (of a slice: of its whole volume).
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        return slice_of(path)[0].read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"cannot be read: {error.strerror or error}", where=str(path), todo="restore the file, or set data.bad_cases=skip"
+        ) from None
+
+
+def read_raw(path: Path, content: bytes | None = None) -> Raw:
+    """Decodes one image or mask; what kind of file it is its first bytes tell, not its name.
+
+    Args:
+        path: Of the file; ``volume.nii.gz#12`` is slice 12 of a volume.
+        content: Of the file, where it has been read already.
+
+    Raises:
+        UserError: The file is missing, broken, cut short or too large, holds several pictures, or needs a package that is not installed.
+    """
+    content = read_bytes(path) if content is None else content
+    try:
+        return _decoded(path, content)
+    except Refused as error:
+        what, todo = error.what, error.todo
+    except (Image.DecompressionBombError, MemoryError) as error:
+        what, todo = f"is too large: {error}", "make it and its mask smaller, or set data.bad_cases=skip"
+    except Exception as error:  # of damaged bytes decoders raise whatever comes: IndexError, struct.error, zlib.error, ...
+        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        what, todo = f"cannot be decoded: {reason}", "restore the file, or set data.bad_cases=skip"
+    raise UserError(what, where=str(path), todo=todo) from None
+
+
+def _decoded(path: Path, content: bytes) -> Raw:
+    if content.startswith((JPEG, PNG)):
+        return read_picture(content)
+    if content.startswith(JPEG2000):
+        return read_jpeg2000(content)
+    if content.startswith(NETPBM):
+        return read_netpbm(content)
+    if content.startswith(NUMPY):
+        return read_numpy(content)
+    from guidino_tune.data.tiffs import TIFF, read_tiff
+
+    if content.startswith(TIFF):
+        return read_tiff(content)
+    return read_picture(content)
