@@ -126,9 +126,9 @@ def hinge_loss(logits: Tensor, masks: Tensor, *, margin: float = 1.0, band: int 
 class SegmentationLoss(nn.Module):
     """``dice_weight * Dice + bce_weight * cross-entropy + lambda_guide * guide + hinge_weight * hinge``.
 
-    Dice and cross-entropy are averaged over all heads with ``deep_supervision_weights``, every head once, against the mask resized to the
-    head's size (nearest). The guide term counts once, and the hinge is on the finest head only: a band of pixels has no meaning on coarse
-    heads.
+    Dice and cross-entropy are averaged over all heads with ``deep_supervision_weights``, every head once, against the mask on the head's
+    grid (``loss.head_target``). The guide term counts once, and the hinge is on the finest head only: a band of pixels has no meaning on
+    coarse heads.
 
     Args:
         loss: Weights and choices.
@@ -175,7 +175,7 @@ class SegmentationLoss(nn.Module):
         """Weight and unweighted value of each term in use."""
         loss = self.loss
         weights = deep_supervision_weights(len(heads))
-        targets = [_resized(masks, head) for head in heads]
+        targets = [_resized(masks, head, loss.head_target) for head in heads]
         terms: dict[str, tuple[float, Tensor]] = {}
         if loss.dice_weight:
             dice = [w * soft_dice_loss(h, t, batch=loss.batch_dice) for w, h, t in zip(weights, heads, targets, strict=True)]
@@ -197,7 +197,7 @@ def _union(masks: Tensor) -> Tensor:
     return (masks > 0).to(masks.dtype)
 
 
-def _resized(masks: Tensor, head: Tensor) -> Tensor:
-    """The masks on the head's grid; nearest keeps labels labels."""
+def _resized(masks: Tensor, head: Tensor, mode: str) -> Tensor:
+    """The masks on the head's grid: the pixel in the middle of each cell (``nearest-exact``) or in its corner (``nearest``)."""
     size = (head.shape[-2], head.shape[-1])
-    return masks if size == tuple(masks.shape[-2:]) else F.interpolate(masks, size=size, mode="nearest")
+    return masks if size == tuple(masks.shape[-2:]) else F.interpolate(masks, size=size, mode=mode)

@@ -39,6 +39,7 @@ LATER_FIELDS = (
     ("data", "view_cycle", None),
     ("guide", "sha256", None),
     ("guide", "channels", None),
+    ("loss", "head_target", "nearest"),
     ("training", "compile", "none"),
 )
 """Section, field, and the value with which everything is as it was before the field came."""
@@ -187,6 +188,8 @@ class Experiment:
             values["data"].pop("view_cycle", None)  # no view is shown twice, or all of a case are the same
         if self.training.batch_size == 1 or self.loss.dice_weight == 0:
             del loss["batch_dice"]
+        if not getattr(self.segmenter, "deep_supervision", False):
+            loss.pop("head_target", None)  # its only output is as fine as the mask
         if self.training.epochs == 1:
             del training["schedule"]  # every schedule starts at the full rate
         if lora and str(guide["backbone"]).startswith("convnext"):

@@ -126,6 +126,8 @@ class Loss:
         guide_loss: Between guide mask and target: ``bce`` (paper) or ``mse`` (reference code).
         guide_target: Ground truth, the union of all classes, on the token grid: ``area`` (share of foreground) or ``nearest`` (reference
             code).
+        head_target: Masks on the grid of a coarser output: ``nearest-exact`` takes the pixel in the middle of each cell, ``nearest`` the
+            one in its corner, which shifts the target by half a cell (reference code).
         hinge_weight: Weight of the boundary hinge loss; 0 switches it off.
         hinge_margin: Margin in logits.
         hinge_band: Width of the boundary band, in pixels (odd).
@@ -137,6 +139,7 @@ class Loss:
     lambda_guide: NonNegative = 0.1
     guide_loss: Literal["bce", "mse"] = "bce"
     guide_target: Literal["area", "nearest"] = "area"
+    head_target: Literal["nearest-exact", "nearest"] = "nearest-exact"
     hinge_weight: NonNegative = 0.0
     hinge_margin: Positive = 1.0
     hinge_band: Annotated[int, Field(ge=3, le=31), Number] = 3

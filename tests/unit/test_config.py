@@ -169,7 +169,9 @@ def changed(experiment: Experiment, **values: Any) -> Experiment:
 def test_every_effective_field_changes_the_hash() -> None:
     # A new field must be given another value here, so that none can be left out of the hash by mistake.
     # (data.normalisation has no other value beside a guide.)
-    assert set(OTHER_VALUES) == set(leaf_paths(EVERYTHING.to_dict())) - {"data.root", "data.normalisation"}
+    assert set(OTHER_VALUES) == set(leaf_paths(EVERYTHING.to_dict())) - {"data.root", "data.normalisation", "loss.head_target"}
+    coarse = changed(EVERYTHING, segmenter__kind="nnwnet")  # a U-Net has no coarse output
+    assert coarse.hash != changed(coarse, loss__head_target="nearest").hash
     plain = changed(EVERYTHING, guide__kind="none")
     assert plain.hash != changed(plain, data__normalisation="zscore").hash
     hashes = {path: changed(EVERYTHING, **{path: value}).hash for path, value in OTHER_VALUES.items()}
@@ -236,14 +238,15 @@ def test_hash_is_the_one_of_the_first_release() -> None:
     digest = hashlib.sha256(json.dumps(plain_unet, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     experiment = Experiment.from_dict(
         {
-            "data": {"kind": "demo", "image_size": 96, "root": "/tmp/x"},
+            "data": {"kind": "demo", "image_size": 96, "root": "/tmp/x", "mask_resize": "nearest", "stratify": False},
             "guide": {"kind": "none"},
             "segmenter": {"kind": "unet", "base_width": 8},
             "training": {"epochs": 9},
         }
     )
     assert experiment.hash == digest[:12] == "4492e6f3b895"
-    assert Experiment(data=Data(kind="kvasir")).hash == "fec439653abc"
+    as_then = Data(kind="kvasir", mask_resize="nearest", stratify=False)
+    assert Experiment(data=as_then, loss=Loss(head_target="nearest")).hash == "fec439653abc"
 
 
 # --------------------------------------------------------------------------------------------------------- derived properties

@@ -89,6 +89,7 @@ EFFECTS: dict[str, tuple[Values, Any]] = {
     "loss.lambda_guide": (GUIDE, 0.5),
     "loss.guide_loss": (GUIDE, "mse"),
     "loss.guide_target": (GUIDE, "nearest"),
+    "loss.head_target": (segmenter("nnwnet"), "nearest"),
     "loss.hinge_weight": ({}, 0.5),
     "loss.hinge_margin": (HINGE, 2.0),
     "loss.hinge_band": (HINGE, 7),
@@ -154,6 +155,7 @@ WITHOUT: list[tuple[Values, str, Any]] = [
     ({}, "loss.lambda_guide", 0.7),
     ({}, "loss.guide_loss", "mse"),
     ({}, "loss.guide_target", "nearest"),
+    ({}, "loss.head_target", "nearest"),
     ({}, "loss.hinge_margin", 2.0),
     ({}, "loss.hinge_band", 7),
     ({}, "data.view_cycle", 2),  # not above the two epochs

@@ -13,6 +13,7 @@ from torch import Tensor
 from guidino_tune import losses
 from guidino_tune.config.parsing import parse
 from guidino_tune.config.sections import Loss
+from guidino_tune.data.sources.demo import generate
 from guidino_tune.errors import UserError
 from guidino_tune.losses import SegmentationLoss, boundary_band, deep_supervision_weights, guide_loss, hinge_loss, soft_dice_loss
 
@@ -42,7 +43,8 @@ def _np_terms(logits: tuple[Tensor, ...], guide: Tensor, masks: Tensor, loss: Lo
     weights = [0.5**i for i in range(len(logits))]
     terms = {"dice": 0.0, "bce": 0.0}
     for i, head in enumerate(logits):
-        x, target = head.numpy().astype(float), y[:, :, :: 2**i, :: 2**i]
+        middle = 2**i // 2 if loss.head_target == "nearest-exact" else 0
+        x, target = head.numpy().astype(float), y[:, :, middle :: 2**i, middle :: 2**i]
         terms["dice"] += weights[i] / sum(weights) * _np_dice(x, target, (0, 1, 2, 3) if loss.batch_dice else (1, 2, 3))
         terms["bce"] += weights[i] / sum(weights) * _np_bce(1 / (1 + np.exp(-x)), target)
     cells = y.reshape(len(y), 1, 4, 16, 4, 16).mean((3, 5)) if loss.guide_target == "area" else y[:, :, ::16, ::16]
@@ -54,9 +56,11 @@ def _np_terms(logits: tuple[Tensor, ...], guide: Tensor, masks: Tensor, loss: Lo
 @pytest.mark.parametrize("batch_dice", [True, False])
 @pytest.mark.parametrize("kind", ["bce", "mse"])
 @pytest.mark.parametrize("target", ["area", "nearest"])
-def test_every_term_and_the_total_match_numpy(batch_dice: bool, kind: str, target: str) -> None:
+@pytest.mark.parametrize("head_target", ["nearest-exact", "nearest"])
+def test_every_term_and_the_total_match_numpy(batch_dice: bool, kind: str, target: str, head_target: str) -> None:
     weights = {"dice_weight": 0.7, "bce_weight": 1.3, "lambda_guide": 0.4}
-    loss = parse(Loss, {**weights, "batch_dice": batch_dice, "guide_loss": kind, "guide_target": target}, "loss")
+    choices = {"batch_dice": batch_dice, "guide_loss": kind, "guide_target": target, "head_target": head_target}
+    loss = parse(Loss, {**weights, **choices}, "loss")
     logits, guide, masks = _batch()
     values = SegmentationLoss(loss)(logits, guide, masks)
     expected = _np_terms(logits, guide, masks, loss)
@@ -104,7 +108,7 @@ def test_each_head_counts_once_with_its_own_weight() -> None:
 
 def test_perfect_prediction_is_near_zero_and_opposite_is_not() -> None:
     _, _, masks = _batch(heads=1)
-    logits = tuple((masks[:, :, :: 2**i, :: 2**i] * 2 - 1) * 30 for i in range(3))
+    logits = tuple((masks[:, :, 2**i // 2 :: 2**i, 2**i // 2 :: 2**i] * 2 - 1) * 30 for i in range(3))
     criterion = SegmentationLoss(Loss(hinge_weight=1.0, guide_target="nearest"))
     perfect = criterion(logits, masks[:, :, ::16, ::16], masks)
     assert float(perfect["total"]) == pytest.approx(0, abs=1e-4)
@@ -114,6 +118,24 @@ def test_perfect_prediction_is_near_zero_and_opposite_is_not() -> None:
     assert float(wrong["hinge"]) == pytest.approx(31, abs=1e-3)
     assert float(wrong["bce"]) == pytest.approx(30, abs=1e-3)
     assert float(wrong["guide"]) > 10
+
+
+def _majority_dice(mode: str, cell: int) -> float:
+    """Mean Dice of the target of a head at ``1 / cell`` of the size to the cells of which the mask covers half or more, over polyps."""
+    found = []
+    for number in range(60):
+        y = torch.as_tensor(generate(number, 256)[1] > 0).float()[None, None]
+        majority = y[0, 0].numpy().reshape(256 // cell, cell, 256 // cell, cell).mean((1, 3)) >= 0.5
+        target = losses._resized(y, torch.empty(1, 1, 256 // cell, 256 // cell), mode)[0, 0].numpy() > 0
+        found.append(2 * (majority & target).sum() / (majority.sum() + target.sum()))
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize(("cell", "corner"), [(4, 0.96), (8, 0.91), (16, 0.80)])
+def test_the_target_of_a_coarse_head_lies_where_the_mask_lies(cell: int, corner: float) -> None:
+    """The pixel in a cell's corner moves the whole target by half a cell, down and to the right."""
+    assert _majority_dice("nearest-exact", cell) == pytest.approx(0.985, abs=0.005)
+    assert _majority_dice("nearest", cell) == pytest.approx(corner, abs=0.01)
 
 
 def test_area_target_is_the_share_of_foreground_in_a_cell() -> None:

@@ -77,6 +77,7 @@ def test_reference_recipes_have_the_codes_settings(dataset: str, system: str, ex
     assert made is not None
     t = made.training
     assert (made.data.image_size, made.data.normalisation, t.optimizer, t.lr, t.schedule, t.epochs) == expected
+    assert made.loss.head_target == "nearest"
     if made.gate:
         assert (made.loss.guide_loss, made.loss.guide_target, made.guide.tokenbook.aggregation) == ("mse", "nearest", "mean")  # type: ignore[union-attr]
 
