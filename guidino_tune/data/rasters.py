@@ -6,6 +6,7 @@ import io
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -19,6 +20,7 @@ JPEG2000 = (b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  \r\n\x87\n")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "ICO", "TGA", "TIFF")  # others may start programs (PostScript)
 _DEEP = {"I;16": 65535, "I;16B": 65535, "I;16L": 65535, "I;16N": 65535, "I": 0, "F": 0}
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+_LOSSLESS = 0xC3  # marker of such a JPEG
 _SCALED = {2: 85, 4: 17}  # Pillow multiplies greys of so many bits in a PNG
 
 
@@ -134,16 +136,31 @@ def _deep_jpeg(content: bytes) -> Raw | None:
     """A JPEG of 12 or 16 bits, or without loss, which Pillow does not know; ``None`` where it is none."""
     import imagecodecs
 
+    frame = _frame(content)
+    if frame is None:
+        return None
+    marker, bits, height, width = frame
+    check_size(width, height, 8)
+    values = imagecodecs.jpeg8_decode(content)
+    return Raw(values if values.ndim == 3 else values[..., None], (1 << bits) - 1, lossy=marker != _LOSSLESS)
+
+
+def _frame(content: bytes) -> tuple[int, int, int, int] | None:
+    """What the header of a JPEG's frame says: its marker, bits, height and width."""
     place = 2
     while place + 9 < len(content) and content[place] == 0xFF:
-        marker, (length,) = content[place + 1], struct.unpack_from(">H", content, place + 2)
+        marker, length = struct.unpack_from(">xBH", content, place)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            bits, height, width = struct.unpack_from(">BHH", content, place + 4)
-            check_size(width, height, 8)
-            values = imagecodecs.jpeg8_decode(content)
-            return Raw(values if values.ndim == 3 else values[..., None], (1 << bits) - 1, lossy=marker != 0xC3)
+            return (marker, *struct.unpack_from(">BHH", content, place + 4))
         place += 2 + length
     return None
+
+
+def jpeg_bits(path: Path) -> int:
+    """Bits per number, from the first 64 KB of a JPEG; 0 where they do not tell it."""
+    with open(path, "rb") as file:
+        frame = _frame(file.read(2**16))
+    return frame[1] if frame else 0
 
 
 def read_jpeg2000(content: bytes) -> Raw:

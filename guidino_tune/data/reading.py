@@ -8,11 +8,11 @@ from PIL import Image, UnidentifiedImageError
 
 from guidino_tune.data.files import slice_of
 from guidino_tune.data.plain import NETPBM, NUMPY, read_netpbm, read_numpy
-from guidino_tune.data.rasters import JPEG, JPEG2000, PNG, read_jpeg2000, read_picture
+from guidino_tune.data.rasters import JPEG, JPEG2000, PNG, jpeg_bits, read_jpeg2000, read_picture
 from guidino_tune.data.raw import Raw, Refused
 from guidino_tune.errors import UserError
 
-__all__ = ["Raw", "read_bytes", "read_raw"]
+__all__ = ["Raw", "is_deep", "read_bytes", "read_raw"]
 
 
 def read_bytes(path: Path) -> bytes:
@@ -50,6 +50,26 @@ def read_raw(path: Path, content: bytes | None = None) -> Raw:
         reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
         what, todo = f"cannot be decoded: {reason}", "restore the file, or set data.bad_cases=skip"
     raise UserError(what, where=str(path), todo=todo) from None
+
+
+def is_deep(path: Path) -> bool:
+    """Whether an image has more than 8 bits, a sign or fractions; of the usual formats only the first bytes are read.
+
+    Raises:
+        UserError: As ``read_raw``, where these do not tell it.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(32)
+    except OSError:
+        return read_raw(path).deep  # a slice, or a message
+    if head.startswith(PNG) and len(head) > 25:
+        return head[24] > 8
+    if head.startswith((b"GIF8", b"BM")) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+        return False
+    if head.startswith(JPEG) and (bits := jpeg_bits(path)):
+        return bits > 8
+    return read_raw(path).deep
 
 
 def _decoded(path: Path, content: bytes) -> Raw:

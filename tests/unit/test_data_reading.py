@@ -11,9 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from guidino_tune.data import raw as raw_module
 from guidino_tune.data.reading import read_raw
-from guidino_tune.errors import UserError
 
 RANDOM = np.random.default_rng(0)
 GREY8 = RANDOM.integers(0, 256, (33, 41), dtype=np.uint8)
