@@ -6,13 +6,19 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from guidino_tune.data.files import slice_of
+from guidino_tune.data.files import DICOM, VOLUMES, ending, slice_of
 from guidino_tune.data.plain import NETPBM, NUMPY, read_netpbm, read_numpy
 from guidino_tune.data.rasters import JPEG, JPEG2000, PNG, jpeg_bits, read_jpeg2000, read_picture
 from guidino_tune.data.raw import Raw, Refused
 from guidino_tune.errors import UserError
 
-__all__ = ["Raw", "is_deep", "read_bytes", "read_raw"]
+DICOM_AT = 128
+"""Where ``DICM`` stands in a DICOM file."""
+
+TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+"""How a TIFF begins; the last two of BigTIFF."""
+
+__all__ = ["Raw", "is_deep", "read_bytes", "read_raw", "volume_slices"]
 
 
 def read_bytes(path: Path) -> bytes:
@@ -39,11 +45,12 @@ def read_raw(path: Path, content: bytes | None = None) -> Raw:
     Raises:
         UserError: The file is missing, broken, cut short or too large, holds several pictures, or needs a package that is not installed.
     """
-    content = read_bytes(path) if content is None else content
     try:
         return _decoded(path, content)
     except Refused as error:
         what, todo = error.what, error.todo
+    except UserError:
+        raise
     except (Image.DecompressionBombError, MemoryError) as error:
         what, todo = f"is too large: {error}", "make it and its mask smaller, or set data.bad_cases=skip"
     except Exception as error:  # of damaged bytes decoders raise whatever comes: IndexError, struct.error, zlib.error, ...
@@ -72,7 +79,29 @@ def is_deep(path: Path) -> bool:
     return read_raw(path).deep
 
 
-def _decoded(path: Path, content: bytes) -> Raw:
+def volume_slices(path: Path) -> int:
+    """The number of slices of a NIfTI file: 1 of a 2D image. Only its header is read.
+
+    Slices are numbered from 0 along ``niftis.AXIS``, the last axis; ``path#0`` is the first.
+
+    Raises:
+        UserError: nibabel is not installed, or the file is broken or has more than three axes.
+    """
+    from guidino_tune.data.niftis import count_slices
+
+    try:
+        return count_slices(path)
+    except Refused as error:
+        raise UserError(error.what, where=str(path), todo=error.todo) from None
+
+
+def _decoded(path: Path, content: bytes | None) -> Raw:
+    file, number = slice_of(path)
+    if ending(file) in VOLUMES:
+        from guidino_tune.data.niftis import read_nifti
+
+        return read_nifti(file, read_bytes(path) if content is None and not file.exists() else content, number)
+    content = read_bytes(path) if content is None else content
     if content.startswith((JPEG, PNG)):
         return read_picture(content)
     if content.startswith(JPEG2000):
@@ -81,8 +110,12 @@ def _decoded(path: Path, content: bytes) -> Raw:
         return read_netpbm(content)
     if content.startswith(NUMPY):
         return read_numpy(content)
-    from guidino_tune.data.tiffs import TIFF, read_tiff
+    if content[DICOM_AT : DICOM_AT + 4] == b"DICM" or ending(file) in DICOM:
+        from guidino_tune.data.dicoms import read_dicom
 
+        return read_dicom(content)
     if content.startswith(TIFF):
+        from guidino_tune.data.tiffs import read_tiff
+
         return read_tiff(content)
     return read_picture(content)

@@ -12,9 +12,6 @@ import numpy as np
 from guidino_tune.data.rasters import read_picture
 from guidino_tune.data.raw import Raw, Refused, check_size, opacity, oriented, several
 
-TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
-"""How such a file begins; the last two of BigTIFF."""
-
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _JPEG = (6, 7)
 _LOSSY = (*_JPEG, 33003, 33004, 33005, 34712, 34892, 34927, 50001, 50002)  # JPEG, JPEG 2000, WebP and JPEG XL by their numbers

@@ -58,3 +58,33 @@ def test_zscore_of_a_flat_channel_is_zero_and_of_a_nearly_flat_one_small() -> No
     result = normalise(image, "zscore")
     assert (result[:2] == 0).all()
     assert 0 < result[2].abs().max() <= 1
+
+
+def test_three_channels_of_eight_bits_are_bit_for_bit_as_they_were() -> None:
+    image = photo()
+    plain = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
+    mean, std = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1), torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+    assert torch.equal(normalise(image), (plain / 255 - mean) / std)
+    deviation, middle = torch.std_mean(plain, dim=(1, 2), correction=0, keepdim=True)
+    assert torch.equal(normalise(image, "zscore"), (plain - middle) / deviation.clamp(min=1))
+
+
+@pytest.mark.parametrize("kind", NORMALISATIONS)
+def test_sixteen_bits_span_the_same_range(kind: str) -> None:
+    image = photo()
+    assert torch.equal(normalise(image.astype(np.uint16) * 257, kind), normalise(image, kind))
+    finer = normalise(np.array([[[1, 2, 3]]], np.uint16), "imagenet")
+    assert torch.allclose(finer[:, 0, 0], (torch.tensor([1, 2, 3]) / 65535 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_any_number_of_channels(channels: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    expected = ((image / 255 - np.mean(IMAGENET_MEAN)) / np.mean(IMAGENET_STD)).transpose(2, 0, 1)
+    np.testing.assert_allclose(normalise(image).numpy(), expected, atol=1e-5)
+    assert torch.allclose(normalise(image, "zscore").mean((1, 2)), torch.zeros(channels), atol=1e-5)
+
+
+def test_another_type_is_refused() -> None:
+    with pytest.raises(TypeError, match="float64"):
+        normalise(np.zeros((5, 7, 3)))
