@@ -17,6 +17,9 @@ best value: a network that predicts nothing would win. Here no case is dropped a
 
 Several classes: masks are label maps, each class is scored as a binary mask of its own by the rules above (one that is absent from both
 is perfect), and the scores of the case are the means over the classes 1 to K; background is no class.
+
+Ignored pixels (``ignore``): where the truth is ``IGNORED``, prediction and truth are both background, whatever the prediction is there.
+Without ``ignore`` 255 is a value like any other.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
+from guidino_tune.config.data import IGNORED
 
 HD95 = Literal["monai", "pooled", "reference"]
 NAMES = ("dice", "iou", "hd95", "asd")
@@ -51,7 +56,7 @@ class CaseScore:
     classes: tuple[CaseScore, ...] = ()
 
 
-def score_case(prediction: np.ndarray, truth: np.ndarray, *, num_classes: int = 1, hd95: HD95 = "monai") -> CaseScore:
+def score_case(prediction: np.ndarray, truth: np.ndarray, *, num_classes: int = 1, hd95: HD95 = "monai", ignore: bool = False) -> CaseScore:
     """Scores one prediction.
 
     Args:
@@ -60,35 +65,36 @@ def score_case(prediction: np.ndarray, truth: np.ndarray, *, num_classes: int = 
         truth: The same shape.
         num_classes: Foreground classes.
         hd95: The definition, see the top of this module.
+        ignore: The truth may hold ``IGNORED``.
 
     Raises:
         ValueError: The shapes differ, are not two-dimensional, a mask holds floats (a probability map that was not thresholded), or a
             label above ``num_classes``.
     """
-    pairs = list(zip(_masks(prediction, num_classes), _masks(truth, num_classes), strict=True))
+    pairs = _pairs(prediction, truth, num_classes, ignore)
     scores = tuple(_score(p, t, hd95) for p, t in pairs)
     if num_classes == 1:
         return scores[0]
     return CaseScore(**{name: math.fsum(getattr(score, name) for score in scores) / num_classes for name in NAMES}, classes=scores)
 
 
-def case_dice(prediction: np.ndarray, truth: np.ndarray, *, num_classes: int = 1) -> float:
+def case_dice(prediction: np.ndarray, truth: np.ndarray, *, num_classes: int = 1, ignore: bool = False) -> float:
     """The Dice of ``score_case`` alone, without the distances that take most of its time.
 
     Raises:
         ValueError: As ``score_case``.
     """
-    pairs = zip(_masks(prediction, num_classes), _masks(truth, num_classes), strict=True)
+    pairs = _pairs(prediction, truth, num_classes, ignore)
     return math.fsum(_dice(p, t) for p, t in pairs) / num_classes
 
 
-def overlap_scores(prediction: np.ndarray, truth: np.ndarray, *, num_classes: int = 1) -> dict[str, float]:
+def overlap_scores(prediction: np.ndarray, truth: np.ndarray, *, num_classes: int = 1, ignore: bool = False) -> dict[str, float]:
     """Dice and IoU of ``score_case`` by name, as ``values`` gives them, without the distances that take most of its time.
 
     Raises:
         ValueError: As ``score_case``.
     """
-    pairs = list(zip(_masks(prediction, num_classes), _masks(truth, num_classes), strict=True))
+    pairs = _pairs(prediction, truth, num_classes, ignore)
     dice, iou = [_dice(p, t) for p, t in pairs], [_iou(p, t) for p, t in pairs]
     means = {"dice": math.fsum(dice) / num_classes, "iou": math.fsum(iou) / num_classes}
     if num_classes == 1:
@@ -99,14 +105,14 @@ def overlap_scores(prediction: np.ndarray, truth: np.ndarray, *, num_classes: in
 
 
 def score_cases(
-    predictions: Sequence[np.ndarray], truths: Sequence[np.ndarray], *, num_classes: int = 1, hd95: HD95 = "monai"
+    predictions: Sequence[np.ndarray], truths: Sequence[np.ndarray], *, num_classes: int = 1, hd95: HD95 = "monai", ignore: bool = False
 ) -> list[CaseScore]:
     """``score_case`` of each pair, in order; the pairs may differ in size.
 
     Raises:
         ValueError: There are not as many predictions as truths, or a pair is not valid.
     """
-    return [score_case(p, t, num_classes=num_classes, hd95=hd95) for p, t in zip(predictions, truths, strict=True)]
+    return [score_case(p, t, num_classes=num_classes, hd95=hd95, ignore=ignore) for p, t in zip(predictions, truths, strict=True)]
 
 
 def summarise(scores: Sequence[CaseScore]) -> dict[str, float]:
@@ -142,13 +148,14 @@ def values(score: CaseScore) -> dict[str, float]:
     return {name + suffix: getattr(part, name) for suffix, part in parts for name in NAMES}
 
 
-def constant_mask(train_masks: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
+def constant_mask(train_masks: Sequence[np.ndarray], known: Sequence[np.ndarray] | None = None) -> tuple[np.ndarray, float]:
     """The one mask that scores the best mean Dice when it is predicted for every training case.
 
     It is the mean training mask, thresholded; all thresholds that give different masks are tried, the empty mask included.
 
     Args:
         train_masks: At least one (S, S), bool or integer, all of one size; foreground is whatever is not 0.
+        known: Of each the pixels that count, bool (S, S): the mean of a pixel is over the cases in which it counts. ``None``: all do.
 
     Returns:
         The mask, uint8 (S, S), and the threshold: foreground is where the share of training masks is at least this (above every
@@ -165,18 +172,30 @@ def constant_mask(train_masks: Sequence[np.ndarray]) -> tuple[np.ndarray, float]
         if mask.shape != votes.shape:
             raise ValueError(f"training masks differ in size: {votes.shape} and {mask.shape}")
         votes += _mask(mask)
-    # Entry v of a reversed running sum is what a mask of all pixels with at least v votes contains; entry count + 1 is the empty mask.
-    areas = _at_least(np.bincount(votes.ravel(), minlength=count + 2))
-    total = np.zeros(count + 2)
-    for mask in train_masks:
-        overlaps = _at_least(np.bincount(votes[_mask(mask)], minlength=count + 2))
+    if known is None:
+        ranks, shares = votes, np.arange(count + 2) / count
+    else:
+        seen = np.zeros(votes.shape, dtype=np.int64)
+        for part in known:
+            seen += part
+        shares, ranks = np.unique(votes / np.maximum(seen, 1), return_inverse=True)
+        ranks, shares = ranks.reshape(votes.shape), np.append(shares, 1 + 1 / count)
+    # Entry v of a reversed running sum is what a mask of all pixels with at least the share v contains; the last is the empty mask.
+    areas = _at_least(np.bincount(ranks.ravel(), minlength=len(shares)))
+    total = np.zeros(len(shares))
+    for index, mask in enumerate(train_masks):
+        if known is not None:
+            areas = _at_least(np.bincount(ranks[known[index]], minlength=len(shares)))
+        overlaps = _at_least(np.bincount(ranks[_mask(mask)], minlength=len(shares)))
         sizes = areas + overlaps[0]
         total += np.where(sizes > 0, 2 * overlaps / np.maximum(sizes, 1), 1.0)
     best = int(total.argmax())
-    return (votes >= best).astype(np.uint8), best / count
+    return (ranks >= best).astype(np.uint8), float(shares[best])
 
 
-def constant_mask_dice(train_masks: Sequence[np.ndarray], validation_masks: Sequence[np.ndarray], *, num_classes: int = 1) -> float:
+def constant_mask_dice(
+    train_masks: Sequence[np.ndarray], validation_masks: Sequence[np.ndarray], *, num_classes: int = 1, ignore: bool = False
+) -> float:
     """Mean Dice on the validation masks of ``constant_mask(train_masks)``: the baseline of having looked at no image.
 
     For several classes it is the mean over the classes of each class's own constant mask. Those masks may overlap, which the classes of
@@ -187,12 +206,28 @@ def constant_mask_dice(train_masks: Sequence[np.ndarray], validation_masks: Sequ
     """
     if not len(validation_masks):
         raise ValueError("no validation masks")
+    known = [labels != IGNORED for labels in train_masks] if ignore else None
     means = []
     for number in range(1, num_classes + 1):
-        constant = constant_mask([_mask(labels, number, num_classes) for labels in train_masks])[0].astype(bool)
-        dice = [_dice(constant, _mask(labels, number, num_classes)) for labels in validation_masks]
+        constant = constant_mask([_mask(_without(labels, labels, ignore), number, num_classes) for labels in train_masks], known)[0]
+        dice = [
+            _dice(_mask(_without(constant, labels, ignore)), _mask(_without(labels, labels, ignore), number, num_classes))
+            for labels in validation_masks
+        ]
         means.append(math.fsum(dice) / len(dice))
     return math.fsum(means) / num_classes
+
+
+def _pairs(prediction: np.ndarray, truth: np.ndarray, num_classes: int, ignore: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Predicted and true mask of each class."""
+    if ignore and prediction.shape == truth.shape:
+        prediction, truth = _without(prediction, truth, ignore), _without(truth, truth, ignore)
+    return list(zip(_masks(prediction, num_classes), _masks(truth, num_classes), strict=True))
+
+
+def _without(labels: np.ndarray, truth: np.ndarray, ignore: bool) -> np.ndarray:
+    """Background where the truth is ignored."""
+    return np.where(truth == IGNORED, np.zeros((), labels.dtype), labels) if ignore else labels
 
 
 def _masks(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:

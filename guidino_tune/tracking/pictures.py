@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from guidino_tune.config.data import IGNORED
+
 Colour = tuple[int, int, int]
 
 TRUTH: Colour = (0, 230, 90)
@@ -28,6 +30,9 @@ CLASSES: tuple[Colour, ...] = (
     (60, 110, 255), (200, 150, 110),
 )  # fmt: skip
 """Of classes 1, 2, ...; they begin again after the last."""
+
+UNKNOWN: Colour = (150, 150, 150)
+"""Of the hatching where the truth is not known."""
 
 _PAPER: Colour = (255, 255, 255)
 _INK: Colour = (32, 36, 44)
@@ -49,6 +54,7 @@ def overlay(
     title: str = "",
     height: int = 288,
     num_classes: int = 1,
+    ignore: bool = False,
 ) -> Image.Image:
     """One row of panels: image | truth | guide | prediction, with captions.
 
@@ -58,6 +64,8 @@ def overlay(
     Several classes are outlined in a colour each, in both panels; the truth below the prediction is white. A line below the panels tells
     the colours of the classes that are there, with the Dice of each.
 
+    Where the truth is ``IGNORED`` both panels are hatched in grey, nothing is outlined, and no Dice counts.
+
     Args:
         image: (H, W, 3), uint8.
         truth: (H, W), foreground is not 0, or labels; ``None`` leaves its panel and the Dice out.
@@ -66,6 +74,7 @@ def overlay(
         title: One line above the panels.
         height: Of a panel, in pixels. Images wider than two heights are fitted into that width.
         num_classes: Foreground classes; with more than one, masks are labels of 0 to ``num_classes``.
+        ignore: The truth may hold ``IGNORED``.
 
     Raises:
         ValueError: The image is not (H, W, 3) uint8, or a mask has another size.
@@ -75,6 +84,9 @@ def overlay(
     for name, mask in (("truth", truth), ("prediction", prediction)):
         if mask is not None and mask.shape != image.shape[:2]:
             raise ValueError(f"{name} has size {mask.shape}, the image {image.shape[:2]}")
+    unknown = truth == IGNORED if ignore and truth is not None else None
+    if truth is not None and unknown is not None:
+        truth, prediction = np.where(unknown, 0, truth), np.where(unknown, 0, prediction)
     size = _fitted(image.shape[1], image.shape[0], height)
     photo = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
     panels = [_Panel(photo, "image")]
@@ -82,17 +94,17 @@ def overlay(
     lines, caption = [_Outline(prediction, PREDICTION, 2.0)], "prediction"
     if num_classes > 1:
         drawn, lines, caption, legend = _classes(photo, truth, prediction, num_classes)
-        panels += [_Panel(drawn, "ground truth")] if drawn else []
+        panels += [_Panel(_hatched(drawn, unknown), "ground truth")] if drawn else []
     elif truth is not None:
         outlined = _outlined(_tinted(photo, truth, TRUTH), _Outline(truth, TRUTH, 2.4))
-        panels.append(_Panel(outlined, "ground truth", _swatch(TRUTH)))
+        panels.append(_Panel(_hatched(outlined, unknown), "ground truth", _swatch(TRUTH)))
         # Wider than the prediction's line over it, so that both can be seen where they agree.
         lines.insert(0, _Outline(truth, TRUTH, 4.6))
         caption = f"prediction    Dice {_dice(prediction, truth):.3f}"
     if guide is not None:
         low, high = _limits(guide)
         panels.append(_Panel(_heat_map(photo, guide), f"guide    {low:.2f} to {high:.2f}", heat_colours(np.linspace(0, 1, 48)[None])))
-    panels.append(_Panel(_outlined(photo, *lines), caption, _swatch(PREDICTION) if num_classes == 1 else None))
+    panels.append(_Panel(_hatched(_outlined(photo, *lines), unknown), caption, _swatch(PREDICTION) if num_classes == 1 else None))
     return _row(panels, title, height, legend)
 
 
@@ -280,6 +292,16 @@ def _tinted(photo: Image.Image, mask: np.ndarray, colour: Colour, strength: floa
     """Mixes a colour into the foreground."""
     alpha = _mask_image(mask).resize(photo.size, Image.Resampling.BILINEAR).point(lambda value: round(value * strength))
     return Image.composite(Image.new("RGB", photo.size, colour), photo, alpha)
+
+
+def _hatched(picture: Image.Image, unknown: np.ndarray | None) -> Image.Image:
+    """Draws grey diagonal lines where nobody knows what is there."""
+    if unknown is None or not unknown.any():
+        return picture
+    where = np.asarray(_mask_image(unknown).resize(picture.size, Image.Resampling.NEAREST)) > 0
+    rows, columns = np.indices(where.shape)
+    lines = Image.fromarray((where & ((rows + columns) % 8 < 3)).astype(np.uint8) * 255)
+    return Image.composite(Image.new("RGB", picture.size, UNKNOWN), picture, lines)
 
 
 def _heat_map(photo: Image.Image, guide: np.ndarray) -> Image.Image:

@@ -52,7 +52,7 @@ def evaluate_cases(
     scores = {}
     for number, case in enumerate(cases, 1):
         mask, truth = _predict(model, case, data, protocol)
-        scores[case.id] = score_case(mask, truth, num_classes=data.num_classes, hd95=protocol.hd95)
+        scores[case.id] = score_case(mask, truth, num_classes=data.num_classes, hd95=protocol.hd95, ignore=data.has_ignored)
         if progress:
             progress(number, len(cases))
     return scores
@@ -86,8 +86,8 @@ def choose_largest_component(
     never, always = [], []
     for number, case in enumerate(validation_cases, 1):
         mask, truth = _predict(model, case, data, plain)
-        never.append(case_dice(mask, truth, num_classes=data.num_classes))
-        always.append(case_dice(largest_component(mask), truth, num_classes=data.num_classes))
+        never.append(case_dice(mask, truth, num_classes=data.num_classes, ignore=data.has_ignored))
+        always.append(case_dice(largest_component(mask), truth, num_classes=data.num_classes, ignore=data.has_ignored))
         if progress:
             progress(number, len(validation_cases))
     dice = {"never": math.fsum(never) / len(never), "always": math.fsum(always) / len(always)}

@@ -64,7 +64,8 @@ class TrainingRun:
         store: Where views and tokens are shared with other trials; ``None``: they are made here, with the same content.
         validated: Epochs (from 1) after which the model is validated, besides the last; ``None``: all.
         micro_batches: Parts in which a batch goes through the network, one after the other, to take less memory. Gradients add up to those
-            of the whole batch but for what is computed over a batch: batch normalisation, and the Dice loss with ``batch_dice``.
+            of the whole batch but for what is computed over a batch: batch normalisation, the Dice loss with ``batch_dice``, and, where
+            pixels are ignored, the means over the other ones.
         measure: The first epoch in this process also tells ``memory`` (10^9 bytes) and ``latency`` (seconds), see ``training.costs``.
     """
 
@@ -101,7 +102,7 @@ class TrainingRun:
             self.model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if training.compile != "none":
             self.model.segmenter.compile(mode="reduce-overhead" if training.compile == "cuda-graphs" else None)
-        self.loss = SegmentationLoss(experiment.loss, experiment.data.num_classes)
+        self.loss = SegmentationLoss(experiment.loss, experiment.data.num_classes, experiment.data.has_ignored)
         self.optimizer = make_optimizer(self.model.named_parameters(), training)
         self.encoder = make_encoder(experiment, self.model, bf16=bf16, parts=micro_batches)
         self.views = TrainViews(
@@ -247,9 +248,9 @@ class TrainingRun:
             predictions, truths = to_labels(output.logits[0].float()).cpu().numpy(), batch.masks[:, 0].numpy()
             for prediction, truth in zip(predictions, truths, strict=True):
                 if distances:
-                    rows.append(values(score_case(prediction, truth, num_classes=section.num_classes)))
+                    rows.append(values(score_case(prediction, truth, num_classes=section.num_classes, ignore=section.has_ignored)))
                 else:
-                    rows.append(overlap_scores(prediction, truth, num_classes=section.num_classes))
+                    rows.append(overlap_scores(prediction, truth, num_classes=section.num_classes, ignore=section.has_ignored))
             for index in range(min(len(batch.ids), self.num_shown - len(self.shown))):
                 guide = None if output.guide is None else output.guide[index, 0].float().cpu().numpy()
                 self.shown.append(Shown(batch.ids[index], predictions[index], guide))

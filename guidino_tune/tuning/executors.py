@@ -146,7 +146,8 @@ def _draw(run: TrainingRun) -> None:
     assert isinstance(folder, TrialFolder)
     classes = run.experiment.data.num_classes
     cases = shown_cases(run, run.best_shown)
-    rows = [overlay(c.image, c.truth, c.guide, c.prediction, title=c.id, num_classes=classes) for c in cases]
+    ignore = run.experiment.data.has_ignored
+    rows = [overlay(c.image, c.truth, c.guide, c.prediction, title=c.id, num_classes=classes, ignore=ignore) for c in cases]
     save_png(contact_sheet(rows), folder.pictures / "validation.png")
 
 

@@ -145,7 +145,7 @@ def run_search(space: Space, console: Console, storage: str | None = None, track
     await_mlflow(tracking, console)
     with folder.lock(), sealed_tests():
         data = _read_images(space, folder, console)
-        baseline = _baseline(data)
+        baseline = _baseline(data, space.base.data.has_ignored)
         study = open_study(space, folder, storage)
         _same_data(study, data, folder)
         for note in (*noted, *space.notes, *data.notes):
@@ -283,10 +283,10 @@ def _unwritable(error: Exception, folder: StudyFolder) -> Exception:
     return storage_error(error, place) or UserError(error.strerror or str(error) or type(error).__name__, where=place, todo=todo)
 
 
-def _baseline(data: SearchData) -> float:
+def _baseline(data: SearchData, ignore: bool = False) -> float:
     train = [data.train.mask(i) for i in range(len(data.train))]
     validation = [data.validation.mask(i) for i in range(len(data.validation))]
-    return constant_mask_dice(train, validation, num_classes=data.train.num_classes)
+    return constant_mask_dice(train, validation, num_classes=data.train.num_classes, ignore=ignore)
 
 
 def _same_data(study: optuna.Study, data: SearchData, folder: StudyFolder) -> None:

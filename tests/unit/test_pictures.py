@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from guidino_tune.tracking.pictures import CLASSES, PREDICTION, TRUTH, TRUTH_BELOW, contact_sheet, heat_colours, overlay, save_png
+from guidino_tune.config.data import IGNORED
+from guidino_tune.tracking.pictures import CLASSES, PREDICTION, TRUTH, TRUTH_BELOW, UNKNOWN, contact_sheet, heat_colours, overlay, save_png
 
 
 def _mask(y0: int, y1: int, x0: int, x1: int, size: int = 96) -> np.ndarray:
@@ -224,3 +225,26 @@ def test_heat_colours_grow_brighter() -> None:
 def test_drawing_needs_neither_torch_nor_mlflow() -> None:
     code = "import guidino_tune.tracking.pictures, sys; assert not {'torch', 'mlflow', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2])
+def test_what_is_not_known_is_hatched_and_never_drawn_as_a_class(num_classes: int) -> None:
+    truth = _labels((20, 60, 20, 60)) if num_classes == 1 else _labels((20, 60, 20, 40), (20, 60, 40, 60))
+    plain = overlay(_photo(), truth, None, truth, height=96, num_classes=num_classes)
+    margin = truth.copy()
+    margin[:, 70:] = IGNORED
+    predicted = truth.copy()
+    predicted[:, 80:] = 1  # nobody knows whether that is right
+    row = overlay(_photo(), margin, None, predicted, height=96, num_classes=num_classes, ignore=True)
+    for panel, expected in zip(_panels(row, 3, 96)[1:], _panels(plain, 3, 96)[1:], strict=True):
+        assert np.array_equal(panel[:, :70], expected[:, :70])
+        grey = _like(panel[:, 70:], UNKNOWN)
+        assert 0.2 < grey.mean() < 0.6
+        assert (panel[:, 70:][~grey] == 90).all()
+    assert np.array_equal(np.asarray(row)[104:], np.asarray(plain)[104:])  # the captions with their Dice, and the legend
+
+
+def test_a_picture_without_ignored_pixels_is_the_same() -> None:
+    truth = _mask(20, 60, 20, 60)
+    rows = [np.asarray(overlay(_photo(), truth, None, truth, ignore=ignore)) for ignore in (False, True)]
+    assert np.array_equal(*rows)
