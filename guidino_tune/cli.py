@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from types import TracebackType
 from typing import Any
 
@@ -113,6 +114,24 @@ def _show_redacted(kind: type[BaseException], error: BaseException, trace: Trace
     print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
+def _check_home() -> None:
+    """Refuses a home folder with a name that something below would stumble over later.
+
+    Raises:
+        UserError: Names the character.
+    """
+    home = str(paths.home())
+    todo = "choose another folder with --home or GUIDINO_TUNE_HOME"
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in home):
+        raise UserError("the home folder's name has a line break or another control character", where=repr(home), todo=todo)
+    if any("\ud800" <= letter <= "\udfff" for letter in home):  # how Python shows bytes that are no UTF-8
+        raise UserError("the home folder's name is no UTF-8", where=repr(home), todo=todo)
+    strange = next((letter for letter in "%?" if letter in home), "")
+    if strange and tuple(map(int, metadata.version("SQLAlchemy").split(".")[:2])) < (2, 1):
+        what = f"MLflow's database cannot lie in a folder with {strange!r} in its name while SQLAlchemy is older than 2.1"
+        raise UserError(what, where=home, todo=f"install SQLAlchemy 2.1, or {todo}")
+
+
 def run(command: Callable[[argparse.Namespace], int], arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parses, runs, and turns a user's mistake into one message on standard error.
 
@@ -123,6 +142,7 @@ def run(command: Callable[[argparse.Namespace], int], arguments: argparse.Argume
     try:
         options = arguments.parse_args(argv)
         paths.use_home(options.home)
+        _check_home()
         with stop_signals():
             return command(options)
     except UserError as error:

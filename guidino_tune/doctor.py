@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -61,7 +62,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from rich.text import Text
 
     _check_options(options)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     num_missing = 0
     for row in survey(CHECKS, options):
         num_missing += row.mark == "missing"
@@ -246,7 +247,9 @@ def _ray(options: argparse.Namespace) -> Iterator[Finding]:
     else:
         yield Finding("ok", "Ray token", token.place)
     if token.exposed:
-        yield Finding("note", "Ray token", f"other users of this machine can read {token.place}", f"chmod 600 {token.place}")
+        yield Finding(
+            "note", "Ray token", f"other users of this machine can read {token.place}", f"chmod 600 {shlex.quote(str(token.place))}"
+        )
 
 
 def _mlflow(options: argparse.Namespace) -> Iterator[Finding]:

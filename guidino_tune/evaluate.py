@@ -55,7 +55,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.split == "test" and not options.reason:
         raise UserError("opening the sealed test split needs a reason", where="--split test", todo='add --reason "..."')
     protocol = parse(Protocol, protocol_values(options), "options")
-    console = Console()
+    console = Console(markup=False, emoji=False)
     folder = Path(options.model)
     model, experiment = load_model(folder, best_device())
     data = experiment.data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -43,7 +44,7 @@ def _export(options: argparse.Namespace) -> int:
     from guidino_tune.training.folder import write_text
 
     write_text(file, text)
-    print(f"{line}\nwritten: {file}\n retrain: {paths.next_command(f'retrain {file} --seeds 3')}")
+    print(f"{line}\nwritten: {file}\n retrain: {paths.next_command(f'retrain {shlex.quote(str(file))} --seeds 3')}")
     return 0
 
 

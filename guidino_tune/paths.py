@@ -44,11 +44,17 @@ def use_home(folder: str | None) -> None:
 
 
 def next_command(words: str) -> str:
-    """A command of this package as it works when copied: with this Python, and with the home folder where ``--home`` named one."""
+    """A command of this package as it works when copied: with this Python, and with the home folder where ``--home`` named one.
+
+    Args:
+        words: The command and its arguments, quoted for a shell where they need it.
+    """
     executable = Path(sys.executable)
     python = "python" if shutil.which("python") == sys.executable else str(executable)
     if executable.is_relative_to(Path.cwd()):
         python = python if python == "python" else str(executable.relative_to(Path.cwd()))
     name, _, rest = words.partition(" ")
-    home = f" --home {shlex.quote(_named_home[0])}" if _named_home else ""
-    return f"{python} -m guidino_tune.{name} {rest}{home}"
+    home = ""
+    if _named_home:
+        home = f" --home{'=' if _named_home[0].startswith('-') else ' '}{shlex.quote(_named_home[0])}"
+    return f"{shlex.quote(python)} -m guidino_tune.{name} {rest}{home}"

@@ -42,7 +42,7 @@ def _predict(options: argparse.Namespace) -> int:
     from guidino_tune.prediction import predict_folder
 
     protocol = parse(Protocol, protocol_values(options), "options")
-    console = Console()
+    console = Console(markup=False, emoji=False)
     notes: list[str] = []
     with console.status("predicting") as status:
         done, failed = predict_folder(

@@ -59,7 +59,7 @@ def _repeat(options: argparse.Namespace) -> int:
 
     from guidino_tune.tuning.repeating import repeat_trial
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("epochs", total=None)
 

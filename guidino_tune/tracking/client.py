@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from guidino_tune.errors import UserError, redacted
 from guidino_tune.tracking.snapshots import Plain
@@ -33,7 +34,22 @@ _our_timeout: list[str] = []  # what we set last: another value is the user's
 
 def tracking_uri(default_db: Path) -> str:
     """``$MLFLOW_TRACKING_URI``, or an SQLite file by its absolute path (trials run in other folders, and a relative one would follow)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(default_db).expanduser().absolute()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(Path(default_db).expanduser().absolute())
+
+
+def sqlite_uri(file: Path) -> str:
+    """The URL of a database file, for SQLAlchemy 2.1 and later (earlier ones decode nothing)."""
+    if not set("%?") & set(str(file)):
+        return f"sqlite:///{file}"
+    # With its slashes encoded too: MLflow makes the folder above the path as it is written, which must be no other than the real one.
+    return f"sqlite:///{quote(str(file), safe='')}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a database URL as ``sqlite_uri`` gives it; ``None`` for every other place, and for SQLite's own ``file:`` URLs."""
+    if not uri.startswith("sqlite:///") or uri.startswith("sqlite:///file:"):
+        return None
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
 
 
 def is_server(uri: str) -> bool:
@@ -66,8 +82,8 @@ def connect(uri: str, timeout: int = 5) -> Any:
         _our_timeout[:] = [str(timeout)]
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:///file:"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    if file := sqlite_file(uri):
+        file.parent.mkdir(parents=True, exist_ok=True)
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from guidino_tune.errors import UserError, redacted
-from guidino_tune.tracking.client import connect, explain, is_server
+from guidino_tune.tracking.client import connect, explain, is_server, sqlite_file
 
 MLFLOW_EXPERIMENT = "guidino_tune"
 """Of all studies, so that they can be compared."""
@@ -30,7 +30,8 @@ def reach(uri: str, timeout: int = 5) -> str:
         UserError: It cannot be reached or cannot be used, and why.
     """
     place = redacted(uri)
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:///file:") and not Path(uri.removeprefix("sqlite:///")).exists():
+    file = sqlite_file(uri)
+    if file and not file.exists():
         return f"{place}: the first search creates it"
     try:
         if not is_server(uri):
@@ -39,7 +40,7 @@ def reach(uri: str, timeout: int = 5) -> str:
     except Exception as error:  # whatever MLflow, SQLAlchemy or a database driver raises means the same here
         todo = "start it (cluster/mlflow.sh), or correct or unset MLFLOW_TRACKING_URI; a search runs without it and sends its records later"
         if "db upgrade" in str(error):
-            todo = f"another version of MLflow wrote it: make a copy, then run `mlflow db upgrade {place}`"
+            todo = f"another version of MLflow wrote it: make a copy, then run `mlflow db upgrade {shlex.quote(place)}`"
         raise UserError(explain(error, uri), todo=todo) from None
     return f"{place}: answers, {len(found)} experiment{'' if len(found) == 1 else 's'}"
 
@@ -55,7 +56,8 @@ def unreachable(uri: str, timeout: int = 5) -> str | None:
 
 def deleted(uri: str, name: str = MLFLOW_EXPERIMENT) -> str:
     """The command that restores an experiment which somebody deleted in the MLflow at ``uri``; empty when nobody did."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    file = sqlite_file(uri)
+    if file and not file.exists():
         return ""
     found = connect(uri).get_experiment_by_name(name)
     return "" if found is None or found.lifecycle_stage == "active" else f"mlflow experiments restore -x {found.experiment_id}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -354,4 +355,6 @@ def _export(
         register(first, list(results.values()), chosen, model, home.path, f"{request.study}-compared", console)
     else:
         console.print(f"model of seed {chosen.seed} (best on validation): {model}", highlight=False, soft_wrap=True)
-        console.print(" predict: " + paths.next_command(f"predict {model} IMAGES --output masks"), highlight=False, soft_wrap=True)
+        console.print(
+            " predict: " + paths.next_command(f"predict {shlex.quote(str(model))} IMAGES --output masks"), highlight=False, soft_wrap=True
+        )

@@ -196,5 +196,6 @@ def _clock(seconds: float) -> str:
 
 def make_console() -> Console:
     """Standard output; as wide as the tables need where it is no terminal."""
-    console = Console(soft_wrap=True)
-    return console if console.is_terminal else Console(width=160, soft_wrap=True)
+    # Without markup and emoji: brackets and colons in the name of a file are that name.
+    console = Console(soft_wrap=True, markup=False, emoji=False)
+    return console if console.is_terminal else Console(width=160, soft_wrap=True, markup=False, emoji=False)

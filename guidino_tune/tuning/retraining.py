@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -199,8 +200,8 @@ def register(
         f"registered in MLflow as {registered!r}, version {version}",
         f"  browse: {ui_command(uri)}",
         f"    open: {model_page(uri, registered)}",
-        " predict: " + paths.next_command(f"predict {model} IMAGES --output masks"),
-        "evaluate: " + paths.next_command(f"evaluate {model}"),
+        " predict: " + paths.next_command(f"predict {shlex.quote(str(model))} IMAGES --output masks"),
+        "evaluate: " + paths.next_command(f"evaluate {shlex.quote(str(model))}"),
     ):
         console.print(line, highlight=False, soft_wrap=True)
 
