@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--data-root", metavar="DIR", help="folder of the data set, if it has moved")
     made.add_argument("--workers", type=positive, help="processes of one training (default: as in the search, like the next three)")
     made.add_argument("--cpus-per-worker", type=positive, help="CPU cores of each")
-    made.add_argument("--gpus-per-worker", type=float, help="may be a fraction")
+    made.add_argument("--gpus-per-worker", type=float, help="a part of one with one worker")
     made.add_argument("--concurrent", type=positive, help="trainings side by side")
     add_storage_option(made)
     add_protocol_options(made, scores=True)

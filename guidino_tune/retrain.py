@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="another value in the experiment")
     made.add_argument("--workers", type=positive, default=1, help="processes of one training (default: 1)")
     made.add_argument("--cpus-per-worker", type=positive, help="CPU cores of each (default: 1 without GPUs, else their share)")
-    made.add_argument("--gpus-per-worker", type=float, help="may be a fraction (default: 1 where there are GPUs)")
+    made.add_argument("--gpus-per-worker", type=float, help="a part of one with one worker (default: 1 where there are GPUs)")
     made.add_argument("--concurrent", type=positive, help="trainings side by side (default: as many as fit)")
     add_protocol_options(made, scores=True)
     return run(_retrain, made, argv)

@@ -102,8 +102,8 @@ class Data:
         mask_resize: ``area``: a pixel of a smaller mask is foreground where half of its area is; ``nearest``: where its centre is.
         view: ``image``: training sees whole images, resized; ``patch``: windows of ``image_size`` at the images' own scale.
         patch_foreground: Chance that a patch is drawn around a pixel of the foreground (nnU-Net: 1/3).
-        normalisation: ``imagenet`` (mean and deviation of ImageNet, which DINO backbones need) or ``zscore`` (of each image and channel,
-            as nnU-Net does; for plain networks).
+        normalisation: ``imagenet`` (mean and deviation of ImageNet, with which DINO backbones were trained) or ``zscore`` (of each image
+            and channel, as nnU-Net does). The backbone sees what the segmenter sees.
         augmentation: ``nnunet`` (nnU-Net's set, run with MONAI) or ``none``.
         bad_cases: What a corrupt or mismatched image does: stop with a message, or be left out and named.
         validation_fraction: Share of the cases held out for validation where no split is published.

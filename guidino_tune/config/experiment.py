@@ -81,8 +81,6 @@ class Experiment:
         if isinstance(self.guide, DINOGuide):
             if self.guide.sha256 and self.guide.weights == "random":
                 raise ValueError("guide.sha256: random weights have no file to check; set guide.weights=pretrained, or leave it out")
-            if self.data.normalisation != "imagenet":
-                raise ValueError("data.normalisation: a DINO backbone was trained on 'imagenet'; 'zscore' is for plain networks")
             if max(self.guide.channels or (0,)) >= self.data.channels:
                 raise ValueError(f"guide.channels: images have {self.data.channels} channels, which count from 0 (data.channels)")
             gate = self.guide.gate

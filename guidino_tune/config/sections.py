@@ -44,13 +44,17 @@ def is_local_backbone(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class TokenBook:
-    """How tokens become a guide mask (GuiDINO, equation 1).
+    """How tokens become a guide mask: our reading of GuiDINO's equation 1.
+
+    The equation is ``G(x) = sum_i alpha_i * sim(T_i, P)``: its weights belong to tokens ``T_i``, and ``P`` has no index. A mask needs one
+    value at each token, so we take the sum over the prototypes, and give the learned weights to these.
 
     Attributes:
-        num_prototypes: Number of learned vectors; ``None`` takes the number of patches of one image, as the reference does.
+        num_prototypes: Number of learned vectors; ``None`` takes the number of patches of one image, as the reference does. It matters
+            with ``softmax``: the other two are linear in the similarities, so that all prototypes together act as one vector.
         similarity: Between a projected token and a prototype.
-        aggregation: ``weighted``: learned weight per prototype (the paper's equation 1). ``mean``: the reference code's plain mean.
-            ``softmax``: a smooth maximum with learned temperature, the only one in which the prototypes do not collapse to one vector.
+        aggregation: ``weighted``: a learned weight per prototype. ``mean``: the reference code's plain mean. ``softmax``: a smooth maximum
+            with learned temperature, the only one in which different prototypes can stand for different tissues.
     """
 
     num_prototypes: Count | None = None

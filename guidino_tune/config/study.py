@@ -107,7 +107,8 @@ class Resources:
         concurrent: Trials side by side; ``None``: as many as the cluster's CPUs and GPUs carry.
         workers: Processes of one trial (DDP).
         cpus_per_worker: CPU cores of each; also the threads torch may use. ``None``: one without GPUs, else its GPU's share of the node.
-        gpus_per_worker: May be a fraction, then several trials share a GPU. ``None``: one where there are GPUs, unless ``trials_per_gpu``.
+        gpus_per_worker: With one worker it may be a part of one, then several trials share a GPU. ``None``: one where there are GPUs,
+            unless ``trials_per_gpu``.
         trials_per_gpu: How many trials share a GPU, instead of ``gpus_per_worker``. ``auto``: as many as fit into its memory, found by two
             training steps of the largest models before the search; without GPUs this bounds ``concurrent`` by the nodes' memory.
         max_failures: How often a trial whose process died is continued from its checkpoint.
@@ -131,6 +132,14 @@ class Resources:
 
     @model_validator(mode="after")
     def _one_share(self) -> Resources:
+        gpus = self.gpus_per_worker or 0.0
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_worker: {gpus:g} is no whole number of GPUs; a part of a GPU is below 1")
+        if 0 < gpus < 1 and self.workers > 1:
+            raise ValueError(
+                f"gpus_per_worker: {gpus:g} needs workers: 1; two workers of one trial cannot share a GPU (NCCL): "
+                "give each a whole one, or the trial one worker"
+            )
         if self.trials_per_gpu is None:
             return self
         if self.gpus_per_worker is not None:

@@ -1,4 +1,4 @@
-"""The TokenBook: learned prototypes that turn tokens into a guide mask (GuiDINO, equation 1)."""
+"""The TokenBook: learned prototypes that turn tokens into a guide mask (our reading of GuiDINO's equation 1)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ from guidino_tune.models.precision import without_autocast
 class TokenBook(nn.Module):
     """Guide mask G(x) from the similarity of projected tokens to N learned prototypes.
 
+    The paper's equation 1 is G(x) = sum_i alpha_i sim(T_i, P). Its alpha_i belong to the tokens T_i, yet a mask has a value at each token
+    and needs no sum over them; and P has no index, though it stands for several prototypes. We read it as a sum over prototypes, whose
+    weights are the alpha.
+
     A token x' = W x + b (1x1 convolution, C to C) and prototype p_n have similarity s_n = <x', p_n>: of unit vectors with ``cosine``, of
     the vectors themselves with ``dot``. The N similarities of a token become one value in [0, 1] by
 
-    - ``weighted`` (the paper's equation 1): sigmoid(sum_n alpha_n s_n) with learned alpha. The paper names no squashing; the sigmoid
-      makes the sum a mask that binary cross-entropy accepts.
+    - ``weighted``: sigmoid(sum_n alpha_n s_n) with learned alpha. The paper names no squashing; the sigmoid makes the sum a mask that
+      binary cross-entropy accepts.
     - ``mean`` (reference code): 0.5 + 0.5 * mean_n s_n for ``cosine``; sigmoid(mean_n s_n) for ``dot``, which has no bounds.
     - ``softmax``: sigmoid(scale * sum_n softmax(s / temperature)_n s_n + bias), a smooth maximum with learned temperature, scale and
       bias.
 
     ``mean`` collapses: mean_n <x', p_n> = <x', mean_n p_n>, so N prototypes act as one vector, of norm about 1/sqrt(N) at the start; the
-    mask begins within 0.5 +- 0.03 and can leave that band only as the prototypes align. ``weighted`` is one linear map too, but alpha
-    frees its norm. With ``softmax`` a token need resemble one prototype only, so different prototypes can stand for different tissues.
+    mask begins within 0.5 +- 0.03 and can leave that band only as the prototypes align. ``weighted`` is one vector too, sum_n alpha_n p_n,
+    of any norm: what N prototypes can say, one can (two with ``mean`` and ``cosine``, where a single one has norm 1). So their number
+    changes how that vector is learned, not what can be learned. With ``softmax`` it does: there a token need resemble one prototype only,
+    so different prototypes can stand for different tissues.
 
     Initial values make masks that are neither flat nor saturated. Similarities of random vectors have standard deviation u = 1/sqrt(C)
     with ``cosine`` and u = 1/sqrt(3) with ``dot`` (from the convolution's initial weights). ``weighted`` starts at

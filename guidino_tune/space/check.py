@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from guidino_tune.config import Experiment
+from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.config.experiment import ONLY_HOW
 from guidino_tune.errors import UserError, nearest
 from guidino_tune.space.parameters import Parameter, Scalar, Values, get_path, leaf_paths
@@ -16,6 +16,8 @@ from guidino_tune.space.space import Space
 
 DRAWS = 48
 """Random experiments around which each parameter is varied; enough to meet conditions on conditions."""
+
+NUMBER = "guide.tokenbook.num_prototypes"
 
 SHARED = {
     "data.kind": "the images",
@@ -37,7 +39,7 @@ def check_space(space: Space, *, begun: bool = False) -> list[str]:
         begun: It has a study, which an earlier version may have let begin: a parameter that does not do what it seems to is only noted.
 
     Returns:
-        What was only noted.
+        What was only noted; and what is possible but seldom meant.
 
     Raises:
         UserError: A parameter is what all trials share; an end of a range or a choice makes no valid experiment; a parameter is never
@@ -62,7 +64,20 @@ def check_space(space: Space, *, begun: bool = False) -> list[str]:
         raise UserError(
             f"min_epochs {space.study.min_epochs} is above training.epochs {space.base.training.epochs}", where=f"{space.source}, study"
         )
-    return [f"{mistake.where}: {mistake.what}" for mistake in mistakes]
+    return [*(f"{mistake.where}: {mistake.what}" for mistake in mistakes), *_remarks(space)]
+
+
+def _remarks(space: Space) -> Iterator[str]:
+    """What is possible and has an effect, though perhaps not the one that is meant."""
+    drawn = [(values, space.experiment(values)) for values, _ in _draws(space)]
+    books = [one.guide.tokenbook for values, one in drawn if NUMBER in values and isinstance(one.guide, DINOGuide)]
+    if linear := sorted({book.aggregation for book in books} - {"softmax"}):
+        yield (
+            f"{space.source}, space.{NUMBER}: with aggregation {' and '.join(linear)} the prototypes act as one vector, however many there "
+            "are; search their number with `when: {guide.tokenbook.aggregation: softmax}`"
+        )
+    if any(isinstance(one.guide, DINOGuide) and one.data.normalisation != "imagenet" for _, one in drawn):
+        yield f"{space.source}, data.normalisation: 'zscore' shows the DINO backbone other values than the 'imagenet' ones it was trained on"
 
 
 def _mistakes(space: Space) -> Iterator[UserError]:

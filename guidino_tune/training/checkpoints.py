@@ -83,7 +83,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        history = [EpochRecord(**r) for r in state["history"]]
+        history = [EpochRecord.from_dict(r) for r in state["history"]]
         for name, checksum in state.get("checksums", {}).items():
             if _checksum(folder / name) != checksum:
                 raise ValueError(f"{name} is not as it was written")

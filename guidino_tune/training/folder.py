@@ -134,7 +134,7 @@ def read_history(file: Path) -> list[EpochRecord]:
     records = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
         try:
-            records.append(EpochRecord(**json.loads(line)))
+            records.append(EpochRecord.from_dict(json.loads(line)))
         except (ValueError, TypeError):
             continue
     return records

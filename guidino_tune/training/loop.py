@@ -205,7 +205,7 @@ class TrainingRun:
         totals = torch.stack(list(sums.values()))
         if self.world_size > 1:
             torch.distributed.all_reduce(totals)
-        means = {f"train_{name}": total / steps / self.world_size for name, total in zip(sums, totals.tolist(), strict=True)}
+        means = {f"train_loss_{name}": total / steps / self.world_size for name, total in zip(sums, totals.tolist(), strict=True)}
         if not all(math.isfinite(v) for v in means.values()):
             raise Diverged(f"the training loss is not finite in epoch {self.epoch + 1}: {means}")
         return means | {"lr": self.optimizer.param_groups[0]["lr"]}

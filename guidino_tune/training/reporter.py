@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
+
+_EARLIER = {f"train_{term}": f"train_loss_{term}" for term in ("total", "dice", "bce", "cross_entropy", "guide", "hinge")}
+"""Names that metrics had before: the Dice loss stood beside the Dice score as if both were one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +18,8 @@ class EpochRecord:
 
     Attributes:
         epoch: Counted from 1.
-        metrics: By name; ``val_dice`` is the objective.
+        metrics: By name; ``val_dice``, a score, is the objective. Terms of the training loss are ``train_loss_total``,
+            ``train_loss_dice`` and so on: lower is better.
         time: End of the epoch, Unix seconds.
     """
 
@@ -26,6 +30,18 @@ class EpochRecord:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
         return asdict(self) | {"metrics": dict(self.metrics)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EpochRecord:
+        """What ``to_dict`` gave, also that of earlier versions, whose names of metrics become the present ones.
+
+        Raises:
+            TypeError: A field is missing or unknown, or ``values`` or its metrics are no mapping.
+        """
+        record = cls(**values)
+        if not isinstance(record.metrics, Mapping):
+            raise TypeError(f"metrics: {record.metrics!r} is no mapping")
+        return replace(record, metrics={_EARLIER.get(name, name): value for name, value in record.metrics.items()})
 
 
 class Decision(enum.Enum):

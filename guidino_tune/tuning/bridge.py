@@ -213,7 +213,7 @@ class Bridge:
         number, epochs = trial.number, self.experiments[trial.number].training.epochs
         validated, last = False, 0
         for told in json.loads(result["records"]):
-            record = EpochRecord(**told)
+            record = EpochRecord.from_dict(told)
             last = record.epoch
             self.records.setdefault(number, {})[last] = record
             # A trial that was continued tells epochs again that the study may know already.

@@ -17,7 +17,7 @@ from guidino_tune import __version__, paths
 from guidino_tune.analysis import comparison
 from guidino_tune.analysis.statistics import read_scores
 from guidino_tune.config import DINOGuide, Experiment, Protocol, Resources
-from guidino_tune.config.parsing import read_yaml
+from guidino_tune.config.parsing import parse, read_yaml
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.openings import openings
@@ -177,12 +177,16 @@ def _at(space: Space, root: str | None) -> Space:
 
 
 def _resources(known: Resources, changes: Mapping[str, int | float | None]) -> Resources:
-    """The study's, with what is asked for here."""
+    """The study's, with what is asked for here.
+
+    Raises:
+        UserError: They do not go together.
+    """
     given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
     if "gpus_per_worker" in given:
         given["trials_per_gpu"] = None
     executor = "auto" if int(given.get("workers") or 1) > 1 else known.executor
-    return dataclasses.replace(known, executor=executor, **given)
+    return parse(Resources, dataclasses.asdict(known) | given | {"executor": executor}, "--workers, --gpus-per-worker and others")
 
 
 def _check(configurations: Sequence[Configuration], folder: StudyFolder, resources: Resources) -> list[str]:

@@ -28,7 +28,7 @@ from guidino_tune.tuning.study import StudyFolder, load_study, validated_epochs
 MEASURED = ("epoch_seconds", "images_per_second", "latency", "memory")
 """Metrics that are times: they differ in every run."""
 
-LOSS = "train_total"
+LOSS = "train_loss_total"
 
 
 @dataclass(frozen=True, slots=True)

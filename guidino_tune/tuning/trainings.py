@@ -154,7 +154,7 @@ class _Trainings(Searcher):
             self.console.print(f"{label} failed: {result['failure']}: {result['message']}", style="red")
             return
         epochs = self.epochs[label]
-        for record in (EpochRecord(**values) for values in json.loads(result["records"])):
+        for record in (EpochRecord.from_dict(values) for values in json.loads(result["records"])):
             self.bars.update(self.tasks[trial_id], completed=record.epoch)
             if OBJECTIVE not in record.metrics:
                 continue

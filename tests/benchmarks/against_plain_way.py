@@ -215,7 +215,7 @@ def our_way(job: Job) -> Outcome:
         run = TrainingRun(experiment, data, Quiet(job.scratch / str(number)), store=store, validated=epochs)
         run.run()
         run.close()
-        losses.append(run.history[-1].metrics["train_total"])
+        losses.append(run.history[-1].metrics["train_loss_total"])
         dice.append(run.history[-1].metrics[OBJECTIVE])
     return Outcome(time.perf_counter() - start, losses, dice)
 

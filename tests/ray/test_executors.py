@@ -93,4 +93,4 @@ def test_two_workers_validate_as_one_does(home: Path, tmp_path: Path, demo: Path
     told = {k: v for k, v in history[saved["epoch"] - 1].metrics.items() if k.startswith("val_")}
     assert alone._validate(distances="val_hd95" in told) == pytest.approx(told, abs=1e-9)
     assert told["val_dice"] > 0  # else all predictions could be empty, whatever the statistics
-    assert history[0].metrics["train_total"] > 0
+    assert history[0].metrics["train_loss_total"] > 0

@@ -49,7 +49,7 @@ def test_training_on_real_images_beats_the_constant_mask(data_folder: Path, tmp_
     data = open_for_search(experiment.data)
     run = TrainingRun(experiment, data, Listener(tmp_path / "run"))
     run.run()
-    losses = [r.metrics["train_total"] for r in run.history]
+    losses = [r.metrics["train_loss_total"] for r in run.history]
     assert losses[-1] < 0.9 * losses[0]
     tables = [[table.mask(i) for i in range(len(table))] for table in (data.train, data.validation)]
     assert run.best > constant_mask_dice(*tables)

@@ -81,7 +81,7 @@ def mappings_of(cls: type) -> st.SearchStrategy[dict[str, Any]]:
         "backbone": st.sampled_from(["vits16", "tiny", "convnext_base", "./model", "~/ä: b #c"]),
         "image_size": st.sampled_from([64, 128, 224, 256, 448, 512, 1024]),
         "hinge_band": st.integers(1, 15).map(lambda n: 2 * n + 1),
-        "normalisation": st.just("imagenet"),
+        "normalisation": st.sampled_from(["imagenet", "zscore"]),
         "gate": st.sampled_from(["default", "default", "default", "input", "bottleneck", "features", "none"]),
         "objectives": st.just(["val_dice"])
         | st.sets(st.sampled_from(sorted(OBJECTIVES))).map(lambda s: ["val_dice", *sorted(s - {"val_dice"})]),

@@ -175,6 +175,15 @@ def test_retrain_takes_paths_of_the_experiment_only(tmp_path: Path, capsys: pyte
     assert "'loss'" in fails("retrain", [str(file)], capsys)
 
 
+@pytest.mark.parametrize(("given", "expected"), [(["0.5", "--workers", "2"], "share a GPU (NCCL)"), (["1.5"], "no whole number of GPUs")])
+def test_retrain_refuses_parts_of_a_gpu_that_cannot_be(
+    given: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "best.yaml"
+    file.write_text("experiment: {data: {kind: demo}}\n")
+    assert expected in fails("retrain", [str(file), "--gpus-per-worker", *given], capsys)
+
+
 # ------------------------------------------------------------------------------------------------------------------ shared parts
 
 

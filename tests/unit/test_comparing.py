@@ -168,6 +168,10 @@ def test_resources_are_the_study_s_unless_others_are_asked_for() -> None:
     changed = _resources(known, {"gpus_per_worker": 0.5, "concurrent": 4})
     assert (changed.gpus_per_worker, changed.trials_per_gpu, changed.concurrent) == (0.5, None, 4)
     assert _resources(Resources(executor="actor"), {"workers": 2}).executor == "auto"  # a reused actor has one worker
+    with pytest.raises(UserError, match="cannot share a GPU") as caught:
+        _resources(Resources(gpus_per_worker=0.5), {"workers": 2})
+    assert caught.value.where == "--workers, --gpus-per-worker and others"
+    assert _resources(Resources(gpus_per_worker=0.5), {"workers": 2, "gpus_per_worker": 1.0}).workers == 2  # as the message says
 
 
 def test_validation_scores_are_kept_beside_those_of_the_test(tmp_path: Path) -> None:

@@ -295,7 +295,7 @@ def test_how_it_is_computed_changes_no_result_but_for_rounding(path: str, value:
     for number, experiment in enumerate((first, second)):
         run = TrainingRun(experiment, open_for_search(experiment.data, cache=folders / "cache"), Listener(folders / f"{path}{number}"))
         run.run()
-        losses.append(run.history[-1].metrics["train_total"])
+        losses.append(run.history[-1].metrics["train_loss_total"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert _computed(first) == _computed(second)
 

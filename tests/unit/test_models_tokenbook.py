@@ -120,6 +120,33 @@ def test_mean_collapses_to_one_vector_and_softmax_does_not() -> None:
     assert (mean(tokens) - 0.5).abs().max() < 0.03
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("aggregation", ["weighted", "mean"])
+def test_one_vector_says_what_any_number_of_prototypes_says(aggregation: str, similarity: str) -> None:
+    """So their number is searched with ``softmax`` only. A mean of unit vectors takes two: any vector of norm below 1 is one of two."""
+    many = make(aggregation, similarity, width=24, num=37)
+    if aggregation == "weighted":
+        many.alpha.add_(torch.randn(37))
+    vectors = many.prototypes / many.prototypes.norm(dim=1, keepdim=True) if similarity == "cosine" else many.prototypes
+    vector = (many.alpha[:, None] * vectors).sum(0) if aggregation == "weighted" else vectors.mean(0)
+    if (aggregation, similarity) == ("mean", "cosine"):
+        across = torch.randn(24)
+        across -= (across @ vector) / (vector @ vector) * vector
+        across *= (1 - vector @ vector).sqrt() / across.norm()
+        few = make(aggregation, similarity, width=24, num=2)
+        few.prototypes.copy_(torch.stack([vector + across, vector - across]))
+    else:
+        few = make(aggregation, similarity, width=24, num=1)
+        few.prototypes.copy_(vector[None])
+        if aggregation == "weighted":
+            few.alpha.fill_(vector.norm() if similarity == "cosine" else 1)
+    few.project.load_state_dict(many.project.state_dict())
+    tokens = torch.randn(2, 24, 5, 5)
+    assert many(tokens).std() > 0.01
+    torch.testing.assert_close(few(tokens), many(tokens), atol=2e-6, rtol=0)
+
+
 def test_two_kinds_of_foreground_need_softmax() -> None:
     """Tokens +e and -e are foreground, f is background: no single vector can tell them apart, two prototypes can."""
     e, f = torch.eye(8)[0], torch.eye(8)[1]

@@ -104,7 +104,7 @@ def test_a_trial_repeats_bit_by_bit(number: int, epochs: int, home: Path, capsys
     assert [r["epoch"] for r in made] == list(range(1, epochs + 1))
     assert ["val_dice" in r["metrics"] for r in made] == [False, True, False, True][:epochs]
     stored = [json.loads(line) for line in (folder / "trials" / f"{number:05d}" / "history.jsonl").read_text().splitlines()]
-    assert [r["metrics"]["train_total"] for r in made] == [r["metrics"]["train_total"] for r in stored]
+    assert [r["metrics"]["train_loss_total"] for r in made] == [r["metrics"]["train_loss_total"] for r in stored]
     assert made[0]["time"] > stored[-1]["time"]  # and really trained
 
 
@@ -117,7 +117,7 @@ def change(home: Path, epoch: int, name: str, by: float) -> None:
 
 
 def test_a_difference_is_measured_from_its_first_epoch_on(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    change(home, 3, "train_total", 3e-7)
+    change(home, 3, "train_loss_total", 3e-7)
     change(home, 4, "val_dice", -2e-5)
     assert main(["small", "0"]) == 1
     shown = capsys.readouterr().out
@@ -144,7 +144,7 @@ def test_another_machine_is_named(home: Path, capsys: pytest.CaptureFixture[str]
     assert len(noted) == 1  # two processes that said the same
     assert noted[0] | {"after_epoch": 0, "torch": torch.__version__, "device": "cpu", "threads": 1, "bf16": False, "workers": 1} == noted[0]
     file.write_text(json.dumps([noted[0] | {"torch": "1.0", "workers": 2}]))
-    change(home, 1, "train_total", 1e-3)
+    change(home, 1, "train_loss_total", 1e-3)
     assert main(["small", "0"]) == 1
     shown = capsys.readouterr().out
     assert f"torch: 1.0 then, {torch.__version__} now" in shown
@@ -190,7 +190,7 @@ def change_to(home: Path, epoch: int, name: str, value: float) -> None:
 
 
 def _loss(record: Any) -> float:
-    return float(record.metrics["train_total"])
+    return float(record.metrics["train_loss_total"])
 
 
 def test_mistakes(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

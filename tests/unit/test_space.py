@@ -73,7 +73,7 @@ PAPER = {
     # Images 256x256, batch 4, learning rate 1e-4, adapters with AdamW at 5e-4, frozen ViT-S/16 (section "Implementation"); what the
     # paper leaves open is its code's: lambda 0.1, one prototype per patch, no hinge loss, LoRA with rank 8 and alpha 16.
     "guide.backbone": "vits16", "guide.lora.rank": 0, "guide.tokenbook.aggregation": "weighted",
-    "guide.tokenbook.num_prototypes": (256 // 16) ** 2, "loss.lambda_guide": 0.1, "loss.hinge_weight": 0.0, "training.lr": 0.0001,
+    "loss.lambda_guide": 0.1, "loss.hinge_weight": 0.0, "training.lr": 0.0001,
 }  # fmt: skip
 ADAPTED = {RANK: 8, ALPHA: 16, LORA_LR: 0.0005}
 

@@ -251,6 +251,31 @@ def test_a_study_that_searched_what_changes_no_result_goes_on_with_a_note() -> N
     assert "space.training.channels_last" in note
 
 
+@pytest.mark.parametrize("fixed", ["weighted", "mean", "softmax", ""])
+def test_the_number_of_prototypes_where_they_are_one_vector_is_remarked(fixed: str) -> None:
+    number = "guide.tokenbook.num_prototypes: {type: int, low: 4, high: 64}"
+    if fixed:
+        space = override(space_of(number), [f"guide.tokenbook.aggregation={fixed}"])
+    else:
+        space = space_of("guide.tokenbook.aggregation: {choices: [weighted, mean, softmax]}\n" + number)
+    notes = check_space(space)
+    if fixed == "softmax":
+        assert notes == []
+        return
+    (note,) = notes
+    assert note.startswith(f"mine.yaml, space.guide.tokenbook.num_prototypes: with aggregation {fixed or 'mean and weighted'} the ")
+    condition = note.partition("`")[2].rstrip("`")
+    advised = space_of(f"guide.tokenbook.aggregation: {{choices: [weighted, mean, softmax]}}\n{number[:-1]}, {condition}}}")
+    assert check_space(advised) == []
+
+
+def test_a_guide_on_other_values_than_its_training_s_is_remarked() -> None:
+    space = space_of("training.lr: {choices: [0.1, 0.2]}\ndata.normalisation: {choices: [imagenet, zscore]}")
+    (note,) = check_space(space)
+    assert note.startswith("mine.yaml, data.normalisation: 'zscore' shows the DINO backbone other values")
+    assert check_space(override(space, ["guide.kind=none"])) == []
+
+
 def test_recipes_share_what_all_trials_share() -> None:
     """The data is made once, from the base experiment: a recipe's own split or classes would be ignored."""
     recipe = {"data": {"kind": "demo", "image_size": 64}, "guide": {"kind": "none"}, "segmenter": {"kind": "unet"}}

@@ -34,7 +34,7 @@ def names(folder: TrialFolder) -> list[str]:
 
 
 def record(epoch: int, dice: float = 0.5) -> EpochRecord:
-    return EpochRecord(epoch, {"val_dice": dice, "train_total": 1 / 3}, 1e9 + epoch / 7)
+    return EpochRecord(epoch, {"val_dice": dice, "train_loss_total": 1 / 3}, 1e9 + epoch / 7)
 
 
 @pytest.fixture
@@ -49,6 +49,17 @@ def test_the_newest_two_checkpoints_are_kept_newest_first(folder: TrialFolder) -
     assert names(folder) == ["epoch-00011", "epoch-00010"]
     assert [(p / "state.json").read_text() for p in folder.checkpoints()] == ["11", "10"]
     assert not folder.best.exists()
+
+
+def test_a_history_of_an_earlier_version_has_the_present_names(folder: TrialFolder) -> None:
+    """What was called `train_dice` is a loss, which falls while the score `val_dice` rises."""
+    terms = ("total", "dice", "bce", "cross_entropy", "guide", "hinge")
+    line = {"epoch": 1, "metrics": {"lr": 1.0, "val_dice": 0.3, **{f"train_{t}": float(n) for n, t in enumerate(terms)}}, "time": 5.0}
+    folder.path.mkdir()
+    folder.history_file.write_text(json.dumps(line) + '\n{"epoch": 2, "metrics": 3, "time": 6.0}\n{"epoch": 2')
+    (first,) = folder.history()
+    assert first.metrics == {"lr": 1.0, "val_dice": 0.3, **{f"train_loss_{t}": float(n) for n, t in enumerate(terms)}}
+    assert EpochRecord.from_dict(record(2).to_dict()) == record(2)
 
 
 def test_a_crash_while_writing_leaves_everything_as_it_was(folder: TrialFolder) -> None:

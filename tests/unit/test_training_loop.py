@@ -228,7 +228,7 @@ def test_eight_demo_images_are_learned_by_heart(tmp_path: Path) -> None:
     run = TrainingRun(type(make_experiment()).from_dict(values), data, Listener(tmp_path / "run"))
     while not run.finished and run.best < 0.9:
         run.run_epoch()
-    losses = [r.metrics["train_total"] for r in run.history]
+    losses = [r.metrics["train_loss_total"] for r in run.history]
     assert run.best > 0.9
     assert losses[-1] < 0.75 * losses[0]
 

@@ -177,4 +177,4 @@ def test_a_compiled_trial_trains_and_saves_under_the_same_names(data: SearchData
     plain = run(make_experiment(epochs=1), data, tmp_path / "b")
     torch._dynamo.reset()
     assert compiled.model.trained_state().keys() == plain.model.trained_state().keys()
-    assert values(compiled)[0]["train_total"] == pytest.approx(values(plain)[0]["train_total"], rel=1e-4)
+    assert values(compiled)[0]["train_loss_total"] == pytest.approx(values(plain)[0]["train_loss_total"], rel=1e-4)

@@ -28,7 +28,7 @@ from guidino_tune.tuning.study import StudyFolder, open_study
 def result(epoch: int, dice: float | None, *earlier: tuple[int, float | None]) -> dict[str, Any]:
     """What an executor gives Tune for an epoch, or for several, with some of what Tune adds; ``None`` was not validated."""
     records = [
-        EpochRecord(e, {"train_total": 1.0} | ({} if d is None else {"val_dice": d}), 1.7e9 + e).to_dict()
+        EpochRecord(e, {"train_loss_total": 1.0} | ({} if d is None else {"val_dice": d}), 1.7e9 + e).to_dict()
         for e, d in (*earlier, (epoch, dice))
     ]
     return {"records": json.dumps(records), "epoch": epoch, "training_iteration": 1, "done": False}

@@ -189,12 +189,12 @@ def test_trials_share_views_and_only_validate_on_schedule(tmp_path: Path, demo: 
     assert ["val_dice" in r.metrics for r in told] == [False, True, True]
     trial.reset_config({**config(tmp_path, demo, 1), "validated": (2,)})
     again = records([trial.step() for _ in range(3)])
-    assert [r.metrics["train_total"] for r in again] == [r.metrics["train_total"] for r in told]
+    assert [r.metrics["train_loss_total"] for r in again] == [r.metrics["train_loss_total"] for r in told]
     epochs = {p.parent.name for p in (tmp_path / "views").glob("views-*/*/*.arrow")}
     assert epochs == {"00000", "00001", "00002"}
     alone = actor({**config(tmp_path, demo, 2), "views": None})
     off = records([alone.step() for _ in range(3)])
-    assert [r.metrics["train_total"] for r in off] == pytest.approx([r.metrics["train_total"] for r in told], rel=1e-2)
+    assert [r.metrics["train_loss_total"] for r in off] == pytest.approx([r.metrics["train_loss_total"] for r in told], rel=1e-2)
 
 
 def test_views_that_cannot_be_kept_are_told_and_the_trial_goes_on(tmp_path: Path, demo: Path, actor: Any) -> None:
@@ -202,7 +202,7 @@ def test_views_that_cannot_be_kept_are_told_and_the_trial_goes_on(tmp_path: Path
     trial = actor({**config(tmp_path, demo), "views": (str(tmp_path / "file" / "views"), None)})
     told = [trial.step() for _ in range(3)]
     assert all("set resources.views_folder" in t["note"] for t in told)
-    assert records(told)[-1].metrics["train_total"] > 0
+    assert records(told)[-1].metrics["train_loss_total"] > 0
 
 
 def test_a_worker_group_is_told_of_between_two_validations_only_once(tmp_path: Path, demo: Path) -> None:
