@@ -44,7 +44,17 @@ MILLISECONDS, GROWTH = 25, 1.5
 """Aims: of the wall clock per trial, and of the last trials over the first."""
 
 METRICS = [
-    *("train_loss_total", "train_loss_dice", "train_loss_bce", "train_loss_guide", "train_loss_hinge", "lr", "val_iou", "val_hd95", "val_asd"),
+    *(
+        "train_loss_total",
+        "train_loss_dice",
+        "train_loss_bce",
+        "train_loss_guide",
+        "train_loss_hinge",
+        "lr",
+        "val_iou",
+        "val_hd95",
+        "val_asd",
+    ),
     *("epoch_seconds", "images_per_second"),
 ]
 

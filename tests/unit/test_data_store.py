@@ -132,6 +132,42 @@ def test_a_damaged_chunk_is_made_again(damage, tmp_path: Path) -> None:
     assert store.get("views-a/0/0", never) is not None
 
 
+@settings(max_examples=80, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), length=st.sampled_from([1, 1, 64, 5000]))
+def test_no_flipped_bit_and_no_lost_page_is_ever_given_back(
+    place: float, bit: int, length: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Wherever it is in the file: the chunk is as it was made, or made again."""
+    folder = tmp_path_factory.mktemp("store")
+    store = ChunkStore(folder, 10**6)
+    images = np.random.default_rng(0).integers(1, 255, (4, 3, 1000), np.uint8)
+    made = store.get("views-a/0/0", lambda: {"images": images, "masks": images[:, 0, :7]})
+    assert made is not None
+    file = folder / "views-a" / "0" / "0.arrow"
+    content = bytearray(file.read_bytes())
+    start = int(place * len(content))
+    if length == 1:
+        content[start] ^= 1 << bit
+    else:
+        content[start : start + length] = bytes(len(content[start : start + length]))
+    file.write_bytes(content)
+    back = ChunkStore(folder, 10**6).get("views-a/0/0", lambda: dict(made))
+    assert back is not None
+    for name, array in made.items():
+        np.testing.assert_array_equal(back[name], array)
+
+
+def test_the_content_of_a_file_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, checked = ChunkStore(tmp_path, 10**6), []
+    real = module._checksum
+    monkeypatch.setattr(module, "_checksum", lambda array: checked.append(array.nbytes) or real(array))
+    store.get("views-a/0/0", chunk)
+    assert len(checked) == 2  # as they are written
+    for _ in range(3):
+        store.get("views-a/0/0", never)
+    assert len(checked) == 4
+
+
 def test_nobody_waits_who_does_not_want_to(tmp_path: Path) -> None:
     store, begun, finish = ChunkStore(tmp_path, 10**6), threading.Event(), threading.Event()
 

@@ -68,7 +68,9 @@ def test_two_epochs_give_metrics_of_each_class(
     run = TrainingRun(made, data, Listener(tmp_path))
     run.run()
     assert run.reporter.epochs == [1, 2]
-    terms = {"train_loss_total", "train_loss_dice", "train_loss_cross_entropy", "train_loss_hinge"} | ({"train_loss_guide"} if guide else set())
+    terms = {"train_loss_total", "train_loss_dice", "train_loss_cross_entropy", "train_loss_hinge"} | (
+        {"train_loss_guide"} if guide else set()
+    )
     for record, metrics in zip(run.history, (("dice", "iou"), ("dice", "iou", "hd95", "asd")), strict=True):  # distances at the end
         scores = {f"val_{metric}{part}" for metric in metrics for part in ("", "_class_1", "_class_2")}
         assert set(record.metrics) == terms | scores | {"lr", "epoch_seconds", "images_per_second"}
