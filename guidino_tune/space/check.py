@@ -77,7 +77,10 @@ def _remarks(space: Space) -> Iterator[str]:
             "are; search their number with `when: {guide.tokenbook.aggregation: softmax}`"
         )
     if any(isinstance(one.guide, DINOGuide) and one.data.normalisation != "imagenet" for _, one in drawn):
-        yield f"{space.source}, data.normalisation: 'zscore' shows the DINO backbone other values than the 'imagenet' ones it was trained on"
+        yield (
+            f"{space.source}, data.normalisation: 'zscore' shows the DINO backbone other values than those it was trained on; "
+            "with a guide 'imagenet' is meant"
+        )
 
 
 def _mistakes(space: Space) -> Iterator[UserError]:
