@@ -245,7 +245,7 @@ def _checksum(array: np.ndarray) -> int:
     data = array.reshape(-1).view(np.uint8)
     whole = len(data) // _BLOCK * _BLOCK
     sums = data[:whole].view(np.uint64).reshape(-1, _BLOCK // 8).sum(1)
-    return zlib.crc32(data[whole:], zlib.crc32(sums))
+    return zlib.crc32(data[whole:].tobytes(), zlib.crc32(sums.tobytes()))
 
 
 def _read(path: Path) -> Arrays | None:
