@@ -54,12 +54,13 @@ def seconds(text: str) -> float:
     return value
 
 
-def add_protocol_options(arguments: argparse.ArgumentParser, *, scores: bool) -> None:
+def add_protocol_options(arguments: argparse.ArgumentParser, *, scores: bool, frames: bool = False) -> None:
     """Adds the fields of ``config.Protocol`` as options; see ``protocol_values``.
 
     Args:
         arguments: The command's parser.
         scores: Whether the command has true masks: else there is nothing to score, and nothing to decide post-processing on.
+        frames: Whether each data set has a resolution of its own, where none is named.
     """
     arguments.add_argument(
         "--inference", choices=["resized", "sliding"], default="resized",
@@ -78,15 +79,16 @@ def add_protocol_options(arguments: argparse.ArgumentParser, *, scores: bool) ->
             "reference: GuiDINO's code, to the other mask's region instead of its border",
         )  # fmt: skip
         arguments.add_argument(
-            "--resolution", choices=["native", "training"], default="native",
-            help="where masks are compared: at the image's own size (default), or at the training size, with distances in its pixels",
+            "--resolution", choices=["native", "training"], default=None if frames else "native",
+            help=f"where masks are compared: at the image's own size{'' if frames else ' (default)'}, or at the training size, with "
+            f"distances in its pixels{' (default: as the code behind the tables does on that data set)' if frames else ''}",
         )  # fmt: skip
 
 
 def protocol_values(options: argparse.Namespace) -> dict[str, Any]:
-    """The values for ``config.Protocol`` that ``add_protocol_options`` has parsed; those without an option keep their default."""
+    """The values for ``config.Protocol`` that ``add_protocol_options`` has parsed; those without an option or value keep their default."""
     names = ("inference", "mirror", "largest_component", "hd95", "resolution")
-    return {name: getattr(options, name) for name in names if hasattr(options, name)}
+    return {name: value for name in names if (value := getattr(options, name, None)) is not None}
 
 
 def add_storage_option(arguments: argparse.ArgumentParser) -> None:

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -47,6 +47,7 @@ class CaseScore:
         hd95: In [0, image diagonal] pixels, lower is better.
         asd: In [0, image diagonal] pixels, lower is better.
         classes: Scores of class 1, 2, ... where there are several, whose means the others are; else empty.
+        diagonal: Of the masks that were compared, in their pixels; NaN where it is not known.
     """
 
     dice: float
@@ -54,6 +55,7 @@ class CaseScore:
     hd95: float
     asd: float
     classes: tuple[CaseScore, ...] = ()
+    diagonal: float = field(default=math.nan, compare=False)
 
 
 def score_case(prediction: np.ndarray, truth: np.ndarray, *, num_classes: int = 1, hd95: HD95 = "monai", ignore: bool = False) -> CaseScore:
@@ -75,7 +77,8 @@ def score_case(prediction: np.ndarray, truth: np.ndarray, *, num_classes: int = 
     scores = tuple(_score(p, t, hd95) for p, t in pairs)
     if num_classes == 1:
         return scores[0]
-    return CaseScore(**{name: math.fsum(getattr(score, name) for score in scores) / num_classes for name in NAMES}, classes=scores)
+    means = {name: math.fsum(getattr(score, name) for score in scores) / num_classes for name in NAMES}
+    return CaseScore(**means, classes=scores, diagonal=scores[0].diagonal)
 
 
 def case_dice(prediction: np.ndarray, truth: np.ndarray, *, num_classes: int = 1, ignore: bool = False) -> float:
@@ -126,6 +129,14 @@ def summarise(scores: Sequence[CaseScore]) -> dict[str, float]:
     if not scores:
         raise ValueError("no cases to summarise")
     return mean_values([values(score) for score in scores])
+
+
+def hd95_percent(scores: Sequence[CaseScore]) -> float:
+    """Mean HD95 in per cent of each case's diagonal: pixels of images of another size are no other unit there.
+
+    An image that is squeezed to a square changes its shape too, so that two frames agree in this only roughly.
+    """
+    return 100 * math.fsum(score.hd95 / score.diagonal for score in scores) / len(scores)
 
 
 def mean_values(rows: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -247,12 +258,11 @@ def _mask(labels: np.ndarray, number: int = 1, num_classes: int = 1) -> np.ndarr
 
 def _score(prediction: np.ndarray, truth: np.ndarray, hd95: HD95) -> CaseScore:
     """Of two masks of bool."""
-    dice = _dice(prediction, truth)
+    dice, diagonal = _dice(prediction, truth), math.hypot(*truth.shape)
     if not prediction.any() and not truth.any():
-        return CaseScore(dice=1.0, iou=1.0, hd95=0.0, asd=0.0)
+        return CaseScore(dice=1.0, iou=1.0, hd95=0.0, asd=0.0, diagonal=diagonal)
     if not prediction.any() or not truth.any():
-        diagonal = math.hypot(*truth.shape)
-        return CaseScore(dice=0.0, iou=0.0, hd95=diagonal, asd=diagonal)
+        return CaseScore(dice=0.0, iou=0.0, hd95=diagonal, asd=diagonal, diagonal=diagonal)
     prediction, truth = _cropped(prediction, truth)
     borders = _border(prediction), _border(truth)
     directed = _distances(borders, borders)
@@ -261,6 +271,7 @@ def _score(prediction: np.ndarray, truth: np.ndarray, hd95: HD95) -> CaseScore:
         iou=_iou(prediction, truth),
         hd95=_hd95(directed if hd95 != "reference" else _distances(borders, (prediction, truth)), pooled=hd95 != "monai"),
         asd=float(np.concatenate(directed).mean()),
+        diagonal=diagonal,
     )
 
 

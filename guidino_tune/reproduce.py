@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--concurrent", type=positive, help="trainings side by side (default: as many as fit)")
     made.add_argument("--executor", choices=["auto", "actor", "train"], help="see: guidino-tune search --help")
     made.add_argument("--dry-run", action="store_true", help="list what would be trained, and spend nothing")
-    add_protocol_options(made, scores=True)
+    add_protocol_options(made, scores=True, frames=True)
     return run(_reproduce, made, argv)
 
 
@@ -66,12 +66,13 @@ def _reproduce(options: argparse.Namespace) -> int:
         from guidino_tune.tuning.dry_run import show_plan
 
         return max(show_plan(space, console) for space in plan.spaces.values())
-    from guidino_tune.tuning.reproducing import run_scaling, run_table
+    from guidino_tune.tuning.reproducing import framed, run_scaling, run_table
 
     if plan.table is None:
         ((dataset, space),) = plan.spaces.items()
         return run_scaling(space, protocol, console, dataset=dataset, about=plan.about, limit=plan.test_cases)
-    return run_table(plan.table, plan.rows, plan.spaces, protocol, console, about=plan.about, limit=plan.test_cases)
+    protocols = {dataset: framed(protocol, dataset, options.resolution) for dataset in plan.spaces}
+    return run_table(plan.table, plan.rows, plan.spaces, protocols, console, about=plan.about, limit=plan.test_cases)
 
 
 def _names(text: str) -> tuple[str, ...]:

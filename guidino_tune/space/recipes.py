@@ -59,6 +59,9 @@ class Budget:
     test_cases: int | None = None
 
 
+FRAMES = {"kvasir": "native", "isic2017": "training", "tn3k": "training"}
+"""Where GuiDINO's code compares masks, by data set, and in whose pixels distances are: those of the image, or of the training size."""
+
 BUDGETS: dict[str, Budget] = {
     "full": Budget(3, {}),
     "short": Budget(3, {"training.epochs": 40}),
@@ -116,6 +119,12 @@ def recipe(dataset: str, row: Row, *, reference: bool = False) -> Experiment | N
     """The experiment of a row; ``None`` where there is no recipe with the reference code's settings."""
     name = f"recipes/{dataset}/{row.recipe}{'-reference' if reference else ''}"
     return load_space(name).base if (shipped() / f"{name}.yaml").is_file() else None
+
+
+def paper_sizes(dataset: str, row: Row) -> set[int]:
+    """Training sizes, in pixels, at which the paper's number of a row may have been measured: that of its text, and that of its code."""
+    made = [recipe(dataset, row), recipe(dataset, row, reference=True)]
+    return {one.data.image_size for one in made if one is not None}
 
 
 def table_space(

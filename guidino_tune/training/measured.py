@@ -25,7 +25,8 @@ class Measured:
         asked: The protocol that was asked for, and ``limit`` if only the first so many cases were wanted.
         protocol: The protocol used, in words; post-processing that was chosen on validation cases is decided here.
         cases: How many.
-        scores: Means over the cases, as ``metrics.summarise`` names them.
+        scores: Means over the cases, as ``metrics.summarise`` names them, and ``hd95_percent`` of the diagonal, which measurements of
+            earlier versions lack.
         choice: Mean validation Dice without and with the largest component, where it was to be chosen.
     """
 

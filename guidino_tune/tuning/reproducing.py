@@ -20,7 +20,7 @@ from guidino_tune.data.splits import make_split, read_split
 from guidino_tune.errors import UserError
 from guidino_tune.models.cost import forward_cost
 from guidino_tune.space.parameters import Values
-from guidino_tune.space.recipes import PaperTable, Row
+from guidino_tune.space.recipes import FRAMES, PaperTable, Row, paper_sizes
 from guidino_tune.space.space import RECIPE, Space
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.measured import Measured
@@ -55,7 +55,7 @@ def run_table(
     table: PaperTable,
     rows: Sequence[Row],
     spaces: Mapping[str, Space],
-    protocol: Protocol,
+    protocols: Mapping[str, Protocol],
     console: Console,
     *,
     about: str,
@@ -67,7 +67,7 @@ def run_table(
         table: Of the paper.
         rows: Of that table.
         spaces: From ``recipes.table_space``, by data set.
-        protocol: How the test cases are measured.
+        protocols: How the test cases are measured, by data set; see ``framed``.
         console: For progress and the table.
         about: The budget in words, for the page.
         limit: Only the first so many test cases.
@@ -88,13 +88,15 @@ def run_table(
             return code
         folder = StudyFolder(paths.studies() / space.study.name)
         with folder.lock():
+            protocol = protocols[dataset]
             trained = measure_study(space, protocol, console, limit)
-            mine = [_table_row(dataset, row, [t for t in trained if t.values[RECIPE] == row.system]) for row in rows]
+            mine = [_table_row(dataset, row, protocol, [t for t in trained if t.values[RECIPE] == row.system]) for row in rows]
             remarks = [
                 f"data set: {dataset}; {_cases(trained)} sealed test cases; metrics: {protocol.describe()}",
                 f"budget: {about}",
                 "± is the standard deviation over seeds; the weights of each seed are those of its best validation epoch",
                 "paper: GuiDINO (arXiv 2603.01115). Its code measures HD95 in another way (--hd95 reference) and on other splits",
+                _frame_remark(dataset, protocol),
             ]
             write_text(folder.reports / f"{table.name}.md", tables.markdown(mine, f"{table.title} on {dataset}", remarks))
             said = f"{protocol.describe()}, {_cases(trained)} cases"
@@ -103,8 +105,21 @@ def run_table(
         console.print(f"written: {folder.reports / table.name}.md and .csv", highlight=False, soft_wrap=True)
         found += mine
     console.print(_shown(table, found))
-    console.print(f"metrics: {protocol.describe()}; budget: {about}", highlight=False, soft_wrap=True)
+    described = {dataset: protocols[dataset].describe() for dataset in spaces}
+    for text in dict.fromkeys(described.values()):
+        where = ", ".join(dataset for dataset, said in described.items() if said == text)
+        console.print(f"metrics on {where}: {text}; budget: {about}", highlight=False, soft_wrap=True)
     return code or (0 if any(row.results for row in found) else 1)
+
+
+def framed(protocol: Protocol, dataset: str, asked: str | None = None) -> Protocol:
+    """The protocol with masks compared where the code behind the tables does it, unless another resolution was asked for.
+
+    Sliding windows give masks of native size only.
+    """
+    if asked is None and protocol.inference == "resized" and FRAMES.get(dataset) == "training":
+        return dataclasses.replace(protocol, resolution="training")
+    return protocol
 
 
 def run_scaling(space: Space, protocol: Protocol, console: Console, *, dataset: str, about: str, limit: int | None = None) -> int:
@@ -202,14 +217,28 @@ def _point(backbone: str, size: int, group: Sequence[Trained]) -> scaling.Point 
     )
 
 
-def _table_row(dataset: str, row: Row, trained: Sequence[Trained]) -> tables.TableRow:
+def _frame_remark(dataset: str, protocol: Protocol) -> str:
+    """In which pixels HD95 is here, and in the paper."""
+    theirs = {
+        "native": "the images' own",
+        "training": "those of images squeezed to the training size (by its text 256; its code trains some systems at another size)",
+    }[FRAMES.get(dataset, "native")]
+    here = "the images' own" if protocol.resolution == "native" else "those of images squeezed to the training size"
+    return f"HD95 is in pixels, here {here}, in the paper's code {theirs}; pixels of frames of unlike size are other units"
+
+
+def _table_row(dataset: str, row: Row, protocol: Protocol, trained: Sequence[Trained]) -> tables.TableRow:
+    sizes = sorted({t.experiment.data.image_size for t in trained})
+    native = protocol.resolution == "native"
+    frame = "native" if native else " or ".join(f"{size} x {size}" for size in sizes)
+    like = FRAMES.get(dataset, "native") == protocol.resolution and (native or set(sizes) <= paper_sizes(dataset, row))
     notes = [f"seed {t.values['training.seed']}: {t.reason}" for t in trained if not t.measured]
     if not trained:
         notes.append("no trial")
     if UNNAMED in row.paper:
         notes.append("paper, data set not named: {} / {} / {}".format(*row.paper[UNNAMED]))
     scores: list[Mapping[str, float]] = [t.measured.scores for t in trained if t.measured]
-    return tables.TableRow(dataset, row.system, scores, row.paper.get(dataset), "; ".join(notes))
+    return tables.TableRow(dataset, row.system, scores, row.paper.get(dataset), "; ".join(notes), frame, like)
 
 
 def _shown(table: PaperTable, rows: Sequence[tables.TableRow]) -> Table:

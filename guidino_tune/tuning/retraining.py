@@ -161,9 +161,10 @@ def register(
     Raises:
         UserError: MLflow is away or refuses.
     """
-    summary = {f"test_{m}_mean": statistics.fmean(r.test[m] for r in results) for m in chosen.test}
+    known_of_all = [m for m in chosen.test if all(m in r.test for r in results)]  # those measured by an earlier version lack some
+    summary = {f"test_{m}_mean": statistics.fmean(r.test[m] for r in results) for m in known_of_all}
     if len(results) > 1:
-        summary |= {f"test_{m}_sd": statistics.stdev(r.test[m] for r in results) for m in chosen.test}
+        summary |= {f"test_{m}_sd": statistics.stdev(r.test[m] for r in results) for m in known_of_all}
     summary["val_dice_mean"] = statistics.fmean(r.validation for r in results)
     uri, registered = mlflow_uri(), f"guidino-tune-{name}"
     marker = home / "registered.json"

@@ -19,7 +19,7 @@ from guidino_tune.data.sealed import open_test
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError
-from guidino_tune.metrics import CaseScore, summarise
+from guidino_tune.metrics import CaseScore, hd95_percent, summarise
 from guidino_tune.training.checkpoints import WEIGHTS
 from guidino_tune.training.evaluation import choose_largest_component, evaluate_cases, write_scores
 from guidino_tune.training.folder import TrialFolder
@@ -90,7 +90,7 @@ def measure_models(
             failures[name] = _reason(error)
             console.print(f"{part} {name} failed: {failures[name]}", style="red", highlight=False, soft_wrap=True)
             return
-        mean = summarise(list(scores.values()))
+        mean = summarise(list(scores.values())) | {"hd95_percent": hd95_percent(list(scores.values()))}
         results[name] = Measured(missing[name], wanted, used.describe(), len(scores), mean, choice)
         write_scores(scores, cases_file(models[name], results[name], part), used)
         remember(models[name], results[name], part)

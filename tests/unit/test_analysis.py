@@ -15,11 +15,11 @@ from guidino_tune.analysis.scaling import Point
 from guidino_tune.analysis.tables import TableRow
 
 THREE = [
-    {"iou": 0.80, "dice": 0.90, "hd95": 10.0},
-    {"iou": 0.82, "dice": 0.92, "hd95": 14.0},
-    {"iou": 0.84, "dice": 0.94, "hd95": 12.0},
+    {"iou": 0.80, "dice": 0.90, "hd95": 10.0, "hd95_percent": 1.5},
+    {"iou": 0.82, "dice": 0.92, "hd95": 14.0, "hd95_percent": 3.5},
+    {"iou": 0.84, "dice": 0.94, "hd95": 12.0, "hd95_percent": 2.5},
 ]
-ROW = TableRow("kvasir", "GuiDINO-W", THREE, (84.82, 90.86, 17.50))
+ROW = TableRow("kvasir", "GuiDINO-W", THREE, (84.82, 90.86, 17.50), frame="native")
 
 
 def test_means_deviations_and_differences() -> None:
@@ -27,12 +27,23 @@ def test_means_deviations_and_differences() -> None:
     assert ROW.mean_sd("hd95") == (pytest.approx(12.0), pytest.approx(2.0))  # in pixels, not in per cent
     assert ROW.difference("iou") == pytest.approx(82.0 - 84.82)
     assert ROW.difference("hd95") == pytest.approx(-5.5)
+    assert ROW.mean_sd("hd95_percent") == (pytest.approx(2.5), pytest.approx(1.0))
+    earlier = TableRow("kvasir", "GuiDINO-W", [*THREE, {"iou": 0.8, "dice": 0.9, "hd95": 10.0}])
+    assert earlier.mean_sd("hd95_percent") is None  # one was measured before there was such a number
+
+
+def test_pixels_of_another_frame_than_the_paper_s_have_no_difference() -> None:
+    other = TableRow("tn3k", "GuiDINO-W", THREE, (84.82, 90.86, 17.50), frame="native", like_paper=False)
+    assert other.difference("hd95") is None
+    assert other.difference("dice") == pytest.approx(92 - 90.86)
+    assert tables.cells(other)[9:14] == ["12.00 ± 2.00", "17.50", "-", "native", "2.50 ± 1.00"]
 
 
 def test_cells_are_what_people_read() -> None:
     assert tables.cells(ROW) == [
         "kvasir", "GuiDINO-W", "3",
-        "82.00 ± 2.00", "84.82", "-2.82", "92.00 ± 2.00", "90.86", "+1.14", "12.00 ± 2.00", "17.50", "-5.50", "",
+        "82.00 ± 2.00", "84.82", "-2.82", "92.00 ± 2.00", "90.86", "+1.14", "12.00 ± 2.00", "17.50", "-5.50",
+        "native", "2.50 ± 1.00", "",
     ]  # fmt: skip
     assert len(tables.cells(ROW)) == len(tables.headings())
 
@@ -58,6 +69,7 @@ def test_csv_reads_back() -> None:
     assert float(row["dice_mean"]) == pytest.approx(92.0)
     assert float(row["dice_sd"]) == pytest.approx(2.0)
     assert float(row["hd95_difference"]) == pytest.approx(-5.5)
+    assert (float(row["hd95_percent_mean"]), float(row["hd95_percent_sd"]), row["frame"]) == (2.5, 1.0, "native")
 
 
 def point(backbone: str, size: int, cost: float, *dice: float) -> Point:
