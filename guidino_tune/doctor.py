@@ -316,7 +316,8 @@ def _hub_answer(repository: str, file: str) -> str:
 
 def _data(options: argparse.Namespace) -> Iterator[Finding]:
     from guidino_tune import paths
-    from guidino_tune.data.sources import SOURCES
+    from guidino_tune.config import Data
+    from guidino_tune.data.sources import find_cases
     from guidino_tune.data.sources.demo import VERSION
     from guidino_tune.errors import UserError
 
@@ -329,7 +330,7 @@ def _data(options: argparse.Namespace) -> Iterator[Finding]:
             yield Finding("ok", "data: demo", "drawn by the first search, in seconds")  # listing it would draw it
             continue
         try:
-            listing = SOURCES[kind](root, "error")
+            listing = find_cases(Data(kind=kind, root=str(root)))  # type: ignore[arg-type]  # it is one of KINDS
         except UserError as error:
             yield _refused("missing" if asked or kind == "demo" else "note", f"data: {kind}", error)
             continue

@@ -60,8 +60,10 @@ def _retrain(options: argparse.Namespace) -> int:
     name = f"{provenance['study']}-{provenance['trial']}" if "study" in provenance else Path(options.file).stem
 
     from guidino_tune.tuning.progress import make_console
+    from guidino_tune.tuning.resolving import resolve_data
     from guidino_tune.tuning.retraining import retrain
 
+    space = resolve_data(space)
     settings: Resources = space.resources
     protocol = parse(Protocol, protocol_values(options), "--inference and others")
     retrain(

@@ -137,6 +137,9 @@ class Experiment:
     def to_dict(self) -> dict[str, Any]:
         """Every field, nested, in plain YAML types."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        for name, values in (plain["data"]["labels"] or {}).items():
+            if len(values) == 3 and all(isinstance(value, int) for value in values):  # three numbers would be read as a colour
+                plain["data"]["labels"][name] = [[value] * 3 for value in values]
         return plain
 
     def to_yaml(self) -> str:

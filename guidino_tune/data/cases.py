@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from guidino_tune.errors import UserError
 
@@ -60,6 +61,7 @@ class Listing:
         cases: Every case, ids unique.
         published: Case id -> ``train``, ``validation``, ``test`` or ``trainval``, where the data set publishes a split; else empty.
         notes: What a person should know, such as files that were left out.
+        implied: Fields of ``Data`` that the data set itself tells, such as ``{"channels": 2, "labels": {"lesion": 1}}``.
 
     Raises:
         UserError: No case at all, or an id occurs twice.
@@ -69,6 +71,7 @@ class Listing:
     cases: tuple[Case, ...]
     published: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    implied: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.cases:

@@ -18,8 +18,8 @@ EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 RECIPE = "recipe"
 """The parameter that chooses one of a space's recipes."""
 
-TEXT = ("data.root", "guide.backbone", "study.name")
-"""Paths whose value is text whatever it looks like: a study may be called 2024."""
+TEXT = ("data.root", "data.images", "data.masks", "data.group", "guide.backbone", "study.name")
+"""Paths whose value is text whatever it looks like: a study may be called 2024, and to YAML ``*.png`` is an alias."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

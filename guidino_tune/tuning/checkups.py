@@ -26,6 +26,7 @@ from guidino_tune.space.space import Space, absolute, load_space, override, read
 from guidino_tune.training.checkpoints import WEIGHTS, read_checkpoint
 from guidino_tune.tuning.journal import database
 from guidino_tune.tuning.outcomes import in_words
+from guidino_tune.tuning.resolving import resolve_data
 from guidino_tune.tuning.search import check_models, check_storage, check_workers
 from guidino_tune.tuning.sending import waiting
 from guidino_tune.tuning.study import StudyFolder, check_same_search, check_there, load_study, orphans
@@ -91,6 +92,11 @@ def look_at_space(name: str, data_root: str | None = None, *, images: bool = Fal
         UserError: The space cannot be read at all.
     """
     space = absolute(override(load_space(name), [f"data.root={data_root}"] if data_root else []))
+    untold: list[Finding] = []
+    try:
+        space = resolve_data(space)
+    except UserError as error:
+        untold = list(_refused("space's data", error))
     folder = StudyFolder(paths.studies() / space.study.name)
     problems = _problem("space", lambda: check_space(space, begun=folder.definition.exists()))
     if not problems:  # else its experiments cannot be built
@@ -103,7 +109,7 @@ def look_at_space(name: str, data_root: str | None = None, *, images: bool = Fal
         problems += _problem("shared views", lambda: check_storage(views))
     drawn = space.base.data.kind != "demo" or Path(space.base.data.root or paths.datasets() / "demo").is_dir()
     if drawn:  # else listing the images would draw them
-        problems += _problem("space's data", lambda: find_cases(space.base.data))
+        problems += untold or _problem("space's data", lambda: find_cases(space.base.data))
     yield from problems
     if not problems:
         yield Finding("ok", "space", f"{space.source}: {len(space.parameters)} parameters, {len(space.first_trials)} first trials")

@@ -14,6 +14,7 @@ from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import redacted
 from guidino_tune.space.space import Space
 from guidino_tune.tuning.objectives import in_words
+from guidino_tune.tuning.resolving import resolve_data
 from guidino_tune.tuning.search import check_search
 from guidino_tune.tuning.sending import mlflow_uri
 from guidino_tune.tuning.study import LISTED, StudyFolder, load_study, orphans, rungs, validated_epochs
@@ -28,6 +29,7 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
     Raises:
         UserError: What would stop the search itself: a mistake in the space, missing data, weights that cannot be loaded.
     """
+    space = resolve_data(space)
     folder = StudyFolder(paths.studies() / space.study.name)
     check_search(space, folder)
     listing = find_cases(space.base.data)

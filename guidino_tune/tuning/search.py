@@ -37,6 +37,7 @@ from guidino_tune.tuning.outcomes import in_words, same_way
 from guidino_tune.tuning.packing import pack
 from guidino_tune.tuning.progress import Progress, conclusions, leaderboard
 from guidino_tune.tuning.recording import Recorder
+from guidino_tune.tuning.resolving import resolve_data
 from guidino_tune.tuning.sending import Tracking, await_mlflow, open_tracker, remember_data, study_snapshot
 from guidino_tune.tuning.study import StudyFolder, best_value, check_same_search, finished, open_study, ranking, remaining, without_result
 
@@ -140,6 +141,7 @@ def run_search(space: Space, console: Console, storage: str | None = None, track
             trials that were running go on with the next call.
         KeyboardInterrupt: Stopped before its trials ran, or a second time while it was stopping.
     """
+    space = resolve_data(space)
     folder = StudyFolder(paths.studies() / space.study.name)
     noted = check_search(space, folder)
     await_mlflow(tracking, console)

@@ -41,7 +41,7 @@ def test_search_gets_training_and_validation_and_never_touches_test(root, tmp_pa
     assert (len(first.train), len(first.validation), len(first.split.test)) == (16, 2, 2)
     assert set(first.train.ids) == set(first.split.train)
     assert set(first.validation.ids) == set(first.split.validation)
-    assert first.notes == ()
+    assert first.notes == ("layout: images/ and masks/, 20 cases",)
     for name in first.split.test:  # were they opened, this would be seen
         (root / "images" / f"{name}.png").write_bytes(b"sealed")
         (root / "masks" / f"{name}.png").write_bytes(b"sealed")
@@ -75,7 +75,7 @@ def test_label_maps_are_opened_with_their_number_of_classes(root):
     high.save(root / "masks" / f"{two.split.train[0]}.png")
     skipped = open_for_search(data(root, num_classes=2, bad_cases="skip"))
     assert len(skipped.train) == len(two.train) - 1
-    assert "holds the value 9" in skipped.notes[0]
+    assert "holds the value 9" in skipped.notes[1]
 
 
 def test_fewer_cases_are_a_seeded_part_of_more(root):
@@ -92,14 +92,14 @@ def test_stored_split_wins_over_new_cases_and_fractions_but_not_over_a_new_seed(
     first = open_for_search(data(root), split_file=file)
     other = open_for_search(data(root, validation_fraction=0.4), split_file=file)
     assert other.split == first.split
-    assert "another one would be drawn" in other.notes[0]
+    assert "another one would be drawn" in other.notes[1]
     with pytest.raises(UserError, match=r"drawn with seed 0, but data\.split_seed is 3"):
         open_for_search(data(root, split_seed=3), split_file=file)
     add(root, "new", 77)
     grown = open_for_search(data(root), split_file=file)
     assert grown.split == first.split
-    assert "1 cases of the data set are in no part" in grown.notes[0]
-    assert "new" in grown.notes[0]
+    assert "1 cases of the data set are in no part" in grown.notes[1]
+    assert "new" in grown.notes[1]
 
 
 def test_split_of_missing_cases_is_an_error(root, tmp_path):
@@ -119,7 +119,7 @@ def test_bad_cases_stop_or_are_noted(root):
     opened = open_for_search(data(root, bad_cases="skip"))
     assert bad not in opened.train.ids
     assert len(opened.train) == 15
-    assert f"{bad}.png" in opened.notes[0]
+    assert f"{bad}.png" in opened.notes[1]
 
 
 def test_progress_runs_over_both_parts(root):

@@ -1,180 +1,210 @@
-"""The general layout, of which the others are special cases: ``images/`` and ``masks/`` with equal names."""
+"""The kind ``folder``: finds out by names how a data set lies, says it in one line, and refuses what could be meant in two ways."""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 
-from guidino_tune.data.cases import Case, Listing, some
+from guidino_tune.config.data import Data
+from guidino_tune.data.cases import Listing, some
+from guidino_tune.data.sources import nnunet, patterns, tables
+from guidino_tune.data.sources.beside import beside, side_by_side
+from guidino_tune.data.sources.gathering import gather
+from guidino_tune.data.sources.pairing import Item, Pairs, item, pair_up
+from guidino_tune.data.sources.tree import File, Tree, kind_of, meaning, role_of, scan
 from guidino_tune.errors import UserError
 
-IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"))
-MASK_SUFFIXES = ("", "_mask", "_segmentation")
-LISTS = {"train.txt": "train", "validation.txt": "validation", "val.txt": "validation", "test.txt": "test"}
-"""Optional files of ids, one per line, with or without ending, that publish a split."""
+NO_TRUTH = frozenset(
+    ("overlay", "overlays", "edge", "edges", "depth", "depths", "preview", "previews", "thumbnail", "thumbnails", "visualisation",
+    "visualisations", "visualization", "visualizations", "heatmap", "heatmaps", "superpixels", "prediction", "predictions")
+)  # fmt: skip
+"""Names of folders that hold no truth though their files are called like the images."""
+
+LOOKED_FOR = (
+    "images/ with masks/ (or labels/, annotations/, gt/, ...), masks beside images (NAME_mask.png), images and masks of one name and two "
+    "endings, nnU-Net's imagesTr/ with labelsTr/, or a table cases.csv"
+)
 
 
-def find(root: Path, on_bad: str = "error") -> Listing:
-    """Lists ``images/NAME`` with ``masks/NAME``, ``NAME_mask`` or ``NAME_segmentation`` (endings may differ).
+def find(root: Path, on_bad: str = "error", data: Data | None = None) -> Listing:
+    """Lists the cases under ``root``: the first of these that is there.
 
-    ``train.txt``, ``validation.txt`` (or ``val.txt``) and ``test.txt`` publish a split. With a ``train.txt`` the cases in no list are left
-    out, with a note; without one they are divided by us.
+    - A table (see ``tables``): ``root`` itself, or ``cases.csv`` or ``cases.jsonl`` in it.
+    - What ``data.images`` and ``data.masks`` name (see ``patterns``).
+    - nnU-Net's raw layout (see ``nnunet``).
+    - Folders whose names say image or mask (``tree.IMAGE_WORDS``, ``tree.MASK_WORDS``), nested or not, in folders of a split or not; also a
+      folder per image, with its masks.
+    - Masks beside images with a suffix, or with another ending (see ``beside``).
 
     Args:
-        root: The folder that holds both.
-        on_bad: ``error`` stops at an image or a mask without partner, ``skip`` leaves it out with a note.
+        root: The folder, or the table.
+        on_bad: ``error`` stops at an image or a mask without partner, ``skip`` leaves the case out with a note.
+        data: The other settings.
 
     Raises:
-        UserError: The layout is not there, files have no partner, or a list names an unknown case or one twice.
+        UserError: None of them is there, several folders could be the truth, or files have no partner.
     """
-    require(root, ("images", "masks"), "folder")
-    cases, notes = pair(root / "images", root / "masks", on_bad=on_bad)
-    return with_lists(root, cases, notes)
+    data = data or Data(kind="folder", root=str(root))
+    if table := tables.table_of(root):
+        return tables.find(table, on_bad, data.group)
+    if data.images is None and data.mask_pattern is None and nnunet.is_there(root):
+        return nnunet.find(root, on_bad, data)
+    tree = scan(root)
+    if not tree.files:
+        raise _unknown(tree, "holds no image")
+    if data.images is not None or data.mask_pattern is not None:
+        return patterns.find(tree, on_bad, data, find_masks=_find, find_images=images_for)
+    return _find(tree, on_bad, data)
 
 
-def require(root: Path, folders: tuple[str, ...], kind: str) -> None:
-    """Checks that all ``folders`` are under ``root``.
+def _find(tree: Tree, on_bad: str, data: Data, given: list[File] | None = None, named: frozenset[str] = frozenset()) -> Listing:
+    """Finds images (unless they are given, in folders that are named so) and masks by the names of their folders."""
+    roles = {file.below: role_of(file) for file in tree.files}
+    images, masks = _by_name(tree.files, roles, "image"), _by_name(tree.files, roles, "mask")
+    rest = [file for file in tree.files if not roles[file.below][0]]
+    if given is not None:
+        chosen = {file.below for file in given}
+        images = {"the images": given}
+        masks = {name: kept for name, files in masks.items() if (kept := [f for f in files if f.below not in chosen])}
+        rest = [file for file in rest if file.below not in chosen]
+    if len(images) > 1:
+        names = sorted(images)
+        raise UserError(
+            f"several folders could be the images: {', '.join(f'{name}/' for name in names)}",
+            where=str(tree.root),
+            todo=f"name one: {_choices('images', names)}",
+        )
+    if not images and masks:
+        images = dict([_images_for(tree, rest, masks)])
+        rest = [file for file in rest if file not in next(iter(images.values()), [])]
+    if not images:
+        return _together(tree, list(tree.files), on_bad, data)
+    name, files = next(iter(images.items()))
+    side = [item(file, named or frozenset((name,))) for file in files]
+    if not masks and given is None and (found := beside(tree, side, on_bad) or side_by_side(tree, side, on_bad, data)):
+        return found
+    chosen_name, pairs = _truth(tree, side, masks, rest)
+    line = f"{_shown(name, files)} and {_shown(chosen_name, masks[chosen_name])}"
+    if pairs.rule == "folders":
+        line = f"a folder per image, with {line}"
+    elif pairs.rule == "middles":
+        line += " (names agree but for what all begin or end with)"
+    return gather(tree, side, pairs, line, on_bad)
 
-    Raises:
-        UserError: Names those that are missing, and how to get them.
-    """
-    missing = [name for name in folders if not (root / name).is_dir()]
-    if missing:
-        what = f"found no {' and no '.join(f'{name}/' for name in missing)}" if root.is_dir() else "there is no such folder"
-        todo = f"give the folder that holds {', '.join(f'{name}/' for name in folders)} with --data-root (data.root)"
-        if kind != "folder":
-            todo += f", or fetch the data set with: guidino-tune prepare {kind}"
-        raise UserError(f"{what} (data.kind is {kind!r})", where=str(root), todo=todo)
+
+def _shown(name: str, files: list[File]) -> str:
+    several = {part for file in files for part in file.parts if part.casefold() == name}
+    return "/, ".join(sorted(several)) + "/" if several else name or "the folder itself"
 
 
-def files_by_stem(folder: Path) -> dict[str, Path]:
-    """The image files of a folder by their names without ending, sorted; hidden and other files are passed over.
-
-    Links to files and to folders are followed, wherever they lead; folders inside the folder are not entered, so that a link that leads
-    round in a circle is met as a file that cannot be read, if its name looks like an image's.
-
-    Raises:
-        UserError: Two files differ in nothing but the ending, a name is no UTF-8, or the folder cannot be listed.
-    """
-    found: dict[str, Path] = {}
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"cannot be listed: {error.strerror or error}", where=str(folder), todo="make the folder readable") from None
-    for path in paths:
-        if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith("."):
-            stem = _composed(path.stem)
-            if not _is_text(stem):
-                raise UserError(f"the name {path.name!r} is no UTF-8", where=str(folder), todo="rename the file")
-            if stem in found:
-                raise UserError(f"{found[stem].name} and {path.name} have the same name", where=str(folder), todo="remove one of the two")
-            found[stem] = path
+def _by_name(files: tuple[File, ...], roles: dict[str, tuple[str, str]], role: str) -> dict[str, list[File]]:
+    """Files of a role by the name of their folder; names that differ in a split's word, as ``train_masks``, are one."""
+    found: dict[str, list[File]] = {}
+    for file in files:
+        has, name = roles[file.below]
+        if has == role:
+            found.setdefault(kind_of(name), []).append(file)
     return found
 
 
-def _composed(name: str) -> str:
-    """The same name in one spelling: a Mac writes ``ä`` as two characters, others as one."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _is_text(name: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in name)  # how Python shows bytes that are no UTF-8
-
-
-def pair(
-    image_folder: Path,
-    mask_folder: Path,
-    *,
-    on_bad: str = "error",
-    suffixes: tuple[str, ...] = MASK_SUFFIXES,
-    ignore: str = "",
-    prefix: str = "",
-    group: Callable[[str], str] | None = None,
-) -> tuple[tuple[Case, ...], tuple[str, ...]]:
-    """Pairs images with masks by name.
-
-    Args:
-        image_folder: Folder of the images.
-        mask_folder: Folder of the masks.
-        on_bad: ``error`` or ``skip``, for files without partner.
-        suffixes: What may follow the image's name in the mask's.
-        ignore: Files whose names end so are no images.
-        prefix: Put before each name to make the id.
-        group: Name -> group; by default the id.
-
-    Returns:
-        The cases, sorted by id, and notes on what was left out.
+def _images_for(tree: Tree, rest: list[File], masks: dict[str, list[File]]) -> tuple[str, list[File]]:
+    """The images of masks whose folders alone say what they are, and the name of their folder.
 
     Raises:
-        UserError: Files have no partner (a few are named, and the count), or one image has two masks.
+        UserError: None can be, or several.
     """
-    images = {stem: path for stem, path in files_by_stem(image_folder).items() if not (ignore and stem.endswith(ignore))}
-    masks: dict[str, Path] = {}
-    lonely: list[Path] = []
-    for stem, path in files_by_stem(mask_folder).items():
-        name = next((stem.removesuffix(s) for s in suffixes if stem.endswith(s) and stem.removesuffix(s) in images), None)
-        if name is None:
-            lonely.append(path)
-        elif name in masks:
-            raise UserError(
-                f"{masks[name].name} and {path.name} are both masks of {images[name].name}", where=str(mask_folder), todo="remove one"
-            )
-        else:
-            masks[name] = path
-    notes = []
-    bare = [images[name] for name in images.keys() - masks.keys()]
-    for paths, lack, folder in ((bare, "images without mask", image_folder), (lonely, "masks without image", mask_folder)):
-        if paths:
-            what = f"{len(paths)} {lack}: {some(path.name for path in paths)}"
-            if on_bad != "skip":
-                other = mask_folder if folder == image_folder else image_folder
-                raise UserError(what, where=str(folder), todo=f"add their partners to {other}, or set data.bad_cases=skip")
-            notes.append(f"{folder}: left out {what}")
-    cases = tuple(
-        Case(id=prefix + name, image=images[name], mask=masks[name], group=group(name) if group else prefix + name)
-        for name in sorted(masks)
+    found = images_for(tree, rest, [item(file) for files in masks.values() for file in files])
+    if found is None:
+        what = f"found masks ({', '.join(f'{name}/' for name in sorted(masks))}) but no images that agree with them in name"
+        raise _unknown(tree, what)
+    return found
+
+
+def images_for(tree: Tree, rest: list[File], truth: list[Item]) -> tuple[str, list[File]] | None:
+    """Of the files that no name tells of: all, or those in folders of one name, as they pair with the masks; ``None`` if none do.
+
+    Raises:
+        UserError: Folders of several names do.
+    """
+    found: dict[str, list[File]] = {}
+    for name in ["", *_names(rest)]:
+        files = [file for file in rest if not name or name in (part.casefold() for part in file.parts)]
+        if files and pair_up([item(file, frozenset((name,))) for file in files], truth).complete:
+            found[name] = files
+    distinct = {tuple(file.below for file in files): name for name, files in found.items()}
+    if len(distinct) > 1:
+        names = [name for name in found if name]
+        raise UserError(
+            f"several folders could be the images: {', '.join(f'{name}/' for name in names)}",
+            where=str(tree.root),
+            todo=f"name one: {_choices('images', names)}",
+        )
+    return next(((name, found[name]) for name in distinct.values()), None)
+
+
+def _names(files: list[File]) -> list[str]:
+    """Names of the folders of these files, the most frequent first; of folders of a split none."""
+    count = Counter(part.casefold() for file in files for part in set(file.parts) if meaning(part) == ("", ""))
+    return [name for name, _ in count.most_common(40)]
+
+
+def _truth(tree: Tree, images: list[Item], masks: dict[str, list[File]], rest: list[File]) -> tuple[str, Pairs]:
+    """The folder that holds the truth, when only one can, with its pairs.
+
+    Raises:
+        UserError: None can, or several.
+    """
+    pairs = {name: pair_up(images, [item(file, frozenset((name,))) for file in files]) for name, files in masks.items()}
+    pairs = {name: found for name, found in pairs.items() if found.masks}
+    others = []
+    for name in _names(rest):
+        if name not in NO_TRUTH:
+            side = [item(file, frozenset((name,))) for file in rest if name in (part.casefold() for part in file.parts)]
+            if pair_up(images, side).complete:
+                others.append(name)
+    names = [*pairs, *others]
+    if len(pairs) == 1 and not others:
+        return next(iter(pairs.items()))
+    if names:
+        spelled = {part.casefold(): part for file in tree.files for part in file.parts}
+        names = sorted(spelled.get(name, name) for name in names)
+        raise UserError(
+            f"several folders could be the truth: {', '.join(f'{name}/' for name in names)}"
+            if len(names) > 1
+            else f"{names[0]}/ may be the truth, but its name does not say so",
+            where=str(tree.root),
+            todo=f"name {'one' if len(names) > 1 else 'it'}: {_choices('masks', names)}",
+        )
+    if not masks:
+        raise _unknown(tree, "found images, but no masks that agree with them in name")
+    truth = [file for files in masks.values() for file in files]
+    raise UserError(
+        f"no name of a mask is that of an image: images such as {some((i.file.below for i in images), 2)}; masks such as "
+        f"{some((file.below for file in truth), 2)}",
+        where=str(tree.root),
+        todo="rename them, or list them in a table: a file cases.csv with the columns image, mask",
     )
-    if not cases:
-        raise UserError("holds no image with a mask", where=str(image_folder), todo=f"put images there and their masks into {mask_folder}")
-    return cases, tuple(notes)
 
 
-def with_lists(root: Path, cases: tuple[Case, ...], notes: tuple[str, ...] = ()) -> Listing:
-    """Adds the split that the list files under ``root`` publish, if any (see ``find``).
-
-    Raises:
-        UserError: A list is unreadable, names an unknown case, or names one that is in another list too.
-    """
-    known = {case.id for case in cases}
-    published: dict[str, str] = {}
-    used = []
-    for file, part in LISTS.items():
-        path = root / file
-        if not path.is_file():
-            continue
-        used.append(file)
-        names = [_composed(line.strip()) for line in _text(path).splitlines() if line.strip()]
-        ids = [name if name in known else Path(name).stem for name in names]
-        unknown = [name for name in ids if name not in known]
-        if unknown and not notes:  # after leaving files out, the lists may name what was left out
-            raise UserError(
-                f"{len(unknown)} listed cases have no files: {some(unknown)}", where=str(path), todo="correct the list, or add the files"
-            )
-        if unknown:
-            notes += (f"{path}: {len(unknown)} listed cases have no files: {some(unknown)}",)
-        for name in known.intersection(ids):
-            if published.setdefault(name, part) != part:
-                raise UserError(f"{name} is listed as {published[name]} too", where=str(path), todo="leave each case in one list")
-    rest = known - published.keys()
-    if "train" in published.values() and rest:
-        notes += (f"{root}: {len(rest)} cases are left out, being in none of {', '.join(used)}: {some(rest)}",)
-        cases = tuple(case for case in cases if case.id in published)
-    return Listing(cases, published, notes)
+def _choices(option: str, names: list[str]) -> str:
+    return " or ".join(f"--set 'data.{option}={name}'" if " " in name else f"--set data.{option}={name}" for name in names)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read: {error}", where=str(path), todo="write one case id per line, in UTF-8") from None
+def _together(tree: Tree, files: list[File], on_bad: str, data: Data) -> Listing:
+    """Images and masks in the same folders."""
+    side = [item(file) for file in files]
+    found = beside(tree, side, on_bad) or side_by_side(tree, side, on_bad, data)
+    if found:
+        return found
+    raise _unknown(tree, "found no layout that is known")
+
+
+def _unknown(tree: Tree, what: str) -> UserError:
+    inner = sorted({file.parts[0] for file in tree.files if len(file.parts) > 1 and (meaning(file.parts[1])[0])})
+    deeper = f" (for example {tree.root / inner[0]})" if inner else ""
+    return UserError(
+        f"{what} (data.kind is 'folder'); looked for {LOOKED_FOR}. What lies there: {tree.described()}",
+        where=str(tree.root),
+        todo=f"give the folder that holds them with --data-root (data.root){deeper}, or name them, such as --set data.images=photos --set "
+        "data.masks=outlines (folders) or --set 'data.masks=*_outline.png' (a pattern)",
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from guidino_tune.data.cases import Case, Listing
-from guidino_tune.data.sources.folder import pair, require
+from guidino_tune.data.sources.pairs import pair, require
 
 FOLDERS = {"train": "ISIC-2017_Training", "validation": "ISIC-2017_Validation", "test": "ISIC-2017_Test_v2"}
 """Published part -> what the names of its two folders begin with."""
@@ -17,7 +17,7 @@ def find(root: Path, on_bad: str = "error") -> Listing:
     The test folders are optional: without them a test split is drawn from the training cases. Superpixel images are passed over.
 
     Raises:
-        UserError: The training or validation folders are not there, or as ``folder.pair``.
+        UserError: The training or validation folders are not there, or as ``pairs.pair``.
     """
     cases: list[Case] = []
     published: dict[str, str] = {}

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from guidino_tune.data.cases import Case, Listing
-from guidino_tune.data.sources.folder import pair, require
+from guidino_tune.data.sources.pairs import pair, require
 
 _PATIENT = re.compile(r"(.+)_\d+")
 
@@ -19,7 +19,7 @@ def find(root: Path, on_bad: str = "error") -> Listing:
     names such as ``12_3`` the first part is taken for the patient, and all images of a patient form one group.
 
     Raises:
-        UserError: A folder is not there, or as ``folder.pair``.
+        UserError: A folder is not there, or as ``pairs.pair``.
     """
     require(root, ("trainval-image", "trainval-mask", "test-image", "test-mask"), "tn3k")
     cases: list[Case] = []

@@ -1,0 +1,69 @@
+"""Volumes as their slices: ``volume.nii.gz`` becomes the cases ``volume.nii.gz#0``, ``#1``, ..., one group."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from guidino_tune.data.cases import Case, Listing, some
+from guidino_tune.data.files import VOLUMES, ending, slice_of
+from guidino_tune.errors import UserError
+
+
+def sliced(listing: Listing) -> Listing:
+    """The listing with every volume as its slices; images and masks pair by volume and number.
+
+    Raises:
+        UserError: A volume's header cannot be read, or volumes and images of one slice are mixed in a case.
+    """
+    if not any(_is_volume(case.image) for case in listing.cases):
+        return listing
+    cases: list[Case] = []
+    published: dict[str, str] = {}
+    volumes = 0
+    for case in listing.cases:
+        several = _slices(case)
+        volumes += len(several) > 1
+        cases += several
+        if case.id in listing.published:
+            published |= dict.fromkeys((one.id for one in several), listing.published[case.id])
+    note = (f"{volumes} volumes are {len(cases)} slices, which no drawn split divides by volume",) if volumes else ()
+    return replace(listing, cases=tuple(cases), published=published, notes=(*listing.notes[:1], *note, *listing.notes[1:]))
+
+
+def _is_volume(path: Path) -> bool:
+    return ending(path) in VOLUMES and slice_of(path)[1] is None
+
+
+def _slices(case: Case) -> list[Case]:
+    from guidino_tune.data.reading import volume_slices  # needs a package that other files do not
+
+    if not _is_volume(case.image):
+        return [case]
+    number = volume_slices(case.image)
+    if number <= 1:
+        return [case]
+    others = [path for path in (*case.images, *case.masks) if not _is_volume(path)]
+    if others:
+        raise UserError(
+            f"is a volume of {number} slices, but {some(path.name for path in others)} is none",
+            where=str(case.image),
+            todo="give volumes for both, or slices for both (volume.nii.gz#12 in a table)",
+        )
+    width = len(str(number - 1))
+
+    def at(path: Path, index: int) -> Path:
+        return path.with_name(f"{path.name}#{index}")
+
+    return [
+        Case(
+            id=f"{case.id}#{index:0{width}}",
+            image=at(case.image, index),
+            mask=at(case.mask, index),
+            group=case.group,
+            more_images=tuple(at(path, index) for path in case.more_images),
+            more_masks=tuple(at(path, index) for path in case.more_masks),
+            stratum=case.stratum,
+        )
+        for index in range(number)
+    ]
