@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import translate
 
 from guidino_tune.config.data import Data
@@ -41,11 +41,10 @@ def find(
         return find_masks(tree, on_bad, data, list(chosen["images"]), _dropped(images))
     truth = chosen["masks"]
     taken = {file.below for file in truth}
-    named = _dropped(images)
     if images is None:
         rest = _rest(tree, taken)
-        found = find_images(tree, rest, [item(file, _dropped(masks)) for file in truth])
-        named, rest = (frozenset((found[0],)), found[1]) if found else (named, rest)
+        found = find_images(tree, rest, [item(file, _dropped(masks) | _own(truth, rest)) for file in truth])
+        rest = found[1] if found else rest
     else:
         rest = list(chosen["images"])
     source = {file: chosen["images"][file] if images is not None else () for file in rest if file.below not in taken}
@@ -55,7 +54,7 @@ def find(
             where=f"data.masks={masks}",
             todo="name the images too, with data.images",
         )
-    sides = [[item(file, names) for file in side] for side, names in ((source, named), (truth, _dropped(masks)))]
+    sides = [[item(file, _dropped(text) | _own(a, b)) for file in a] for a, b, text in ((source, truth, images), (truth, source, masks))]
     pairs = _by_captures(sides[0], sides[1], source, truth) if images is not None else None
     if pairs is None or not pairs.complete:
         pairs = pair_up(*sides)
@@ -128,6 +127,12 @@ def _dropped(text: str | None) -> frozenset[str]:
     parts = [part for part in composed(text).strip("/").split("/") if part not in ("", ".")]
     folders = parts if not _WILD.search(text) else parts[:-1]
     return frozenset(part.casefold() for part in folders if not _WILD.search(part) and part.casefold() not in SPLIT_WORDS)
+
+
+def _own(side: Iterable[File], other: Iterable[File]) -> frozenset[str]:
+    """The folders that all files of a side lie in, and none of the other: they say which side it is."""
+    mine, theirs = ([{part.casefold() for part in file.parts} for file in files] for files in (side, other))
+    return frozenset(set.intersection(*mine).difference(*theirs) if mine else ())
 
 
 def _rest(tree: Tree, taken: set[str]) -> list[File]:
