@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 from pydantic.dataclasses import dataclass
 
 from guidino_tune.config.fields import PATCH, STRICT, Count, Fraction, Index, Number, PathText
@@ -53,6 +53,11 @@ def _labels(given: Any) -> Any:
     if not set(found) - {BACKGROUND}:
         raise ValueError("names the background only")
     return found
+
+
+def _labels_once(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """What was read once stays: read again, three values would be a colour."""
+    return given if isinstance(given, Labels) else _labels(check(given))
 
 
 def _label(name: str, value: Any) -> int | Colour:
@@ -125,7 +130,7 @@ class Data:
     images: PathText | None = None
     masks: PathText | None = None
     group: str | None = None
-    labels: Annotated[dict[str, Any] | None, AfterValidator(_labels)] = None
+    labels: Annotated[dict[str, Any] | None, WrapValidator(_labels_once)] = None
     ignore_label: Annotated[int, Field(ge=0, le=65535), Number] | None = None
     image_size: Annotated[int, Field(ge=2 * PATCH, le=4096, multiple_of=PATCH), Number] = 256
     num_classes: Annotated[int, Field(ge=1, le=254), Number] = 1

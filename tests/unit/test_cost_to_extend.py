@@ -17,10 +17,10 @@ from guidino_tune.data.sources import SOURCES
 
 PACKAGE = Path(__file__).parents[2] / "guidino_tune"
 
-SECTIONS = "config/sections.py"
+SECTIONS, DATA_SECTION = "config/sections.py", "config/data.py"
 SEGMENTER_SECTIONS = "config/segmenters.py"
 SEGMENTER_PLACES = {SEGMENTER_SECTIONS, "models/segmenters/__init__.py"}  # dataclass, registry
-SOURCE_PLACES = {SECTIONS, "data/sources/__init__.py"}
+SOURCE_PLACES = {DATA_SECTION, "data/sources/__init__.py"}
 DOWNLOADS = {"data/download.py", "prepare.py", "doctor.py"}  # where an archive lies, and commands that offer the kind
 
 PLACES: dict[str, set[str]] = {
@@ -28,7 +28,7 @@ PLACES: dict[str, set[str]] = {
     "kvasir": {*SOURCE_PLACES, *DOWNLOADS, "data/sources/kvasir.py", "reproduce.py"},  # the default there
     "isic2017": {*SOURCE_PLACES, *DOWNLOADS, "data/sources/isic2017.py"},
     "tn3k": {*SOURCE_PLACES, *DOWNLOADS, "data/sources/tn3k.py"},
-    "nnunet": {*SEGMENTER_PLACES, SECTIONS, "data/augmentation.py"},  # a segmenter, and the augmentation of that name
+    "nnunet": {*SEGMENTER_PLACES, DATA_SECTION, "data/augmentation.py"},  # a segmenter, and the augmentation of that name
     "mse": {SECTIONS, "losses.py"},
     "softmax": {SECTIONS, "models/tokenbook.py"},
     "adamw": {SECTIONS, "training/optimisers.py"},

@@ -1,49 +1,16 @@
 """Layouts of kind folder: found by themselves, said in one line, and refused where they could mean two things."""
 
-import json
-import re
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+from layout_helpers import advised, files, found, touch
 from PIL import Image
 
 from guidino_tune.config import Data
-from guidino_tune.data.cases import Case, Listing
-from guidino_tune.data.sources import find_cases
 from guidino_tune.data.sources.tree import meaning
 from guidino_tune.data.splits import make_split, shared_groups
 from guidino_tune.errors import UserError
-from guidino_tune.space.space import load_space, override
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")  # but for headers where it is said, only names are looked at
-
-
-def found(root: Path, **settings) -> Listing:
-    return find_cases(Data(kind="folder", root=str(root), **settings))
-
-
-def files(listing: Listing, root: Path) -> dict[str, tuple[list[str], list[str]]]:
-    return {
-        case.id: tuple([path.relative_to(root).as_posix() for path in side] for side in (case.images, case.masks)) for case in listing.cases
-    }
-
-
-def advised(text: str) -> list[dict[str, str]]:
-    """The settings that a message offers, each as the shell and `--set` would read it."""
-    offers = []
-    for match in re.finditer(r"--set ('[^']*'|\S+)", text):
-        [assignment] = shlex.split(match[1])
-        experiment = override(load_space("kvasir"), ["data.kind=folder", assignment.rstrip(",;.") if match[1][0] != "'" else assignment])
-        name = assignment.partition("=")[0].removeprefix("data.")
-        offers.append({name: getattr(experiment.base.data, name)})
-    return offers
 
 
 @pytest.mark.parametrize(
@@ -344,88 +311,3 @@ def test_passed_over_files_are_counted_and_hidden_ones_are_not(tmp_path):
     touch(tmp_path, *(f"{kind}/{n}.png" for n in "ab" for kind in ("images", "masks")), *(f"images/{n}.xml" for n in range(12)))
     touch(tmp_path, "masks/a.txt", "LICENSE", ".DS_Store", "images/._a.png", "__MACOSX/images/a.png", ".git/x.png")
     assert found(tmp_path).notes[-1] == "passed over: 12 .xml, 1 .txt, 1 without ending"
-
-
-def nnunet(root: Path, names: list[str], channels: int = 2, end: str = ".png", **described) -> None:
-    for name in names:
-        touch(root, *(f"imagesTr/{name}_{c:04}{end}" for c in range(channels)), f"labelsTr/{name}{end}")
-    names = {str(c): f"T{c}" for c in range(channels)}
-    (root / "dataset.json").write_text(json.dumps({"channel_names": names, "labels": {"background": 0, "lesion": 1}} | described))
-
-
-def test_nnunet_raw(tmp_path):
-    nnunet(tmp_path, [f"pat_{n:03}" for n in range(20)], 3, labels={"background": 0, "core": 1, "edema": [2, 3], "ignore": 4})
-    listing = found(tmp_path)
-    assert listing.cases[4] == Case(
-        "pat_004",
-        tmp_path / "imagesTr/pat_004_0000.png",
-        tmp_path / "labelsTr/pat_004.png",
-        "pat_004",
-        (tmp_path / "imagesTr/pat_004_0001.png", tmp_path / "imagesTr/pat_004_0002.png"),
-    )
-    assert listing.implied == {"channels": 3, "labels": {"core": 1, "edema": [2, 3]}, "ignore_label": 4}
-    assert listing.notes == (
-        "layout: nnU-Net raw, 20 cases",
-        "dataset.json tells: 3 channels (T0, T1, T2); labels core = 1, edema = 2 or 3; ignore label 4",
-    )
-
-
-def test_nnunet_test_and_folds(tmp_path):
-    names = [f"c{n}_0001" for n in range(10)]
-    nnunet(tmp_path, names, 1)
-    folds = [{"train": names[:8], "val": names[8:]}, {"train": names[2:], "val": names[:2]}]
-    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
-    touch(tmp_path, "imagesTs/c0_0001_0000.png", "imagesTs/x_0000.png")
-    listing = found(tmp_path)
-    assert sorted(listing.published.values()) == ["train"] * 8 + ["validation"] * 2
-    assert any("2 files of imagesTs have no labels" in note for note in listing.notes)
-    touch(tmp_path, "labelsTs/c0_0001.png", "labelsTs/x.png")
-    second = found(tmp_path, folds=2, fold=1)
-    assert {name for name, part in second.published.items() if part == "validation"} == set(names[:2])
-    assert {name for name, part in second.published.items() if part == "test"} == {"test/c0_0001", "test/x"}
-    assert "channels" not in second.implied  # grey, as of any grey image
-    with pytest.raises(UserError, match="has 2 folds"):
-        found(tmp_path, folds=9, fold=5)
-
-
-def test_nnunet_as_the_decathlon_wrote_it(tmp_path):
-    nnunet(tmp_path, ["la_003", "la_004"], 1, ".png")
-    for path in (tmp_path / "imagesTr").iterdir():
-        path.rename(path.with_name(path.name.replace("_0000", "")))
-    (tmp_path / "dataset.json").write_text('{"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "atrium", "2": "wall"}}')
-    listing = found(tmp_path)
-    assert [case.id for case in listing.cases] == ["la_003", "la_004"]
-    assert listing.implied == {"labels": {"atrium": 1, "wall": 2}}
-
-
-def test_nnunet_cases_that_are_not_whole(tmp_path):
-    nnunet(tmp_path, ["a", "b", "c", "d"])
-    (tmp_path / "imagesTr/b_0001.png").unlink()
-    (tmp_path / "labelsTr/c.png").unlink()
-    with pytest.raises(UserError, match=r"b lacks channel 0001 \(and 1 more cases like it\)"):
-        found(tmp_path)
-    listing = found(tmp_path, bad_cases="skip")
-    assert [case.id for case in listing.cases] == ["a", "d"]
-    assert "left out c: has no label in labelsTr" in listing.notes
-    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "CT"}, "labels": {}}')
-    with pytest.raises(UserError, match=r"names 1 channels \(CT\), but the cases have 2 files each"):
-        found(tmp_path, bad_cases="skip")
-
-
-def test_nnunet_regions_that_overlap_need_classes(tmp_path):
-    nnunet(tmp_path, ["a", "b"], labels={"background": 0, "whole": [1, 2, 3], "core": [2, 3]})
-    with pytest.raises(UserError, match="regions that overlap") as caught:
-        found(tmp_path)
-    [offer] = advised(caught.value.todo)
-    listing = found(tmp_path, **offer)
-    assert listing.implied == {"channels": 2}
-    assert list(offer["labels"]) == ["class 1", "class 2", "class 3"]
-
-
-@pytest.mark.parametrize("text", ["[", "[1]", '{"labels": [1]}', '{"labels": {"a": "b"}}', '{"channel_names": [1]}'])
-def test_a_damaged_description_is_named(tmp_path, text):
-    nnunet(tmp_path, ["a", "b"])
-    (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(UserError) as caught:
-        found(tmp_path)
-    assert "dataset.json" in caught.value.where

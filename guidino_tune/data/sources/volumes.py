@@ -36,7 +36,7 @@ def _is_volume(path: Path) -> bool:
 
 
 def _slices(case: Case) -> list[Case]:
-    from guidino_tune.data.reading import volume_slices  # needs a package that other files do not
+    from guidino_tune.data.reading import volume_slices  # type: ignore[attr-defined, unused-ignore]  # needs a package of its own
 
     if not _is_volume(case.image):
         return [case]
