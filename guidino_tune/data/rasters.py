@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from guidino_tune.data.raw import Raw, Refused, Values, check_size, opacity, oriented, several
+from guidino_tune.data.raw import Raw, Refused, check_size, opacity, oriented, several
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"  # how such a file begins
@@ -77,23 +77,29 @@ def _unpacked(picture: Image.Image, small: int, lossy: bool) -> Raw:
         return Raw(values[..., None].astype(values.dtype.newbyteorder("="), copy=False), _DEEP[picture.mode], lossy=lossy)
     if picture.mode == "P":
         return _of_palette(picture)
+    if picture.mode == "1" or small in _SCALED:
+        return _of_few_bits(picture, _SCALED.get(small, 255))
     if picture.mode in _TRANSPARENT or "transparency" in picture.info:
-        grey = picture.mode in ("1", "L", "LA", "La")
+        grey = picture.mode in ("L", "LA", "La")
         both = np.asarray(picture.convert("RGBA"))  # from there, for Pillow turns not every mode into LA
         values, alpha = both[..., : 1 if grey else 3], opacity(both[..., 3])
-    elif picture.mode in ("1", "L"):
+    elif picture.mode == "L":
         values, alpha = np.asarray(picture, dtype=np.uint8)[..., None], None
     else:
         try:
             values, alpha = np.asarray(picture.convert("RGB")), None
         except ValueError as error:  # such as LAB, in which a TIFF may be
             raise Refused(f"is in colours that cannot be read: {error}", "save it in grey or RGB") from None
-    if picture.mode == "1":
-        return Raw(np.minimum(values, 1), 1, None if alpha is None else np.minimum(alpha, 1))
-    if small in _SCALED:
-        step = _SCALED[small]
-        return Raw(values // step, 255 // step, None if alpha is None else alpha // step)
     return Raw(np.ascontiguousarray(values), 255, alpha, lossy=lossy)
+
+
+def _of_few_bits(picture: Image.Image, step: int) -> Raw:
+    """Greys of 1, 2 or 4 bits, which Pillow has multiplied by ``step``; but not the one that is transparent."""
+    values = (np.asarray(picture.convert("L")) // step)[..., None]
+    key, white = picture.info.get("transparency"), 255 // step
+    if picture.mode == "1" and isinstance(key, int):
+        key = min(key, 1)
+    return Raw(values, white, opacity((values[..., 0] != key).astype(np.uint8) * np.uint8(white)) if isinstance(key, int) else None)
 
 
 def _of_palette(picture: Image.Image) -> Raw:
@@ -106,15 +112,6 @@ def _of_palette(picture: Image.Image) -> Raw:
     return Raw(palette[indices], 255, alpha, indices, palette[:used])
 
 
-def with_alpha(values: Values, white: int, *, lossy: bool = False) -> Raw:
-    """Parts grey with alpha, or RGB with alpha, in two."""
-    if values.ndim == 2:
-        values = values[..., None]
-    if values.shape[2] in (2, 4):
-        return Raw(np.ascontiguousarray(values[..., :-1]), white, opacity(values[..., -1]), lossy=lossy)
-    return Raw(values, white, lossy=lossy)
-
-
 def _deep_png(content: bytes) -> Raw:
     import imagecodecs
 
@@ -124,7 +121,10 @@ def _deep_png(content: bytes) -> Raw:
     frames = getattr(picture, "n_frames", 1)
     if frames > 1:
         raise several(frames, "frames")
-    raw = with_alpha(imagecodecs.png_decode(content), 65535)
+    values = imagecodecs.png_decode(content).reshape(height, width, -1)
+    raw = Raw(values, 65535)
+    if values.shape[2] in (2, 4):
+        raw = Raw(np.ascontiguousarray(values[..., :-1]), 65535, opacity(values[..., -1]))
     try:
         orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # what is broken beside the pixels changes none of them
@@ -141,8 +141,10 @@ def _deep_jpeg(content: bytes) -> Raw | None:
         return None
     marker, bits, height, width = frame
     check_size(width, height, 8)
-    values = imagecodecs.jpeg8_decode(content)
-    return Raw(values if values.ndim == 3 else values[..., None], (1 << bits) - 1, lossy=marker != _LOSSLESS)
+    if not content.rstrip(b"\0").endswith(b"\xff\xd9"):  # how it ends; the decoder would fill up what is absent
+        raise Refused("is cut short: some of its pixels are not there")
+    values = imagecodecs.jpeg8_decode(content).reshape(height, width, -1)
+    return Raw(values, (1 << bits) - 1, lossy=marker != _LOSSLESS)
 
 
 def _frame(content: bytes) -> tuple[int, int, int, int] | None:
@@ -174,17 +176,34 @@ def read_jpeg2000(content: bytes) -> Raw:
     (count,) = struct.unpack_from(">H", content, start + 40)
     check_size(right - left, lower - upper, 2 * count)
     depth = (content[start + 42] & 0x7F) + 1
+    if depth > 16:
+        raise Refused(f"is JPEG 2000 of {depth} bits, of which decoders lose some", "save it as TIFF, or set data.bad_cases=skip")
     place = content.find(b"colr", 0, start)
     if place > 0 and content[place + 4 : place + 11] == b"\x01\x00\x00\x00\x00\x00\x12":  # luminance and colour differences
         if depth > 8:
             raise Refused("is in colours that cannot be read: YCbCr of more than 8 bits", "save it in grey or RGB")
         return replace(read_picture(content, ("JPEG2000",)), lossy=_irreversible(content, start))
-    values = imagecodecs.jpeg2k_decode(content)
+    values = imagecodecs.jpeg2k_decode(content).reshape(lower - upper, right - left, count)
     white = (1 << depth) - 1 if values.dtype.kind == "u" else 0
     lossy = _irreversible(content, start)
-    if b"cdef" in content[:start] and white:  # says which channel is no colour
-        return with_alpha(values, white, lossy=lossy)
-    return Raw(values if values.ndim == 3 else values[..., None], white, lossy=lossy)
+    alpha = _alpha_channel(content[:start])
+    if alpha is None or not white:
+        return Raw(values, white, lossy=lossy)
+    colours = [i for i in range(count) if i != alpha[0]]
+    return Raw(values[..., colours], white, opacity(values[..., alpha[0]]) if alpha[1] else None, lossy=lossy)
+
+
+def _alpha_channel(boxes: bytes) -> tuple[int, bool] | None:
+    """Which channel is no colour but the opacity, and whether the colours still have to be multiplied with it (box ``cdef``)."""
+    place = boxes.find(b"cdef")
+    if place < 0:
+        return None
+    (count,) = struct.unpack_from(">H", boxes, place + 4)
+    for i in range(count):
+        channel, kind, _ = struct.unpack_from(">HHH", boxes, place + 6 + 6 * i)
+        if kind in (1, 2):
+            return channel, kind == 1
+    return None
 
 
 def _irreversible(content: bytes, start: int) -> bool:

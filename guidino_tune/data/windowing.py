@@ -148,6 +148,22 @@ def apply(rule: IntensityRule, raws: Sequence[Raw], channels: int, paths: Files 
     return np.ascontiguousarray(np.stack(done, axis=-1))
 
 
+def stretched(raw: Raw) -> NDArray[np.uint8]:
+    """One file for the eye, by a rule of its own; never for networks, for its brightness says nothing beside another's.
+
+    Returns:
+        uint8 (H, W, C): 8 bits as they are, of others their own percentiles from black to white.
+    """
+    window = (0.0, float(raw.white or 255))
+    if raw.deep:
+        finite = raw.values[np.isfinite(raw.values)].astype(np.float64)
+        low, high = np.percentile(finite, PERCENTILES).tolist() if finite.size else (0.0, 1.0)
+        if not low < high and finite.size:
+            low, high = float(finite.min()), float(finite.max())
+        window = (low, high if low < high else low + 1)
+    return _scaled(raw.values, raw, window, EIGHT_BITS, "")
+
+
 def _check(rule: IntensityRule, raws: Sequence[Raw], paths: Files) -> None:
     where = [str(path) for path in paths] or [""] * len(raws)
     if len(raws) != len(rule.depths):
