@@ -11,10 +11,11 @@ from guidino_tune import paths
 from guidino_tune.cli import add_storage_option, parser, run
 
 EXAMPLES = """\
-  guidino-tune export kvasir                       the best trial, as best.yaml
+  guidino-tune export kvasir                       the best trial, as best.yaml; its split, as best.split.json
   guidino-tune export kvasir --trial 17 --output trial17.yaml
-  guidino-tune export kvasir --output -            print it
-"""
+  guidino-tune export kvasir --output -            print it, with all case ids of its split
+
+`retrain` never tests on a case that the search has seen: keep both files together."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,19 +33,25 @@ def _export(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from guidino_tune.errors import UserError
-    from guidino_tune.tuning.recording import export_trial
+    from guidino_tune.training.folder import write_text
+    from guidino_tune.tuning.recording import export_split, export_trial
 
-    text, line = export_trial(options.study, options.trial, options.storage)
-    if options.output == "-":
+    printed = options.output == "-"
+    text, line = export_trial(options.study, options.trial, options.storage, ids=printed)
+    if printed:
         print(text, end="")
         return 0
     file = Path(options.output)
     if file.exists() and not options.force and file.read_text(encoding="utf-8") != text:
         raise UserError("the file is there already", where=str(file), todo="choose another --output, or --force")
-    from guidino_tune.training.folder import write_text
-
+    split = export_split(options.study, file, force=options.force)
     write_text(file, text)
-    print(f"{line}\nwritten: {file}\n retrain: {paths.next_command(f'retrain {shlex.quote(str(file))} --seeds 3')}")
+    print(f"{line}\nwritten: {file}")
+    if split:
+        print(f"written: {split}, the cases it was searched on; keep it beside {file.name}")
+    else:
+        print("note: the study's split.json is gone: `retrain` needs it, and refuses to guess", file=sys.stderr)
+    print(f" retrain: {paths.next_command(f'retrain {shlex.quote(str(file))} --seeds 3')}")
     return 0
 
 

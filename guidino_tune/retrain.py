@@ -14,6 +14,7 @@ EXAMPLES = """\
   guidino-tune retrain best.yaml --seeds 1 --workers 2 --set training.batch_size=8
                                                     one training over two workers (DDP)
 
+The split is that of the search: from NAME.split.json beside NAME.yaml, or the study's folder; without it nothing is trained.
 The same command continues what was interrupted. The seed that is best on validation becomes the model."""
 
 
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--name", help="of the result (default: study and trial, or the file's name)")
     made.add_argument("--data-root", metavar="DIR", help="folder of the data set")
     made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="another value in the experiment")
+    made.add_argument("--split-file", metavar="FILE", help="split of the search (default: beside the file, or in the study's folder)")
     made.add_argument("--workers", type=positive, default=1, help="processes of one training (default: 1)")
     made.add_argument("--cpus-per-worker", type=positive, help="CPU cores of each (default: 1 without GPUs, else their share)")
     made.add_argument("--gpus-per-worker", type=float, help="a part of one with one worker (default: 1 where there are GPUs)")
@@ -39,11 +41,12 @@ def _retrain(options: argparse.Namespace) -> int:
 
     from guidino_tune.config import Protocol, Resources
     from guidino_tune.config.parsing import parse, read_yaml
+    from guidino_tune.data.carrying import provenance_beside
     from guidino_tune.errors import UserError
     from guidino_tune.space.space import absolute, override, read_space
 
     values = read_yaml(options.file)
-    provenance = values.get("provenance") or {}
+    provenance = values.get("provenance") or provenance_beside(Path(options.file))
     resources = {
         "workers": options.workers,
         "cpus_per_worker": options.cpus_per_worker,
@@ -68,7 +71,7 @@ def _retrain(options: argparse.Namespace) -> int:
     protocol = parse(Protocol, protocol_values(options), "--inference and others")
     retrain(
         space.base, provenance, name=options.name or name, seeds=options.seeds, resources=settings, protocol=protocol,
-        console=make_console(),
+        console=make_console(), file=Path(options.file), given=Path(options.split_file) if options.split_file else None,
     )  # fmt: skip
     return 0
 

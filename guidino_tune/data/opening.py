@@ -19,7 +19,17 @@ from guidino_tune.data.cases import Listing, some, stable_hash
 from guidino_tune.data.checks import look_over
 from guidino_tune.data.copies import copies_in_files
 from guidino_tune.data.sources import find_cases
-from guidino_tune.data.splits import TOGETHER, Split, check_split, make_split, read_split, shared_groups, split_apart, write_split
+from guidino_tune.data.splits import (
+    TOGETHER,
+    Split,
+    check_split,
+    groups_digest,
+    make_split,
+    read_split,
+    shared_groups,
+    split_apart,
+    write_split,
+)
 from guidino_tune.data.table import CaseTable, Progress, build_table
 from guidino_tune.errors import UserError
 
@@ -128,7 +138,7 @@ def _split(listing: Listing, data: Data, split_file: Path | None, progress: Prog
     if split_file is None or not split_file.exists():
         split, notes = draw_split(listing, data, progress)
         if split_file is not None:
-            write_split(split, split_file)
+            write_split(split, split_file, groups_digest(listing, split))
         return split, notes
     split = read_split(split_file)
     if "seeded" in split.origin and split.seed != data.split_seed:

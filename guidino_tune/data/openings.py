@@ -18,7 +18,7 @@ SOURCE = "split-source.json"
 
 
 def record_opening(split_file: Path, reason: str, cases: int) -> None:
-    """Adds a line beside the split and, for a copy, beside the split that it was taken from, where that is on this machine.
+    """Adds a line beside the split and, for a copy, beside those that it was taken from, where they are on this machine.
 
     Args:
         split_file: The split whose test cases are opened.
@@ -29,12 +29,12 @@ def record_opening(split_file: Path, reason: str, cases: int) -> None:
     line = json.dumps({"time": time, "reason": reason, "cases": cases, "split": str(split_file.absolute())})
     with open(split_file.parent / OPENINGS, "a", encoding="utf-8") as file:  # one short append is whole, also with several writers
         file.write(line + "\n")
-    source = _source(split_file)
-    # The study's folder may be gone, or of a person who lets others only read it: the record of the copy is there in any case.
-    with contextlib.suppress(OSError):
-        if source is not None and source.parent.is_dir():
-            with open(source.parent / OPENINGS, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+    for source in _sources(split_file):
+        # The study's folder may be gone, or of a person who lets others only read it: the record of the copy is there in any case.
+        with contextlib.suppress(OSError):
+            if source.parent.is_dir():
+                with open(source.parent / OPENINGS, "a", encoding="utf-8") as file:
+                    file.write(line + "\n")
 
 
 def copied_from(copy: Path, source: Path) -> None:
@@ -52,15 +52,15 @@ def copied_from(copy: Path, source: Path) -> None:
 
 
 def openings(split_file: Path) -> list[dict[str, str]]:
-    """Every known opening of these test cases, oldest first: of this split, of the one it was taken from, and of that one's copies.
+    """Every known opening of these test cases, oldest first: of this split, of those it was taken from, and of their copies.
 
     Returns:
         ``time`` (ISO 8601, UTC) and ``reason`` of each; torn lines are left out.
     """
     lines: dict[str, dict[str, str]] = {}
-    for file in (_source(split_file), split_file):  # the source's record has the order of what happened within a second
+    for file in (*reversed(_sources(split_file)), split_file):  # the source's record has the order of what happened within a second
         known: dict[str, int] = {}
-        for line in _lines(file) if file else ():
+        for line in _lines(file):
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 values = json.loads(line)
                 known[line] = known.get(line, 0) + 1  # the same reason twice within a second is two openings
@@ -85,8 +85,14 @@ def _lines(split_file: Path) -> list[str]:
     return [line for line in text.splitlines() if line.endswith("}")]
 
 
-def _source(split_file: Path) -> Path | None:
-    try:
-        return Path(json.loads((split_file.parent / SOURCE).read_text(encoding="utf-8"))["split"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _sources(split_file: Path) -> list[Path]:
+    """The split that this one is a copy of, the one that that is a copy of, and so on."""
+    known = [split_file]
+    while True:
+        try:
+            source = Path(json.loads((known[-1].parent / SOURCE).read_text(encoding="utf-8"))["split"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return known[1:]
+        if source.parent in (file.parent for file in known):
+            return known[1:]  # copies in a circle, made by hand
+        known.append(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -14,7 +15,8 @@ from guidino_tune.config.data import Data
 from guidino_tune.data.cases import Case, Listing, Pair, some, stable_hash
 from guidino_tune.errors import UserError
 
-_PARTS = ("train", "validation", "test")
+PARTS = ("train", "validation", "test")
+"""Of a split, and the names of their lists in its file."""
 
 TOGETHER = ", copies together"
 """How the origin of a split ends that divides no copies."""
@@ -134,10 +136,10 @@ def split_apart(listing: Listing, data: Data, pairs: Iterable[Pair]) -> tuple[Sp
     split = make_split(replace(listing, cases=merged), data)
     same = together(ids, pairs)
     taken: dict[str, str] = {}
-    for part in reversed(_PARTS):
+    for part in reversed(PARTS):
         for name in getattr(split, part):
             taken.setdefault(same[name], part)
-    kept = {part: tuple(name for name in getattr(split, part) if taken[same[name]] == part) for part in _PARTS}
+    kept = {part: tuple(name for name in getattr(split, part) if taken[same[name]] == part) for part in PARTS}
     for part in ("train", "validation"):
         if not kept[part]:
             raise UserError(
@@ -167,7 +169,7 @@ def together(names: Iterable[str], pairs: Iterable[Pair]) -> dict[str, str]:
 
 def shared_groups(listing: Listing, split: Split) -> tuple[str, ...]:
     """Groups (patients) that have cases in more than one part, as happens only where a published split divides them."""
-    part_of = {name: part for part in _PARTS for name in getattr(split, part)}
+    part_of = {name: part for part in PARTS for name in getattr(split, part)}
     parts: dict[str, set[str]] = defaultdict(set)
     for case in listing.cases:
         if case.id in part_of:
@@ -175,12 +177,23 @@ def shared_groups(listing: Listing, split: Split) -> tuple[str, ...]:
     return tuple(sorted(group for group, found in parts.items() if len(found) > 1))
 
 
-def write_split(split: Split, path: Path) -> None:
-    """Writes JSON to a temporary name beside ``path`` and renames it."""
+def split_text(split: Split, groups: str = "", **about: str) -> str:
+    """A split as JSON.
+
+    Args:
+        split: The split.
+        groups: From ``groups_digest``.
+        about: What else is to be noted; nobody who reads a split looks at it.
+    """
+    return json.dumps(asdict(split) | ({"groups": groups} if groups else {}) | about, indent=1) + "\n"
+
+
+def write_split(split: Split, path: Path, groups: str = "", **about: str) -> None:
+    """Writes ``split_text`` to a temporary name beside ``path`` and renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_text(json.dumps(asdict(split), indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(split_text(split, groups, **about), encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -201,20 +214,55 @@ def read_split(path: Path) -> Split:
         ) from None
     except ValueError as error:
         raise UserError(f"is no valid JSON: {error}", where=str(path), todo=todo) from None
-    if not isinstance(values, dict) or not all(_is_names(values.get(part)) for part in _PARTS):
-        raise UserError(f"holds no lists of case ids under {', '.join(_PARTS)}", where=str(path), todo=todo)
+    return parse_split(values, str(path), todo)
+
+
+def parse_split(values: object, where: str, todo: str) -> Split:
+    """A split from the values of its file.
+
+    Args:
+        values: What the JSON held.
+        where: The file, for messages.
+        todo: What to do where they are wrong.
+
+    Raises:
+        UserError: They are malformed, or a case is in them twice.
+    """
+    if not isinstance(values, dict) or not all(_is_names(values.get(part)) for part in PARTS):
+        raise UserError(f"holds no lists of case ids under {', '.join(PARTS)}", where=where, todo=todo)
     origin, seed = values.get("origin", "given"), values.get("seed", 0)
     if not isinstance(origin, str) or type(seed) is not int:
-        raise UserError("origin must be text and seed a whole number", where=str(path), todo=todo)
-    twice = [name for name, count in Counter(name for part in _PARTS for name in values[part]).items() if count > 1]
+        raise UserError("origin must be text and seed a whole number", where=where, todo=todo)
+    twice = [name for name, count in Counter(name for part in PARTS for name in values[part]).items() if count > 1]
     if twice:
-        raise UserError(f"{len(twice)} cases are in it twice: {some(twice)}", where=str(path), todo="leave each case in one part only")
+        raise UserError(f"{len(twice)} cases are in it twice: {some(twice)}", where=where, todo="leave each case in one part only")
     if not values["train"] or not values["validation"]:
-        raise UserError("train or validation is empty", where=str(path), todo=todo)
+        raise UserError("train or validation is empty", where=where, todo=todo)
     return Split(train=tuple(values["train"]), validation=tuple(values["validation"]), test=tuple(values["test"]), origin=origin, seed=seed)
 
 
-def check_split(split: Split, listing: Listing, path: Path, parts: Iterable[str] = _PARTS) -> None:
+def split_digest(split: Split) -> str:
+    """64 hexadecimal digits of what a split holds, however its file is written; the order of the ids does not matter."""
+    values = asdict(split) | {part: sorted(getattr(split, part)) for part in PARTS}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def groups_digest(listing: Listing, split: Split) -> str:
+    """64 hexadecimal digits of which cases of a split are of one group."""
+    named = {name for part in PARTS for name in getattr(split, part)}
+    pairs = sorted((case.id, case.group) for case in listing.cases if case.id in named)
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+def groups_of(path: Path) -> str:
+    """What ``groups_digest`` gave when a split file was written; empty where that was not noted."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8")).get("groups", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def check_split(split: Split, listing: Listing, path: Path, parts: Iterable[str] = PARTS) -> None:
     """Checks that every case of a stored split is in the data set.
 
     Raises:

@@ -114,7 +114,7 @@ def choose_cases(
     """The cases that ``evaluate`` scores.
 
     Args:
-        model: The model or trial folder; its study's split is looked for in the folders above it.
+        model: The model or trial folder; its split is looked for in it and in the folders above it.
         data: What the model was trained on.
         part: ``validation``, ``test`` or ``all``.
         kind: Another data set; only with ``all``, for its own split has nothing to do with this model.
@@ -140,7 +140,7 @@ def choose_cases(
         return cases
     file = find_split(model, split_file)
     if file is None or not file.exists():
-        raise UserError("no split.json beside this model or above it", where=str(file or model), todo="name it with --split-file")
+        raise UserError("no split.json in this model, beside it or above it", where=str(file or model), todo="name it with --split-file")
     if part == "test":
         return open_test(data, file, reason=str(reason))
     wanted = set(read_split(file).validation)
@@ -148,8 +148,8 @@ def choose_cases(
 
 
 def find_split(model: Path, split_file: str | None) -> Path | None:
-    """The split that is named, or else the one beside the model or above it, if there is any."""
-    beside = (folder / "split.json" for folder in model.absolute().parents)
+    """The split that is named, or else the one in the model's folder, beside it or above it, if there is any."""
+    beside = (folder / "split.json" for folder in (model.absolute(), *model.absolute().parents))
     return Path(split_file) if split_file else next((file for file in beside if file.exists()), None)
 
 

@@ -11,15 +11,16 @@ import torch
 import yaml
 
 from guidino_tune.config import Experiment
+from guidino_tune.data.openings import copied_from
 from guidino_tune.errors import UserError
 from guidino_tune.models import GuidedSegmenter, build_model
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.training.checkpoints import WEIGHTS, load_weights
 
-EXPERIMENT, PROVENANCE = "experiment.yaml", "provenance.yaml"
+EXPERIMENT, PROVENANCE, SPLIT = "experiment.yaml", "provenance.yaml", "split.json"
 
 
-def export_model(source: Path, experiment: Experiment, target: Path, provenance: Mapping[str, Any]) -> Path:
+def export_model(source: Path, experiment: Experiment, target: Path, provenance: Mapping[str, Any], split_file: Path | None = None) -> Path:
     """Copies the weights of a checkpoint into a model folder, whole or not at all.
 
     Args:
@@ -27,6 +28,7 @@ def export_model(source: Path, experiment: Experiment, target: Path, provenance:
         experiment: What was trained.
         target: The new folder; an older one is replaced.
         provenance: Where the weights come from, in plain YAML types.
+        split_file: What it was trained, chosen and tested on: the ids go along, so that another machine tests on no other cases.
     """
     draft = target.with_name(f".{target.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
@@ -34,6 +36,11 @@ def export_model(source: Path, experiment: Experiment, target: Path, provenance:
     shutil.copy2(source / WEIGHTS, draft / WEIGHTS)
     (draft / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
     (draft / PROVENANCE).write_text(yaml.safe_dump(dict(provenance), sort_keys=False), encoding="utf-8")
+    if split_file is not None:
+        if (target / SPLIT).is_file():
+            copied_from(target / SPLIT, split_file)  # openings that only the older one's record has
+        shutil.copy2(split_file, draft / SPLIT)
+        copied_from(draft / SPLIT, split_file)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
     return target

@@ -19,6 +19,7 @@ from guidino_tune.analysis.statistics import read_scores
 from guidino_tune.config import DINOGuide, Experiment, Protocol, Resources
 from guidino_tune.config.parsing import parse, read_yaml
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
+from guidino_tune.data.carrying import provenance_of
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.openings import openings
 from guidino_tune.data.sources import find_cases
@@ -344,7 +345,7 @@ def _export(
             "study": request.study,
             "study_folder": str(folder.path),
             "configuration": winner,
-            "split": str(folder.split),
+            **provenance_of(folder.split),
             "retrained_seeds": list(trained),
             "chosen_seed": chosen.seed,
             "chosen_by": "mean validation Dice over the seeds, then that of the seed",
@@ -353,6 +354,7 @@ def _export(
             **({"test": dict(chosen.test)} if part == "test" else {}),
             "guidino_tune": __version__,
         },
+        folder.split,
     )
     if part == "test":
         first = with_seed(experiment, min(trained))

@@ -16,6 +16,7 @@ from guidino_tune.analysis import pareto
 from guidino_tune.config import Experiment
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.config.study import MAIN
+from guidino_tune.data.carrying import beside, provenance_of
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space, read_space
 from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot, flatten
@@ -181,13 +182,21 @@ def _is_known(trial: FrozenTrial) -> bool:
 
 
 def study_files(folder: StudyFolder) -> tuple[Path, ...]:
-    """What the study's own run gets: its definition, reports and best configuration, as far as they are there."""
+    """What the study's own run gets: its definition, reports, best configuration and split, as far as they are there."""
     reports = sorted(file for file in folder.reports.glob("*.*") if not file.name.startswith("."))
-    return tuple(file for file in (folder.definition, *reports, folder.best) if file.is_file())
+    return tuple(file for file in (folder.definition, *reports, folder.best, folder.split) if file.is_file())
 
 
-def export_yaml(study: optuna.Study, space: Space, folder: StudyFolder, trial: FrozenTrial) -> str:
-    """The experiment of a trial with where it comes from, as YAML that ``retrain`` takes."""
+def export_yaml(study: optuna.Study, space: Space, folder: StudyFolder, trial: FrozenTrial, *, ids: bool = False) -> str:
+    """The experiment of a trial with where it comes from, as YAML that ``retrain`` takes.
+
+    Args:
+        study: The study.
+        space: What it searches.
+        folder: Where it lives.
+        trial: Of the study.
+        ids: Also every case of the study's split, for YAML that goes without the file of these ids.
+    """
     experiment = space.experiment(trial.params)
     provenance: Mapping[str, Any] = {
         "study": study.study_name,
@@ -199,7 +208,7 @@ def export_yaml(study: optuna.Study, space: Space, folder: StudyFolder, trial: F
         **({"pareto_front": [t.number for t in front(study)]} if len(space.study.objectives) > 1 else {}),
         "epochs_trained": max(trial.intermediate_values, default=0),
         "searched": dict(trial.params),
-        "split": str(folder.split),
+        **provenance_of(folder.split, ids=ids),
         "experiment_hash": experiment.hash,
         "guidino_tune": __version__,
     }
@@ -209,13 +218,14 @@ def export_yaml(study: optuna.Study, space: Space, folder: StudyFolder, trial: F
     )
 
 
-def export_trial(name: str, number: int | None, storage: str | None = None) -> tuple[str, str]:
+def export_trial(name: str, number: int | None, storage: str | None = None, *, ids: bool = False) -> tuple[str, str]:
     """A trial of a study by its name, as YAML, with a line that says which one it is.
 
     Args:
         name: Of the study.
         number: Of the trial; ``None`` takes the best Dice that ran its whole budget within the constraints; it is on the Pareto front.
         storage: Database URL of the study; by default the file in its folder.
+        ids: See ``export_yaml``.
 
     Raises:
         UserError: No such study or trial, or none that ran its whole budget.
@@ -249,4 +259,28 @@ def export_trial(name: str, number: int | None, storage: str | None = None) -> t
         line += f"; {'on' if trial.number in numbers else 'not on'} the {named}"
     if space.study.constraints:
         line += f"; beyond {text}" if (text := beyond(space.study, trial)) else "; within the constraints"
-    return export_yaml(study, space, folder, trial), line
+    return export_yaml(study, space, folder, trial, ids=ids), line
+
+
+def export_split(name: str, file: Path, *, force: bool = False) -> Path | None:
+    """Puts the ids of a study's split beside an exported configuration; its digest is in the configuration.
+
+    Args:
+        name: Of the study.
+        file: The configuration's.
+        force: Replace a file that holds another split.
+
+    Returns:
+        The file, or ``None`` where the study's split is gone.
+
+    Raises:
+        UserError: A file that holds something else is there already.
+    """
+    source, target = StudyFolder(paths.studies() / name).split, beside(file)
+    if not source.is_file():
+        return None
+    text = source.read_text(encoding="utf-8")
+    if target.exists() and not force and target.read_text(encoding="utf-8") != text:
+        raise UserError("the file is there already", where=str(target), todo="choose another --output, or --force")
+    write_text(target, text)
+    return target

@@ -16,11 +16,13 @@ from rich.table import Table
 
 from guidino_tune import __version__, paths
 from guidino_tune.analysis.statistics import mean_sd
-from guidino_tune.config import Experiment, Protocol, Resources
+from guidino_tune.config import Data, Experiment, Protocol, Resources
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
+from guidino_tune.data.carrying import FILE, SEARCHED, check_taken, find_searched, fit, provenance_of
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.openings import copied_from
-from guidino_tune.data.splits import read_split
+from guidino_tune.data.sources import find_cases
+from guidino_tune.data.splits import groups_digest, read_split, split_digest, write_split
 from guidino_tune.errors import UserError
 from guidino_tune.tracking import SeedRun, flatten, log_model_run, ui_command
 from guidino_tune.tracking.inspection import MLFLOW_EXPERIMENT
@@ -62,6 +64,8 @@ def retrain(
     resources: Resources,
     console: Console,
     protocol: Protocol = DEFAULT_PROTOCOL,
+    file: Path,
+    given: Path | None = None,
 ) -> Path:
     """Trains, tests, exports and registers; the same call continues what was interrupted.
 
@@ -73,21 +77,30 @@ def retrain(
         resources: Of one training.
         console: For progress and results.
         protocol: How the test cases are measured.
+        file: The configuration's own, beside which the split of its search may lie.
+        given: The split of its search, as a person named it.
 
     Returns:
         The exported model folder: the seed with the best validation Dice.
 
     Raises:
-        UserError: Data or weights are missing, the folder holds another experiment, or a training failed.
+        UserError: Data or weights are missing, the folder holds another experiment, the split of the search is not here or has no test
+            cases, or a training failed.
     """
     home = paths.home() / "retrained" / name
     split_file = home / "split.json"
     check_workers(experiment, resources.workers)
     _check_same(home, experiment)
-    _take_split(provenance, split_file, console)
+    take_split(provenance, split_file, experiment.data, console, file=file, given=given)
     data = open_for_search(experiment.data, split_file=split_file)
     for note in data.notes:
         console.print(f"note: {note}", style="yellow", highlight=False)
+    if not data.split.test:  # told before hours are spent
+        raise UserError(
+            "the split has no test cases to measure on at the end",
+            where=str(split_file),
+            todo="train on folds of it, whose scores need none: --folds 5",
+        )
     numbers = [experiment.training.seed + i for i in range(seeds)]
     runs = {seed: TrialFolder(home / f"seed-{seed}") for seed in numbers}
     trainings = [Training(f"seed {seed}", with_seed(experiment, seed), runs[seed]) for seed in numbers]
@@ -118,6 +131,7 @@ def retrain(
         home / "model",
         {
             **provenance,
+            **provenance_of(split_file),
             "retrained_seeds": numbers,
             "chosen_seed": chosen.seed,
             "chosen_by": "validation Dice at its best epoch",
@@ -126,6 +140,7 @@ def retrain(
             "test": dict(chosen.test),
             "guidino_tune": __version__,
         },
+        split_file,
     )
     register(experiment, results, chosen, model, home, name, console)
     return model
@@ -214,27 +229,34 @@ def _check_same(home: Path, experiment: Experiment) -> None:
     write_text(stored, experiment.to_yaml())
 
 
-def _take_split(provenance: Mapping[str, Any], split_file: Path, console: Console) -> None:
-    """The search and the retraining must agree on what was never seen: the study's own split is taken over.
+def take_split(
+    provenance: Mapping[str, Any], split_file: Path, data: Data, console: Console, *, file: Path, given: Path | None = None
+) -> None:
+    """The search and the retraining must agree on what was never seen: the search's own split is taken over, as far as its cases are here.
+
+    Args:
+        provenance: Of the configuration.
+        split_file: Of the retraining.
+        data: The data set.
+        console: Told of cases that are missing.
+        file: The configuration's, beside which the split may lie.
+        given: The split as a person named it.
 
     Raises:
-        UserError: This retraining was started with another split.
+        UserError: The search's split is not here, nothing is left of one of its parts, or this retraining was started with another split.
     """
-    searched = Path(str(provenance.get("split") or ""))
-    if not searched.is_file():
-        if provenance:
-            note = (
-                "the study's split.json is not on this machine; the split is drawn again, which gives the same one only on the same images"
-            )
-            console.print(f"note: {note}", style="yellow", highlight=False)
+    studies = [paths.studies() / str(provenance["study"]) / FILE] if provenance.get("study") else []
+    searched = find_searched(provenance, file, given=given, studies=studies, taken=split_file)
+    if searched is None:
         return
-    if not split_file.exists():
-        write_text(split_file, searched.read_text(encoding="utf-8"))
-    ours, theirs = read_split(split_file), read_split(searched)
-    if (set(ours.test), set(ours.validation)) != (set(theirs.test), set(theirs.validation)):
-        raise UserError(
-            "the split differs from the study's: the test cases may have been seen by the search",
-            where=f"{split_file} and {searched}",
-            todo="choose another --name, which takes the study's split over",
-        )
-    copied_from(split_file, searched)
+    listing = find_cases(data)
+    split, notes = fit(searched, listing, data.root or data.kind)
+    if split_file.exists():
+        check_taken(read_split(split_file), searched.split, f"{split_file} and {searched.study or given or file}")
+    else:
+        about = {SEARCHED: split_digest(searched.split)}
+        write_split(split, split_file, groups_digest(listing, split), **about)
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", highlight=False)
+    if searched.study:
+        copied_from(split_file, searched.study)

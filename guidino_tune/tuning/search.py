@@ -20,6 +20,7 @@ from guidino_tune import paths
 from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.sources import find_cases
+from guidino_tune.data.splits import write_split
 from guidino_tune.errors import UserError, storage_error
 from guidino_tune.metrics import constant_mask_dice
 from guidino_tune.models import check_backbone, check_segmenter
@@ -150,6 +151,8 @@ def run_search(space: Space, console: Console, storage: str | None = None, track
         baseline = _baseline(data, space.base.data.has_ignored)
         study = open_study(space, folder, storage)
         _same_data(study, data, folder)
+        if not folder.split.exists():
+            write_split(data.split, folder.split)
         for note in (*noted, *space.notes, *data.notes):
             console.print(f"note: {note}", style="yellow", highlight=False)
         console.print(
@@ -187,7 +190,8 @@ def _read_images(space: Space, folder: StudyFolder, console: Console) -> SearchD
     with console.status("reading the images") as status:
         return open_for_search(
             space.base.data,
-            split_file=folder.split,
+            # A lost split is drawn again, and kept only once its images are known to be the study's.
+            split_file=None if folder.definition.exists() and not folder.split.exists() else folder.split,
             progress=lambda done, total: status.update(f"reading the images: {done} of {total}"),
         )
 

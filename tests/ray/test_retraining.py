@@ -23,7 +23,7 @@ from guidino_tune.search import main as search
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.measured import read_measured
 from guidino_tune.training.model_folder import load_model
-from guidino_tune.tuning.retraining import _take_split
+from guidino_tune.tuning.retraining import take_split
 
 
 def test_export_retrain_test_evaluate_predict(
@@ -120,7 +120,13 @@ def test_the_split_of_the_search_is_taken_over_and_no_other_accepted(home: Path,
     other = tmp_path / "other.json"
     other.write_text(json.dumps(split))
     fresh = tmp_path / "fresh" / "split.json"
-    _take_split({"split": str(other)}, fresh, Console())
+    take_split(
+        {"split": str(other)},
+        fresh,
+        Experiment.from_dict(SPACE["experiment"] | {"data": data}).data,
+        Console(),
+        file=tmp_path / "best.yaml",
+    )
     assert read_split(fresh) == read_split(other)
     kept = home / "retrained" / "best" / "split.json"
     kept.parent.mkdir(parents=True)

@@ -28,7 +28,7 @@ from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.measured import Measured, cases_file, read_measured, remember
 from guidino_tune.tuning.comparing import INFEASIBLE_FILE, Request, _at, _infeasible, _keep, _report_name, _resources, _trainings
 from guidino_tune.tuning.finalists import finalists
-from guidino_tune.tuning.retraining import _take_split
+from guidino_tune.tuning.retraining import take_split
 from guidino_tune.tuning.study import StudyFolder, open_study
 from guidino_tune.tuning.trainings import _ended
 
@@ -238,7 +238,7 @@ def test_a_retrained_model_s_opening_is_in_the_study_s_record(tmp_path: Path, ho
     data = make_label_data(tmp_path / "data")
     study, copy = tmp_path / "study" / "split.json", tmp_path / "retrained" / "split.json"
     open_for_search(data, split_file=study)
-    _take_split({"split": str(study)}, copy, Console())
+    take_split({"split": str(study)}, copy, data, Console(), file=tmp_path / "best.yaml")
     cases = open_test(data, copy, reason="final measurement")
     assert [o["reason"] for o in openings(study)] == ["final measurement"]
     line = json.loads((study.parent / OPENINGS).read_text())
