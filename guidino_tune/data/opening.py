@@ -17,21 +17,10 @@ from guidino_tune import paths
 from guidino_tune.config.data import Data
 from guidino_tune.data.cases import Listing, some, stable_hash
 from guidino_tune.data.checks import look_over
-from guidino_tune.data.copies import copies_in_files
+from guidino_tune.data.dividing import leak_notes, take_or_draw
 from guidino_tune.data.sources import find_cases
-from guidino_tune.data.splits import (
-    TOGETHER,
-    Split,
-    check_split,
-    groups_digest,
-    make_split,
-    read_split,
-    shared_groups,
-    split_apart,
-    write_split,
-)
+from guidino_tune.data.splits import Split
 from guidino_tune.data.table import CaseTable, Progress, build_table
-from guidino_tune.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +58,9 @@ def open_for_search(
             does not fit the data set or the settings.
     """
     listing = find_cases(data)
-    split, notes = _split(listing, data, split_file, progress)
+    split, notes = take_or_draw(listing, data, split_file, progress=progress)
     notes += _twins(listing)
-    leaks = shared_groups(listing, split)
-    if leaks:
-        notes += (f"{len(leaks)} groups (patients) have cases in more than one part of the split ({split.origin}): {some(leaks)}",)
+    notes += leak_notes(listing, split)
     train = _choose(split.train, data.max_train_cases, data.split_seed)
     validation = _choose(split.validation, data.max_validation_cases, data.split_seed)
     folder = cache or paths.cache()
@@ -98,33 +85,6 @@ def _absent_classes(train: CaseTable, num_classes: int) -> set[int]:
     return set(range(1, num_classes + 1)).difference(*(np.unique(train.mask(i)).tolist() for i in range(len(train))))
 
 
-def draw_split(listing: Listing, data: Data, progress: Progress | None = None) -> tuple[Split, tuple[str, ...]]:
-    """Draws the split that ``data`` asks for, and says what was done about copies.
-
-    Args:
-        listing: All cases.
-        data: With ``group_duplicates``, all images are read and compared first.
-        progress: Told (done, in all) over the images.
-
-    Raises:
-        UserError: A part would be empty.
-    """
-    if not data.group_duplicates:
-        return make_split(listing, data), ()
-    copies = copies_in_files(listing.cases, progress)
-    split, left_out = split_apart(listing, data, copies.pairs)
-    notes = [f"{len(copies.exact)} pairs of copies and {len(copies.near)} of near-copies: each pair is kept in one part of the split"]
-    notes += copies.note
-    if left_out:
-        notes.append(
-            f"left out {len(left_out)} cases whose copies the data set publishes in another part "
-            f"(test keeps its cases before validation, validation before training): {some(left_out)}"
-        )
-    if copies.unreadable:
-        notes.append(f"{len(copies.unreadable)} images cannot be decoded and were not compared: {some(copies.unreadable)}")
-    return split, tuple(notes)
-
-
 def _twins(listing: Listing) -> tuple[str, ...]:
     """Ids that are one on a Mac or on Windows."""
     folded: dict[str, list[str]] = {}
@@ -132,38 +92,6 @@ def _twins(listing: Listing) -> tuple[str, ...]:
         folded.setdefault(case.id.casefold(), []).append(case.id)
     twins = [" and ".join(sorted(ids)) for ids in folded.values() if len(ids) > 1]
     return (f"ids that differ in capitals only, of which a Mac or Windows would keep one: {some(twins)}",) if twins else ()
-
-
-def _split(listing: Listing, data: Data, split_file: Path | None, progress: Progress | None) -> tuple[Split, tuple[str, ...]]:
-    if split_file is None or not split_file.exists():
-        split, notes = draw_split(listing, data, progress)
-        if split_file is not None:
-            write_split(split, split_file, groups_digest(listing, split))
-        return split, notes
-    split = read_split(split_file)
-    if "seeded" in split.origin and split.seed != data.split_seed:
-        raise UserError(
-            f"the stored split was drawn with seed {split.seed}, but data.split_seed is {data.split_seed}",
-            where=str(split_file),
-            todo=f"set data.split_seed={split.seed}, or start another study",
-        )
-    check_split(split, listing, split_file)
-    notes = ()
-    if data.group_duplicates != split.origin.endswith(TOGETHER) and split.origin != "given":
-        how = "without" if data.group_duplicates else "with"
-        notes = (f"{split_file}: the stored split is kept; it was drawn {how} data.group_duplicates",)
-    new = {case.id for case in listing.cases}.difference(split.train, split.validation, split.test)
-    if new:
-        notes += (f"{split_file}: {len(new)} cases of the data set are in no part of the stored split and are not used: {some(new)}",)
-    if notes or data.group_duplicates:  # to draw it again, images of what is now the test would have to be opened
-        return split, notes
-    if "seeded" in split.origin and _parts(make_split(listing, data)) != _parts(split):
-        return split, (f"{split_file}: the stored split is kept; with the present settings another one would be drawn",)
-    return split, ()
-
-
-def _parts(split: Split) -> tuple[set[str], ...]:
-    return set(split.train), set(split.validation), set(split.test)
 
 
 def _choose(ids: tuple[str, ...], most: int | None, seed: int) -> tuple[str, ...]:

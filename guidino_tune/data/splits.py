@@ -7,19 +7,20 @@ import json
 import os
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from guidino_tune.config.data import Data
-from guidino_tune.data.cases import Case, Listing, Pair, some, stable_hash
+from guidino_tune.data.cases import Case, Listing, Pair, some
+from guidino_tune.data.drawing import Cells, cells, draw_folds, draw_part
 from guidino_tune.errors import UserError
 
 PARTS = ("train", "validation", "test")
 """Of a split, and the names of their lists in its file."""
 
-TOGETHER = ", copies together"
-"""How the origin of a split ends that divides no copies."""
+SIZED, FOLD, TOGETHER = ", stratified by size", ", fold ", ", copies together"
+"""What the origin of a split says further, in this order: validation has as much of each size, it is a fold, and it divides no copies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,35 +42,68 @@ class Split:
     seed: int
 
 
-def make_split(listing: Listing, data: Data) -> Split:
-    """Divides a listing.
-
-    Published validation and test cases stay what they are. A part that is not published is drawn from all the others (published
-    training cases included) as ``fraction`` of their number, rounded, at least one case. Groups are taken whole, in an order that depends
-    only on the seed, the part and the group's name: not on the machine or on the order of the listing; and the test split does not
-    depend on ``validation_fraction``. An unpublished case follows a published one of its group.
+def make_split(listing: Listing, data: Data, sizes: Mapping[str, float] | None = None) -> Split:
+    """Divides a listing: ``draw_test``, then ``divide``.
 
     Raises:
         UserError: Training or validation would be empty.
     """
-    published = dict(listing.published)
-    # sorted, so that a group that is published in both goes the same way for any order of the listing
-    held_out = dict(sorted((case.group, published[case.id]) for case in listing.cases if published.get(case.id) in ("validation", "test")))
-    for case in listing.cases:
-        if case.id not in published and case.group in held_out:
-            published[case.id] = held_out[case.group]
-    parts = {part: {case.id for case in listing.cases if published.get(case.id) == part} for part in ("validation", "test")}
-    pool = [case for case in listing.cases if published.get(case.id) not in ("validation", "test")]
-    available = len(pool)
-    origins = {part: "published" if parts[part] else "seeded" for part in parts}
-    for part, fraction in (("test", data.test_fraction), ("validation", data.validation_fraction)):
-        if origins[part] == "seeded":
-            parts[part] = _draw(pool, fraction, available, part, data.split_seed)
-            pool = [case for case in pool if case.id not in parts[part]]
-            if not parts[part]:
-                origins[part] = "no"
-    train = {case.id for case in pool}
-    for part, ids in (("training", train), ("validation", parts["validation"])):
+    return divide(listing, data, draw_test(listing, data), sizes)
+
+
+def draw_test(listing: Listing, data: Data) -> tuple[str, ...]:
+    """The test cases: those that are published, or else drawn.
+
+    ``test_fraction`` of the cases that are not published as validation, rounded, at least one. Groups are taken whole, in an order that
+    depends only on the seed and the group's name: not on the machine, on the order of the listing, on ``validation_fraction`` or on
+    ``folds``. With ``data.stratify`` it has as much of each ``Case.stratum`` as the others; of masks nothing is known here.
+
+    Returns:
+        Ids, sorted; none where none is published and ``data.test_fraction`` is 0.
+    """
+    published = _published(listing)
+    test = [name for name, part in published.items() if part == "test"]
+    if not test:
+        pool = [case for case in listing.cases if published.get(case.id) != "validation"]
+        kinds = cells(pool) if data.stratify else {}
+        test = list(draw_part(pool, _target(data.test_fraction, len(pool)), "test", data.split_seed, kinds))
+    return tuple(sorted(test))
+
+
+def divide(listing: Listing, data: Data, test: Iterable[str], sizes: Mapping[str, float] | None = None) -> Split:
+    """Divides what is not for the test.
+
+    Published validation cases stay what they are; else ``validation_fraction`` of the cases that are in no published validation or test is
+    drawn, as ``draw_test`` does, or with ``folds`` all that is not for the test is divided into so many parts, of which ``fold`` is for
+    validation; a published validation part is then divided too. An unpublished case follows a published one of its group.
+
+    Args:
+        listing: All cases.
+        data: Seed, fractions and folds.
+        test: From ``draw_test``.
+        sizes: Case id -> share of the image that is foreground, of those that are not for the test; with ``data.stratify`` validation has
+            as much of each size as training. ``None`` where that is not known.
+
+    Raises:
+        UserError: Training or validation would be empty, or there are fewer groups than folds.
+    """
+    published, sealed = _published(listing), set(test)
+    rest = [case for case in listing.cases if case.id not in sealed]
+    kept = {case.id for case in rest if published.get(case.id) == "validation"}
+    origins = {"test": "published" if "test" in published.values() else "seeded" if sealed else "no", "validation": "published"}
+    sized = ""
+    if data.folds or not kept:
+        kinds = cells(rest, sizes) if data.stratify else {}
+        sized = SIZED if kinds and sizes else ""
+        available = len(rest) if origins["test"] == "published" else len(listing.cases)
+        kept = (
+            folds_of(rest, data.folds, data.split_seed, kinds)[data.fold]
+            if data.folds
+            else draw_part(rest, _target(data.validation_fraction, available), "validation", data.split_seed, kinds)
+        )
+        origins["validation"] = "seeded" if kept else "no"
+    train = {case.id for case in rest} - kept
+    for part, ids in (("training", train), ("validation", kept)):
         if not ids:
             raise UserError(
                 f"no cases are left for {part}: {len(listing.cases)} cases in {len({case.group for case in listing.cases})} groups",
@@ -78,29 +112,78 @@ def make_split(listing: Listing, data: Data) -> Split:
             )
     return Split(
         train=tuple(sorted(train)),
-        validation=tuple(sorted(parts["validation"])),
-        test=tuple(sorted(parts["test"])),
-        origin=_origin(origins),
+        validation=tuple(sorted(kept)),
+        test=tuple(sorted(sealed)),
+        origin=_origin(origins) + sized + (fold_words(data.fold, data.folds) if data.folds else ""),
         seed=data.split_seed,
     )
 
 
-def _draw(pool: list[Case], fraction: float, available: int, part: str, seed: int) -> set[str]:
-    target = max(1, round(fraction * available)) if fraction > 0 else 0
-    groups: dict[str, list[str]] = defaultdict(list)
-    for case in pool:
-        groups[case.group].append(case.id)
-    drawn: set[str] = set()
-    order = sorted(groups, key=lambda group: (stable_hash("split", seed, part, group), group))
-    for group in order:
-        size = len(groups[group])
-        if abs(len(drawn) + size - target) < abs(
-            len(drawn) - target
-        ):  # a group that would overshoot by more than is missing is passed over
-            drawn.update(groups[group])
-    if target and not drawn and len(groups) > 1:
-        drawn.update(groups[min(order, key=lambda group: len(groups[group]))])
-    return drawn
+def fold_splits(listing: Listing, split: Split, folds: int, seed: int, *, stratify: bool, sizes: Mapping[str, float]) -> list[Split]:
+    """Cross-validation of what a split has not for the test: training and validation together, divided into folds.
+
+    Args:
+        listing: With all cases of the split.
+        split: Whose test cases stay what they are.
+        folds: How many.
+        seed: Of the draw. On the same cases it gives the folds that ``divide`` gives.
+        stratify: As ``data.stratify``.
+        sizes: As in ``divide``.
+
+    Raises:
+        UserError: There are fewer groups than folds.
+    """
+    named = {*split.train, *split.validation}
+    pool = [case for case in listing.cases if case.id in named]
+    kinds = cells(pool, sizes) if stratify else {}
+    parts = folds_of(pool, folds, seed, kinds)
+    origin = split.origin.removesuffix(TOGETHER).partition(FOLD)[0].removesuffix(SIZED) + (SIZED if kinds else "")
+    return [
+        Split(tuple(sorted(named - part)), tuple(sorted(part)), split.test, origin + fold_words(number, folds), seed)
+        for number, part in enumerate(parts)
+    ]
+
+
+def folds_of(pool: Sequence[Case], folds: int, seed: int, kinds: Cells) -> list[set[str]]:
+    """See ``drawing.draw_folds``.
+
+    Raises:
+        UserError: There are fewer groups than folds.
+    """
+    groups = {case.group for case in pool}
+    if len(groups) < folds:
+        raise UserError(
+            f"{len(groups)} groups (patients) cannot be divided into {folds} folds: {len(pool)} cases are not for the test",
+            where="data.folds",
+            todo=f"choose at most {len(groups)} folds" if len(groups) > 1 else "use more patients, or data.folds=null",
+        )
+    return draw_folds(pool, folds, seed, kinds)
+
+
+def fold_words(fold: int, folds: int) -> str:
+    """How the origin of a split tells of its fold."""
+    return f"{FOLD}{fold} (of 0 to {folds - 1})"
+
+
+def fold_of(split: Split) -> tuple[int, int] | None:
+    """The fold that a split is of, and the number of folds; ``None`` where it is of none."""
+    words = split.origin.partition(FOLD)[2].split()
+    return (int(words[0]), int(words[4].rstrip("),")) + 1) if words else None
+
+
+def _published(listing: Listing) -> dict[str, str]:
+    """What is published of each case; an unpublished one follows a held-out one of its group."""
+    published = dict(listing.published)
+    # sorted, so that a group that is published in both goes the same way for any order of the listing
+    held_out = dict(sorted((case.group, published[case.id]) for case in listing.cases if published.get(case.id) in ("validation", "test")))
+    for case in listing.cases:
+        if case.id not in published and case.group in held_out:
+            published[case.id] = held_out[case.group]
+    return published
+
+
+def _target(fraction: float, available: int) -> int:
+    return max(1, round(fraction * available)) if fraction > 0 else 0
 
 
 def _origin(origins: dict[str, str]) -> str:
@@ -110,7 +193,16 @@ def _origin(origins: dict[str, str]) -> str:
     return ", ".join(f"{kind} {part}" for kind in ("published", "seeded", "no") for part in ("validation", "test") if origins[part] == kind)
 
 
-def split_apart(listing: Listing, data: Data, pairs: Iterable[Pair]) -> tuple[Split, tuple[str, ...]]:
+def joined(listing: Listing, pairs: Iterable[Pair]) -> Listing:
+    """The same cases, in which copies, and the groups that they belong to, are one group."""
+    group_of = {case.id: case.group for case in listing.cases}
+    groups = together(group_of.values(), ((group_of[a], group_of[b]) for a, b in pairs))
+    return replace(listing, cases=tuple(replace(case, group=groups[case.group]) for case in listing.cases))
+
+
+def split_apart(
+    listing: Listing, data: Data, pairs: Iterable[Pair], sizes: Mapping[str, float] | None = None
+) -> tuple[Split, tuple[str, ...]]:
     """As ``make_split``, but no two cases that are copies of each other come into different parts.
 
     Copies, and the groups that they belong to, are drawn as one group; without any copies the split is that of ``make_split``. Where a
@@ -121,6 +213,7 @@ def split_apart(listing: Listing, data: Data, pairs: Iterable[Pair]) -> tuple[Sp
         listing: All cases.
         data: As for ``make_split``.
         pairs: Ids of copies.
+        sizes: As for ``divide``.
 
     Returns:
         The split, and the ids that are left out, sorted.
@@ -130,10 +223,7 @@ def split_apart(listing: Listing, data: Data, pairs: Iterable[Pair]) -> tuple[Sp
     """
     pairs = tuple(pairs)
     ids = {case.id for case in listing.cases}
-    group_of = {case.id: case.group for case in listing.cases}
-    groups = together(group_of.values(), ((group_of[a], group_of[b]) for a, b in pairs))
-    merged = tuple(replace(case, group=groups[case.group]) for case in listing.cases)
-    split = make_split(replace(listing, cases=merged), data)
+    split = make_split(joined(listing, pairs), data, sizes)
     same = together(ids, pairs)
     taken: dict[str, str] = {}
     for part in reversed(PARTS):

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from guidino_tune import paths
 from guidino_tune.config import Resources
-from guidino_tune.data.opening import draw_split
+from guidino_tune.data.dividing import draw_split
 from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import redacted
 from guidino_tune.space.space import Space
