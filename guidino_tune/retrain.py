@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from guidino_tune.cli import add_protocol_options, parser, positive, protocol_values, run
 
@@ -13,6 +14,7 @@ EXAMPLES = """\
   guidino-tune retrain best.yaml --epochs 400 --seeds 5
   guidino-tune retrain best.yaml --seeds 1 --workers 2 --set training.batch_size=8
                                                     one training over two workers (DDP)
+  guidino-tune retrain best.yaml --folds 5          cross-validation: every case scored by a model that has not seen it
 
 The split is that of the search: from NAME.split.json beside NAME.yaml, or the study's folder; without it nothing is trained.
 The same command continues what was interrupted. The seed that is best on validation becomes the model."""
@@ -22,7 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and retrains; see ``--help``."""
     made = parser("retrain", "Train a configuration with several seeds on Ray Train, test each once, and register the model.", EXAMPLES)
     made.add_argument("file", help="an export of `guidino-tune export`, or any experiment as YAML")
-    made.add_argument("--seeds", type=positive, default=3, help="how many trainings, side by side where they fit (default: 3)")
+    made.add_argument("--seeds", type=positive, help="how many trainings, side by side where they fit (default: 3, of each fold 1)")
+    made.add_argument(
+        "--folds", type=positive, help="cross-validation over so many folds of all but the test; an ensemble becomes the model"
+    )
     made.add_argument("--epochs", type=positive, help="budget of each (default: that of the file)")
     made.add_argument("--name", help="of the result (default: study and trial, or the file's name)")
     made.add_argument("--data-root", metavar="DIR", help="folder of the data set")
@@ -60,8 +65,12 @@ def _retrain(options: argparse.Namespace) -> int:
     if any(text.partition(".")[0] in ("study", "resources") for text in assignments):
         raise UserError("takes paths of the experiment only", where="--set", todo="see the options --workers, --concurrent and others")
     space = absolute(override(space, assignments))
-    name = f"{provenance['study']}-{provenance['trial']}" if "study" in provenance else Path(options.file).stem
+    if options.folds == 1:
+        raise UserError("one fold is no cross-validation", where="--folds 1", todo="choose 2 or more, or leave it out")
+    name = f"{provenance['study']}-{provenance['trial']}" if "study" in provenance and "trial" in provenance else Path(options.file).stem
+    name += f"-{options.folds}-folds" if options.folds else ""
 
+    from guidino_tune.tuning.cross_validation import cross_validate
     from guidino_tune.tuning.progress import make_console
     from guidino_tune.tuning.resolving import resolve_data
     from guidino_tune.tuning.retraining import retrain
@@ -69,10 +78,14 @@ def _retrain(options: argparse.Namespace) -> int:
     space = resolve_data(space)
     settings: Resources = space.resources
     protocol = parse(Protocol, protocol_values(options), "--inference and others")
-    retrain(
-        space.base, provenance, name=options.name or name, seeds=options.seeds, resources=settings, protocol=protocol,
-        console=make_console(), file=Path(options.file), given=Path(options.split_file) if options.split_file else None,
-    )  # fmt: skip
+    common: dict[str, Any] = {
+        "name": options.name or name, "resources": settings, "protocol": protocol, "console": make_console(),
+        "file": Path(options.file), "given": Path(options.split_file) if options.split_file else None,
+    }  # fmt: skip
+    if options.folds:
+        cross_validate(space.base, provenance, folds=options.folds, seeds=options.seeds or 1, **common)
+    else:
+        retrain(space.base, provenance, seeds=options.seeds or 3, **common)
     return 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from guidino_tune.config import Data, Protocol
 from guidino_tune.config.parsing import parse
@@ -21,7 +22,7 @@ from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError
 from guidino_tune.inference import largest_component, predict_image, resize_labels
 from guidino_tune.metrics import NAMES, CaseScore, case_dice, score_case, values
-from guidino_tune.models import GuidedSegmenter
+from guidino_tune.training.ensemble_folder import find_ensemble
 from guidino_tune.training.folder import write_text
 
 SEEN = "all cases include those it was trained on, and the sealed test"
@@ -31,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 
 def evaluate_cases(
-    model: GuidedSegmenter, cases: Sequence[Case], data: Data, protocol: Protocol, progress: Progress | None = None
+    model: nn.Module, cases: Sequence[Case], data: Data, protocol: Protocol, progress: Progress | None = None
 ) -> dict[str, CaseScore]:
     """Predicts and scores each case.
 
@@ -59,7 +60,7 @@ def evaluate_cases(
 
 
 def choose_largest_component(
-    model: GuidedSegmenter, validation_cases: Sequence[Case], data: Data, protocol: Protocol, progress: Progress | None = None
+    model: nn.Module, validation_cases: Sequence[Case], data: Data, protocol: Protocol, progress: Progress | None = None
 ) -> tuple[Protocol, dict[str, float]]:
     """Decides by the mean Dice of validation cases whether to keep only the largest component of each class.
 
@@ -143,6 +144,12 @@ def choose_cases(
         raise UserError("no split.json in this model, beside it or above it", where=str(file or model), todo="name it with --split-file")
     if part == "test":
         return open_test(data, file, reason=str(reason))
+    if find_ensemble(model):
+        raise UserError(
+            "every case that is not tested was trained on by some member of this ensemble",
+            where=str(model),
+            todo="evaluate its members one by one, each on the fold that it has not seen (MODEL/member-0, ...), or with --split test",
+        )
     wanted = set(read_split(file).validation)
     return [case for case in find_cases(data).cases if case.id in wanted]
 
@@ -175,7 +182,7 @@ def validation_cases(model: Path, data: Data, *, root: str | None, split_file: s
         ) from None
 
 
-def _predict(model: GuidedSegmenter, case: Case, data: Data, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
+def _predict(model: nn.Module, case: Case, data: Data, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
     """Predicted and true labels of one size."""
     image, truth = read_case(case, data.num_classes)
     mask = predict_image(model, image, data, protocol).mask

@@ -14,10 +14,11 @@ from guidino_tune.config import Experiment
 from guidino_tune.data.openings import copied_from
 from guidino_tune.errors import UserError
 from guidino_tune.models import GuidedSegmenter, build_model
+from guidino_tune.models.ensemble import Ensemble
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.training.checkpoints import WEIGHTS, load_weights
 
-EXPERIMENT, PROVENANCE, SPLIT = "experiment.yaml", "provenance.yaml", "split.json"
+EXPERIMENT, PROVENANCE, SPLIT, ENSEMBLE = "experiment.yaml", "provenance.yaml", "split.json", "ensemble.yaml"
 
 
 def export_model(source: Path, experiment: Experiment, target: Path, provenance: Mapping[str, Any], split_file: Path | None = None) -> Path:
@@ -63,7 +64,15 @@ def find_weights(folder: Path) -> tuple[Path, Experiment]:
     )
 
 
-def load_model(folder: Path, device: str = "cpu") -> tuple[GuidedSegmenter, Experiment]:
+def load_model(folder: Path, device: str = "cpu") -> tuple[GuidedSegmenter | Ensemble, Experiment]:
+    """A trained network, or an ensemble of them (see ``ensemble_folder``), ready for inference; see ``load_single``."""
+    from guidino_tune.training.ensemble_folder import find_ensemble, load_ensemble  # which loads its members from here
+
+    ensemble = find_ensemble(folder)
+    return load_ensemble(ensemble, device) if ensemble else load_single(folder, device)
+
+
+def load_single(folder: Path, device: str = "cpu") -> tuple[GuidedSegmenter, Experiment]:
     """Builds the network and loads its weights strictly, ready for inference in the precision and memory format of its training.
 
     Raises:

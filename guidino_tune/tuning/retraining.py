@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,16 +22,14 @@ from guidino_tune.data.openings import copied_from
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import groups_digest, read_split, split_digest, write_split
 from guidino_tune.errors import UserError
-from guidino_tune.tracking import SeedRun, flatten, log_model_run, ui_command
-from guidino_tune.tracking.inspection import MLFLOW_EXPERIMENT
-from guidino_tune.tracking.views import model_page
+from guidino_tune.tracking import SeedRun
 from guidino_tune.training.folder import TrialFolder, write_text
 from guidino_tune.training.loop import OBJECTIVE
 from guidino_tune.training.measured import Measured, cases_file
 from guidino_tune.training.model_folder import export_model
 from guidino_tune.tuning.cluster import connected, plan
+from guidino_tune.tuning.registering import register_model
 from guidino_tune.tuning.search import check_workers
-from guidino_tune.tuning.sending import mlflow_uri
 from guidino_tune.tuning.testing import measure_models
 from guidino_tune.tuning.trainings import Training, check_finished, train_side_by_side, with_seed
 
@@ -90,7 +86,7 @@ def retrain(
     home = paths.home() / "retrained" / name
     split_file = home / "split.json"
     check_workers(experiment, resources.workers)
-    _check_same(home, experiment)
+    check_same(home, experiment)
     take_split(provenance, split_file, experiment.data, console, file=file, given=given)
     data = open_for_search(experiment.data, split_file=split_file)
     for note in data.notes:
@@ -181,48 +177,32 @@ def register(
     if len(results) > 1:
         summary |= {f"test_{m}_sd": statistics.stdev(r.test[m] for r in results) for m in known_of_all}
     summary["val_dice_mean"] = statistics.fmean(r.validation for r in results)
-    uri, registered = mlflow_uri(), f"guidino-tune-{name}"
-    marker = home / "registered.json"
     weights = [f"{r.seed} {r.measured.weights} {r.measured.key}" for r in results]
-    key = json.dumps({"experiment": experiment.hash, "chosen": chosen.seed, "measured": weights, "uri": uri})
-    known: dict[str, str] = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
-    version = known.get(key)
-    if version is None:
-        _, version = log_model_run(
-            uri,
-            MLFLOW_EXPERIMENT,
-            f"retrain {name} {experiment.name}",
-            flatten(experiment.to_dict()),
-            summary,
-            [],
-            model,
-            registered,
-            {"experiment_hash": experiment.hash, "test_protocol": chosen.measured.protocol},
-            seeds=[
-                SeedRun(
-                    seed=r.seed,
-                    metrics={"best_val_dice": r.validation, **{f"test_{m}": value for m, value in r.test.items()}},
-                    history=r.folder.history(),
-                    artifacts=[cases_file(r.folder, r.measured), *sorted(r.folder.pictures.glob("*.png"))],
-                    chosen=r.seed == chosen.seed,
-                )
-                for r in results
-            ],
-            artifact_location=paths.home() / "mlartifacts",
-        )
-        write_text(marker, json.dumps({**known, key: version}, indent=1))
-    for line in (
-        f"model of seed {chosen.seed} (best on validation): {model}",
-        f"registered in MLflow as {registered!r}, version {version}",
-        f"  browse: {ui_command(uri)}",
-        f"    open: {model_page(uri, registered)}",
-        " predict: " + paths.next_command(f"predict {shlex.quote(str(model))} IMAGES --output masks"),
-        "evaluate: " + paths.next_command(f"evaluate {shlex.quote(str(model))}"),
-    ):
-        console.print(line, highlight=False, soft_wrap=True)
+    register_model(
+        experiment, model, home, name, console,
+        summary=summary,
+        known_by={"chosen": chosen.seed, "measured": weights},
+        tags={"test_protocol": chosen.measured.protocol},
+        about=f"model of seed {chosen.seed} (best on validation): {model}",
+        seeds=[
+            SeedRun(
+                seed=r.seed,
+                metrics={"best_val_dice": r.validation, **{f"test_{m}": value for m, value in r.test.items()}},
+                history=r.folder.history(),
+                artifacts=[cases_file(r.folder, r.measured), *sorted(r.folder.pictures.glob("*.png"))],
+                chosen=r.seed == chosen.seed,
+            )
+            for r in results
+        ],
+    )  # fmt: skip
 
 
-def _check_same(home: Path, experiment: Experiment) -> None:
+def check_same(home: Path, experiment: Experiment) -> None:
+    """Keeps what is retrained here, or makes sure that it is the same.
+
+    Raises:
+        UserError: The folder is that of another experiment.
+    """
     stored = home / "experiment.yaml"
     if stored.exists() and Experiment.from_yaml(stored).hash != experiment.hash:
         raise UserError("another experiment was retrained under this name", where=str(home), todo="choose another --name")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError
 from guidino_tune.metrics import CaseScore, hd95_percent, summarise
-from guidino_tune.training.checkpoints import WEIGHTS
+from guidino_tune.training.ensemble_folder import weights_digest
 from guidino_tune.training.evaluation import choose_largest_component, evaluate_cases, write_scores
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.measured import Measured, Part, cases_file, read_measured, remember
@@ -62,7 +61,7 @@ def measure_models(
     wanted = dataclasses.asdict(protocol) | {"limit": limit}
     results, missing = {}, {}
     for name, folder in models.items():
-        weights = hashlib.sha256((folder.best / WEIGHTS).read_bytes()).hexdigest()
+        weights = weights_digest(folder.path)
         known = [m for m in read_measured(folder, part) if (m.weights, m.asked) == (weights, wanted)]
         if known:
             results[name] = known[0]

@@ -28,11 +28,12 @@ from guidino_tune.tuning.leftovers import Leftovers
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """One training to be run: its name for a person, what is trained, and where."""
+    """One training to be run: its name for a person, what is trained, where, and on which split, if not on that of all others."""
 
     label: str
     experiment: Experiment
     folder: TrialFolder
+    split_file: Path | None = None
 
     @property
     def finished(self) -> bool:
@@ -52,7 +53,7 @@ def train_side_by_side(
 
     Args:
         trainings: With labels of their own.
-        split_file: The split.
+        split_file: The split of those that name none.
         ray_folder: For Ray's files; removed at the end.
         resources: Of one training.
         booked: From ``cluster.plan``; a cluster is connected.
@@ -67,9 +68,12 @@ def train_side_by_side(
 
     settings = process_settings(booked, resources, split_file=split_file, ray_folder=ray_folder)
     configs = [
-        {**settings, "number": number, "label": t.label, "experiment": t.experiment.to_dict(), "reported": 0, "folder": str(t.folder.path)}
+        {
+            **settings, "number": number, "label": t.label, "experiment": t.experiment.to_dict(), "reported": 0,
+            "folder": str(t.folder.path), "split_file": str(t.split_file or split_file),
+        }
         for number, t in enumerate(trainings)
-    ]
+    ]  # fmt: skip
     searcher = _Trainings(configs, console)
     tuner = tune.Tuner(
         trainable(booked),

@@ -1,0 +1,67 @@
+"""Several trained networks that predict as one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from guidino_tune.models.guided import GuidedSegmenter, Prediction
+
+
+class Ensemble(nn.Module):
+    """The mean of the members' probabilities, and of their guide masks.
+
+    It is used like a single network, so it gives logits: those whose sigmoid or softmax is the mean probability.
+
+    Args:
+        members: At least one, of one task: the same input and the same classes.
+
+    Raises:
+        ValueError: There is none.
+    """
+
+    def __init__(self, members: Sequence[GuidedSegmenter]) -> None:
+        super().__init__()
+        if not members:
+            raise ValueError("an ensemble needs members")
+        self.members = nn.ModuleList(members)
+        self.bf16 = all(member.bf16 for member in members)
+        """As of ``GuidedSegmenter``."""
+
+    def forward(self, images: Tensor) -> Prediction:
+        """Segments a batch.
+
+        Args:
+            images: As of ``GuidedSegmenter.forward``.
+
+        Returns:
+            The finest head only, float32; guide masks of members that have one, at the size of the first.
+        """
+        logits, guides = [], []
+        for member in self.members:  # one after the other: no more memory than one network needs
+            prediction = member(images)
+            logits.append(prediction.logits[0].float())
+            if prediction.guide is not None:
+                guides.append(prediction.guide.float())
+        size = guides[0].shape[-2:] if guides else None
+        fitted = [g if g.shape[-2:] == size else F.interpolate(g, size=size, mode="bilinear", align_corners=False) for g in guides]
+        return Prediction((mean_logits(torch.stack(logits)),), torch.stack(fitted).mean(0) if fitted else None)
+
+
+def mean_logits(logits: Tensor) -> Tensor:
+    """Logits of the mean probability.
+
+    Args:
+        logits: (M, B, 1, H, W) of binary networks, or (M, B, num_classes + 1, H, W).
+
+    Returns:
+        (B, 1, H, W), log p - log(1 - p); or (B, num_classes + 1, H, W), log p. Worked out from logarithms, so that sure pixels stay finite.
+    """
+    count = math.log(len(logits))
+    if logits.shape[2] == 1:
+        return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
+    return F.log_softmax(logits, 2).logsumexp(0) - count
