@@ -71,6 +71,6 @@ def register_model(
         f"  browse: {ui_command(uri)}",
         f"    open: {model_page(uri, registered)}",
         " predict: " + paths.next_command(f"predict {shlex.quote(str(model))} IMAGES --output masks"),
-        "evaluate: " + paths.next_command(f"evaluate {evaluated or model}"),
+        "evaluate: " + paths.next_command(f"evaluate {shlex.quote(str(evaluated or model))}"),
     ):
         console.print(line, highlight=False, soft_wrap=True)
