@@ -47,10 +47,11 @@ def _evaluate(options: argparse.Namespace) -> int:
         choose_largest_component,
         evaluate_cases,
         find_split,
+        rules_for,
         validation_cases,
         write_scores,
     )  # fmt: skip
-    from guidino_tune.training.model_folder import best_device, load_model
+    from guidino_tune.training.model_folder import best_device, find_rules, load_model
 
     if options.split == "test" and not options.reason:
         raise UserError("opening the sealed test split needs a reason", where="--split test", todo='add --reason "..."')
@@ -58,7 +59,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     console = Console(markup=False, emoji=False)
     folder = Path(options.model)
     model, experiment = load_model(folder, best_device())
-    data = experiment.data
+    data, rules = experiment.data, find_rules(folder, experiment.data)
     choosing = protocol.largest_component == "validation"
     # With --split all the folder is that of another data set, and post-processing is chosen on the model's own.
     own_root = None if options.split == "all" else options.data_root
@@ -71,11 +72,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     )  # fmt: skip
     if before:
         console.print(f"note: {before}", style="yellow", highlight=False, soft_wrap=True)
+    own = rules_for(cases, data, rules) if options.split == "all" else rules
     with console.status("evaluating") as status:
         if choosing:
             protocol, dice = choose_largest_component(
                 model, chosen_on, data, protocol,
                 lambda done, total: status.update(f"choosing the post-processing: {done} of {total} validation images"),
+                rules=rules,
             )  # fmt: skip
             console.print(
                 f"largest component {protocol.largest_component}: on {len(chosen_on)} validation cases Dice {dice['always']:.4f} with it, "
@@ -84,14 +87,16 @@ def _evaluate(options: argparse.Namespace) -> int:
                 highlight=False,
                 soft_wrap=True,
             )
-        scores = evaluate_cases(model, cases, data, protocol, lambda done, total: status.update(f"evaluating: {done} of {total} images"))
+        scores = evaluate_cases(
+            model, cases, data, protocol, lambda done, total: status.update(f"evaluating: {done} of {total} images"), rules=own
+        )
     mean = summarise(list(scores.values()))
     if options.output:
         write_scores(scores, Path(options.output), protocol)
     title = f"{experiment.name}, {options.split} split of {options.kind or data.kind}, {len(scores)} cases, {protocol.describe()}"
     console.print(f"{title}: {_line(mean, '')}", highlight=False, soft_wrap=True)
-    for number in range(1, data.num_classes + 1) if data.num_classes > 1 else ():
-        console.print(f"  class {number}: {_line(mean, f'_class_{number}')}", highlight=False, soft_wrap=True)
+    for number, name in enumerate(data.class_names, 1) if data.num_classes > 1 else ():
+        console.print(f"  {name}: {_line(mean, f'_class_{number}')}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -181,6 +181,17 @@ def round_trip_dice(mask: Array, shrunk: Array, num_classes: int = 1) -> float:
     return math.fsum(scores) / num_classes
 
 
+def viewable(image: Array) -> Array:
+    """An image of any depth and number of channels as a person can look at it: uint8 (H, W, 3).
+
+    The first three channels are red, green and blue; of two the first is blue too, and a single one is grey.
+    """
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    chosen = {1: [0, 0, 0], 2: [0, 1, 0]}.get(image.shape[2], [0, 1, 2])
+    return image if image.shape[2] == 3 else np.ascontiguousarray(image[..., chosen])
+
+
 def _by_channel(array: Array, picture: Any, target: tuple[int, int]) -> Array:
     channels = [
         picture(np.ascontiguousarray(array[..., index])).resize(target, Image.Resampling.BILINEAR) for index in range(array.shape[2])

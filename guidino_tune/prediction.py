@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from guidino_tune.config import Experiment, Protocol
+from guidino_tune.config import Protocol
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.decoding import read_image
 from guidino_tune.errors import UserError
+from guidino_tune.framing import viewable
 from guidino_tune.inference import predict_image
 from guidino_tune.prediction_files import MASKS, OVERLAYS, check_output, find_images, mark_of, png
 from guidino_tune.tracking.pictures import overlay, save_png
-from guidino_tune.training.model_folder import best_device, load_model
+from guidino_tune.training.model_folder import best_device, find_rules, load_model
 
 
 def predict_folder(
@@ -54,6 +54,7 @@ def predict_folder(
     found = find_images(images, output)
     replaced = check_output(output, found.names.values(), overlays=overlays)
     network, experiment = load_model(model, best_device())
+    rules = find_rules(model, experiment.data)
     for note in found.notes:
         tell(note)
     failed: list[str] = []
@@ -61,7 +62,7 @@ def predict_folder(
         if progress:
             progress(number, len(found.names))
         try:
-            image = _read(file, experiment)
+            image = read_image(file, rules)
         except UserError as error:
             failed.append(f"{error.where or file}: {error.what}")  # what to do about it in training does not help here
             continue
@@ -69,13 +70,8 @@ def predict_folder(
         levels = Image.fromarray(result.mask * 255 if experiment.data.num_classes == 1 else result.mask)
         save_png(levels, output / MASKS / png(name), mark_of(levels))
         if overlays:
-            picture = overlay(image, None, result.guide, result.mask, title=name.name, num_classes=experiment.data.num_classes)
+            picture = overlay(viewable(image), None, result.guide, result.mask, title=name.name, num_classes=experiment.data.num_classes)
             save_png(picture, output / OVERLAYS / png(name), mark_of(picture))
     if replaced:
         tell(f"{replaced} masks of an earlier run were replaced")
     return len(found.names) - len(failed), failed
-
-
-def _read(file: Path, experiment: Experiment) -> np.ndarray:
-    """An image as the model was trained to see it: uint8, (H, W, 3)."""
-    return read_image(file)

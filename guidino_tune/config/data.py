@@ -131,7 +131,7 @@ class Data:
     masks: PathText | None = None
     group: str | None = None
     labels: Annotated[dict[str, Any] | None, WrapValidator(_labels_once)] = None
-    ignore_label: Annotated[int, Field(ge=0, le=65535), Number] | None = None
+    ignore_label: Annotated[int, Field(ge=-32768, le=65535), Number] | None = None
     image_size: Annotated[int, Field(ge=2 * PATCH, le=4096, multiple_of=PATCH), Number] = 256
     num_classes: Annotated[int, Field(ge=1, le=254), Number] = 1
     channels: Annotated[int, Field(ge=1, le=64), Number] = 3

@@ -9,8 +9,6 @@ import os
 import uuid
 from pathlib import Path
 
-import numpy as np
-
 from guidino_tune.data.cases import Listing, Pair, some
 from guidino_tune.data.copies import VERSION, Copies, copies_among, copies_in_files
 from guidino_tune.data.table import CaseTable, Progress
@@ -52,7 +50,7 @@ def look_over(train: CaseTable, validation: CaseTable, folder: Path, origin: str
 def _copies(train: CaseTable, validation: CaseTable, origin: str) -> tuple[str, ...]:
     part_of = dict.fromkeys(train.ids, "training") | dict.fromkeys(validation.ids, "validation")
     found = copies_among((name, table.image(i)) for table in (train, validation) for i, name in enumerate(table.ids))
-    pixels = f"the very same pixels, once they are {train.size} wide and high,"
+    pixels = "the very same pixels" + ("" if train.native else f", once they are {train.size} wide and high,")
     return found.note + told(
         found.across(part_of), f"in training and validation ({origin})", "start a study with --group-duplicates", pixels
     )
@@ -100,9 +98,7 @@ def _pairs(pairs: tuple[Pair, ...]) -> str:
 
 
 def _masks(train: CaseTable, validation: CaseTable) -> tuple[str, ...]:
-    shares = {
-        name: float(np.count_nonzero(table.mask(i))) / table.size**2 for table in (train, validation) for i, name in enumerate(table.ids)
-    }
+    shares = {name: float(share) for table in (train, validation) for name, share in zip(table.ids, table.foreground, strict=True)}
     total = len(shares)
     empty = [name for name, share in shares.items() if share == 0]
     large = [name for name, share in shares.items() if share > 0.5]

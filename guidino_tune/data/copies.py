@@ -21,7 +21,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +29,14 @@ from scipy import fft
 from scipy.ndimage import gaussian_filter
 
 from guidino_tune.data.cases import Case, Pair
-from guidino_tune.data.decoding import Bytes, read_image
+from guidino_tune.data.raw import Values
+from guidino_tune.data.reading import read_raw
 from guidino_tune.errors import UserError
+from guidino_tune.framing import viewable
 
-VERSION = 2
+Bytes = NDArray[np.uint8]
+
+VERSION = 3
 """Raised when anything below changes what is found."""
 
 CANDIDATE = 0.88  # the least of the 7 pairs on Kvasir-SEG has 0.90
@@ -108,13 +111,13 @@ class Copies:
         return Copies(tuple(sorted(exact)), tuple((x, y) for x, y in sorted(near)), self.unreadable, self.passed_over)
 
 
-def copies_among(pictures: Iterable[tuple[str, Bytes]]) -> Copies:
+def copies_among(pictures: Iterable[tuple[str, Values]]) -> Copies:
     """Finds the pairs among decoded images.
 
     Args:
-        pictures: Id and uint8 (H, W, 3), RGB; read one by one, and not kept.
+        pictures: Id and (H, W, C), uint8 or uint16; read one by one, and not kept.
     """
-    looks = [(name, *_look(image)) for name, image in pictures]
+    looks = [(name, _digest(image), _small(viewable(image))) for name, image in pictures]
     return _compare(looks)
 
 
@@ -140,14 +143,22 @@ def copies_in_files(cases: Sequence[Case], progress: Callable[[int, int], None] 
 
 def _file_look(case: Case) -> tuple[bytes, Bytes] | None:
     try:
-        return _look(read_image(Path(case.image)))
+        raw = read_raw(case.image)
     except UserError:
         return None  # told in full by whoever decodes the case
+    values = raw.values
+    if raw.deep:  # by its own range: nothing is learned from it, only compared
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        values = (np.nan_to_num(values.astype(np.float64) - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+    return _digest(raw.values), _small(viewable(values))
 
 
-def _look(image: Bytes) -> tuple[bytes, Bytes]:
-    digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).digest()
-    return digest, np.asarray(Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BOX))
+def _digest(pixels: Values) -> bytes:
+    return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).digest()
+
+
+def _small(image: Bytes) -> Bytes:
+    return np.asarray(Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BOX))
 
 
 def _compare(looks: list[tuple[str, bytes, Bytes]]) -> Copies:

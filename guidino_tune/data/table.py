@@ -11,33 +11,43 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
-from guidino_tune.data.cases import Case
-from guidino_tune.data.decoding import Bytes, read_case_and_digest
+from guidino_tune.config.data import IGNORED, Data
+from guidino_tune.data.cases import Case, stable_hash
+from guidino_tune.data.decoding import read_case_and_digest
+from guidino_tune.data.files import slice_of
+from guidino_tune.data.labels import Mask
 from guidino_tune.data.locking import locked
+from guidino_tune.data.rules import Rules
 from guidino_tune.errors import UserError
+from guidino_tune.framing import Array, cut, frame, place, place_mask, round_trip_dice
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the file's layout or the way of decoding or resizing changes: old files are then passed over."""
 
 _THREADS = 4  # Pillow decodes without the interpreter lock; more threads gain little and hold more large images at once
 _BATCH_BYTES = 32 * 2**20
+_NATIVE = 4  # cases of a batch that keeps their own size
+_CEILINGS = 60  # cases of which it is measured what resizing takes from their mask
 
 Progress = Callable[[int, int], None]
 """Called with (cases done, cases in all)."""
 
 
 class CaseTable:
-    """Cases of one size, in the order of their ids. Nothing is read before it is asked for; arrays are read-only views of the file.
+    """Decoded cases, in the order of their ids. Nothing is read before it is asked for; arrays are read-only views of the file.
 
     Args:
         path: A file that ``build_table`` wrote.
         rows: Only these rows; by default every case that could be decoded.
+
+    Attributes:
+        size: Side of the images in pixels; of native ones that of the patches.
+        native: Images and masks have the size of their files (``data.view`` ``patch``).
 
     Raises:
         pyarrow.ArrowInvalid: The file is none of ours or not whole.
@@ -45,19 +55,19 @@ class CaseTable:
 
     def __init__(self, path: Path, rows: Sequence[int] | None = None) -> None:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        metadata = json.loads((reader.schema.metadata or {}).get(b"guidino_tune", b"{}"))
-        if metadata.get("format") != FORMAT:
+        form = json.loads((reader.schema.metadata or {}).get(b"guidino_tune", b"{}"))
+        if form.get("format") != FORMAT:
             raise pa.ArrowInvalid(f"{path} is no table of format {FORMAT}")
-        self.path = path
-        self.size: int = metadata["size"]
-        self.num_classes: int = metadata.get("num_classes", 1)
+        self.path, self._form = path, form
+        self.size: int = form["image_size"]
+        self.num_classes: int = form["num_classes"]
+        self.channels: int = form["channels"]
+        self.native: bool = form["view"] == "patch"
         columns = reader.schema.names
         batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         small = pa.Table.from_batches(batches).select([name for name in columns if name not in ("image", "mask")])
         self._columns: dict[str, list[Any]] = small.to_pydict()
-        self._images: list[Bytes] = [_pixels(batch.column(columns.index("image")), (self.size, self.size, 3)) for batch in batches]
-        self._masks: list[Bytes] = [_pixels(batch.column(columns.index("mask")), (self.size, self.size)) for batch in batches]
-        self._rows_per_batch = len(self._images[0])
+        self._images, self._masks = (_Pixels([batch.column(columns.index(name)) for batch in batches]) for name in ("image", "mask"))
         problems = self._columns["problem"]
         self.skipped: tuple[str, ...] = tuple(text for text in problems if text)
         self._rows = tuple(rows) if rows is not None else tuple(row for row, text in enumerate(problems) if not text)
@@ -78,17 +88,16 @@ class CaseTable:
         """Case id -> index ``i`` of ``image(i)`` and ``mask(i)``."""
         return {name: index for index, name in enumerate(self.ids)}
 
-    def image(self, i: int) -> Bytes:
-        """The resized image: uint8 (S, S, 3), RGB, a read-only view."""
-        batch, row = divmod(self._rows[i], self._rows_per_batch)
-        view: Bytes = self._images[batch][row]
-        return view
+    def image(self, i: int) -> Array:
+        """The image: uint8, or uint16 of which 65535 is white; (S, S, C), or (H, W, C) of a native one; a read-only view."""
+        row = self._rows[i]
+        kind = np.uint16 if self._columns["deep"][row] else np.uint8
+        return self._images[row].view(kind).reshape(*self._shape(row), self.channels)
 
-    def mask(self, i: int) -> Bytes:
-        """The resized mask: uint8 (S, S) of 0 to ``num_classes``, a read-only view."""
-        batch, row = divmod(self._rows[i], self._rows_per_batch)
-        view: Bytes = self._masks[batch][row]
-        return view
+    def mask(self, i: int) -> Mask:
+        """The mask: uint8 (S, S), or (H, W) of a native one; 0 to ``num_classes``, and ``IGNORED``; a read-only view."""
+        row = self._rows[i]
+        return self._masks[row].reshape(self._shape(row))
 
     def original_size(self, i: int) -> tuple[int, int]:
         """Height and width in the file, in pixels."""
@@ -96,9 +105,23 @@ class CaseTable:
         return self._columns["height"][row], self._columns["width"][row]
 
     @cached_property
+    def foreground(self) -> Array:
+        """Share of foreground in each mask (N,), float64."""
+        return np.array([self._columns["foreground"][row] for row in self._rows])
+
+    @property
+    def ceiling(self) -> float:
+        """Mean Dice, at their own size, of masks that went through ``size``, to themselves: no network scores higher (a sample of cases).
+
+        NaN where nothing was resized.
+        """
+        known = [value for row in self._rows if not np.isnan(value := self._columns["ceiling"][row])]
+        return float(np.mean(known)) if known else float("nan")
+
+    @cached_property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits of the ids, the files' contents, size and number of classes: equal wherever the data are equal."""
-        digest = hashlib.sha256(_form(self.size, self.num_classes))
+        """64 hexadecimal digits of the ids, the files' contents and how they were read and resized: equal wherever the data are equal."""
+        digest = hashlib.sha256(json.dumps(self._form, sort_keys=True).encode())
         for name, content in sorted((self._columns["id"][row], self._columns["digest"][row]) for row in self._rows):
             digest.update(name.encode() + b"\0" + content)
         return digest.hexdigest()
@@ -111,30 +134,43 @@ class CaseTable:
         """
         return CaseTable(self.path, [self._rows[self.positions[name]] for name in ids])
 
+    def _shape(self, row: int) -> tuple[int, int]:
+        return (self._columns["height"][row], self._columns["width"][row]) if self.native else (self.size, self.size)
 
-def build_table(
-    cases: Iterable[Case],
-    size: int,
-    folder: Path,
-    on_bad: Literal["error", "skip"] = "error",
-    progress: Progress | None = None,
-    *,
-    num_classes: int = 1,
-) -> CaseTable:
+
+class _Pixels:
+    """A column of bytes over all batches, of which each row is a view of the mapped file."""
+
+    def __init__(self, columns: Sequence[Any]) -> None:
+        self._per_batch = len(columns[0])
+        self._parts: list[tuple[Array, Array]] = []
+        for column in columns:
+            _, offsets, content = column.buffers()
+            starts = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
+            self._parts.append((starts, np.frombuffer(content, np.uint8) if content is not None else np.empty(0, np.uint8)))
+
+    def __getitem__(self, row: int) -> Array:
+        batch, index = divmod(row, self._per_batch)
+        starts, content = self._parts[batch]
+        view: Array = content[starts[index] : starts[index + 1]]
+        return view
+
+
+def build_table(cases: Iterable[Case], data: Data, rules: Rules, folder: Path, progress: Progress | None = None) -> CaseTable:
     """Opens the table of these cases, building it first if it is not in ``folder``.
 
-    The file's name is a hash of every file's path, length and time of change, the size, the number of classes and the format: looking at
-    contents instead would read gigabytes before every trial. The contents are hashed while they are decoded, and that is what
+    The file's name is a hash of every file's path, length and time of change, the rules, and the settings of ``data`` that count here:
+    looking at contents instead would read gigabytes before every trial. The contents are hashed while they are decoded, and that is what
     ``fingerprint`` tells, so it is the same on every machine. Processes that want the same table at once wait for the first (where the
     file system has no locks, they build it twice, with the same result); it appears under its name only when it is whole.
 
     Args:
         cases: At least one.
-        size: Side in pixels; images are resized with bilinear filtering, masks to the nearest pixel, without keeping the aspect.
+        data: How images are resized (bilinear, antialiased) and masks with them. ``bad_cases``: ``error`` raises for the first case that
+            cannot be decoded, ``skip`` leaves it out and lists it in ``skipped``.
+        rules: How files are read.
         folder: The cache; made if missing.
-        on_bad: ``error`` raises for the first case that cannot be decoded, ``skip`` leaves it out and lists it in ``skipped``.
         progress: Told how many cases are done, while building.
-        num_classes: 1 for binary masks, more for label maps.
 
     Raises:
         UserError: A case cannot be decoded, or none can, or the cache cannot be written.
@@ -142,7 +178,12 @@ def build_table(
     cases = sorted(cases, key=lambda case: case.id)
     if not cases:
         raise UserError("there are no cases to decode", where="data")
-    path = folder / f"cases-{size}-{_key(cases, size, num_classes)}.arrow"
+    form = {
+        "format": FORMAT,
+        **{name: getattr(data, name) for name in ("image_size", "num_classes", "channels", "resize", "mask_resize", "view")},
+        "rules": rules.key,
+    }
+    path = folder / f"cases-{data.image_size}-{_key(cases, form)}.arrow"
     table = _opened(path)
     if table is None:
         try:
@@ -153,7 +194,7 @@ def build_table(
                     if held == "alone":  # then whoever left these was killed
                         for leftover in folder.glob(f".{path.name}.*.tmp"):
                             leftover.unlink(missing_ok=True)
-                    _write(cases, size, num_classes, path, on_bad, progress)
+                    _write(cases, data, rules, form, path, progress)
                     table = CaseTable(path)
         except OSError as error:
             todo = "free some space there" if error.errno == errno.ENOSPC else "make it writable"
@@ -162,30 +203,19 @@ def build_table(
                 where=str(folder),
                 todo=f"{todo}, or set GUIDINO_TUNE_HOME to another place",
             ) from None
-    if table.skipped and on_bad == "error":
+    if table.skipped and data.bad_cases == "error":
         raise UserError(table.skipped[0], todo="restore the file, or set data.bad_cases=skip")
     if not len(table):
         raise UserError(f"none of {len(cases)} cases can be decoded; the first: {table.skipped[0]}", todo="check data.root")
     return table
 
 
-def _pixels(column: Any, shape: tuple[int, ...]) -> Bytes:
-    count = len(column)
-    flat = np.frombuffer(column.buffers()[1], np.uint8, count * int(np.prod(shape)), column.offset * int(np.prod(shape)))
-    return flat.reshape(count, *shape)
-
-
-def _form(size: int, num_classes: int) -> bytes:
-    # Binary tables are named and fingerprinted as before there were classes, so that studies of that time go on.
-    return f"{FORMAT} {size}{f' {num_classes} classes' if num_classes > 1 else ''}".encode()
-
-
-def _key(cases: list[Case], size: int, num_classes: int) -> str:
-    digest = hashlib.sha256(_form(size, num_classes))
+def _key(cases: list[Case], form: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(form, sort_keys=True).encode())
     for case in cases:
-        for path in (case.image, case.mask):
+        for path in (*case.images, *case.masks):
             try:
-                stat = path.stat()
+                stat = slice_of(path)[0].stat()
                 state = f"{stat.st_size} {stat.st_mtime_ns}"
             except OSError:
                 state = "missing"  # decoding tells it in full
@@ -200,26 +230,32 @@ def _opened(path: Path) -> CaseTable | None:
         return None  # damaged: built again
 
 
-def _write(cases: list[Case], size: int, num_classes: int, path: Path, on_bad: str, progress: Progress | None) -> None:
-    columns = {
-        "id": pa.string(),
-        "height": pa.int32(),
-        "width": pa.int32(),
-        "digest": pa.binary(32),
-        "problem": pa.string(),  # why the case could not be decoded; its pixels are zero
-        "image": pa.binary(size * size * 3),
-        "mask": pa.binary(size * size),
-    }
-    form = {"format": FORMAT, "size": size, "num_classes": num_classes}
-    schema = pa.schema(list(columns.items()), metadata={"guidino_tune": json.dumps(form)})
-    per_batch = max(1, min(64, _BATCH_BYTES // (size * size * 4)))
+_COLUMNS = {
+    "id": pa.string(),
+    "height": pa.int32(),
+    "width": pa.int32(),
+    "deep": pa.bool_(),  # two bytes a value
+    "digest": pa.binary(32),
+    "foreground": pa.float64(),
+    "ceiling": pa.float64(),
+    "problem": pa.string(),  # why the case could not be decoded; it has no pixels then
+    "image": pa.large_binary(),
+    "mask": pa.large_binary(),
+}
+
+
+def _write(cases: list[Case], data: Data, rules: Rules, form: dict[str, Any], path: Path, progress: Progress | None) -> None:
+    schema = pa.schema(list(_COLUMNS.items()), metadata={"guidino_tune": json.dumps(form)})
+    per_batch = _NATIVE if data.view == "patch" else max(1, min(64, _BATCH_BYTES // (data.image_size**2 * (data.channels + 1))))
+    measured = set(sorted((case.id for case in cases), key=lambda name: (stable_hash("ceiling", name), name))[:_CEILINGS])
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     done = 0
     try:
         with open(temporary, "wb") as file, ThreadPoolExecutor(_THREADS) as threads:
             with pa.ipc.new_file(file, schema) as writer:
                 for start in range(0, len(cases), per_batch):
-                    jobs = [threads.submit(_row, case, size, num_classes, on_bad) for case in cases[start : start + per_batch]]
+                    part = cases[start : start + per_batch]
+                    jobs = [threads.submit(_row, case, data, rules, case.id in measured) for case in part]
                     rows = []
                     try:
                         for job in jobs:
@@ -230,7 +266,7 @@ def _write(cases: list[Case], size: int, num_classes: int, path: Path, on_bad: s
                     finally:
                         for job in jobs:
                             job.cancel()  # after an error the rest need not be decoded
-                    arrays = [pa.array([row[name] for row in rows], kind) for name, kind in columns.items()]
+                    arrays = [pa.array([row[name] for row in rows], kind) for name, kind in _COLUMNS.items()]
                     writer.write_batch(pa.record_batch(arrays, schema=schema))
             file.flush()
             os.fsync(file.fileno())
@@ -239,26 +275,30 @@ def _write(cases: list[Case], size: int, num_classes: int, path: Path, on_bad: s
         temporary.unlink(missing_ok=True)
 
 
-def _row(case: Case, size: int, num_classes: int, on_bad: str) -> dict[str, Any]:
+def _row(case: Case, data: Data, rules: Rules, measured: bool) -> dict[str, Any]:
     try:
-        image, mask, digest = read_case_and_digest(case, num_classes)
+        image, mask, digest = read_case_and_digest(case, rules)
     except UserError as error:
-        if on_bad != "skip":
+        if data.bad_cases != "skip":
             raise
-        blank = bytes(size * size * 3)
         text = f"{case.id}: {error.where}: {error.what}"
-        return {"id": case.id, "height": 0, "width": 0, "digest": bytes(32), "problem": text, "image": blank, "mask": blank[: size * size]}
-    height, width = mask.shape
-    picture, shape = Image.fromarray(image), Image.fromarray(mask)
-    if (height, width) != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-        shape = shape.resize((size, size), Image.Resampling.NEAREST)
+        blank = dict.fromkeys(("height", "width", "deep", "foreground"), 0) | {"deep": False, "ceiling": float("nan")}
+        return {"id": case.id, **blank, "digest": bytes(32), "problem": text, "image": b"", "mask": b""}
+    (height, width), size, ceiling = mask.shape, data.image_size, float("nan")
+    if data.view == "image":
+        full = mask
+        image, mask = place(image, size, data.resize), place_mask(mask, size, data.resize, data.mask_resize, data.num_classes)
+        if measured and max(height, width) > size and full.any():
+            ceiling = round_trip_dice(full, cut(mask, frame(height, width, size, data.resize)), data.num_classes)
     return {
         "id": case.id,
         "height": height,
         "width": width,
+        "deep": image.dtype == np.uint16,
         "digest": digest,
+        "foreground": float(np.count_nonzero((mask != 0) & (mask != IGNORED))) / mask.size,
+        "ceiling": ceiling,
         "problem": "",
-        "image": picture.tobytes(),
-        "mask": shape.tobytes(),
+        "image": image.tobytes(),
+        "mask": mask.tobytes(),
     }

@@ -14,6 +14,7 @@ import yaml
 from guidino_tune.config import Experiment
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.data.openings import copied_from
+from guidino_tune.data.rules import RULES
 from guidino_tune.errors import UserError
 from guidino_tune.models.ensemble import Ensemble
 from guidino_tune.training.checkpoints import WEIGHTS
@@ -113,6 +114,8 @@ def export_ensemble(members: Sequence[Member], target: Path, provenance: Mapping
         if (target / name / SPLIT).is_file():
             copied_from(target / name / SPLIT, member.split_file)
     shutil.copy2(split_file, draft / SPLIT)
+    if (split_file.parent / RULES).is_file():
+        shutil.copy2(split_file.parent / RULES, draft / RULES)
     copied_from(draft / SPLIT, split_file)
     (draft / PROVENANCE).write_text(yaml.safe_dump(dict(provenance), sort_keys=False), encoding="utf-8")
     list_members(draft, names)

@@ -16,11 +16,13 @@ from guidino_tune.config import Data, Protocol
 from guidino_tune.config.parsing import parse
 from guidino_tune.data.cases import Case
 from guidino_tune.data.decoding import read_case
+from guidino_tune.data.rules import Rules, label_rule, survey_masks
 from guidino_tune.data.sealed import open_test
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError
-from guidino_tune.inference import largest_component, predict_image, resize_labels
+from guidino_tune.framing import place_mask
+from guidino_tune.inference import largest_component, predict_image
 from guidino_tune.metrics import NAMES, CaseScore, case_dice, score_case, values
 from guidino_tune.training.ensemble_folder import find_ensemble
 from guidino_tune.training.folder import write_text
@@ -32,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 
 def evaluate_cases(
-    model: nn.Module, cases: Sequence[Case], data: Data, protocol: Protocol, progress: Progress | None = None
+    model: nn.Module, cases: Sequence[Case], data: Data, protocol: Protocol, progress: Progress | None = None, *, rules: Rules
 ) -> dict[str, CaseScore]:
     """Predicts and scores each case.
 
@@ -42,6 +44,7 @@ def evaluate_cases(
         data: What the model was trained with: ``image_size``, ``normalisation`` and ``num_classes`` count here.
         protocol: How to predict, post-process and score.
         progress: Told (done, in all).
+        rules: How the cases' files are read.
 
     Returns:
         The scores by the cases' ids; distances are in native pixels, or at training resolution in pixels of the squeezed image.
@@ -52,7 +55,7 @@ def evaluate_cases(
     """
     scores = {}
     for number, case in enumerate(cases, 1):
-        mask, truth = _predict(model, case, data, protocol)
+        mask, truth = _predict(model, case, data, protocol, rules)
         scores[case.id] = score_case(mask, truth, num_classes=data.num_classes, hd95=protocol.hd95, ignore=data.has_ignored)
         if progress:
             progress(number, len(cases))
@@ -60,7 +63,13 @@ def evaluate_cases(
 
 
 def choose_largest_component(
-    model: nn.Module, validation_cases: Sequence[Case], data: Data, protocol: Protocol, progress: Progress | None = None
+    model: nn.Module,
+    validation_cases: Sequence[Case],
+    data: Data,
+    protocol: Protocol,
+    progress: Progress | None = None,
+    *,
+    rules: Rules,
 ) -> tuple[Protocol, dict[str, float]]:
     """Decides by the mean Dice of validation cases whether to keep only the largest component of each class.
 
@@ -73,6 +82,7 @@ def choose_largest_component(
         data: As in ``evaluate_cases``.
         protocol: Its ``largest_component`` is left aside.
         progress: Told (done, in all).
+        rules: How the cases' files are read.
 
     Returns:
         The protocol with ``never`` or ``always``, and the mean Dice of both.
@@ -86,7 +96,7 @@ def choose_largest_component(
     plain = dataclasses.replace(protocol, largest_component="never")
     never, always = [], []
     for number, case in enumerate(validation_cases, 1):
-        mask, truth = _predict(model, case, data, plain)
+        mask, truth = _predict(model, case, data, plain, rules)
         never.append(case_dice(mask, truth, num_classes=data.num_classes, ignore=data.has_ignored))
         always.append(case_dice(largest_component(mask), truth, num_classes=data.num_classes, ignore=data.has_ignored))
         if progress:
@@ -182,11 +192,21 @@ def validation_cases(model: Path, data: Data, *, root: str | None, split_file: s
         ) from None
 
 
-def _predict(model: nn.Module, case: Case, data: Data, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
+def rules_for(cases: Sequence[Case], data: Data, rules: Rules) -> Rules:
+    """How another data set is read by a model: its masks by a rule of their own where one is found, its images by the model's."""
+    try:
+        return dataclasses.replace(rules, labels=label_rule(survey_masks(cases, data), data))
+    except UserError:
+        return rules  # all empty, say; what does not fit the model's rule is named
+
+
+def _predict(model: nn.Module, case: Case, data: Data, protocol: Protocol, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
     """Predicted and true labels of one size."""
-    image, truth = read_case(case, data.num_classes)
+    image, truth = read_case(case, rules)
     mask = predict_image(model, image, data, protocol).mask
-    return mask, truth if protocol.resolution == "native" else resize_labels(truth, data.image_size)
+    if protocol.resolution == "training":
+        truth = place_mask(truth, data.image_size, data.resize, data.mask_resize, data.num_classes)
+    return mask, truth
 
 
 def _images(data: Data) -> set[Path]:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import yaml
 
-from guidino_tune.config import Experiment
+from guidino_tune.config import Data, Experiment
 from guidino_tune.data.openings import copied_from
+from guidino_tune.data.rules import RULES, Rules, plain_rules, read_rules
 from guidino_tune.errors import UserError
 from guidino_tune.models import GuidedSegmenter, build_model
 from guidino_tune.models.ensemble import Ensemble
@@ -29,7 +30,8 @@ def export_model(source: Path, experiment: Experiment, target: Path, provenance:
         experiment: What was trained.
         target: The new folder; an older one is replaced.
         provenance: Where the weights come from, in plain YAML types.
-        split_file: What it was trained, chosen and tested on: the ids go along, so that another machine tests on no other cases.
+        split_file: What it was trained, chosen and tested on: the ids go along, so that another machine tests on no other cases; and with
+            them the rules of reading beside it.
     """
     draft = target.with_name(f".{target.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
@@ -42,6 +44,8 @@ def export_model(source: Path, experiment: Experiment, target: Path, provenance:
             copied_from(target / SPLIT, split_file)  # openings that only the older one's record has
         shutil.copy2(split_file, draft / SPLIT)
         copied_from(draft / SPLIT, split_file)
+        if (split_file.parent / RULES).is_file():
+            shutil.copy2(split_file.parent / RULES, draft / RULES)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
     return target
@@ -62,6 +66,22 @@ def find_weights(folder: Path) -> tuple[Path, Experiment]:
         where=str(folder),
         todo="give the model folder that `guidino-tune retrain` printed, or a trial's folder in a study",
     )
+
+
+def find_rules(folder: Path, data: Data) -> Rules:
+    """How the images of a model are to be read: the rules in its folder, or of the study or retraining above it.
+
+    Models that were trained before there were rules have the plain ones.
+
+    Args:
+        folder: Of the model, or of a trial.
+        data: What it was trained on.
+    """
+    for place in (folder, folder / "model", *folder.absolute().parents):
+        rules = read_rules(place / RULES)
+        if rules is not None:
+            return rules
+    return plain_rules(data)
 
 
 def load_model(folder: Path, device: str = "cpu") -> tuple[GuidedSegmenter | Ensemble, Experiment]:

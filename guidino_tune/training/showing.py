@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from guidino_tune.framing import viewable
 from guidino_tune.training.loop import Shown, TrainingRun
 
 
@@ -25,4 +26,4 @@ def shown_cases(run: TrainingRun, shown: Sequence[Shown]) -> list[ShownCase]:
     """Validation cases with the predictions that ``run.shown`` or ``run.best_shown`` kept; nothing is computed for it."""
     table = run.data.validation
     places = [(table.positions[case.id], case) for case in shown]
-    return [ShownCase(s.id, np.array(table.image(i)), np.array(table.mask(i)), s.guide, s.prediction) for i, s in places]
+    return [ShownCase(s.id, np.array(viewable(table.image(i))), np.array(table.mask(i)), s.guide, s.prediction) for i, s in places]

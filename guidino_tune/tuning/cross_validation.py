@@ -21,9 +21,10 @@ from guidino_tune.config.data import IGNORED
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.carrying import comes_from_search, provenance_of
 from guidino_tune.data.copies import copies_in_files
-from guidino_tune.data.decoding import Bytes
+from guidino_tune.data.labels import Mask
 from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.openings import copied_from
+from guidino_tune.data.rules import RULES, write_rules
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import TOGETHER, Split, fold_of, fold_splits, groups_digest, joined, read_split, write_split
 from guidino_tune.errors import UserError
@@ -190,11 +191,12 @@ def _fold_files(data: Data, opened: SearchData, split_file: Path) -> list[Path]:
     for file, one in zip(files, made, strict=True):
         origin = one.origin + (TOGETHER if data.group_duplicates else "")
         write_split(dataclasses.replace(one, origin=origin), file, groups_digest(listing, one))
+        write_rules(opened.rules, file.parent / RULES)  # what is black and white does not change from fold to fold
         copied_from(file, split_file)
     return files
 
 
-def _foreground(mask: Bytes) -> float:
+def _foreground(mask: Mask) -> float:
     """Share of what counts."""
     return float(((mask > 0) & (mask != IGNORED)).sum() / max(1, (mask != IGNORED).sum()))
 

@@ -17,6 +17,7 @@ from guidino_tune.config import Experiment
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.config.study import MAIN
 from guidino_tune.data.carrying import beside, provenance_of
+from guidino_tune.data.rules import RULES_KEY, read_rules
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space, read_space
 from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot, flatten
@@ -209,6 +210,7 @@ def export_yaml(study: optuna.Study, space: Space, folder: StudyFolder, trial: F
         "epochs_trained": max(trial.intermediate_values, default=0),
         "searched": dict(trial.params),
         **provenance_of(folder.split, ids=ids),
+        **({RULES_KEY: rules.to_dict()} if (rules := read_rules(folder.rules)) else {}),
         "experiment_hash": experiment.hash,
         "guidino_tune": __version__,
     }

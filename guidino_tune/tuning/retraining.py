@@ -19,6 +19,7 @@ from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.carrying import FILE, SEARCHED, check_taken, find_searched, fit, provenance_of
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.openings import copied_from
+from guidino_tune.data.rules import RULES, RULES_KEY, Rules, write_rules
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import groups_digest, read_split, split_digest, write_split
 from guidino_tune.errors import UserError
@@ -236,6 +237,8 @@ def take_split(
     else:
         about = {SEARCHED: split_digest(searched.split)}
         write_split(split, split_file, groups_digest(listing, split), **about)
+    if RULES_KEY in provenance and not (rules := split_file.parent / RULES).exists():
+        write_rules(Rules.from_dict(provenance[RULES_KEY]), rules)  # what is black and white stays so, whatever files are there
     for note in notes:
         console.print(f"note: {note}", style="yellow", highlight=False)
     if searched.study:

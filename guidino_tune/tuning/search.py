@@ -19,6 +19,7 @@ from rich.console import Console
 from guidino_tune import paths
 from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.data.opening import SearchData, open_for_search
+from guidino_tune.data.rules import write_rules
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import write_split
 from guidino_tune.errors import UserError, storage_error
@@ -153,8 +154,12 @@ def run_search(space: Space, console: Console, storage: str | None = None, track
         _same_data(study, data, folder)
         if not folder.split.exists():
             write_split(data.split, folder.split)
+        if not folder.rules.exists():
+            write_rules(data.rules, folder.rules)
         for note in (*noted, *space.notes, *data.notes):
             console.print(f"note: {note}", style="yellow", highlight=False)
+        for line in data.rules.lines:
+            console.print(line, highlight=False, soft_wrap=True)
         console.print(
             f"{len(data.train)} training and {len(data.validation)} validation cases ({data.split.origin}); the test split is sealed. "
             f"Best constant mask: Dice {baseline:.4f}"

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune.config import Study
 from guidino_tune.config.parsing import read_yaml
+from guidino_tune.data.rules import RULES
 from guidino_tune.errors import UserError
 from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space, read_space
@@ -61,6 +62,7 @@ class StudyFolder:
         self.definition = path / "study.yaml"
         self.journal = path / "optuna.journal"
         self.split = path / "split.json"
+        self.rules = path / RULES
         self.ledger = path / "mlflow-sent.jsonl"
         self.best = path / "best.yaml"
         self.reports = path / "reports"

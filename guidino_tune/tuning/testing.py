@@ -23,7 +23,7 @@ from guidino_tune.training.ensemble_folder import weights_digest
 from guidino_tune.training.evaluation import choose_largest_component, evaluate_cases, write_scores
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.measured import Measured, Part, cases_file, read_measured, remember
-from guidino_tune.training.model_folder import load_model
+from guidino_tune.training.model_folder import find_rules, load_model
 from guidino_tune.tuning.cluster import connected, plan
 
 
@@ -125,7 +125,7 @@ def _measure(
     os.environ["GUIDINO_TUNE_HOME"] = settings["home"]
     torch.set_num_threads(settings["cpus"])
     model, experiment = load_model(Path(folder), settings["device"])
-    choice: dict[str, float] = {}
+    rules, choice = find_rules(Path(folder), experiment.data), dict[str, float]()
     if protocol.largest_component == "validation":
-        protocol, choice = choose_largest_component(model, validation, experiment.data, protocol)
-    return evaluate_cases(model, cases, experiment.data, protocol), protocol, choice
+        protocol, choice = choose_largest_component(model, validation, experiment.data, protocol, rules=rules)
+    return evaluate_cases(model, cases, experiment.data, protocol, rules=rules), protocol, choice

@@ -261,7 +261,7 @@ def full_protocol(model: GuidedSegmenter, data: SearchData, experiment: Experime
     """Mean Dice over the validation cases, with all other scores computed on the way."""
     rows = []
     for case in find_cases(experiment.data).select(data.validation.ids):
-        picture, mask = (Image.fromarray(array) for array in read_case(case))
+        picture, mask = (Image.fromarray(array) for array in read_case(case, data.rules))
         image = np.asarray(picture.resize(native[::-1], Image.Resampling.BILINEAR))
         truth = np.asarray(mask.resize(native[::-1], Image.Resampling.NEAREST))
         logits, _ = slide(model, normalise(image)[None], experiment.data.image_size, overlap=0.5, mirror=True, num_windows=1)

@@ -26,6 +26,7 @@ from torch import Tensor
 from guidino_tune.cli import positive
 from guidino_tune.config import Experiment, Protocol
 from guidino_tune.data.decoding import read_image
+from guidino_tune.data.rules import plain_rules
 from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import UserError
 from guidino_tune.inference import predict_image
@@ -73,7 +74,7 @@ def measure(kind: str, options: argparse.Namespace) -> bool:
     training = dataclasses.replace(experiment.training, lr=1e-3, precision=options.precision)
     experiment = dataclasses.replace(experiment, training=training)
     ours, plain = trained(experiment, options.steps)
-    images = [read_image(case.image) for case in find_cases(experiment.data).cases[: options.images]]
+    images = [read_image(case.images, plain_rules(experiment.data)) for case in find_cases(experiment.data).cases[: options.images]]
 
     def run_ours() -> list[np.ndarray]:
         return [predict_image(ours, image, experiment.data, PROTOCOL).probability for image in images]

@@ -34,6 +34,7 @@ from guidino_tune.config import Experiment
 from guidino_tune.data.augmentation import make_augmentation
 from guidino_tune.data.decoding import read_case
 from guidino_tune.data.opening import open_for_search
+from guidino_tune.data.rules import plain_rules
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.store import ChunkStore
 from guidino_tune.data.views import Batch
@@ -124,7 +125,7 @@ def independent(experiment: Experiment, steps: int, number: int, barrier: Barrie
     images, masks = [], []
     for case in find_cases(experiment.data).cases:
         if case.id in names:
-            image, mask = read_case(case)
+            image, mask = read_case(case, plain_rules(experiment.data))
             images.append(normalise(resize_image(image, size)))
             masks.append(torch.from_numpy(resize_labels(mask, size).copy())[None])
     bare = Bare(experiment)

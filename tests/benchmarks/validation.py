@@ -93,7 +93,7 @@ def compare(kind: str, options: argparse.Namespace, scratch: Path) -> None:
 
     def full() -> None:
         with run.autocast:
-            evaluate_cases(run.model.eval(), [next(turn)], experiment.data, FULL)
+            evaluate_cases(run.model.eval(), [next(turn)], experiment.data, FULL, rules=data.rules)
 
     times, full_times = interleaved(lambda: run._validate(distances=False), full, options.rounds)
     per_image = ratios([seconds / len(cases) for seconds in times], full_times)

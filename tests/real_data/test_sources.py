@@ -12,6 +12,7 @@ from guidino_tune.config import Data
 from guidino_tune.data.copies import copies_in_files
 from guidino_tune.data.decoding import read_case, read_mask
 from guidino_tune.data.opening import open_for_search
+from guidino_tune.data.rules import plain_rules
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import make_split, shared_groups
 from guidino_tune.data.views import TrainViews
@@ -27,6 +28,7 @@ def root(tmp_path, monkeypatch) -> Path:
     return Path(root)
 
 
+PLAIN = plain_rules(Data(kind="folder"))
 SETS = [
     ("kvasir", "kvasir-352", (795, 100, 100), "published"),
     ("isic2017", "isic2017-256", (135, 50, 15), "published validation, seeded test"),
@@ -48,7 +50,7 @@ def test_real_sets_are_found_and_divided(root, kind, folder, counts, origin):
 def test_real_cases_decode_to_masks_that_cover_a_sensible_part(root, kind, folder):
     cases = find_cases(Data(kind=kind, root=str(root / folder))).cases
     for case in cases[:: max(1, len(cases) // 25)]:
-        image, mask = read_case(case)
+        image, mask = read_case(case, PLAIN)
         assert image.shape == (*mask.shape, 3)
         assert image.std() > 5
         assert set(np.unique(mask)) <= {0, 1}
@@ -59,7 +61,7 @@ def test_ringing_of_real_jpeg_masks_is_background(root):
     ringing = 0
     for case in find_cases(Data(kind="kvasir", root=str(root / "kvasir-352"))).cases[:20]:
         stored = np.asarray(Image.open(case.mask).convert("L"))
-        mask = read_mask(case.mask)
+        mask = read_mask(case.mask, PLAIN.labels)
         ringing += int(((stored > 0) & (mask == 0)).sum())
         assert not mask[stored < 100].any()
     assert ringing > 1000
@@ -71,8 +73,8 @@ def test_original_files_agree_with_their_resized_copies(root):
     compared = 0
     for case in find_cases(Data(kind="kvasir", root=str(root / "kvasir-original"))).cases:
         if case.id in small:
-            _, mask = read_case(case)
-            _, other = read_case(small[case.id])
+            _, mask = read_case(case, PLAIN)
+            _, other = read_case(small[case.id], PLAIN)
             resized = np.asarray(Image.fromarray(mask).resize(other.shape[::-1], Image.Resampling.NEAREST))
             assert 2 * (resized & other).sum() / (resized.sum() + other.sum()) > 0.97
             compared += 1
@@ -82,7 +84,7 @@ def test_original_files_agree_with_their_resized_copies(root):
 def test_original_isic_files_decode_and_half_a_layout_is_named(root):
     folder = root / "isic2017-original"
     for image in sorted((folder / "ISIC-2017_Validation_Data").glob("*.jpg")):
-        mask = read_mask(folder / "ISIC-2017_Validation_Part1_GroundTruth" / f"{image.stem}_segmentation.png")
+        mask = read_mask(folder / "ISIC-2017_Validation_Part1_GroundTruth" / f"{image.stem}_segmentation.png", PLAIN.labels)
         assert mask.any()
     with pytest.raises(UserError, match="no ISIC-2017_Training_Data/"):
         find_cases(Data(kind="isic2017", root=str(folder)))

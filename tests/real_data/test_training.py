@@ -11,6 +11,7 @@ import torch
 from guidino_tune.config import Data, Experiment, Protocol
 from guidino_tune.data.decoding import read_case
 from guidino_tune.data.opening import open_for_search
+from guidino_tune.data.rules import plain_rules
 from guidino_tune.data.sources import find_cases
 from guidino_tune.metrics import constant_mask_dice
 from guidino_tune.training.evaluation import evaluate_cases
@@ -74,9 +75,9 @@ def test_a_model_scores_original_images_at_their_own_size(data_folder: Path, tmp
     TrainingRun(experiment, open_for_search(experiment.data), listener).run()
     model, _ = load_model(export_model(listener.best, experiment, tmp_path / "model", {}))
     cases = find_cases(Data(kind="kvasir", root=str(data_folder / "kvasir-original"))).cases
-    scores = evaluate_cases(model, cases, experiment.data, Protocol())
+    scores = evaluate_cases(model, cases, experiment.data, Protocol(), rules=plain_rules(experiment.data))
     assert set(scores) == {case.id for case in cases}
     for case in cases:
-        height, width = read_case(case)[1].shape
+        height, width = read_case(case, plain_rules(experiment.data))[1].shape
         assert 0 <= scores[case.id].dice <= 1
         assert 0 <= scores[case.id].hd95 <= (height**2 + width**2) ** 0.5

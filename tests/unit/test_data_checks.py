@@ -10,9 +10,15 @@ from test_data_copies import scene
 
 from guidino_tune import prepare
 from guidino_tune.config import Data, Experiment
-from guidino_tune.data import checks
+from guidino_tune.data import checks, opening
 from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.sources import find_cases
+
+
+@pytest.fixture(autouse=True)
+def any_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What resizing takes from these small masks is told elsewhere."""
+    monkeypatch.setattr(opening, "LOW_CEILING", 0.0)
 
 
 @pytest.fixture

@@ -16,10 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from guidino_tune.config import Data
-from guidino_tune.data import decoding
+from guidino_tune.data import raw
 from guidino_tune.data.cases import Case
 from guidino_tune.data.decoding import read_case, read_image, read_mask
+from guidino_tune.data.intensity import EIGHT_BITS, measure_intensity
+from guidino_tune.data.labels import LabelRule
 from guidino_tune.data.opening import open_for_search
+from guidino_tune.data.reading import read_raw
+from guidino_tune.data.rules import Rules, measure_rules
 from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import UserError
 
@@ -198,10 +202,13 @@ def test_images_of_every_mode_have_three_channels_of_the_same_picture(tmp_path: 
         picture = grey.convert(mode) if mode in ("1", "L", "LA", "P") else grey.convert("RGB").convert(mode)
     path = tmp_path / ("x.tif" if mode in ("CMYK", "YCbCr", "LAB", "I", "F") else "x.png")
     picture.save(path)
-    image = read_image(path)
-    assert (image.shape, image.dtype) == ((32, 32, 3), np.uint8)
+    rule = measure_intensity([[path]], Data(kind="folder"))
+    image = read_image(path, Rules(LabelRule("any"), rule))
+    assert image.shape == (32, 32, 3)
+    assert image.dtype == (np.uint16 if mode in ("I;16", "I", "F") else np.uint8)
     if mode != "1":
-        assert np.abs(image.astype(int) - np.asarray(grey)[..., None]).max() <= 4
+        levels = image.astype(float) / (257 if image.dtype == np.uint16 else 1)
+        assert np.abs(levels - np.asarray(grey)[..., None]).max() <= 4
 
 
 def test_an_image_turned_by_its_tag_must_fit_its_mask(tmp_path: Path) -> None:
@@ -211,17 +218,18 @@ def test_an_image_turned_by_its_tag_must_fit_its_mask(tmp_path: Path) -> None:
     Image.new("RGB", (48, 40)).save(tmp_path / "a.jpg", exif=exif)
     for name, size in (("seen.png", (40, 48)), ("stored.png", (48, 40))):
         Image.new("L", size).save(tmp_path / name)
-    image, mask = read_case(Case("a", tmp_path / "a.jpg", tmp_path / "seen.png", "a"))
+    rules = Rules(LabelRule("any", {0: 0}), EIGHT_BITS)
+    image, mask = read_case(Case("a", tmp_path / "a.jpg", tmp_path / "seen.png", "a"), rules)
     assert (image.shape, mask.shape) == ((48, 40, 3), (48, 40))
     with pytest.raises(UserError, match=r"a\.jpg is 40x48, .*stored\.png is 48x40 pixels") as caught:
-        read_case(Case("a", tmp_path / "a.jpg", tmp_path / "stored.png", "a"))
+        read_case(Case("a", tmp_path / "a.jpg", tmp_path / "stored.png", "a"), rules)
     assert "EXIF" in caught.value.todo
 
 
 def test_damaged_tags_are_no_traceback(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     Image.new("RGB", (8, 8)).save(path, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12\0\x03")
-    found = outcome(lambda: read_image(path).shape)
+    found = outcome(lambda: read_raw(path).values.shape)
     assert found == (8, 8, 3) or (isinstance(found, UserError) and found.where == str(path))
 
 
@@ -234,7 +242,7 @@ def test_no_single_wrong_byte_in_a_header_is_a_traceback(tmp_path: Path, value: 
     path = tmp_path / "x.tif"
     for place in range(len(content)):
         path.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
-        found = outcome(lambda: read_image(path).shape)
+        found = outcome(lambda: read_raw(path).values.shape)
         assert isinstance(found, tuple) or (isinstance(found, UserError) and found.where == str(path))
 
 
@@ -288,22 +296,24 @@ def test_any_pair_of_files_is_a_case_or_a_message(tmp_path: Path, draw: st.DataO
     image.write_bytes(draw.draw(files(size)))
     mask.write_bytes(draw.draw(files(size if draw.draw(st.integers(0, 3)) else (7, 9))))
     num_classes = draw.draw(st.integers(1, 3))
-    found = outcome(lambda: read_case(Case("a", image, mask, "a"), num_classes))
+    case, data = Case("a", image, mask, "a"), Data(kind="folder", num_classes=num_classes)
+    found = outcome(lambda: read_case(case, measure_rules([case], [], data)))
     if isinstance(found, UserError):
-        assert found.where in (str(image), str(mask))
+        assert found.where in (str(image), str(mask), str(tmp_path))
         assert found.todo
         return
     pixels, labels = found
-    assert pixels.dtype == labels.dtype == np.uint8
+    assert pixels.dtype in (np.uint8, np.uint16)
+    assert labels.dtype == np.uint8
     assert pixels.shape == (*labels.shape, 3)
     assert labels.max(initial=0) <= num_classes
 
 
 def test_pillow_s_own_limit_does_not_come_before_ours() -> None:
     assert Image.MAX_IMAGE_PIXELS is not None
-    assert decoding.MAX_PIXELS < Image.MAX_IMAGE_PIXELS
+    assert raw.MAX_PIXELS < Image.MAX_IMAGE_PIXELS
 
 
 def test_a_mask_of_fractions_without_a_number_is_background(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "m.tif")
-    assert read_mask(tmp_path / "m.tif").sum() == 0
+    assert read_mask(tmp_path / "m.tif", LabelRule("any", {0: 0})).sum() == 0

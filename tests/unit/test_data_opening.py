@@ -41,7 +41,8 @@ def test_search_gets_training_and_validation_and_never_touches_test(root, tmp_pa
     assert (len(first.train), len(first.validation), len(first.split.test)) == (16, 2, 2)
     assert set(first.train.ids) == set(first.split.train)
     assert set(first.validation.ids) == set(first.split.validation)
-    assert first.notes == ("layout: images/ and masks/, 20 cases",)
+    assert first.notes[0] == "layout: images/ and masks/, 20 cases"
+    assert all(note.startswith("masks at 32 px and back") for note in first.notes[1:])
     for name in first.split.test:  # were they opened, this would be seen
         (root / "images" / f"{name}.png").write_bytes(b"sealed")
         (root / "masks" / f"{name}.png").write_bytes(b"sealed")
@@ -62,7 +63,7 @@ def test_fingerprint_follows_content_and_split(root, tmp_path):
 
 def test_label_maps_are_opened_with_their_number_of_classes(root):
     binary = open_for_search(data(root))
-    with pytest.raises(UserError, match=r"the value 255, but with data\.num_classes=2"):
+    with pytest.raises(UserError, match=r"0 and 255, but with data\.num_classes=2"):
         open_for_search(data(root, num_classes=2))
     for path in (root / "masks").iterdir():
         Image.fromarray(np.asarray(Image.open(path)) // 255 * 2).save(path)
@@ -75,7 +76,7 @@ def test_label_maps_are_opened_with_their_number_of_classes(root):
     high.save(root / "masks" / f"{two.split.train[0]}.png")
     skipped = open_for_search(data(root, num_classes=2, bad_cases="skip"))
     assert len(skipped.train) == len(two.train) - 1
-    assert "holds the value 9" in skipped.notes[1]
+    assert "holds 9; that does not fit" in skipped.notes[1]
 
 
 def test_fewer_cases_are_a_seeded_part_of_more(root):

@@ -1,20 +1,23 @@
 """The table of decoded cases: right pixels, no copies, one build, no half files."""
 
-import hashlib
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from table_helpers import table_of
 
+from guidino_tune.config.data import IGNORED, Data
 from guidino_tune.data import table as module
 from guidino_tune.data.cases import Case
+from guidino_tune.data.rules import measure_rules
 from guidino_tune.data.table import CaseTable, build_table
 from guidino_tune.errors import UserError
 
@@ -34,9 +37,9 @@ def count_decoding(monkeypatch) -> list[str]:
     seen: list[str] = []
     decode = module.read_case_and_digest
 
-    def counted(case, num_classes):
+    def counted(case, rules):
         seen.append(case.id)
-        return decode(case, num_classes)
+        return decode(case, rules)
 
     monkeypatch.setattr(module, "read_case_and_digest", counted)
     return seen
@@ -45,7 +48,7 @@ def count_decoding(monkeypatch) -> list[str]:
 def test_same_size_keeps_every_pixel_across_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_BATCH_BYTES", 2 * 64 * 64 * 4)  # two cases a batch: 5 cases are 3 batches
     cases = make_cases(tmp_path)
-    table = build_table(reversed(cases), 64, tmp_path / "cache")
+    table = table_of(reversed(cases), 64, tmp_path / "cache")
     assert table.ids == ("c0", "c1", "c2", "c3", "c4")
     assert len(table) == 5
     for index, case in enumerate(cases):
@@ -55,7 +58,7 @@ def test_same_size_keeps_every_pixel_across_batches(tmp_path, monkeypatch):
 
 
 def test_arrays_are_views_of_the_file(tmp_path):
-    table = build_table(make_cases(tmp_path, 1), 64, tmp_path / "cache")
+    table = table_of(make_cases(tmp_path, 1), 64, tmp_path / "cache")
     first, second = table.image(0), table.image(0)
     assert np.shares_memory(first, second)
     assert not first.flags.writeable
@@ -71,7 +74,7 @@ def test_resizing_averages_images_and_keeps_masks_binary(tmp_path):
     mask[:64, :32] = 255
     Image.fromarray(image).save(tmp_path / "i.png")
     Image.fromarray(mask).save(tmp_path / "m.png")
-    table = build_table([Case("a", tmp_path / "i.png", tmp_path / "m.png", "a")], 32, tmp_path / "cache")
+    table = table_of([Case("a", tmp_path / "i.png", tmp_path / "m.png", "a")], 32, tmp_path / "cache")
     assert table.original_size(0) == (128, 64)
     assert np.abs(table.image(0)[2:-2].astype(int) - 100).max() <= 2
     expected = np.zeros((32, 32), np.uint8)
@@ -90,7 +93,7 @@ def label_cases(root: Path, count: int = 3, num_classes: int = 4) -> list[Case]:
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_labels_stay_labels_at_any_size(tmp_path, size):
     cases = label_cases(tmp_path)
-    table = build_table(cases, size, tmp_path / "cache", num_classes=4)
+    table = table_of(cases, size, tmp_path / "cache", num_classes=4, mask_resize="nearest")
     assert table.num_classes == 4
     assert pickle.loads(pickle.dumps(table.subset(["c1"]))).num_classes == 4
     at = ((np.arange(size) + 0.5) * 64 / size).astype(int)  # the pixel under the centre of each new one
@@ -98,42 +101,87 @@ def test_labels_stay_labels_at_any_size(tmp_path, size):
         assert np.array_equal(table.mask(index), np.asarray(Image.open(case.mask))[np.ix_(at, at)])
 
 
-def test_the_number_of_classes_is_part_of_name_and_fingerprint(tmp_path, monkeypatch):
+def test_whatever_changes_pixels_is_part_of_name_and_fingerprint(tmp_path, monkeypatch):
     seen = count_decoding(monkeypatch)
     cases = make_cases(tmp_path, 2)
     for case in cases:
         Image.fromarray(np.eye(64, dtype=np.uint8)).save(case.mask)  # 0 and 1: fits any number of classes
-    tables = [build_table(cases, 64, tmp_path / "cache", num_classes=number) for number in (1, 2, 3)]
-    assert len(seen) == 6
-    assert len({table.path for table in tables}) == len({table.fingerprint for table in tables}) == 3
-    build_table(cases, 64, tmp_path / "cache", num_classes=2)
-    assert len(seen) == 6
-    with pytest.raises(UserError, match="the value 4"):
-        build_table(label_cases(tmp_path), 64, tmp_path / "cache", num_classes=3)
+    settings = [
+        {}, {"num_classes": 2}, {"num_classes": 3}, {"resize": "pad"}, {"mask_resize": "nearest"}, {"labels": {"a": 1}},
+        {"view": "patch"}, {"ignore_label": 7},
+    ]  # fmt: skip
+    tables = [table_of(cases, 64, tmp_path / "cache", **values) for values in settings]
+    assert len(seen) == 2 * len(settings)
+    assert len({table.path for table in tables}) == len({table.fingerprint for table in tables}) == len(settings)
+    table_of(cases, 64, tmp_path / "cache", num_classes=2)
+    assert len(seen) == 2 * len(settings)
 
 
-def test_a_fingerprint_of_binary_masks_never_changes(tmp_path):
-    """Studies keep it, and refuse to go on with another one."""
-    cases = make_cases(tmp_path, 2)
-    digest = hashlib.sha256(b"1 64")
-    for case in cases:
-        files = [hashlib.sha256(path.read_bytes()).digest() for path in (case.image, case.mask)]
-        digest.update(case.id.encode() + b"\0" + hashlib.sha256(b"".join(files)).digest())
-    assert build_table(cases, 64, tmp_path / "cache").fingerprint == digest.hexdigest()
+def test_a_mask_that_does_not_fit_the_rule_is_named_or_left_out_whole(tmp_path):
+    cases, data = make_cases(tmp_path, 4), Data(kind="folder", image_size=64)
+    rules = measure_rules(cases, [], data)
+    Image.fromarray(np.full((64, 64), 3, np.uint8)).save(cases[2].mask)
+    with pytest.raises(UserError, match="holds 3; that does not fit"):
+        build_table(cases, data, rules, tmp_path / "cache")
+    table = build_table(cases, replace(data, bad_cases="skip"), rules, tmp_path / "other")
+    assert table.ids == ("c0", "c1", "c3")
+    assert "c2: " in table.skipped[0]
+
+
+def test_native_cases_keep_their_own_size(tmp_path):
+    cases = [case for number in (1, 2, 3) for case in make_sized(tmp_path, number)]
+    table = table_of(cases, 32, tmp_path / "cache", view="patch")
+    assert table.native
+    for index, case in enumerate(cases):
+        assert np.array_equal(table.image(index), np.asarray(Image.open(case.image)))
+        assert np.array_equal(table.mask(index) * 255, np.asarray(Image.open(case.mask)))
+
+
+def make_sized(root: Path, number: int) -> list[Case]:
+    (root / str(number)).mkdir()
+    (case,) = make_cases(root / str(number), 1, (30 + 17 * number, 41 * number))
+    return [replace(case, id=f"n{number}")]
+
+
+def test_pad_keeps_the_aspect_and_leaves_out_its_margin(tmp_path):
+    table = table_of(make_cases(tmp_path, 1, (32, 64)), 64, tmp_path / "cache", resize="pad")
+    assert (table.mask(0)[:16] == IGNORED).all()
+    assert (table.mask(0)[48:] == IGNORED).all()
+    assert np.array_equal(table.mask(0)[16:48] * 255, np.asarray(Image.open(tmp_path / "m0.png")))
+    assert table.foreground[0] == (table.mask(0) == 1).mean()
+
+
+def test_the_ceiling_is_the_dice_of_masks_that_were_made_small_and_large_again(tmp_path):
+    thin = np.zeros((256, 256), np.uint8)
+    thin[::8, :] = 255
+    thick = np.zeros((256, 256), np.uint8)
+    thick[64:192, 64:192] = 255
+    found = []
+    for name, mask in (("thin", thin), ("thick", thick)):
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+        Image.fromarray(np.zeros((256, 256, 3), np.uint8)).save(tmp_path / "image.png")
+        table = table_of([Case("a", tmp_path / "image.png", tmp_path / f"{name}.png", "a")], 64, tmp_path / "cache")
+        small = np.array(table.mask(0))
+        back = np.asarray(Image.fromarray(small.astype(np.float32)).resize((256, 256), Image.Resampling.BILINEAR)) > 0.5
+        expected = 2 * (back & (mask > 0)).sum() / (back.sum() + (mask > 0).sum())
+        assert table.ceiling == pytest.approx(expected)
+        found.append(table.ceiling)
+    assert found[0] < 0.1
+    assert found[1] > 0.99
 
 
 def test_second_opening_decodes_nothing_and_a_change_decodes_again(tmp_path, monkeypatch):
     seen = count_decoding(monkeypatch)
     cases = make_cases(tmp_path)
-    first = build_table(cases, 64, tmp_path / "cache")
+    first = table_of(cases, 64, tmp_path / "cache")
     assert len(seen) == 5
-    second = build_table(cases[::-1], 64, tmp_path / "cache")
+    second = table_of(cases[::-1], 64, tmp_path / "cache")
     assert len(seen) == 5
     assert second.path == first.path
-    build_table(cases, 32, tmp_path / "cache")
+    table_of(cases, 32, tmp_path / "cache")
     assert len(seen) == 10
     Image.fromarray(np.full((64, 64, 3), 9, np.uint8)).save(cases[0].image)
-    changed = build_table(cases, 64, tmp_path / "cache")
+    changed = table_of(cases, 64, tmp_path / "cache")
     assert changed.image(0).max() == 9
     assert changed.fingerprint != first.fingerprint
 
@@ -141,18 +189,18 @@ def test_second_opening_decodes_nothing_and_a_change_decodes_again(tmp_path, mon
 def test_fingerprint_is_of_contents_not_of_places_or_times(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    first = build_table(make_cases(tmp_path / "a"), 64, tmp_path / "cache")
+    first = table_of(make_cases(tmp_path / "a"), 64, tmp_path / "cache")
     there = make_cases(tmp_path / "b")
     os.utime(there[0].image, (1, 1))
-    second = build_table(there, 64, tmp_path / "cache")
+    second = table_of(there, 64, tmp_path / "cache")
     assert first.path != second.path
     assert first.fingerprint == second.fingerprint
-    assert build_table(there, 32, tmp_path / "cache").fingerprint != first.fingerprint
-    assert build_table(there[1:], 64, tmp_path / "cache").fingerprint == first.subset(["c4", "c3", "c2", "c1"]).fingerprint
+    assert table_of(there, 32, tmp_path / "cache").fingerprint != first.fingerprint
+    assert table_of(there[1:], 64, tmp_path / "cache").fingerprint == first.subset(["c4", "c3", "c2", "c1"]).fingerprint
 
 
 def test_subset_is_a_view_in_the_given_order(tmp_path):
-    table = build_table(make_cases(tmp_path), 64, tmp_path / "cache")
+    table = table_of(make_cases(tmp_path), 64, tmp_path / "cache")
     part = table.subset(["c3", "c1"])
     assert part.ids == ("c3", "c1")
     assert np.array_equal(part.image(0), table.image(3))
@@ -162,7 +210,7 @@ def test_subset_is_a_view_in_the_given_order(tmp_path):
 
 
 def test_table_travels_to_another_process_by_path(tmp_path):
-    table = build_table(make_cases(tmp_path), 64, tmp_path / "cache").subset(["c2"])
+    table = table_of(make_cases(tmp_path), 64, tmp_path / "cache").subset(["c2"])
     sent = pickle.dumps(table)
     assert len(sent) < 2000
     assert np.array_equal(pickle.loads(sent).image(0), table.image(0))
@@ -172,48 +220,48 @@ def test_bad_cases_stop_or_are_left_out_and_named(tmp_path):
     cases = make_cases(tmp_path)
     cases[1].image.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"i1\.png"):
-        build_table(cases, 64, tmp_path / "cache")
+        table_of(cases, 64, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.arrow"))
     assert not list((tmp_path / "cache").glob(".*.tmp"))
-    table = build_table(cases, 64, tmp_path / "cache", "skip")
+    table = table_of(cases, 64, tmp_path / "cache", bad_cases="skip")
     assert table.ids == ("c0", "c2", "c3", "c4")
     assert len(table.skipped) == 1
     assert "i1.png" in table.skipped[0]
     assert np.array_equal(table.image(1), np.asarray(Image.open(cases[2].image)))
     with pytest.raises(UserError, match=r"i1\.png"):  # the table is there now, and still this is an error
-        build_table(cases, 64, tmp_path / "cache", "error")
+        table_of(cases, 64, tmp_path / "cache")
 
 
 def test_no_readable_case_is_an_error(tmp_path):
     cases = make_cases(tmp_path, 2)
     for case in cases:
         case.mask.unlink()
-    with pytest.raises(UserError, match="none of 2 cases"):
-        build_table(cases, 64, tmp_path / "cache", "skip")
-    with pytest.raises(UserError, match="no cases"):
-        build_table([], 64, tmp_path / "cache")
+    with pytest.raises(UserError, match="none of 2 masks can be read"):
+        table_of(cases, 64, tmp_path / "cache", bad_cases="skip")
+    with pytest.raises(UserError, match="none of 0 masks"):
+        table_of([], 64, tmp_path / "cache")
 
 
 def test_damaged_file_is_built_again(tmp_path):
     cases = make_cases(tmp_path)
-    path = build_table(cases, 64, tmp_path / "cache").path
+    path = table_of(cases, 64, tmp_path / "cache").path
     good = path.read_bytes()
     for bad in (b"", b"nonsense", good[: len(good) // 2]):
         path.unlink()
         path.write_bytes(bad)
-        assert len(build_table(cases, 64, tmp_path / "cache")) == 5
+        assert len(table_of(cases, 64, tmp_path / "cache")) == 5
 
 
 def test_progress_counts_every_case(tmp_path):
     told: list[tuple[int, int]] = []
-    build_table(make_cases(tmp_path, 3), 64, tmp_path / "cache", progress=lambda done, total: told.append((done, total)))
+    table_of(make_cases(tmp_path, 3), 64, tmp_path / "cache", progress=lambda done, total: told.append((done, total)))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_unwritable_cache_is_a_user_error(tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(UserError, match="cannot write the cache") as caught:
-        build_table(make_cases(tmp_path, 1), 64, tmp_path / "cache")
+        table_of(make_cases(tmp_path, 1), 64, tmp_path / "cache")
     assert "GUIDINO_TUNE_HOME" in caught.value.todo
 
 
@@ -221,17 +269,18 @@ BUILD = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
+from table_helpers import table_of
 from test_data_table import Case
 from guidino_tune.data import table
 decode = table.read_case_and_digest
-def slow(case, num_classes):
+def slow(case, rules):
     print("decoding", flush=True)
     time.sleep(float(sys.argv[2]))
-    return decode(case, num_classes)
+    return decode(case, rules)
 table.read_case_and_digest = slow
 root = Path(sys.argv[1])
 cases = [Case(f"c{i}", root / f"i{i}.png", root / f"m{i}.png", f"c{i}") for i in range(5)]
-table.build_table(cases, 64, root / "cache")
+table_of(cases, 64, root / "cache")
 """
 
 
@@ -259,12 +308,12 @@ def test_killed_build_leaves_no_table_and_the_next_one_cleans_up(tmp_path):
     process.communicate()
     assert list((tmp_path / "cache").glob(".*.tmp"))
     assert not list((tmp_path / "cache").glob("*.arrow"))
-    assert len(build_table(cases, 64, tmp_path / "cache")) == 5
+    assert len(table_of(cases, 64, tmp_path / "cache")) == 5
     assert not list((tmp_path / "cache").glob(".*.tmp"))
 
 
 def test_file_of_another_format_is_refused(tmp_path, monkeypatch):
-    path = build_table(make_cases(tmp_path, 1), 64, tmp_path / "cache").path
+    path = table_of(make_cases(tmp_path, 1), 64, tmp_path / "cache").path
     monkeypatch.setattr(module, "FORMAT", module.FORMAT + 1)
     with pytest.raises(ValueError, match="format"):
         CaseTable(path)

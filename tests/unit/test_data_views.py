@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from table_helpers import table_of
 
 from guidino_tune.config import Data
 from guidino_tune.data import views as module
 from guidino_tune.data.cases import Case
-from guidino_tune.data.table import CaseTable, build_table
+from guidino_tune.data.table import CaseTable
 from guidino_tune.data.views import TrainViews, validation_batches, view_seed
 from guidino_tune.errors import UserError
 from guidino_tune.normalisation import normalise
@@ -41,7 +42,7 @@ def table(tmp_path_factory) -> CaseTable:
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / f"i{index}.png")
         Image.fromarray((rng.random((32, 32)) > 0.5).astype(np.uint8) * 255).save(root / f"m{index}.png")
         cases.append(Case(f"c{index:02}", root / f"i{index}.png", root / f"m{index}.png", str(index)))
-    return build_table(cases, 32, root / "cache")
+    return table_of(cases, 32, root / "cache")
 
 
 def by_id(views: TrainViews, epoch: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -162,7 +163,7 @@ def test_batches_hold_labels(tmp_path, augmentation):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(image)
         Image.fromarray(rng.integers(0, 4, (4, 4), dtype=np.uint8).repeat(8, 0).repeat(8, 1)).save(mask)
         cases.append(Case(f"c{index}", image, mask, str(index)))
-    table = build_table(cases, 32, tmp_path / "cache", num_classes=3)
+    table = table_of(cases, 32, tmp_path / "cache", num_classes=3)
     data = Data(kind="folder", num_classes=3, augmentation=augmentation)
     (batch,) = TrainViews(table, data, 0, 4).epoch(0)
     assert (batch.masks.shape, batch.masks.dtype) == ((4, 1, 32, 32), torch.uint8)

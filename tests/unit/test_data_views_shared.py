@@ -9,12 +9,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from table_helpers import table_of
 
 from guidino_tune.config import Data
 from guidino_tune.data import views as module
 from guidino_tune.data.cases import Case
 from guidino_tune.data.store import Arrays, ChunkStore
-from guidino_tune.data.table import CaseTable, build_table
+from guidino_tune.data.table import CaseTable
 from guidino_tune.data.views import Batch, TrainViews, validation_batches
 
 DATA = Data(kind="folder", augmentation="nnunet")
@@ -46,10 +47,10 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> CaseTable:
     rng = np.random.default_rng(0)
     cases = []
     for index in range(11):
-        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(root / f"i{index}.png")
-        Image.fromarray((rng.random((16, 16)) > 0.5).astype(np.uint8) * 255).save(root / f"m{index}.png")
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / f"i{index}.png")
+        Image.fromarray((rng.random((32, 32)) > 0.5).astype(np.uint8) * 255).save(root / f"m{index}.png")
         cases.append(Case(f"c{index:02}", root / f"i{index}.png", root / f"m{index}.png", str(index)))
-    return build_table(cases, 16, root / "cache")
+    return table_of(cases, 32, root / "cache")
 
 
 def same(ours: list[Batch], others: list[Batch]) -> None:
@@ -101,7 +102,7 @@ def test_the_second_trial_makes_nothing_and_copies_nothing(table: CaseTable, tmp
     whole = torch.from_numpy(store.get(str(name), lambda: pytest.fail("it is there"))["images"])  # type: ignore[index]
     assert torch.equal(whole[2:], batches[3].images)
     # Both are windows of a mapped file, not of memory of their own.
-    assert batches[2].images.untyped_storage().data_ptr() == batches[3].images.untyped_storage().data_ptr() - 2 * 3 * 16 * 16 * 2
+    assert batches[2].images.untyped_storage().data_ptr() == batches[3].images.untyped_storage().data_ptr() - 2 * 3 * 32 * 32 * 2
 
 
 def test_what_others_depend_on_is_in_the_key(table: CaseTable, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from guidino_tune.config import Data, Protocol
 from guidino_tune.data.cases import Case
+from guidino_tune.data.rules import Rules, plain_rules
 from guidino_tune.metrics import score_case
 from guidino_tune.training.evaluation import choose_largest_component, evaluate_cases, write_scores
 
@@ -63,12 +64,16 @@ def _boxes(shape: tuple[int, int], *boxes: tuple[int, int, int, int, int]) -> np
     return labels
 
 
+def _rules(data: Data) -> Rules:
+    return plain_rules(data)
+
+
 def _evaluate(cases: list[Case], data: Data, protocol: Protocol) -> dict:
-    return evaluate_cases(_Brightness(data), cases, data, protocol)  # type: ignore[arg-type]
+    return evaluate_cases(_Brightness(data), cases, data, protocol, rules=_rules(data))  # type: ignore[arg-type]
 
 
 def _choose(model: _Brightness, cases: list[Case], data: Data, protocol: Protocol) -> tuple[Protocol, dict[str, float]]:
-    return choose_largest_component(model, cases, data, protocol)  # type: ignore[arg-type]
+    return choose_largest_component(model, cases, data, protocol, rules=_rules(data))  # type: ignore[arg-type]
 
 
 def test_distances_are_in_the_pixels_of_the_resolution(tmp_path: Path) -> None:
@@ -129,7 +134,7 @@ def test_the_largest_component_is_kept_where_validation_gains(tmp_path: Path, sp
     cases = [_speck(tmp_path, f"c{number}", true=true) for number, true in enumerate(specks)]
     model, told = _Brightness(BINARY), []
     protocol = Protocol(inference="resized", resolution="training", largest_component="validation", hd95="pooled")
-    found, dice = choose_largest_component(model, cases, BINARY, protocol, lambda *done: told.append(done))  # type: ignore[arg-type]
+    found, dice = choose_largest_component(model, cases, BINARY, protocol, lambda *done: told.append(done), rules=_rules(BINARY))  # type: ignore[arg-type]
     assert found == Protocol(inference="resized", resolution="training", largest_component=chosen, hd95="pooled")
     assert model.calls == len(cases)  # predicted once, post-processed twice
     assert told == [(1, 3), (2, 3), (3, 3)]

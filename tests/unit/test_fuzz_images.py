@@ -17,7 +17,10 @@ from guidino_tune.config import Data
 from guidino_tune.data.cases import Case
 from guidino_tune.data.copies import copies_in_files
 from guidino_tune.data.decoding import read_case, read_image, read_mask
+from guidino_tune.data.intensity import measure_intensity
+from guidino_tune.data.labels import LabelRule
 from guidino_tune.data.opening import open_for_search
+from guidino_tune.data.rules import Rules, label_rule, survey_masks
 from guidino_tune.errors import UserError
 
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F"]
@@ -70,16 +73,19 @@ def edited(content: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
 def looked_at(file: Path, num_classes: int) -> list[str]:
     """The messages of both readers; what they give instead must be as promised."""
     told = []
+    data = Data(kind="folder", num_classes=num_classes)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is said beside the message
         try:
-            image = read_image(file)
-            assert (image.dtype, image.ndim, image.shape[2]) == (np.uint8, 3, 3)
+            rule = measure_intensity([[file]], Data(kind="folder"))
+            image = read_image(file, Rules(LabelRule("any"), rule))
+            assert (image.ndim, image.shape[2]) == (3, 3)
+            assert image.dtype in (np.uint8, np.uint16)
             assert image.size
         except UserError as error:
             told.append(str(error))
         try:
-            mask = read_mask(file, num_classes)
+            mask = read_mask(file, label_rule(survey_masks([Case("a", file, file, "a")], data), data))
             assert (mask.dtype, mask.ndim) == (np.uint8, 2)
             assert mask.max() <= num_classes
         except UserError as error:
@@ -145,11 +151,13 @@ def test_a_pair_has_one_size_or_a_message(
     mask = np.random.default_rng(seed).integers(0, num_classes + 1, (side[0] + (other == 1), side[1]), dtype=np.uint8)
     Image.fromarray(mask).save(tmp_path / "mask.png")
     case = Case(id="a", image=tmp_path / "image", mask=tmp_path / "mask.png", group="a")
+    labels = LabelRule("values", {value: value for value in range(num_classes + 1)})
+    rules = Rules(labels, measure_intensity([[case.image]], Data(kind="folder")))
     if other == 1:
         with pytest.raises(UserError, match="differ in size"):
-            read_case(case, num_classes)
+            read_case(case, rules)
         return
-    image, read = read_case(case, num_classes)
+    image, read = read_case(case, rules)
     assert image.shape == (*side, 3)
     assert np.array_equal(read, mask)
 

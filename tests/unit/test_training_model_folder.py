@@ -27,7 +27,7 @@ from guidino_tune.predict import main as predict
 from guidino_tune.prediction import predict_folder
 from guidino_tune.training.checkpoints import WEIGHTS, save_weights
 from guidino_tune.training.evaluation import choose_cases, choose_largest_component, evaluate_cases, write_scores
-from guidino_tune.training.model_folder import export_model, find_weights, load_model
+from guidino_tune.training.model_folder import export_model, find_rules, find_weights, load_model
 
 DATA = Data(kind="demo", image_size=32)
 SIZES = [(33, 47), (64, 20), (17, 90), (32, 32), (5, 7)]
@@ -119,7 +119,7 @@ def test_scores_are_those_of_each_prediction_at_its_own_size(model: Path, data: 
     network, _ = load_model(model)
     cases = list(find_cases(data).cases)[:4]
     told: list[tuple[int, int]] = []
-    scores = evaluate_cases(network, cases, data, Protocol(), lambda *done: told.append(done))
+    scores = evaluate_cases(network, cases, data, Protocol(), lambda *done: told.append(done), rules=find_rules(model, data))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     for case in cases:
         image, truth = np.asarray(Image.open(case.image).convert("RGB")), np.asarray(Image.open(case.mask).convert("L")) >= 128
@@ -193,7 +193,7 @@ def test_evaluate_measures_by_the_protocol_of_its_options(
     protocol = Protocol(inference="sliding", mirror=True, hd95="pooled", largest_component="always")
     network, _ = load_model(model)
     cases = choose_cases(model, data, "validation", kind=None, root=None, split_file=None, reason=None)
-    expected = evaluate_cases(network, cases, data, protocol)
+    expected = evaluate_cases(network, cases, data, protocol, rules=find_rules(model, data))
     rows = {row["case"]: row for row in csv.DictReader(output.open())}
     for name, score in expected.items():
         assert float(rows[name]["hd95"]) == pytest.approx(score.hd95, rel=1e-5)
@@ -208,7 +208,7 @@ def test_evaluate_chooses_the_post_processing_on_the_study_s_validation_split(
 ) -> None:
     network, _ = load_model(model)
     cases = choose_cases(model, data, "validation", kind=None, root=None, split_file=None, reason=None)
-    protocol, dice = choose_largest_component(network, cases, data, Protocol(largest_component="validation"))
+    protocol, dice = choose_largest_component(network, cases, data, Protocol(largest_component="validation"), rules=find_rules(model, data))
     told = f"on {len(cases)} validation cases Dice {dice['always']:.4f} with it, {dice['never']:.4f} without"
     copy = Path(shutil.copytree(str(data.root), tmp_path / "other_hospital"))
     for mask in (copy / "masks").iterdir():  # what is scored has no part in the choice

@@ -12,6 +12,7 @@ from PIL import Image
 from guidino_tune.config import Data, Experiment
 from guidino_tune.data.cases import Case
 from guidino_tune.data.opening import SearchData
+from guidino_tune.data.rules import measure_rules
 from guidino_tune.data.sources.demo import generate
 from guidino_tune.data.splits import Split
 from guidino_tune.data.table import build_table
@@ -43,9 +44,11 @@ def make_data(folder: Path, *, size: int = 32, train: int = 6, validation: int =
         Image.fromarray(image).save(case.image)
         Image.fromarray(mask).save(case.mask)
         cases.append(case)
-    tables = [build_table(part, size, folder / "cache", "error") for part in (cases[:train], cases[train:])]
+    data = Data(kind="folder", image_size=size)
+    rules = measure_rules(cases, [], data)
+    tables = [build_table(part, data, rules, folder / "cache") for part in (cases[:train], cases[train:])]
     ids = [case.id for case in cases]
-    return SearchData(tables[0], tables[1], Split(tuple(ids[:train]), tuple(ids[train:]), (), "seeded", 0), "0" * 64, ())
+    return SearchData(tables[0], tables[1], Split(tuple(ids[:train]), tuple(ids[train:]), (), "seeded", 0), "0" * 64, (), rules)
 
 
 def make_label_data(folder: Path, *, size: int = 32, cases: int = 12) -> Data:
