@@ -1,6 +1,7 @@
 """How parts and folds are drawn: by a seed, whole groups at a time, and alike in kind and in size of the foreground where there are enough.
 
-A cell is a stratum (what the layout tells of a case's kind), or a part of it: cases without foreground, or those of one range of sizes.
+A cell is a stratum (what the layout tells of a case's kind), or a part of it: cases without foreground, those of one range of sizes, or of
+unknown size.
 Drawn parts have as much of each cell as all cases have. Rare strata share a cell, and a stratum is divided by size into no more ranges
 than leave ``ENOUGH`` cases in each; so of fewer than twice as many cases, or where nothing is known of them, the draw is a plain one.
 """
@@ -43,13 +44,18 @@ def cells(pool: Sequence[Case], sizes: Mapping[str, float] | None = None) -> Cel
         by_stratum[case.stratum if count[case.stratum] >= ENOUGH else "\0rare"].append(case.id)
     found: dict[str, str] = {}
     for stratum, ids in by_stratum.items():
-        empty = [name for name in ids if sizes and sizes.get(name) == 0]
-        if not ENOUGH <= len(empty) <= len(ids) - ENOUGH:
-            empty = []
-        found |= dict.fromkeys(empty, f"{stratum}\0empty")
-        others = sorted(set(ids).difference(empty), key=lambda name: ((sizes or {}).get(name, -1.0), stable_hash("tie", name), name))
-        ranges = max(1, min(RANGES, len(others) // ENOUGH)) if sizes else 1
-        found |= {name: f"{stratum}\0{rank * ranges // len(others)}" for rank, name in enumerate(others)}
+        apart = {
+            "empty": [name for name in ids if sizes and sizes.get(name) == 0],
+            "unknown": [name for name in ids if sizes and name not in sizes],
+        }
+        others = set(ids)
+        for kind, names in apart.items():
+            if ENOUGH <= len(names) <= len(others) - ENOUGH:
+                found |= dict.fromkeys(names, f"{stratum}\0{kind}")
+                others.difference_update(names)
+        ranked = sorted(others, key=lambda name: ((sizes or {}).get(name, -1.0), stable_hash("tie", name), name))
+        ranges = max(1, min(RANGES, len(ranked) // ENOUGH)) if sizes else 1
+        found |= {name: f"{stratum}\0{rank * ranges // len(ranked)}" for rank, name in enumerate(ranked)}
     return found if len(set(found.values())) > 1 else {}
 
 

@@ -31,7 +31,7 @@ from guidino_tune.errors import UserError
 from guidino_tune.metrics import NAMES, mean_values
 from guidino_tune.tracking import SeedRun
 from guidino_tune.training.ensemble_folder import Member, export_ensemble, list_members
-from guidino_tune.training.folder import TrialFolder, write_text
+from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.loop import OBJECTIVE
 from guidino_tune.training.measured import Measured, cases_file
 from guidino_tune.tuning.cluster import connected, plan
@@ -103,6 +103,7 @@ def cross_validate(
     check_workers(experiment, resources.workers)
     check_same(home, experiment)
     take_split(provenance, split_file, experiment.data, console, file=file, given=given)
+    write_text(home / EXPERIMENT, experiment.to_yaml())
     opened = _open(experiment.data, split_file)
     for note in opened.notes:
         console.print(f"note: {note}", style="yellow", highlight=False)

@@ -24,7 +24,7 @@ from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import groups_digest, read_split, split_digest, write_split
 from guidino_tune.errors import UserError
 from guidino_tune.tracking import SeedRun
-from guidino_tune.training.folder import TrialFolder, write_text
+from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.loop import OBJECTIVE
 from guidino_tune.training.measured import Measured, cases_file
 from guidino_tune.training.model_folder import export_model
@@ -89,6 +89,7 @@ def retrain(
     check_workers(experiment, resources.workers)
     check_same(home, experiment)
     take_split(provenance, split_file, experiment.data, console, file=file, given=given)
+    write_text(home / EXPERIMENT, experiment.to_yaml())
     data = open_for_search(experiment.data, split_file=split_file)
     for note in data.notes:
         console.print(f"note: {note}", style="yellow", highlight=False)
@@ -199,15 +200,14 @@ def register(
 
 
 def check_same(home: Path, experiment: Experiment) -> None:
-    """Keeps what is retrained here, or makes sure that it is the same.
+    """Nothing else was retrained in this folder.
 
     Raises:
-        UserError: The folder is that of another experiment.
+        UserError: It is that of another experiment.
     """
-    stored = home / "experiment.yaml"
+    stored = home / EXPERIMENT
     if stored.exists() and Experiment.from_yaml(stored).hash != experiment.hash:
         raise UserError("another experiment was retrained under this name", where=str(home), todo="choose another --name")
-    write_text(stored, experiment.to_yaml())
 
 
 def take_split(

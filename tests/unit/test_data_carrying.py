@@ -35,6 +35,7 @@ from guidino_tune.data.openings import copied_from, openings, record_opening
 from guidino_tune.data.sealed import open_test
 from guidino_tune.data.splits import PARTS, Split, groups_digest, groups_of, make_split, read_split, split_digest, split_text, write_split
 from guidino_tune.errors import UserError
+from guidino_tune.retrain import main as retrain
 from guidino_tune.training.evaluation import find_split
 from guidino_tune.tuning.retraining import take_split
 
@@ -319,3 +320,41 @@ def test_the_split_in_a_model_s_folder_is_preferred_to_one_above_it(tmp_path: Pa
     assert find_split(tmp_path / "model", None) == tmp_path / "split.json"
     (tmp_path / "model" / "split.json").write_text("{}")
     assert find_split(tmp_path / "model", None) == tmp_path / "model" / "split.json"
+
+
+def export_of(search: Search, **provenance: Any) -> None:
+    experiment = {
+        "data": {"kind": "folder", "root": str(search.images), "image_size": 32, "test_fraction": 0.2, "validation_fraction": 0.2}
+    }
+    experiment |= {"guide": {"kind": "none"}, "segmenter": {"kind": "unet", "base_width": 2}}
+    search.file.write_text(yaml.safe_dump({"provenance": {**search.provenance, **provenance}, "experiment": experiment}))
+
+
+def test_the_command_refuses_before_anything_is_spent(search: Search, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_of(search)
+    kept = search.file.with_name("kept")
+    beside(search.file).rename(kept)
+    search.leave()
+    assert retrain([str(search.file)]) == 2
+    said = capsys.readouterr().err
+    assert "the split of its search is not here; another one would test on cases that the search has seen" in said
+    assert "--split-file FILE" in said
+    assert not (home / "retrained").exists()
+    assert retrain([str(search.file), "--folds", "3"]) == 2  # nor does cross-validation draw its own
+    assert not (home / "retrained").exists()
+    # The file that is named is looked at: this one holds other ids.
+    other = kept.with_name("other.json")
+    write_split(Split(search.split.train, search.split.test, search.split.validation, "seeded", 0), other)
+    assert retrain([str(search.file), "--split-file", str(other)]) == 2
+    assert "this is not the split that the configuration was searched on" in capsys.readouterr().err
+
+
+def test_without_test_cases_nothing_is_trained_in_vain(search: Search, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = Split(search.split.train, search.split.validation, (), "seeded", 0)
+    write_split(split, beside(search.file))
+    export_of(search, split_sha256=split_digest(split))
+    search.leave()
+    assert retrain([str(search.file)]) == 2
+    said = capsys.readouterr().err
+    assert "no test cases to measure on at the end" in said
+    assert "--folds 5" in said

@@ -12,13 +12,15 @@ from training_helpers import search_space
 
 from guidino_tune import paths
 from guidino_tune.config import Experiment
+from guidino_tune.data.splits import Split, read_split, split_digest, write_split
 from guidino_tune.errors import UserError
+from guidino_tune.export import main as export
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.tuning.progress import Progress, leaderboard
-from guidino_tune.tuning.recording import Recorder, export_trial
+from guidino_tune.tuning.recording import Recorder, export_trial, study_files
 from guidino_tune.tuning.study import StudyFolder, open_study
 
 
@@ -158,6 +160,30 @@ def test_export_of_the_best_and_of_any_trial(setup: Setup) -> None:
         export_trial("small", 7)
     with pytest.raises(UserError, match="no such study"):
         export_trial("smal", None)
+
+
+def test_export_puts_the_split_beside_the_configuration_and_overwrites_none(
+    setup: Setup, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup.trial([0.2, 0.5, 0.1, 0.1], TrialState.COMPLETE)
+    split = Split(("a",), ("b",), ("c",), "seeded", 0)
+    write_split(split, setup.folder.split, "groups")
+    file = tmp_path / "mine.yaml"
+    assert export(["small", "--output", str(file)]) == 0
+    assert read_split(tmp_path / "mine.split.json") == split
+    assert yaml.safe_load(file.read_text())["provenance"]["split_sha256"] == split_digest(split)
+    assert "mine.split.json" in capsys.readouterr().out
+    assert export(["small", "--output", str(file)]) == 0
+    (tmp_path / "mine.split.json").write_text("of mine")
+    file.unlink()
+    assert export(["small", "--output", str(file)]) == 2
+    assert (tmp_path / "mine.split.json").read_text() == "of mine"
+    assert not file.exists()
+    assert export(["small", "--output", str(file), "--force"]) == 0
+    capsys.readouterr()
+    assert export(["small", "--output", "-"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["provenance"]["split_ids"]["test"] == ["c"]
+    assert {setup.folder.split, setup.folder.best} <= set(study_files(setup.folder))
 
 
 def shown(renderable: Any) -> str:
