@@ -217,16 +217,15 @@ def _measure(
     models: Sequence[FoldModel], data: Data, protocol: Protocol, resources: Resources, name: str, console: Console
 ) -> tuple[Protocol, list[FoldModel]]:
     """Each model on its own validation cases; post-processing is chosen once, on all of them."""
-    measured: dict[str, Measured] = {}
-    for split_file in dict.fromkeys(model.split_file for model in models):
-        runs = {m.training.label: m.training.folder for m in models if m.split_file == split_file}
-        found, failures = measure_models(
-            runs, data, split_file, protocol, resources=resources, reason=f"cross-validation of {name}", console=console, part="validation"
-        )
-        if failures:
-            label, why = next(iter(failures.items()))
-            raise UserError(f"{label} could not be measured: {why}", where=str(runs[label].path), todo="the same command continues")
-        measured |= found
+    runs = {model.training.label: model.training.folder for model in models}
+    own = {model.training.label: model.split_file for model in models}
+    measured, failures = measure_models(
+        runs, data, models[0].split_file, protocol, resources=resources, reason=f"cross-validation of {name}", console=console,
+        part="validation", split_files=own,
+    )  # fmt: skip
+    if failures:
+        label, why = next(iter(failures.items()))
+        raise UserError(f"{label} could not be measured: {why}", where=str(runs[label].path), todo="the same command continues")
     if protocol.largest_component == "validation":
         gain = sum(m.cases * (m.choice["always"] - m.choice["never"]) for m in measured.values())
         chosen = dataclasses.replace(protocol, largest_component="always" if gain > 0 else "never")

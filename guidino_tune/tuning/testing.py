@@ -38,6 +38,7 @@ def measure_models(
     console: Console,
     limit: int | None = None,
     part: Part = "test",
+    split_files: Mapping[str, Path] | None = None,
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Measures every model that was not measured in this way before, and remembers the results in the models' folders.
 
@@ -51,6 +52,7 @@ def measure_models(
         console: For progress.
         limit: Only the first so many test cases; ``None`` takes all.
         part: ``test`` opens the seal, and tells when that happened before; ``validation`` does not.
+        split_files: Of models that have validation cases of their own, by name.
 
     Returns:
         The results, and the reasons of those models that could not be measured. One failure costs no other model its result.
@@ -71,15 +73,16 @@ def measure_models(
     if not missing:
         return results, {}
     choosing = protocol.largest_component == "validation"
-    validation = find_cases(data).select(read_split(split_file).validation) if choosing or part == "validation" else []
-    chosen_on = validation if choosing else []
+    validation: dict[str, list[Case]] = {}
+    if choosing or part == "validation":
+        listing = find_cases(data)
+        validation = {name: listing.select(read_split((split_files or {}).get(name, split_file)).validation) for name in missing}
+    cases: list[Case] = []
     if part == "test":
         before = told(openings(split_file))
         cases = open_test(data, split_file, reason=f"{reason}: {', '.join(missing)}")[:limit]
         if before:
             console.print(f"note: {before}", style="yellow", highlight=False, soft_wrap=True)
-    else:
-        cases = validation[:limit]
     failures: dict[str, str] = {}
 
     def take(name: str, job: Any) -> None:
@@ -103,7 +106,8 @@ def measure_models(
         while waiting or jobs:
             while waiting and len(jobs) < booked.concurrent:
                 name = waiting.pop(0)
-                jobs[remote.remote(str(models[name].path), cases, chosen_on, protocol, settings)] = name
+                scored, chosen_on = validation[name][:limit] if part == "validation" else cases, validation[name] if choosing else []
+                jobs[remote.remote(str(models[name].path), scored, chosen_on, protocol, settings)] = name
             (done,), _ = ray.wait(list(jobs), num_returns=1)
             take(jobs.pop(done), done)
     return results, failures
