@@ -28,7 +28,8 @@ EXAMPLES = """\
   guidino-tune doctor --backbone vits16                     load these weights, after a download if need be
   guidino-tune doctor --backbone /models/dinov3-vits16      is this a usable model folder?
   guidino-tune doctor --kind folder --data-root /data/mine --images
-                                                            read all images and masks: damage, copies, inverted masks
+                                                            read all images and masks: how they are understood, damage, copies
+  guidino-tune doctor --kind folder --data-root /data/mine --images --set 'data.labels={lesion: [255, 0, 0]}'
   guidino-tune doctor --space my_space.yaml                 every problem that a search of this space would meet
   guidino-tune doctor --study kvasir                        is this study whole, and what is left to do?
 
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--space", metavar="NAME_OR_FILE", help="a search space that must be ready to be searched")
     made.add_argument("--study", metavar="NAME", help="a study that must be ready to go on")
     made.add_argument("--images", action="store_true", help="read the training and validation images and masks too (test stays sealed)")
+    made.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="another value for --space, or of the data set (data.labels=...)"
+    )
     add_storage_option(made)
     return run(_doctor, made, argv)
 
@@ -352,7 +356,15 @@ def _asked_for(options: argparse.Namespace) -> Iterator[Finding]:
     if options.space or options.study or options.images:
         from guidino_tune.tuning.checkups import look_at
 
-        found = look_at(options.space, options.study, options.storage, options.images, kind=options.kind, data_root=options.data_root)
+        found = look_at(
+            options.space,
+            options.study,
+            options.storage,
+            options.images,
+            kind=options.kind,
+            data_root=options.data_root,
+            settings=options.set,
+        )
         yield from (Finding(f.mark, f.name, f.found, f.todo) for f in found)
 
 

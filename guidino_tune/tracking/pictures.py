@@ -108,6 +108,32 @@ def overlay(
     return _row(panels, title, height, legend)
 
 
+def case_picture(
+    image: np.ndarray, truth: np.ndarray, *, names: Sequence[str], title: str = "", height: int = 288, ignore: bool = False
+) -> Image.Image:
+    """An image beside its ground truth, before anything was predicted.
+
+    Args:
+        image: (H, W, 3), uint8.
+        truth: (H, W), 0 to the number of classes.
+        names: Of the classes.
+        title: One line above the panels.
+        height: As in ``overlay``.
+        ignore: The truth may hold ``IGNORED``, which is hatched.
+    """
+    photo = Image.fromarray(image).resize(_fitted(image.shape[1], image.shape[0], height), Image.Resampling.LANCZOS)
+    unknown = truth == IGNORED if ignore else None
+    colours = [TRUTH] if len(names) == 1 else [CLASSES[number % len(CLASSES)] for number in range(len(names))]
+    drawn, legend = photo, []
+    for number, (name, colour) in enumerate(zip(names, colours, strict=True), 1):
+        mask = truth == number
+        if mask.any():
+            drawn = _outlined(_tinted(drawn, mask, colour), _Outline(mask, colour, 2.4, inside=len(names) > 1))
+            legend.append((colour, name))
+    truth_panel = _Panel(_hatched(drawn, unknown), "ground truth" if legend else "ground truth: empty")
+    return _row([_Panel(photo, "image"), truth_panel], title, height, legend if len(names) > 1 else ())
+
+
 def contact_sheet(rows: Sequence[Image.Image], columns: int = 1, max_width: int = 2400) -> Image.Image:
     """Pictures in a grid, filled row by row, on white.
 

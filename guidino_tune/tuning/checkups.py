@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from guidino_tune import paths
 from guidino_tune.config import Data
-from guidino_tune.config.parsing import parse, read_yaml
-from guidino_tune.data.opening import open_for_search
+from guidino_tune.config.parsing import read_yaml
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import check_split, read_split
 from guidino_tune.errors import UserError
@@ -24,15 +21,13 @@ from guidino_tune.findings import Finding
 from guidino_tune.space.check import check_space
 from guidino_tune.space.space import Space, absolute, load_space, override, read_space
 from guidino_tune.training.checkpoints import WEIGHTS, read_checkpoint
+from guidino_tune.tuning.data_page import data_page
 from guidino_tune.tuning.journal import database
 from guidino_tune.tuning.outcomes import in_words
 from guidino_tune.tuning.resolving import resolve_data
 from guidino_tune.tuning.search import check_models, check_storage, check_workers
 from guidino_tune.tuning.sending import waiting
 from guidino_tune.tuning.study import StudyFolder, check_same_search, check_there, load_study, orphans
-
-SMALL = 64
-"""Side in pixels to which images are resized that are read only to see whether they can be."""
 
 
 def _problem(name: str, check: Callable[[], object], mark: Literal["note", "missing"] = "missing") -> list[Finding]:
@@ -47,7 +42,14 @@ def _problem(name: str, check: Callable[[], object], mark: Literal["note", "miss
 
 
 def look_at(
-    space: str | None, study: str | None, storage: str | None, images: bool, *, kind: str | None, data_root: str | None
+    space: str | None,
+    study: str | None,
+    storage: str | None,
+    images: bool,
+    *,
+    kind: str | None,
+    data_root: str | None,
+    settings: Sequence[str] = (),
 ) -> Iterator[Finding]:
     """All that is asked for, each thing whatever became of the others.
 
@@ -58,12 +60,13 @@ def look_at(
         images: Read those of the space, or else those of the data set that ``kind`` and ``data_root`` name.
         kind: As in ``data.kind``.
         data_root: Its folder.
+        settings: Of the data set or the space, such as ``data.image_size=512``.
     """
     parts: dict[str, Callable[[], Iterator[Finding]]] = {}
     if space:
-        parts["space"] = lambda: look_at_space(space, data_root, images=images)
+        parts["space"] = lambda: look_at_space(space, data_root, images=images, settings=settings)
     elif images:
-        parts["images"] = lambda: look_at_images(parse(Data, {"kind": kind, "root": data_root}, "--kind"))
+        parts["images"] = lambda: data_page(told_data(str(kind), data_root, settings))
     if study:
         parts["study"] = lambda: look_at_study(study, storage)
     for name, look in parts.items():
@@ -77,13 +80,25 @@ def _refused(name: str, error: UserError, mark: Literal["note", "missing"] = "mi
     yield Finding(mark, name, f"{error.where}: {error.what}" if error.where else error.what, error.todo)
 
 
-def look_at_space(name: str, data_root: str | None = None, *, images: bool = False) -> Iterator[Finding]:
+def told_data(kind: str, data_root: str | None, settings: Sequence[str] = ()) -> Data:
+    """The section ``data`` of a data set that is named on the command line.
+
+    Raises:
+        UserError: A setting is wrong.
+    """
+    base = read_space({"experiment": {"data": {"kind": kind}, "guide": {"kind": "none"}, "segmenter": {"kind": "unet"}}}, source="--kind")
+    root = [f"data.root={data_root}"] if data_root else []
+    return absolute(override(base, [*root, *settings])).base.data
+
+
+def look_at_space(name: str, data_root: str | None = None, *, images: bool = False, settings: Sequence[str] = ()) -> Iterator[Finding]:
     """Checks a space as a search does, but goes on after a problem.
 
     Args:
         name: Of a shipped space, or the path of a YAML file.
         data_root: Another folder of its data set.
         images: Read the training and validation images and masks too.
+        settings: Other values, as of ``--set``.
 
     Yields:
         A finding for every problem; and one for what is fine.
@@ -91,7 +106,7 @@ def look_at_space(name: str, data_root: str | None = None, *, images: bool = Fal
     Raises:
         UserError: The space cannot be read at all.
     """
-    space = absolute(override(load_space(name), [f"data.root={data_root}"] if data_root else []))
+    space = absolute(override(load_space(name), [*([f"data.root={data_root}"] if data_root else []), *settings]))
     untold: list[Finding] = []
     try:
         space = resolve_data(space)
@@ -114,30 +129,7 @@ def look_at_space(name: str, data_root: str | None = None, *, images: bool = Fal
     if not problems:
         yield Finding("ok", "space", f"{space.source}: {len(space.parameters)} parameters, {len(space.first_trials)} first trials")
     if images and drawn and not any(problem.name == "space's data" for problem in problems):
-        yield from look_at_images(space.base.data)
-
-
-def look_at_images(data: Data) -> Iterator[Finding]:
-    """Decodes every training and validation image and mask, and compares the images; those of the test split stay closed.
-
-    Args:
-        data: The data set; ``image_size`` and ``bad_cases`` do not matter.
-
-    Yields:
-        ``missing`` for what cannot be decoded or does not fit, ``note`` for copies, inverted masks and the like.
-    """
-    lenient = replace(data, image_size=SMALL, bad_cases="skip")
-    listed = find_cases(lenient).notes
-    with tempfile.TemporaryDirectory() as folder:
-        opened = open_for_search(lenient, cache=Path(folder))
-        size = f"{len(opened.train)} training and {len(opened.validation)} validation"
-    notes = [note for note in opened.notes if note not in listed]
-    for note in notes:
-        damaged = note.startswith("left out ") and ": " in note
-        todo = "put the right files there, or set data.bad_cases=skip to search without them" if damaged else "look at these files"
-        yield Finding("missing" if damaged else "note", "images", note.removeprefix("left out "), todo)
-    if not notes:
-        yield Finding("ok", "images", f"{size} images and masks can be read ({opened.split.origin} split)")
+        yield from data_page(space.base.data)
 
 
 def look_at_study(name: str, storage: str | None = None) -> Iterator[Finding]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from guidino_tune import paths
 from guidino_tune.config import Resources
-from guidino_tune.data.dividing import draw_split
+from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import redacted
 from guidino_tune.space.space import Space
@@ -18,6 +22,9 @@ from guidino_tune.tuning.resolving import resolve_data
 from guidino_tune.tuning.search import check_search
 from guidino_tune.tuning.sending import mlflow_uri
 from guidino_tune.tuning.study import LISTED, StudyFolder, load_study, orphans, rungs, validated_epochs
+
+MOST_READ = 3000
+"""Training cases that a dry run reads: more would take longer than a look is worth."""
 
 
 def show_plan(space: Space, console: Console, storage: str | None = None) -> int:
@@ -32,14 +39,14 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
     space = resolve_data(space)
     folder = StudyFolder(paths.studies() / space.study.name)
     check_search(space, folder)
-    listing = find_cases(space.base.data)
-    split, divided = draw_split(listing, space.base.data)
+    opened = _read(space, folder, console)
+    split = opened.split
     if not space.recipes:
         console.rule("experiment", align="left")
         console.print(space.base.to_yaml(), highlight=False)
     console.rule("space", align="left")
     console.print(_listed(space) if space.study.sampler == LISTED else _searched(space))
-    for note in (*space.notes, *listing.notes, *divided):
+    for note in (*space.notes, *opened.notes):
         console.print(f"note: {note}", style="yellow", highlight=False)
     console.rule("plan", align="left")
     study, resources, epochs = space.study, space.resources, space.base.training.epochs
@@ -53,6 +60,7 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
         "early stop": f"{study.pruner}; trials are compared at epochs {', '.join(map(str, compared))} of {epochs}" if compared else "none",
         "validation": f"after {len(validated)} of {epochs} epochs, at training size; HD95 and ASD after the last",
         "time": f"no new trial after {study.time_budget:g} s" if study.time_budget else "no limit",
+        "read as": "; ".join(opened.rules.lines),
         "cases": f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} sealed test ({split.origin})",
         "a trial": f"{resources.workers} worker(s) with {resources.cpus_per_worker or 'their share of the'} CPU(s) and "
         + f"{_gpus(resources)} each; executor {resources.executor}; up to {epochs} epochs",
@@ -66,6 +74,26 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
     for name, text in lines.items():
         console.print(f"{name:>13}  {text}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _read(space: Space, folder: StudyFolder, console: Console) -> SearchData:
+    """Every image and mask that a search would read, of a large data set a sample; what is decoded here is forgotten again."""
+    data = space.base.data
+    count = len(find_cases(data).cases)
+    if count > MOST_READ and data.max_train_cases is None:
+        data = dataclasses.replace(data, max_train_cases=MOST_READ, max_validation_cases=MOST_READ // 10)
+        console.print(f"{count} cases: a sample of {MOST_READ} training cases is read here", highlight=False)
+    with tempfile.TemporaryDirectory() as scratch, console.status("reading the images") as status:
+        # The split and the rules of a study that was begun, without a word written beside them.
+        for name in (folder.split, folder.rules):
+            if name.is_file():
+                shutil.copy2(name, scratch)
+        return open_for_search(
+            data,
+            split_file=Path(scratch) / folder.split.name,
+            cache=Path(scratch),
+            progress=lambda done, total: status.update(f"reading the images: {done} of {total}"),
+        )
 
 
 def _searched(space: Space) -> Table:
