@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from guidino_tune.config import Data, Protocol
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.errors import UserError
+from guidino_tune.framing import cut, frame, place
 from guidino_tune.normalisation import normalise
 
 # Flips as the axes they reverse: none, left-right, top-down, both.
@@ -25,7 +25,8 @@ WINDOWS = 4
 
 @dataclass(frozen=True, slots=True)
 class ImagePrediction:
-    """What a network says about one image: at the image's own size, or (S, S) where the protocol compares at training size.
+    """What a network says about one image: at the image's own size, or where the protocol compares at training size
+    at the size that it has there.
 
     Attributes:
         mask: (H, W), uint8: 0 or 1, for several classes the labels 0 (background) to ``num_classes``.
@@ -63,9 +64,9 @@ def predict_logits(model: nn.Module, images: Tensor, mirror: bool = False, *, nu
     """The finest head's logits for a batch.
 
     Args:
-        model: Maps (B, 3, S, S) to an object with ``logits`` (a tuple, finest first) and ``guide`` ((B, 1, h, w) or ``None``).
+        model: Maps (B, C, S, S) to an object with ``logits`` (a tuple, finest first) and ``guide`` ((B, 1, h, w) or ``None``).
             It must be in eval mode; switching it here could also wake a backbone that has to stay frozen.
-        images: (B, 3, S, S), float, normalised, on the model's device.
+        images: (B, C, S, S), float, normalised, on the model's device.
         mirror: Average over the four flips of the image (nnU-Net's test-time augmentation): logits and guide, each flipped back.
         num_views: Flipped images that go through the network together, if B is not more already.
 
@@ -103,7 +104,7 @@ def slide(
 
     Args:
         model: As in ``predict_logits``.
-        image: (1, 3, H, W), float, normalised.
+        image: (1, C, H, W), float, normalised.
         window: Side S of the windows, in pixels.
         overlap: Of neighbouring windows, as a share of S, in [0, 1).
         mirror: Average over the four flips.
@@ -148,25 +149,27 @@ def predict_image(
 ) -> ImagePrediction:
     """Segments one image of any size.
 
-    ``resized``: the image is squeezed to a square as in training (Pillow's antialiased bilinear filter on uint8), and the logits, not
-    the mask, are resized back, so that the border is smooth at the image's own size; at training resolution they stay as they are.
+    ``resized``: the image is brought into a square as in training (``framing.place``), and the logits, not the mask, are resized back, so
+    that the border is smooth at the image's own size; at training resolution they stay as they are. With ``data.resize: pad`` what the
+    network says of the margin is cut off first, so that the prediction at training resolution has the shape of the image.
     ``sliding``: see ``slide``.
 
     Args:
         model: See ``predict_logits``; in eval mode and already on ``device``. One whose attribute ``bf16`` is true computes under bf16
             autocast, as it was trained.
-        image: (H, W, 3), uint8, RGB.
-        data: What the model was trained with: ``image_size``, ``normalisation`` and ``num_classes`` count here.
+        image: (H, W, C), uint8 or uint16, with the channels that the model was trained on (RGB).
+        data: What the model was trained with: ``image_size``, ``resize``, ``channels``, ``normalisation`` and ``num_classes`` count here.
         protocol: How to predict, and at which size; its ``hd95`` has no part in it.
         threshold: Binary foreground is where the probability is above it; in (0, 1).
         device: Where to compute; by default where the model's first parameter is.
 
     Raises:
-        ValueError: The image is not (H, W, 3) uint8, the model is in training mode, or ``largest_component`` is still to be decided.
+        ValueError: The image is not (H, W, C) uint8 or uint16, the model is in training mode, or ``largest_component`` is still to be
+            decided.
         UserError: The threshold is not in (0, 1), or there is one for several classes.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"an image is (H, W, 3) uint8; got shape {image.shape}, {image.dtype}")
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != data.channels or 0 in image.shape:
+        raise ValueError(f"an image is (H, W, {data.channels}) uint8 or uint16; got shape {image.shape}, {image.dtype}")
     if protocol.largest_component == "validation":
         raise ValueError("largest_component='validation' is to be decided first, by choose_largest_component")
     if not 0 < threshold < 1:
@@ -185,16 +188,6 @@ def predict_image(
         probability=foreground(logits)[0].cpu().numpy(),
         guide=None if guide is None else guide[0, 0].cpu().numpy(),
     )
-
-
-def resize_image(image: np.ndarray, image_size: int) -> np.ndarray:
-    """(H, W, 3) uint8 to (S, S, 3) uint8 with Pillow's bilinear filter, which antialiases; the aspect is not kept."""
-    return np.asarray(Image.fromarray(image).resize((image_size, image_size), Image.Resampling.BILINEAR))
-
-
-def resize_labels(labels: np.ndarray, image_size: int) -> np.ndarray:
-    """(H, W) uint8 to (S, S) uint8 by the nearest pixel, as in training; the aspect is not kept."""
-    return np.asarray(Image.fromarray(labels).resize((image_size, image_size), Image.Resampling.NEAREST))
 
 
 def largest_component(labels: np.ndarray) -> np.ndarray:
@@ -221,10 +214,14 @@ def _predict(model: nn.Module, image: np.ndarray, data: Data, protocol: Protocol
     if protocol.inference == "sliding":
         tensor = normalise(image, data.normalisation)[None]
         return slide(model, tensor, data.image_size, overlap=protocol.overlap, mirror=protocol.mirror, device=device)
-    tensor = normalise(resize_image(image, data.image_size), data.normalisation)[None].to(device)
+    side, native = data.image_size, (image.shape[0], image.shape[1])
+    tensor = normalise(place(image, side, data.resize), data.normalisation)[None].to(device)
     logits, guide = predict_logits(model, tensor, protocol.mirror)
-    size = (image.shape[0], image.shape[1]) if protocol.resolution == "native" else (data.image_size, data.image_size)
-    return _resized(logits, size), None if guide is None else _resized(guide, size)
+    box = frame(*native, side, data.resize)
+    size = native if protocol.resolution == "native" else (box.height, box.width)
+    if guide is not None and (box.height, box.width) != (side, side):
+        guide = cut(_resized(guide, (side, side)), box)  # its cells are too coarse to be cut along a margin
+    return _resized(cut(logits, box), size), None if guide is None else _resized(guide, size)
 
 
 def _gaussian(window: int) -> Tensor:

@@ -28,8 +28,8 @@ class Augmentation(Protocol):
         """Returns new tensors; equal arguments give equal views, in any process and thread.
 
         Args:
-            image: float32 (3, S, S), from ``normalise``.
-            mask: float32 (1, S, S) of 0 and 1, or of labels.
+            image: float32 (C, S, S), from ``normalise``.
+            mask: float32 (1, S, S) of 0 and 1, or of labels, and ``IGNORED``.
             seed: At least 0.
         """
 

@@ -47,7 +47,7 @@ class Batch:
     """Some views.
 
     Attributes:
-        images: (B, 3, S, S), normalised; float16 in training (their pixels had 8 bits), float32 in validation.
+        images: (B, C, S, S), normalised; float16 in training (11 bits, of a pixel that has 8), float32 in validation.
         masks: uint8 (B, 1, S, S) of 0 and 1, or of labels 0 to the number of classes.
         ids: The B case ids.
         tokens: Maps of the guide, as the encoder gave them; empty where the guide has to be run.
@@ -85,7 +85,7 @@ class Encoder(Protocol):
         """Says all that the tokens depend on besides the image: weights, layers, precision."""
 
     def __call__(self, images: Tensor) -> Arrays:
-        """Maps of (N, 3, S, S) images, by name, in an order that is always the same; each of N rows."""
+        """Maps of (N, C, S, S) images, by name, in an order that is always the same; each of N rows."""
 
 
 def view_seed(seed: int, epoch: int, case_id: str) -> int:
@@ -162,7 +162,7 @@ class TrainViews:
         return [ids[start : start + self._batch_size][self._share] for start in starts]
 
     def view(self, epoch: int, case_id: str) -> tuple[Tensor, Tensor]:
-        """One view, made anew: image (3, S, S), float16, and mask (1, S, S), uint8."""
+        """One view, made anew: image (C, S, S), float16, and mask (1, S, S), uint8."""
         # MONAI takes seconds to import, and memory: a trial that finds all its views needs neither.
         from guidino_tune.data.augmentation import make_augmentation
 

@@ -8,6 +8,7 @@ import torch
 
 from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.models.backbone import Backbone, BackboneShape, Features, check_backbone, load_backbone, shape_of
+from guidino_tune.models.guide_view import GuideView
 from guidino_tune.models.guided import GuidedSegmenter, Prediction
 from guidino_tune.models.lora import add_lora
 from guidino_tune.models.seeding import seeded
@@ -15,7 +16,17 @@ from guidino_tune.models.segmenters import SEGMENTERS, Segmenter
 from guidino_tune.models.tokenbook import TokenBook
 from guidino_tune.models.weights import random_config
 
-__all__ = ["Backbone", "Features", "GuidedSegmenter", "Prediction", "build_model", "check_backbone", "check_segmenter", "load_backbone"]
+__all__ = [
+    "Backbone",
+    "Features",
+    "GuideView",
+    "GuidedSegmenter",
+    "Prediction",
+    "build_model",
+    "check_backbone",
+    "check_segmenter",
+    "load_backbone",
+]
 
 
 def check_segmenter(experiment: Experiment) -> None:
@@ -32,7 +43,11 @@ def check_segmenter(experiment: Experiment) -> None:
 
 def _segmenter(experiment: Experiment, backbone: BackboneShape | None) -> Segmenter:
     return SEGMENTERS[experiment.segmenter.kind](
-        experiment.segmenter, image_size=experiment.data.image_size, num_outputs=experiment.num_outputs, backbone=backbone
+        experiment.segmenter,
+        image_size=experiment.data.image_size,
+        num_outputs=experiment.num_outputs,
+        in_channels=experiment.data.channels,
+        backbone=backbone,
     )
 
 
@@ -66,4 +81,5 @@ def build_model(experiment: Experiment, backbone: Backbone | None = None) -> Gui
                 tokenbook = TokenBook.from_config(guide.tokenbook, backbone.shape.width, experiment.num_prototypes)
     with seeded(seed):
         segmenter = _segmenter(experiment, backbone.shape if backbone else None)
-    return GuidedSegmenter(segmenter, backbone=backbone, tokenbook=tokenbook, place=experiment.gate)
+    view = GuideView(experiment.guide_channels, experiment.data.channels) if backbone else None
+    return GuidedSegmenter(segmenter, backbone=backbone, tokenbook=tokenbook, place=experiment.gate, view=view)

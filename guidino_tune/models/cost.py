@@ -23,5 +23,5 @@ def forward_cost(experiment: Experiment) -> tuple[int, int]:
     with torch.device("meta"), torch.no_grad():
         model = build_model(experiment).eval()
         with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, 3, size, size))
+            model(torch.empty(1, experiment.data.channels, size, size))
     return counter.get_total_flops(), sum(p.numel() for p in model.parameters())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from guidino_tune.errors import UserError
 from guidino_tune.models.backbone import Backbone, FeatureRequest, Features, check_image_size
 from guidino_tune.models.gate import Gate
+from guidino_tune.models.guide_view import GuideView
 from guidino_tune.models.lora import ADAPTER_KEY
 from guidino_tune.models.segmenters.base import Segmenter
 from guidino_tune.models.tokenbook import TokenBook
@@ -38,10 +39,17 @@ class GuidedSegmenter(nn.Module):
         backbone: ``None`` for a plain network.
         tokenbook: ``None`` without a gate.
         place: Where the mask multiplies; ``None`` without a gate.
+        view: The channels that the backbone sees; ``None``: images have three, and it sees them.
     """
 
     def __init__(
-        self, segmenter: Segmenter, *, backbone: Backbone | None = None, tokenbook: TokenBook | None = None, place: str | None = None
+        self,
+        segmenter: Segmenter,
+        *,
+        backbone: Backbone | None = None,
+        tokenbook: TokenBook | None = None,
+        place: str | None = None,
+        view: GuideView | None = None,
     ) -> None:
         super().__init__()
         if (tokenbook is None) != (place is None) or (tokenbook is not None and backbone is None):
@@ -50,6 +58,7 @@ class GuidedSegmenter(nn.Module):
         self.tokenbook = tokenbook
         self.segmenter = segmenter
         self.place = place
+        self.view = view or GuideView()
         self.bf16 = False
         """Whether predictions are made under bf16 autocast, as the network was trained; training sets its precision itself."""
 
@@ -62,7 +71,7 @@ class GuidedSegmenter(nn.Module):
         """Segments a batch.
 
         Args:
-            images: (B, 3, H, W), normalised; H and W multiples of the segmenter's ``size_multiple``.
+            images: (B, C, H, W), normalised; H and W multiples of the segmenter's ``size_multiple``, C as it was built for.
             features: The backbone's features of exactly these images (see ``feature_request``); given, the backbone is not run.
 
         Raises:
@@ -79,7 +88,7 @@ class GuidedSegmenter(nn.Module):
             return None
         request = self.feature_request
         with torch.no_grad() if self.backbone.frozen else nullcontext():
-            features: Features = self.backbone(images, request.layers, request.final_norm)
+            features: Features = self.backbone(self.view(images), request.layers, request.final_norm)
         return features
 
     def trained_state(self) -> dict[str, Tensor]:

@@ -44,7 +44,9 @@ def peak_gigabytes(device: torch.device) -> float:
 
 
 @torch.no_grad()
-def forward_seconds(model: nn.Module, size: int, device: torch.device, autocast: torch.autocast, *, channels_last: bool) -> float:
+def forward_seconds(
+    model: nn.Module, size: int, device: torch.device, autocast: torch.autocast, *, channels_last: bool, channels: int = 3
+) -> float:
     """Seconds of a forward pass of one image, as a median; with whatever else the machine does meanwhile, and without compilation.
 
     Args:
@@ -53,9 +55,10 @@ def forward_seconds(model: nn.Module, size: int, device: torch.device, autocast:
         device: Of the model.
         autocast: Its precision.
         channels_last: Layout of the image.
+        channels: Of the image.
     """
     model.eval()
-    image = torch.zeros(1, 3, size, size, device=device)
+    image = torch.zeros(1, channels, size, size, device=device)
     if channels_last:
         image = image.contiguous(memory_format=torch.channels_last)
     seconds = []

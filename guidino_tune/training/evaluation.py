@@ -21,7 +21,7 @@ from guidino_tune.data.sealed import open_test
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError
-from guidino_tune.framing import place_mask
+from guidino_tune.framing import cut, frame, place_mask
 from guidino_tune.inference import largest_component, predict_image
 from guidino_tune.metrics import NAMES, CaseScore, case_dice, score_case, values
 from guidino_tune.training.ensemble_folder import find_ensemble
@@ -41,7 +41,7 @@ def evaluate_cases(
     Args:
         model: In eval mode, on its device.
         cases: With masks.
-        data: What the model was trained with: ``image_size``, ``normalisation`` and ``num_classes`` count here.
+        data: What the model was trained with: how images and masks are resized, ``normalisation`` and ``num_classes`` count here.
         protocol: How to predict, post-process and score.
         progress: Told (done, in all).
         rules: How the cases' files are read.
@@ -204,9 +204,10 @@ def _predict(model: nn.Module, case: Case, data: Data, protocol: Protocol, rules
     """Predicted and true labels of one size."""
     image, truth = read_case(case, rules)
     mask = predict_image(model, image, data, protocol).mask
-    if protocol.resolution == "training":
-        truth = place_mask(truth, data.image_size, data.resize, data.mask_resize, data.num_classes)
-    return mask, truth
+    if protocol.resolution == "native":
+        return mask, truth
+    placed = place_mask(truth, data.image_size, data.resize, data.mask_resize, data.num_classes)
+    return mask, cut(placed, frame(truth.shape[0], truth.shape[1], data.image_size, data.resize))
 
 
 def _images(data: Data) -> set[Path]:

@@ -177,11 +177,11 @@ class TrainingRun:
         """Of this epoch and this network; once, for later epochs would tell the same."""
         self.measure = False
         memory, training = peak_gigabytes(self.device), self.experiment.training
-        size = self.experiment.data.image_size
-        return {
-            "memory": memory,
-            "latency": forward_seconds(self.model, size, self.device, self.autocast, channels_last=training.channels_last),
-        }
+        data = self.experiment.data
+        latency = forward_seconds(
+            self.model, data.image_size, self.device, self.autocast, channels_last=training.channels_last, channels=data.channels
+        )
+        return {"memory": memory, "latency": latency}
 
     def _train(self) -> dict[str, float]:
         training = self.experiment.training

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.data.store import Arrays
-from guidino_tune.models import GuidedSegmenter
+from guidino_tune.models import GuidedSegmenter, GuideView
 from guidino_tune.models.backbone import Backbone, FeatureRequest, Features, load_backbone
 
 _ENCODING = threading.Lock()
@@ -35,15 +35,26 @@ class TokenEncoder:
         request: Layers that the segmenter reads.
         bf16: Autocast, as in the training: tokens are what the backbone would have given there.
         batch_size: Images that go through the backbone together.
+        view: The channels that the backbone sees; ``None``: images have three, and it sees them.
 
     Raises:
         ValueError: The backbone is not frozen: its tokens change in training.
     """
 
-    def __init__(self, backbone: Backbone, guide: DINOGuide, request: FeatureRequest, *, bf16: bool, batch_size: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        guide: DINOGuide,
+        request: FeatureRequest,
+        *,
+        bf16: bool,
+        batch_size: int,
+        view: GuideView | None = None,
+    ) -> None:
         if not backbone.frozen:
             raise ValueError("tokens of a backbone that learns cannot be kept")
         self.backbone, self.guide, self.request, self.bf16, self.batch_size = backbone, guide, request, bf16, batch_size
+        self.view = view or GuideView()
 
     @property
     def key(self) -> str:
@@ -51,7 +62,8 @@ class TokenEncoder:
         device = next(self.backbone.parameters()).device
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         how = f"{'bfloat16' if self.bf16 else 'float32'} {where} {torch.__version__} {version('transformers')}"
-        return f"{_fingerprint(self.guide)} {self.request.layers} {self.request.final_norm} {how}"
+        seen = "" if self.view.whole else f" channels {self.view.channels} of {self.view.of}"
+        return f"{_fingerprint(self.guide)} {self.request.layers} {self.request.final_norm} {how}{seen}"
 
     def __call__(self, images: Tensor) -> Arrays:
         """See ``Encoder``: ``last`` and ``layer_0``, ``layer_1``, ... as requested, each (N, C, h, w)."""
@@ -61,11 +73,11 @@ class TokenEncoder:
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The last map of (B, 3, S, S) images and those of the layers, in float16, on the backbone's device."""
+        """The last map of (B, C, S, S) images and those of the layers, in float16, on the backbone's device."""
         device = next(self.backbone.parameters()).device
         # One at a time: two threads that encode beside a step in training would take their memory twice.
         with _ENCODING, torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            features = self.backbone(images.to(device).float(), self.request.layers, self.request.final_norm)
+            features = self.backbone(self.view(images.to(device).float()), self.request.layers, self.request.final_norm)
             return [_half(x) for x in (features.last, *features.layers)]
 
 
@@ -82,7 +94,7 @@ def make_encoder(experiment: Experiment, model: GuidedSegmenter, *, bf16: bool, 
     if backbone is None or not backbone.frozen:
         return None
     batch_size = -(-experiment.training.batch_size // parts)
-    return TokenEncoder(backbone, _frozen(experiment), model.feature_request, bf16=bf16, batch_size=batch_size)
+    return TokenEncoder(backbone, _frozen(experiment), model.feature_request, bf16=bf16, batch_size=batch_size, view=model.view)
 
 
 def shared_backbone(experiment: Experiment) -> Backbone | None:

@@ -43,6 +43,7 @@ def shape_of(experiment: Experiment, workers: int) -> Shape:
         if isinstance(guide, DINOGuide) and experiment.gate
         else None,
         "image_size": experiment.data.image_size,
+        "channels": experiment.data.channels,
         "outputs": experiment.num_outputs,
         "batch": -(-training.batch_size // workers),
         "precision": training.precision,
@@ -50,6 +51,7 @@ def shape_of(experiment: Experiment, workers: int) -> Shape:
         "compile": training.compile,
         "optimizer": (training.optimizer, training.momentum > 0),
         "hinge": experiment.loss.hinge_weight > 0,
+        "ignored": experiment.data.has_ignored,
     }
 
 
@@ -104,7 +106,7 @@ def estimate(experiment: Experiment, workers: int = 1) -> int:
     size, batch = experiment.data.image_size, -(-experiment.training.batch_size // workers)
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
         model = build_model(_with_random_weights(experiment)).train()
-        model(torch.empty(batch, 3, size, size))
+        model(torch.empty(batch, experiment.data.channels, size, size))
     weights = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
     return saved + sum(4 * taken if trained else taken for taken, trained in weights)
 
@@ -154,7 +156,7 @@ def _two_steps(experiment: Experiment, workers: int, device: torch.device) -> in
     optimizer = make_optimizer(model.named_parameters(), training)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     batch, size = -(-training.batch_size // workers), section.image_size
-    images = torch.randn(batch, 3, size, size, device=device)
+    images = torch.randn(batch, section.channels, size, size, device=device)
     if training.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     masks = torch.randint(0, section.num_classes + 1, (batch, 1, size, size), device=device).float()

@@ -119,7 +119,7 @@ def check_models(space: Space) -> None:
         if isinstance(guide, DINOGuide):
             backbone = guide.backbone
             guides[backbone, guide.weights, guide.sha256] = guide
-        segmenters[experiment.segmenter, backbone, experiment.data.image_size] = experiment
+        segmenters[experiment.segmenter, backbone, experiment.data.image_size, experiment.data.channels] = experiment
     for guide in guides.values():
         check_backbone(guide)
     for experiment in segmenters.values():

@@ -38,7 +38,7 @@ from guidino_tune.data.rules import plain_rules
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.store import ChunkStore
 from guidino_tune.data.views import Batch
-from guidino_tune.inference import resize_image, resize_labels
+from guidino_tune.framing import place, place_mask
 from guidino_tune.normalisation import normalise
 from guidino_tune.training.loop import TrainingRun
 from guidino_tune.tuning import executors
@@ -126,8 +126,8 @@ def independent(experiment: Experiment, steps: int, number: int, barrier: Barrie
     for case in find_cases(experiment.data).cases:
         if case.id in names:
             image, mask = read_case(case, plain_rules(experiment.data))
-            images.append(normalise(resize_image(image, size)))
-            masks.append(torch.from_numpy(resize_labels(mask, size).copy())[None])
+            images.append(normalise(place(image, size)))
+            masks.append(torch.from_numpy(place_mask(mask, size))[None])
     bare = Bare(experiment)
     augment, ids = make_augmentation(experiment.data.augmentation), sorted(names)
     generator = torch.Generator().manual_seed(number)

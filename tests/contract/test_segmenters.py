@@ -9,6 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from guidino_tune.config import Experiment, Segmenter
+from guidino_tune.config.data import IGNORED
+from guidino_tune.config.sections import Loss
+from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model
 from guidino_tune.models.gate import Gate
 from guidino_tune.models.segmenters import SEGMENTERS
@@ -179,6 +182,28 @@ def test_several_outputs(kind: str) -> None:
     images = torch.randn(1, 3, 64, 64)
     features = guided.backbone(images, model.feature_request.layers, model.feature_request.final_norm)
     assert all(logits.shape[1] == 3 for logits in model.eval()(images, Gate(), features))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize(("kind", "guide"), [(k, g) for k in SEGMENTERS for g in ("plain", "guided") if possible(k, g)])
+def test_any_number_of_channels(kind: str, guide: str, channels: int) -> None:
+    """Every channel reaches the logits, and a batch that is ignored altogether reaches no weight."""
+    values = {"data": {"kind": "demo", "image_size": 32, "channels": channels}, "guide": GUIDES[guide]}
+    values["segmenter"] = {"kind": kind, **SMALL.get(kind, {})}
+    experiment = Experiment.from_dict(values)
+    model = build_model(experiment).train()
+    images = torch.randn(2, channels, 32, 32, requires_grad=True)
+    prediction = model(images)
+    assert prediction.logits[0].shape == (2, 1, 32, 32)
+    masks = torch.full((2, 1, 32, 32), float(IGNORED))
+    loss = SegmentationLoss(Loss(hinge_weight=0.1), ignore=True)
+    loss(prediction.logits, prediction.guide, masks)["total"].backward(retain_graph=True)
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    images.grad = None
+    prediction.logits[0].square().mean().backward()
+    if kind not in ("segdino", "segguidino", "meddino"):  # heads that see the backbone's features alone, which is frozen
+        assert images.grad is not None
+        assert all(images.grad[:, channel].any() for channel in range(channels))
 
 
 @pytest.mark.parametrize("kind", [k for k in SEGMENTERS if CONFIGS[k].needs_features])

@@ -53,7 +53,7 @@ LAYERS = {
     "normalisation": layer(heavy="torch"),
     "framing": layer("config"),
     "data": layer("config", "normalisation", "framing", heavy="torch monai pyarrow"),
-    "models": layer("config", heavy="torch monai transformers peft"),
+    "models": layer("config", "normalisation", heavy="torch monai transformers peft"),
     "losses": layer("config", heavy="torch monai"),
     "metrics": layer("config", heavy="torch monai"),
     "inference": layer("config", "normalisation", "framing", heavy="torch monai"),

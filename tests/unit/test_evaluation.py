@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from guidino_tune.config import Data, Protocol
+from guidino_tune.config.data import IGNORED
 from guidino_tune.data.cases import Case
 from guidino_tune.data.rules import Rules, plain_rules
+from guidino_tune.framing import shrink_mask
 from guidino_tune.metrics import score_case
 from guidino_tune.training.evaluation import choose_largest_component, evaluate_cases, write_scores
 
@@ -91,6 +94,33 @@ def test_the_truth_of_another_aspect_is_squeezed_as_the_image_is(tmp_path: Path)
     seen = _boxes((64, 160), (1, 8, 40, 20, 100))
     training = _evaluate([_case(tmp_path, "a", seen)], BINARY, Protocol(resolution="training"))["a"]
     assert training == score_case(seen[1::2, 2::5], seen[1::2, 2::5])
+
+
+def test_a_padded_case_is_scored_in_its_own_frame(tmp_path: Path) -> None:
+    """At training size an image of 64 x 160 is 13 x 32 pixels, and its margin is no background that would be easy to find."""
+    seen = _boxes((64, 160), (1, 8, 40, 20, 100))
+    truth = _boxes((64, 160), (1, 8, 40, 20, 60))
+    case, data = _case(tmp_path, "a", seen, truth), dataclasses.replace(BINARY, resize="pad")
+    native, training = (_evaluate([case], data, Protocol(resolution=r))["a"] for r in ("native", "training"))
+    assert native.dice == pytest.approx(2 / 3, abs=0.03)  # a half of the box is right
+    small = [shrink_mask(mask, (13, 32)) for mask in (seen, truth)]
+    assert training.dice == pytest.approx(score_case(*small).dice, abs=0.02)
+
+
+def test_ignored_pixels_count_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from guidino_tune.training import evaluation
+
+    seen, truth = _boxes((64, 64), (1, 16, 48, 16, 48)), _boxes((64, 64), (1, 16, 48, 16, 32))
+    unknown = truth.copy()
+    unknown[:, 32:] = IGNORED
+    case, data = _case(tmp_path, "a", seen, truth), dataclasses.replace(BINARY, ignore_label=7)
+    real = evaluation.read_case
+    monkeypatch.setattr(evaluation, "read_case", lambda *args: (real(*args)[0], unknown))
+    for resolution in ("native", "training"):
+        protocol = Protocol(resolution=resolution)  # type: ignore[arg-type]
+        assert _evaluate([case], data, protocol)["a"].dice == 1
+        assert _choose(_Brightness(data), [case], data, protocol)[1] == {"never": 1.0, "always": 1.0}
+        assert _evaluate([case], BINARY, protocol)["a"].dice < 1
 
 
 def test_windows_see_what_squeezing_loses(tmp_path: Path) -> None:

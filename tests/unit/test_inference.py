@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,13 +13,12 @@ from torch import Tensor, nn
 
 from guidino_tune.config import Data, Protocol
 from guidino_tune.errors import UserError
+from guidino_tune.framing import place, resize_array
 from guidino_tune.inference import (
     foreground,
     largest_component,
     predict_image,
     predict_logits,
-    resize_image,
-    resize_labels,
     to_labels,
 )
 from guidino_tune.normalisation import normalise
@@ -65,7 +66,7 @@ def test_at_training_size_nothing_is_resampled() -> None:
 def test_logits_are_resized_back_with_pillow_s_bilinear_filter(height: int, width: int) -> None:
     """Logits, not masks; half-pixel centres; antialiased for images smaller than the network's."""
     image = np.random.default_rng(2).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    logits = ((resize_image(image, 64).astype(np.float32).mean(-1) / 255 - 0.5) * 20).astype(np.float32)
+    logits = ((place(image, 64).astype(np.float32).mean(-1) / 255 - 0.5) * 20).astype(np.float32)
     native = np.asarray(Image.fromarray(logits).resize((width, height), Image.Resampling.BILINEAR))
     assert np.allclose(predict_image(Brightness().eval(), image, DATA).probability, 1 / (1 + np.exp(-native)), atol=1e-4)
 
@@ -82,7 +83,7 @@ def test_resize_antialiases() -> None:
     """Stripes of one pixel become grey; without antialiasing they would become stripes again."""
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 255
-    small = resize_image(stripes, 32)
+    small = place(stripes, 32)
     assert small.shape == (32, 32, 3)
     assert np.abs(small[:, 2:-2].astype(int) - 127).max() <= 2
     assert np.array_equal(small, np.asarray(Image.fromarray(stripes).resize((32, 32), Image.Resampling.BILINEAR)))
@@ -205,7 +206,7 @@ def test_mirroring_is_the_protocol_s() -> None:
 def test_at_training_resolution_nothing_is_resized_back() -> None:
     image = np.random.default_rng(3).integers(0, 256, (90, 150, 3), dtype=np.uint8)
     prediction = predict_image(Brightness().eval(), image, DATA, Protocol(resolution="training"))
-    logits = (resize_image(image, 64).astype(np.float64).mean(-1) / 255 - 0.5) * 20
+    logits = (place(image, 64).astype(np.float64).mean(-1) / 255 - 0.5) * 20
     assert prediction.mask.shape == (64, 64)
     assert np.array_equal(prediction.mask, logits > 0)
     assert np.allclose(prediction.probability, 1 / (1 + np.exp(-logits)), atol=1e-4)
@@ -213,11 +214,66 @@ def test_at_training_resolution_nothing_is_resized_back() -> None:
     assert prediction.guide.shape == (64, 64)
 
 
-@pytest.mark.parametrize(("height", "width"), [(90, 151), (30, 64), (64, 17)])
-def test_labels_are_resized_by_the_nearest_pixel(height: int, width: int) -> None:
-    labels = np.random.default_rng(0).integers(0, 4, (height, width), dtype=np.uint8)
-    rows, columns = (((np.arange(64) + 0.5) * side / 64).astype(int) for side in (height, width))
-    assert np.array_equal(resize_labels(labels, 64), labels[rows][:, columns])
+# ---------------------------------------------------------------------------------------------------------------------- frames
+
+PAD = dataclasses.replace(DATA, resize="pad")
+
+
+def test_a_padded_image_is_cut_out_and_enlarged_as_it_was_made_smaller() -> None:
+    """The network's logits are a function of the pixel alone: what comes back is that function of the smaller image, enlarged."""
+    image = np.random.default_rng(4).integers(0, 256, (90, 150, 3), dtype=np.uint8)
+    small = resize_array(image, (38, 64))  # 64 * 90 / 150 = 38.4
+    logits = ((small.astype(np.float32).mean(-1) / 255 - 0.5) * 20).astype(np.float32)
+    training = predict_image(Brightness().eval(), image, PAD, Protocol(resolution="training"))
+    assert np.allclose(training.probability, 1 / (1 + np.exp(-logits)), atol=1e-4)
+    assert training.guide is not None
+    assert training.mask.shape == training.guide.shape == (38, 64)
+    native = np.asarray(Image.fromarray(logits).resize((150, 90), Image.Resampling.BILINEAR))
+    prediction = predict_image(Brightness().eval(), image, PAD)
+    assert np.allclose(prediction.probability, 1 / (1 + np.exp(-native)), atol=1e-4)
+    assert prediction.guide is not None
+    assert prediction.guide.shape == (90, 150)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 40), (31, 64)])
+def test_an_image_of_the_network_s_size_comes_back_pixel_by_pixel(height: int, width: int) -> None:
+    image = np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    prediction = predict_image(Brightness().eval(), image, PAD)
+    assert np.allclose(prediction.probability, 1 / (1 + np.exp(-(image.astype(np.float64).mean(-1) / 255 - 0.5) * 20)), atol=1e-4)
+
+
+def test_a_square_image_is_the_same_padded_and_squashed() -> None:
+    image = np.random.default_rng(6).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    squashed, padded = (predict_image(Brightness().eval(), image, data) for data in (DATA, PAD))
+    assert np.array_equal(squashed.probability, padded.probability)
+    assert np.array_equal(squashed.guide, padded.guide)  # type: ignore[arg-type]
+
+
+def test_the_guide_lies_over_the_image_and_not_over_its_margin() -> None:
+    """A bright half: the guide's own cells of 16 pixels do not end where the margin ends."""
+    image = np.full((64, 24, 3), 20, np.uint8)
+    image[32:] = 230
+    guide = predict_image(Brightness().eval(), image, PAD).guide
+    assert guide is not None
+    assert guide.shape == (64, 24)
+    assert guide[:16].max() < 0.5 < guide[48:].min()
+
+
+def test_channels_and_sixteen_bits() -> None:
+    """uint16 of 257 times the value is the same image."""
+
+    class First(nn.Module):
+        def forward(self, images: Tensor) -> KnownPrediction:
+            return KnownPrediction((images[:, :1],), None)
+
+    data = dataclasses.replace(DATA, channels=5)
+    image = np.random.default_rng(7).integers(0, 256, (40, 50, 5), dtype=np.uint8)
+    eight = predict_image(First().eval(), image, data).probability
+    sixteen = predict_image(First().eval(), image.astype(np.uint16) * 257, data).probability
+    assert np.allclose(eight, sixteen, atol=0.01)  # eight bits are rounded once more where the image is made larger
+    for wrong in (image[..., :3], image.astype(np.float32), image[..., 0]):
+        with pytest.raises(ValueError, match=r"\(H, W, 5\) uint8 or uint16"):
+            predict_image(First().eval(), wrong, data)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- classes

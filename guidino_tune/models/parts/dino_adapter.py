@@ -36,17 +36,20 @@ def conv_norm_relu(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequenti
 class SpatialPrior(nn.Module):
     """Convolutions on the image: maps at 1/4, 1/8, 1/16 and 1/32, each projected to ``width`` channels (Spatial Prior Module)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, in_channels: int = 3) -> None:
         super().__init__()
         first = PRIOR_WIDTHS[0]
         self.stem = nn.Sequential(
-            conv_norm_relu(3, first, stride=2), conv_norm_relu(first, first), conv_norm_relu(first, first), nn.MaxPool2d(3, 2, padding=1)
+            conv_norm_relu(in_channels, first, stride=2),
+            conv_norm_relu(first, first),
+            conv_norm_relu(first, first),
+            nn.MaxPool2d(3, 2, padding=1),
         )
         self.down = nn.ModuleList(conv_norm_relu(inputs, outputs, stride=2) for inputs, outputs in pairwise(PRIOR_WIDTHS))
         self.project = nn.ModuleList(nn.Conv2d(inputs, width, 1) for inputs in PRIOR_WIDTHS)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) to four (B, width, H / s, W / s) with s = 4, 8, 16, 32."""
+        """(B, in_channels, H, W) to four (B, width, H / s, W / s) with s = 4, 8, 16, 32."""
         maps = [self.stem(images)]
         for down in self.down:
             maps.append(down(maps[-1]))
@@ -100,6 +103,7 @@ class DINOAdapter(nn.Module):
     Args:
         layer_widths: Channels of the four layers; one that differs from ``width`` is projected by a 1x1 convolution first.
         width: Channels of every map here.
+        in_channels: Of the images.
         num_heads: Of the deformable attention.
         num_points: Sampling points of each head.
         drop_path: Rate of stochastic depth of every feed-forward block.
@@ -108,10 +112,12 @@ class DINOAdapter(nn.Module):
         ValueError: The heads do not divide half of the width.
     """
 
-    def __init__(self, layer_widths: Sequence[int], width: int, *, num_heads: int, num_points: int, drop_path: float) -> None:
+    def __init__(
+        self, layer_widths: Sequence[int], width: int, *, in_channels: int = 3, num_heads: int, num_points: int, drop_path: float
+    ) -> None:
         super().__init__()
         self.project = nn.ModuleList(nn.Identity() if inputs == width else nn.Conv2d(inputs, width, 1) for inputs in layer_widths)
-        self.spatial_prior = SpatialPrior(width)
+        self.spatial_prior = SpatialPrior(width, in_channels)
         self.level_embedding = nn.Parameter(torch.randn(3, width))
         self.extractors = nn.ModuleList(
             Extractor(width, num_heads=num_heads, num_points=num_points, drop_path=drop_path) for _ in READ_LAYERS
@@ -128,7 +134,7 @@ class DINOAdapter(nn.Module):
         """Mixes.
 
         Args:
-            images: (B, 3, H, W); H and W multiples of 32.
+            images: (B, in_channels, H, W); H and W multiples of 32.
             layers: What ``project_layers`` gave.
 
         Returns:

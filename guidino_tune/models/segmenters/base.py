@@ -18,6 +18,7 @@ class Segmenter(nn.Module, ABC):
         config: The segmenter's configuration dataclass.
         image_size: Side of the images that it is built for, in pixels. It also takes others that are multiples of ``size_multiple``.
         num_outputs: Channels of the logits.
+        in_channels: Channels of the images.
         backbone: What the backbone gives; ``None`` without a backbone.
     """
 
@@ -25,7 +26,9 @@ class Segmenter(nn.Module, ABC):
     """Backbone layers that ``forward`` reads; subclasses that need some set their own in the constructor."""
 
     @abstractmethod
-    def __init__(self, config: Any, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None) -> None:
+    def __init__(
+        self, config: Any, *, image_size: int = 256, num_outputs: int = 1, in_channels: int = 3, backbone: BackboneShape | None = None
+    ) -> None:
         super().__init__()
         self.size_multiple: int = config.size_multiple(image_size)
 
@@ -34,7 +37,7 @@ class Segmenter(nn.Module, ABC):
         """Segments a batch and calls ``gate(place, x)`` at every place named in the configuration's ``gates``.
 
         Args:
-            images: (B, 3, H, W), normalised; H and W multiples of ``size_multiple``, which the caller has checked.
+            images: (B, in_channels, H, W), normalised; H and W multiples of ``size_multiple``, which the caller has checked.
             gate: Multiplies at its place; a place with several maps (``skips``, ``decoder``) calls it for each.
             features: Backbone features of these images; ``None`` without a backbone.
 

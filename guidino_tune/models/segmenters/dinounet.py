@@ -28,7 +28,13 @@ class DinoUNet(Segmenter):
     """
 
     def __init__(
-        self, config: sections.DinoUNet, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None
+        self,
+        config: sections.DinoUNet,
+        *,
+        image_size: int = 256,
+        num_outputs: int = 1,
+        in_channels: int = 3,
+        backbone: BackboneShape | None = None,
     ) -> None:
         super().__init__(config, image_size=image_size)
         shape = required("Dino U-Net", backbone)
@@ -43,6 +49,7 @@ class DinoUNet(Segmenter):
         self.adapter = DINOAdapter(
             [shape.layer_widths[layer] for layer in layers],
             shape.width,
+            in_channels=in_channels,
             num_heads=config.attention_heads,
             num_points=config.attention_points,
             drop_path=config.drop_path,

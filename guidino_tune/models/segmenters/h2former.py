@@ -107,7 +107,7 @@ class H2Former(Segmenter):
 
     The multi-scale map of the first stage comes from the image, that of another from the stage before it. The decoder has transposed
     convolutions, concatenation [up, skip] and one 3x3 convolution a stage; its last map, at 1/2, is brought up bilinearly.
-    The original's input has four channels and its output two, for a softmax; here they have three and ``num_outputs``.
+    The original's input has four channels and its output two, for a softmax; here they have ``in_channels`` and ``num_outputs``.
     Gate places: ``input``, the image; ``bottleneck``, the deepest map at 1/16; ``skips``; ``decoder``, every map of the decoder.
 
     Raises:
@@ -115,14 +115,23 @@ class H2Former(Segmenter):
     """
 
     def __init__(
-        self, config: sections.H2Former, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None
+        self,
+        config: sections.H2Former,
+        *,
+        image_size: int = 256,
+        num_outputs: int = 1,
+        in_channels: int = 3,
+        backbone: BackboneShape | None = None,
     ) -> None:
         super().__init__(config, image_size=image_size)
         window = config.window_at(image_size)
         widths = [config.base_width * 2**stage for stage in range(4)]
         stages = zip(widths, config.heads, drop_path_rates(config.drop_path, config.depths), strict=True)
         self.stem = nn.Sequential(
-            nn.Conv2d(3, widths[0], 7, padding=3, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+            nn.Conv2d(in_channels, widths[0], 7, padding=3, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2, 1),
         )
         self.residual = nn.ModuleList(
             res_stage(*pair, num_blocks) for pair, num_blocks in zip(pairwise([widths[0], *widths]), config.blocks, strict=True)
@@ -131,7 +140,7 @@ class H2Former(Segmenter):
             swin_stage(width, heads, window, rates, lambda width: ChannelMLP(width, scrambled=config.scrambled_mlp))
             for width, heads, rates in stages
         )
-        self.embed = MultiScale(3, widths[0], (2, 4, 8, 16))
+        self.embed = MultiScale(in_channels, widths[0], (2, 4, 8, 16))
         self.embed_norm = nn.LayerNorm(widths[0])
         self.merge_norms = nn.ModuleList(nn.LayerNorm(width) for width in widths[:-1])
         self.merges = nn.ModuleList(MultiScale(fine, deep, (2, 4)) for fine, deep in pairwise(widths))

@@ -67,15 +67,21 @@ class NNUNet(Segmenter):
     """
 
     def __init__(
-        self, config: sections.NNUNet, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None
+        self,
+        config: sections.NNUNet,
+        *,
+        image_size: int = 256,
+        num_outputs: int = 1,
+        in_channels: int = 3,
+        backbone: BackboneShape | None = None,
     ) -> None:
         super().__init__(config, image_size=image_size)
         widths = [min(config.base_width * 2**level, config.max_width) for level in range(config.num_stages)]
         residual = config.encoder == "residual"
-        self.stem = conv_norm(3, widths[0]) if residual else nn.Sequential()
+        self.stem = conv_norm(in_channels, widths[0]) if residual else nn.Sequential()
         block = ResidualBlock if residual else conv_norm
         depths = [1, 3, 4, *[6] * (config.num_stages - 3)] if residual else [2] * config.num_stages
-        inputs = [widths[0] if residual else 3, *widths]
+        inputs = [widths[0] if residual else in_channels, *widths]
         self.encoder = nn.ModuleList(
             stage(block, depth, *pair, stride=2 if level else 1)
             for level, (depth, pair) in enumerate(zip(depths, pairwise(inputs), strict=True))

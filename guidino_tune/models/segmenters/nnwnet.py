@@ -77,7 +77,13 @@ class NNWNet(Segmenter):
     """
 
     def __init__(
-        self, config: sections.NNWNet, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None
+        self,
+        config: sections.NNWNet,
+        *,
+        image_size: int = 256,
+        num_outputs: int = 1,
+        in_channels: int = 3,
+        backbone: BackboneShape | None = None,
     ) -> None:
         super().__init__(config, image_size=image_size)
         self.deep_supervision = config.deep_supervision
@@ -85,7 +91,7 @@ class NNWNet(Segmenter):
         glob = [width // 2 for width in local]
         both = [a + b for a, b in zip(local, glob, strict=True)]
         levels = range(4)
-        self.stem = nn.Sequential(conv_norm_gelu(3, local[0]), conv_norm_gelu(local[0], local[0]))
+        self.stem = nn.Sequential(conv_norm_gelu(in_channels, local[0]), conv_norm_gelu(local[0], local[0]))
         # First pass. Level i joins resolution 1 / 2^i and half of it; decoders below are indexed by that level too.
         self.encoder1_local = nn.ModuleList(embed_down(local[i], local[i + 1]) for i in levels)
         self.encoder1_global = nn.ModuleList(GlobalBlock(local[i], glob[i]) for i in levels)

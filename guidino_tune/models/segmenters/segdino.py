@@ -21,7 +21,13 @@ class SegDINO(Segmenter):
     """
 
     def __init__(
-        self, config: sections.SegDINO, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None
+        self,
+        config: sections.SegDINO,
+        *,
+        image_size: int = 256,
+        num_outputs: int = 1,
+        in_channels: int = 3,
+        backbone: BackboneShape | None = None,
     ) -> None:
         super().__init__(config, image_size=image_size)
         shape = required("SegDINO", backbone)

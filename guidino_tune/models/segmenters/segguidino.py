@@ -18,7 +18,13 @@ class SegGuiDINO(Segmenter):
     """
 
     def __init__(
-        self, config: sections.SegGuiDINO, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None
+        self,
+        config: sections.SegGuiDINO,
+        *,
+        image_size: int = 256,
+        num_outputs: int = 1,
+        in_channels: int = 3,
+        backbone: BackboneShape | None = None,
     ) -> None:
         super().__init__(config, image_size=image_size)
         self.project = nn.Conv2d(required("SegGuiDINO", backbone).width, config.hidden, 3, padding=1)

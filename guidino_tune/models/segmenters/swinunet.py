@@ -67,13 +67,19 @@ class SwinUNet(Segmenter):
     """
 
     def __init__(
-        self, config: sections.SwinUNet, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None
+        self,
+        config: sections.SwinUNet,
+        *,
+        image_size: int = 256,
+        num_outputs: int = 1,
+        in_channels: int = 3,
+        backbone: BackboneShape | None = None,
     ) -> None:
         super().__init__(config, image_size=image_size)
         window = config.window_at(image_size)
         widths = [config.embed_width * 2**stage for stage in range(4)]
         stages = list(zip(widths, config.heads, drop_path_rates(config.drop_path, config.depths), strict=True))
-        self.embed = nn.Conv2d(3, widths[0], 4, stride=4)
+        self.embed = nn.Conv2d(in_channels, widths[0], 4, stride=4)
         self.embed_norm = nn.LayerNorm(widths[0])
         self.encoder = nn.ModuleList(swin_stage(width, heads, window, rates) for width, heads, rates in stages)
         self.merge = nn.ModuleList(PatchMerge(width) for width in widths[:-1])

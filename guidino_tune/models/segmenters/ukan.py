@@ -55,12 +55,18 @@ class UKAN(Segmenter):
     """
 
     def __init__(
-        self, config: sections.UKAN, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None
+        self,
+        config: sections.UKAN,
+        *,
+        image_size: int = 256,
+        num_outputs: int = 1,
+        in_channels: int = 3,
+        backbone: BackboneShape | None = None,
     ) -> None:
         super().__init__(config, image_size=image_size)
         first, middle, deepest = config.widths
         fine, coarse = [first // 8, first // 4, first], [first, middle, deepest]
-        self.encoder = nn.ModuleList(double_conv(inputs, outputs, outputs, bias=True) for inputs, outputs in pairwise([3, *fine]))
+        self.encoder = nn.ModuleList(double_conv(inputs, outputs, outputs, bias=True) for inputs, outputs in pairwise([in_channels, *fine]))
         self.embed = nn.ModuleList(
             nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), ChannelNorm(outputs)) for inputs, outputs in pairwise(coarse)
         )

@@ -22,11 +22,17 @@ class UNet(Segmenter):
     """
 
     def __init__(
-        self, config: sections.UNet, *, image_size: int = 256, num_outputs: int = 1, backbone: BackboneShape | None = None
+        self,
+        config: sections.UNet,
+        *,
+        image_size: int = 256,
+        num_outputs: int = 1,
+        in_channels: int = 3,
+        backbone: BackboneShape | None = None,
     ) -> None:
         super().__init__(config, image_size=image_size)
         widths = [config.base_width * 2**level for level in range(5)]
-        self.down = nn.ModuleList(double_conv(inputs, outputs, outputs, bias=False) for inputs, outputs in pairwise([3, *widths]))
+        self.down = nn.ModuleList(double_conv(inputs, outputs, outputs, bias=False) for inputs, outputs in pairwise([in_channels, *widths]))
         widths.reverse()
         self.up = nn.ModuleList(nn.ConvTranspose2d(deep, fine, 2, stride=2) for deep, fine in pairwise(widths))
         self.merge = nn.ModuleList(double_conv(deep, fine, fine, bias=False) for deep, fine in pairwise(widths))
