@@ -60,6 +60,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     folder = Path(options.model)
     model, experiment = load_model(folder, best_device())
     data, rules = experiment.data, find_rules(folder, experiment.data)
+    protocol = protocol.of(data)
     choosing = protocol.largest_component == "validation"
     # With --split all the folder is that of another data set, and post-processing is chosen on the model's own.
     own_root = None if options.split == "all" else options.data_root

@@ -211,7 +211,7 @@ def largest_component(labels: np.ndarray) -> np.ndarray:
 
 def _predict(model: nn.Module, image: np.ndarray, data: Data, protocol: Protocol, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Logits (1, num_outputs, H, W) and guide (1, 1, H, W) of the size that the protocol compares at."""
-    if protocol.inference == "sliding":
+    if protocol.of(data).inference == "sliding":
         tensor = normalise(image, data.normalisation)[None]
         return slide(model, tensor, data.image_size, overlap=protocol.overlap, mirror=protocol.mirror, device=device)
     side, native = data.image_size, (image.shape[0], image.shape[1])

@@ -55,6 +55,8 @@ def predict_folder(
     replaced = check_output(output, found.names.values(), overlays=overlays)
     network, experiment = load_model(model, best_device())
     rules = find_rules(model, experiment.data)
+    if protocol.of(experiment.data) != protocol:
+        tell("the model was trained on patches: images are seen in windows at their own scale")
     for note in found.notes:
         tell(note)
     failed: list[str] = []

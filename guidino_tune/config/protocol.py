@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from guidino_tune.config.data import Data
 from guidino_tune.config.fields import STRICT, Fraction
+from guidino_tune.errors import UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -15,7 +18,8 @@ class Protocol:
     """Inference, post-processing and metrics; every output names them.
 
     Attributes:
-        inference: ``resized``: the whole image, squeezed to the training size. ``sliding``: windows of the training size over the image at
+        inference: ``resized``: the whole image, squeezed to the training size (of a model that was trained on patches: as ``sliding``).
+            ``sliding``: windows of the training size over the image at
             its native scale, blended with a Gaussian (nnU-Net).
         overlap: Of neighbouring windows, as a share of their side.
         mirror: Average over the four flips (nnU-Net's test-time augmentation).
@@ -40,6 +44,22 @@ class Protocol:
                 "resolution: 'training' compares images that were squeezed to the training size; 'sliding' works on native ones"
             )
         return self
+
+    def of(self, data: Data) -> Protocol:
+        """The protocol as it is for a model that was trained on this data: one that has seen patches only needs windows.
+
+        Raises:
+            UserError: Patches, compared at the training size.
+        """
+        if data.view == "image" or self.inference == "sliding":
+            return self
+        if self.resolution == "training":
+            raise UserError(
+                "the model was trained on patches of images at their own scale (data.view=patch): they have no training size",
+                where="--resolution training",
+                todo="leave it out",
+            )
+        return dataclasses.replace(self, inference="sliding")
 
     def describe(self, *, scores: bool = True) -> str:
         """One line for tables and files, such as ``native resolution, whole image resized, HD95 and ASD by MONAI's definitions``.

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from guidino_tune.config.data import Data
 from guidino_tune.data.cases import stable_hash
+from guidino_tune.data.patches import MARGIN, centre, cut_patch
 from guidino_tune.data.store import Arrays, ChunkStore
 from guidino_tune.data.table import CaseTable
 from guidino_tune.errors import UserError
@@ -170,7 +171,14 @@ class TrainViews:
         image = normalise(self._table.image(index), self._data.normalisation)
         mask = torch.tensor(self._table.mask(index), dtype=torch.float32)[None]
         seed = view_seed(self._seed, self._source(epoch), case_id)
-        image, mask = make_augmentation(self._data.augmentation)(image, mask, seed)
+        augmentation = make_augmentation(self._data.augmentation)
+        if self._table.native:
+            size, rng = self._data.image_size, np.random.default_rng((seed, 1))  # not that of the augmentation
+            margin = 1.0 if self._data.augmentation == "none" else MARGIN
+            image, mask = augmentation(*cut_patch(image, mask, size, self._data.patch_foreground, rng, margin=margin), seed)
+            image, mask = centre(image, size), centre(mask, size)
+        else:
+            image, mask = augmentation(image, mask, seed)
         return image.half(), mask.to(torch.uint8)
 
     def epoch(self, epoch: int, *, pin: bool = False) -> Generator[Batch, None, None]:
@@ -216,7 +224,8 @@ class TrainViews:
 
     def _views_key(self) -> str:
         data = self._data
-        return _key(self._table.fingerprint, data.normalisation, data.augmentation, self._seed, *VERSIONS)
+        patch = data.patch_foreground if self._table.native else ""
+        return _key(self._table.fingerprint, data.normalisation, data.augmentation, patch, self._seed, *VERSIONS)
 
 
 class _Shared:
@@ -318,6 +327,8 @@ def validation_batches(
 ) -> Generator[Batch, None, None]:
     """Every case once, normalised but not augmented, in the order of the table; the last batch may be smaller.
 
+    Native cases come one by one, without tokens: windows of them are seen, which are not known here.
+
     Args:
         table: The validation cases.
         data: How images are normalised.
@@ -329,6 +340,8 @@ def validation_batches(
         pin: For a GPU; see ``Batch.pinned``.
     """
     ids = table.ids
+    if table.native:
+        batch_size, encoder = 1, None
     batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)][rank::world_size]
     # A table's fingerprint does not say in which order its cases stand; here they stand in that of their ids.
     ordered = sorted(ids)

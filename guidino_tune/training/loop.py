@@ -20,7 +20,7 @@ from guidino_tune.data.opening import SearchData
 from guidino_tune.data.store import ChunkStore
 from guidino_tune.data.views import Batch, TrainViews, validation_batches, view_seed
 from guidino_tune.errors import UserError
-from guidino_tune.inference import to_labels
+from guidino_tune.inference import slide, to_labels
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.metrics import mean_values, overlap_scores, score_case, values
 from guidino_tune.models import build_model
@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 OBJECTIVE = "val_dice"
 """The metric that a study maximises: mean Dice over validation cases (and classes) at training size."""
+
+OVERLAP = 0.25
+"""Of the windows in which patches are validated in a search; the full protocol takes its own."""
 
 SHOWN = 4
 """Validation cases whose predictions are kept for people to look at."""
@@ -241,18 +244,17 @@ class TrainingRun:
             rank=self.rank, world_size=self.world_size, pin=self.device.type == "cuda",
         ):  # fmt: skip
             on_device = self._to_device(batch)
-            with self.autocast:
-                output = self.model(on_device.images, self._features(on_device))
+            logits, guides = self._predict(on_device)
             # The label of what is no number would be background, and its score like any other.
-            finite &= bool(output.logits[0].isfinite().all())
-            predictions, truths = to_labels(output.logits[0].float()).cpu().numpy(), batch.masks[:, 0].numpy()
+            finite &= bool(logits.isfinite().all())
+            predictions, truths = to_labels(logits.float()).cpu().numpy(), batch.masks[:, 0].numpy()
             for prediction, truth in zip(predictions, truths, strict=True):
                 if distances:
                     rows.append(values(score_case(prediction, truth, num_classes=section.num_classes, ignore=section.has_ignored)))
                 else:
                     rows.append(overlap_scores(prediction, truth, num_classes=section.num_classes, ignore=section.has_ignored))
             for index in range(min(len(batch.ids), self.num_shown - len(self.shown))):
-                guide = None if output.guide is None else output.guide[index, 0].float().cpu().numpy()
+                guide = None if guides is None else guides[index, 0].float().cpu().numpy()
                 self.shown.append(Shown(batch.ids[index], predictions[index], guide))
         if self.world_size > 1:
             gathered: list = [None] * self.world_size
@@ -262,6 +264,15 @@ class TrainingRun:
         if not finite:
             raise Diverged(f"the predictions for the validation cases are not finite after epoch {self.epoch + 1}")
         return {f"val_{name}": value for name, value in mean_values(rows).items()}
+
+    def _predict(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits and guide mask: of one forward pass, or of patches from windows over the image at its own scale."""
+        data = self.experiment.data
+        with self.autocast:
+            if self.data.validation.native:
+                return slide(self.model, batch.images, data.image_size, overlap=OVERLAP)
+            output = self.model(batch.images, self._features(batch))
+        return output.logits[0], output.guide
 
     def _features(self, batch: Batch) -> Features | None:
         """Of a frozen guide, in the precision in which they are shared, shared or not: a disk that fills up must not change a trial."""

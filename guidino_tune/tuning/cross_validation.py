@@ -97,6 +97,7 @@ def cross_validate(
     Raises:
         UserError: As ``retraining.retrain``, but a split without test cases is fine; or there are fewer groups than folds.
     """
+    protocol = protocol.of(experiment.data)
     home = paths.home() / "retrained" / name
     split_file = home / "split.json"
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, folds=folds, fold=0))

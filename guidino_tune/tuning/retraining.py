@@ -84,6 +84,7 @@ def retrain(
         UserError: Data or weights are missing, the folder holds another experiment, the split of the search is not here or has no test
             cases, or a training failed.
     """
+    protocol = protocol.of(experiment.data)
     home = paths.home() / "retrained" / name
     split_file = home / "split.json"
     check_workers(experiment, resources.workers)

@@ -23,6 +23,7 @@ from guidino_tune.data.rules import write_rules
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import write_split
 from guidino_tune.errors import UserError, storage_error
+from guidino_tune.framing import place_mask
 from guidino_tune.metrics import constant_mask_dice
 from guidino_tune.models import check_backbone, check_segmenter
 from guidino_tune.space.check import check_space, examples
@@ -295,8 +296,11 @@ def _unwritable(error: Exception, folder: StudyFolder) -> Exception:
 
 
 def _baseline(data: SearchData, ignore: bool = False) -> float:
-    train = [data.train.mask(i) for i in range(len(data.train))]
-    validation = [data.validation.mask(i) for i in range(len(data.validation))]
+    train, validation = (
+        # One mask for images of all sizes: at that of the patches.
+        [place_mask(table.mask(i), table.size, "squash", "nearest") if table.native else table.mask(i) for i in range(len(table))]
+        for table in (data.train, data.validation)
+    )
     return constant_mask_dice(train, validation, num_classes=data.train.num_classes, ignore=ignore)
 
 

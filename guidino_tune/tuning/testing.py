@@ -60,6 +60,7 @@ def measure_models(
     Raises:
         UserError: The split has no test cases.
     """
+    protocol = protocol.of(data)
     wanted = dataclasses.asdict(protocol) | {"limit": limit}
     results, missing = {}, {}
     for name, folder in models.items():

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from training_helpers import train
 
+from guidino_tune.config import Experiment, Protocol
+from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.patches import centre, cut_patch
+from guidino_tune.data.views import TrainViews
+from guidino_tune.errors import UserError
+from guidino_tune.inference import predict_image
 
 
 def case(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,3 +64,42 @@ def test_rare_classes_are_drawn_as_often_as_others() -> None:
     image = torch.zeros(3, 300, 300)
     seen = [bool((cut_patch(image, mask, 32, 1.0, np.random.default_rng(seed))[1] == 2).any()) for seed in range(200)]
     assert np.mean(seen) == pytest.approx(0.5, abs=0.12)
+
+
+def test_a_network_is_trained_on_patches_and_validated_at_the_images_own_sizes(tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for number, (height, width) in enumerate([(90, 70), (64, 100), (40, 120), (75, 75), (80, 60), (66, 66)]):
+        mask = np.zeros((height, width), bool)
+        mask[10:30, 15 : 15 + 4 * number + 8] = True
+        rng = np.random.default_rng(number)
+        image = np.clip(60 + 120 * mask[..., None] + rng.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+        Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "masks" / f"{number}.png")
+    experiment = Experiment.from_dict(
+        {
+            "data": {
+                "kind": "folder", "root": str(tmp_path), "image_size": 32, "view": "patch",
+                "validation_fraction": 0.34, "test_fraction": 0, "augmentation": "none",
+            },
+            "guide": {"kind": "none"},
+            "segmenter": {"kind": "unet", "base_width": 2},
+            "training": {"epochs": 6, "batch_size": 2, "lr": 1e-2, "steps_per_epoch": 12, "precision": "fp32"},
+        }
+    )  # fmt: skip
+    data = open_for_search(experiment.data, cache=tmp_path / "cache")
+    assert data.train.native
+    views = TrainViews(data.train, experiment.data, 0, 2)
+    image, mask = views.view(0, data.train.ids[0])
+    assert (image.shape, mask.shape) == ((3, 32, 32), (1, 32, 32))
+    assert torch.equal(image, views.view(0, data.train.ids[0])[0])
+    run = train(experiment, data, tmp_path / "run")
+    assert [case.prediction.shape for case in run.shown] == [data.validation.original_size(i) for i in range(2)]
+    assert run.best > 0.8
+    # The full protocol sees windows too, without being told.
+    whole = np.asarray(Image.open(tmp_path / "images" / "0.png"))
+    model = run.model.eval()
+    sliding = predict_image(model, whole, experiment.data, Protocol(inference="sliding"))
+    assert np.array_equal(predict_image(model, whole, experiment.data).probability, sliding.probability)
+    with pytest.raises(UserError, match="no training size"):
+        predict_image(model, whole, experiment.data, Protocol(resolution="training"))
