@@ -204,6 +204,7 @@ def _gpus(options: argparse.Namespace) -> Iterator[Finding]:
 
 def _home(options: argparse.Namespace) -> Iterator[Finding]:
     from guidino_tune import paths
+    from guidino_tune.tracking.moved import ARTIFACTS, find_moved, why_not
 
     home = paths.home()
     folder = next(place for place in (home, *home.parents) if place.exists())
@@ -218,6 +219,14 @@ def _home(options: argparse.Namespace) -> Iterator[Finding]:
     new = "" if home.exists() else ", made by the first search"
     todo = "" if free >= 5 else "make room, or choose another folder with --home or GUIDINO_TUNE_HOME"
     yield Finding("note" if todo else "ok", "home folder", f"{home} ({free:.1f} GiB free{new})", todo)
+    for moved in find_moved(home):
+        if moved.absent:
+            here, there = (shlex.quote(str(folder / ARTIFACTS)) for folder in (home, moved.former))
+            todo = f"to move them here: mkdir -p {here} && cp -Rn {there}/. {here}/ && {paths.next_command('track --all --flush')}"
+            yield Finding("note", "home folder", why_not(moved), todo)
+        else:
+            found = f"it was moved here from {moved.former}: MLflow looks there for the files of {moved.runs} runs"
+            yield Finding("note", "home folder", found, f"the next search mends that, or now: {paths.next_command('track --all --flush')}")
 
 
 def _ray(options: argparse.Namespace) -> Iterator[Finding]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shlex
 import shutil
 import sys
+import uuid
 from pathlib import Path
+
+PLACES = "places.json"
+"""In the home folder: the paths that it has had."""
 
 _named_home: list[str] = []
 
@@ -34,6 +40,40 @@ def views() -> Path:
 def studies() -> Path:
     """One folder per study."""
     return home() / "studies"
+
+
+def places() -> list[Path]:
+    """Where this home folder is known to have been, with where it was first; it is kept in the folder itself, and moves with it."""
+    try:
+        return [Path(str(text)) for text in json.loads((home() / PLACES).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def remember_home(*former: Path) -> None:
+    """Adds where the home folder is now, and former places that were found out, to ``places``; a folder that is not there stays so."""
+    now = home()
+    known = places()
+    new = [place for place in (*former, now) if place not in known]
+    if not new or not now.is_dir():
+        return
+    draft = now / f".{PLACES}.{uuid.uuid4().hex}"
+    with contextlib.suppress(OSError):  # of a home that can only be read, nothing follows
+        draft.write_text(json.dumps([str(place) for place in [*known, *new]], indent=1) + "\n", encoding="utf-8")
+        os.replace(draft, now / PLACES)
+
+
+def rebased(path: Path) -> Path:
+    """A path as it was written down before the home folder was moved, where it is now.
+
+    What is there under its own name is left alone; so is what is not in the home folder either.
+    """
+    if os.path.lexists(path):
+        return path
+    for place in places():
+        if path.is_relative_to(place) and (here := home() / path.relative_to(place)).exists():
+            return here
+    return path
 
 
 def use_home(folder: str | None) -> None:

@@ -58,6 +58,7 @@ def _prepare(options: argparse.Namespace) -> int:
 
         for note in copies_in(listing, _Lines("comparing images")):
             print(f"copies: {note}")
+    paths.remember_home()
     print("next: " + paths.next_command(f"search {options.kind}{f' --data-root {shlex.quote(str(root))}' if options.root else ''}"))
     return 0
 

@@ -16,6 +16,7 @@ EXAMPLES = """\
   MLFLOW_TRACKING_URI=https://mlflow.example.org guidino-tune track kvasir --flush
                                         send a whole study to another server
 
+After the home folder was moved or copied, --flush also lets MLflow find its pictures there, as a search does when it starts.
 Needs neither images nor Ray. Exit code: 0 when MLflow has everything, 1 when not, 2 for a mistake or a study that a search works on."""
 
 
@@ -33,11 +34,14 @@ def _track(options: argparse.Namespace) -> int:
     if options.all == (options.study is not None):
         raise UserError("name one study, or say --all", todo="guidino-tune track --help shows examples")
 
+    from guidino_tune.tuning.home import follow_home
     from guidino_tune.tuning.progress import make_console
     from guidino_tune.tuning.sending import known_studies, send, show
 
     names = known_studies() if options.all else [options.study]
     console = make_console()
+    if options.flush:
+        follow_home(console)
     if not names:
         console.print("no studies yet; `guidino-tune search` makes one")
     return (send if options.flush else show)(names, console, options.storage) if names else 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guidino_tune import paths
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.data.cases import Listing, some
 from guidino_tune.data.splits import PARTS, Split, groups_digest, groups_of, parse_split, read_split, split_digest, split_text
@@ -98,7 +99,7 @@ def find_searched(
         UserError: The search's split is nowhere, or what is given is another one.
     """
     digest = provenance.get(DIGEST)
-    named = Path(str(provenance[SPLIT])) if provenance.get(SPLIT) else None
+    named = paths.rebased(Path(str(provenance[SPLIT]))) if provenance.get(SPLIT) else None
     own = next(iter(_fitting([named, *studies] if named else studies, digest)), None) if digest else None
     if not digest and named and named.is_file():  # written by a version that noted no digest
         own = named

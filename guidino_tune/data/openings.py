@@ -10,6 +10,8 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
+from guidino_tune import paths
+
 OPENINGS = "test-openings.jsonl"
 """Beside the split file: one line for each time that the test cases were opened."""
 
@@ -90,7 +92,7 @@ def _sources(split_file: Path) -> list[Path]:
     known = [split_file]
     while True:
         try:
-            source = Path(json.loads((known[-1].parent / SOURCE).read_text(encoding="utf-8"))["split"])
+            source = paths.rebased(Path(json.loads((known[-1].parent / SOURCE).read_text(encoding="utf-8"))["split"]))
         except (OSError, ValueError, KeyError, TypeError):
             return known[1:]
         if source.parent in (file.parent for file in known):

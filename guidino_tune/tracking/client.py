@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from guidino_tune import paths
 from guidino_tune.errors import UserError, redacted
 from guidino_tune.tracking.snapshots import Plain
 
@@ -29,6 +30,9 @@ DENIED = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 MAX_TEXT = 5_900  # MLflow takes 6000 characters in a parameter and 8000 in a tag
 MAX_KEY = 250
+OWN = "sqlite:///$GUIDINO_TUNE_HOME/mlflow.db"
+"""Stands for the database in the home folder where it is written down."""
+
 _our_timeout: list[str] = []  # what we set last: another value is the user's
 
 
@@ -50,6 +54,19 @@ def sqlite_file(uri: str) -> Path | None:
     if not uri.startswith("sqlite:///") or uri.startswith("sqlite:///file:"):
         return None
     return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
+
+
+def place(uri: str) -> str:
+    """What is written down about an MLflow that has something: without password, and the same after the home folder was moved."""
+    return OWN if sqlite_file(uri) == paths.home() / "mlflow.db" else redacted(uri)
+
+
+def same_place(before: str, uri: str) -> bool:
+    """Whether ``before``, as it was written down (empty: nowhere), is the MLflow at ``uri``."""
+    if before in ("", place(uri), redacted(uri)):
+        return True
+    file = sqlite_file(before)  # by its full path, as earlier versions wrote it: ours, if the home has left that place
+    return place(uri) == OWN and file is not None and file.name == "mlflow.db" and not file.exists()
 
 
 def is_server(uri: str) -> bool:

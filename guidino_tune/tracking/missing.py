@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from guidino_tune.tracking.client import as_key, as_tags
+from guidino_tune.tracking.client import as_key, as_tags, same_place
 from guidino_tune.tracking.ledger import Ledger, Sent
 from guidino_tune.tracking.runs import STATUS, STUDY, trial_tags
 from guidino_tune.tracking.snapshots import TrialSnapshot
@@ -49,10 +49,10 @@ def missing(ledger: Ledger, trials: Iterable[TrialSnapshot], artifacts: Sequence
         ledger: Of the study.
         trials: Each trial as it is now.
         artifacts: Files of the study's own run.
-        uri: Of the MLflow that is meant, as it may be shown.
+        uri: Of the MLflow that is meant.
     """
     before = ledger.sent(STUDY).uri
-    elsewhere = before if before not in ("", uri) else ""
+    elsewhere = "" if same_place(before, uri) else before
     behind = epochs = files = 0
     hashes = ContentHashes()
     for trial in trials:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from guidino_tune import paths
 from guidino_tune.errors import UserError, redacted
-from guidino_tune.tracking.client import THREAD_NAME, connect, explain, is_permanent, is_server, is_slow, ui_command
+from guidino_tune.tracking.client import THREAD_NAME, connect, explain, is_permanent, is_server, is_slow, place, ui_command
 from guidino_tune.tracking.ledger import Ledger
 from guidino_tune.tracking.runs import STUDY, RunSender, study_id
 from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot
@@ -280,8 +280,8 @@ class MLflowTracker:
         if not sender.open(self._study):
             with self._lock:
                 self._jobs |= dict.fromkeys([("study", -1), *(("trial", number) for number in self._trials)], 0.0)
-        if self._ledger.sent(STUDY).uri != (place := redacted(self.uri)):
-            self._ledger.note(STUDY, uri=place)
+        if self._ledger.sent(STUDY).uri != (now := place(self.uri)):
+            self._ledger.note(STUDY, uri=now)
         self._sender = sender
         return sender
 

@@ -33,6 +33,7 @@ from guidino_tune.training.measured import Measured, Part, asked_key, cases_file
 from guidino_tune.training.model_folder import export_model
 from guidino_tune.tuning.cluster import connected, plan
 from guidino_tune.tuning.finalists import Configuration, finalists
+from guidino_tune.tuning.home import follow_home
 from guidino_tune.tuning.retraining import SeedResult, register
 from guidino_tune.tuning.search import check_workers
 from guidino_tune.tuning.sending import send_results
@@ -87,6 +88,7 @@ def compare_study(request: Request, console: Console) -> int:
     Raises:
         UserError: No such study, nothing to compare, missing data or weights, or a training or measurement that can be continued.
     """
+    follow_home(console)
     folder = StudyFolder(paths.studies() / request.study)
     study = load_study(folder, request.storage)
     space = _at(read_space(read_yaml(folder.definition), source=str(folder.definition)), request.data_root)

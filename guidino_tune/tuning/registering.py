@@ -13,6 +13,7 @@ from rich.console import Console
 from guidino_tune import paths
 from guidino_tune.config import Experiment
 from guidino_tune.tracking import SeedRun, flatten, log_model_run, ui_command
+from guidino_tune.tracking.client import place, same_place
 from guidino_tune.tracking.inspection import MLFLOW_EXPERIMENT
 from guidino_tune.tracking.views import model_page
 from guidino_tune.training.folder import write_text
@@ -55,16 +56,17 @@ def register_model(
     """
     uri, registered = mlflow_uri(), f"guidino-tune-{name}"
     marker = home / "registered.json"
-    key = json.dumps({"experiment": experiment.hash, **known_by, "uri": uri})
+    it = {"experiment": experiment.hash, **known_by}
     known: dict[str, str] = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
-    version = known.get(key)
+    before = ((json.loads(key), version) for key, version in known.items())
+    version = next((v for values, v in before if same_place(values.pop("uri"), uri) and values == it), None)
     if version is None:
-        title, place = f"retrain {name} {experiment.name}", paths.home() / "mlartifacts"
+        title, artifacts_at = f"retrain {name} {experiment.name}", paths.home() / "mlartifacts"
         _, version = log_model_run(
             uri, MLFLOW_EXPERIMENT, title, flatten(experiment.to_dict()), summary, artifacts, model, registered,
-            {"experiment_hash": experiment.hash, **tags}, seeds=seeds, artifact_location=place,
+            {"experiment_hash": experiment.hash, **tags}, seeds=seeds, artifact_location=artifacts_at,
         )  # fmt: skip
-        write_text(marker, json.dumps({**known, key: version}, indent=1))
+        write_text(marker, json.dumps({**known, json.dumps({**it, "uri": place(uri)}): version}, indent=1))
     for line in (
         about,
         f"registered in MLflow as {registered!r}, version {version}",

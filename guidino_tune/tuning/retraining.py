@@ -29,6 +29,7 @@ from guidino_tune.training.loop import OBJECTIVE
 from guidino_tune.training.measured import Measured, cases_file
 from guidino_tune.training.model_folder import export_model
 from guidino_tune.tuning.cluster import connected, plan
+from guidino_tune.tuning.home import follow_home
 from guidino_tune.tuning.registering import register_model
 from guidino_tune.tuning.search import check_workers
 from guidino_tune.tuning.testing import measure_models
@@ -85,6 +86,7 @@ def retrain(
             cases, or a training failed.
     """
     protocol = protocol.of(experiment.data)
+    follow_home(console)
     home = paths.home() / "retrained" / name
     split_file = home / "split.json"
     check_workers(experiment, resources.workers)

@@ -35,6 +35,7 @@ from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.tuning.bridge import Bridge, StudyScheduler, StudySearcher
 from guidino_tune.tuning.cluster import Plan, connected, plan
 from guidino_tune.tuning.environment import sealed_tests
+from guidino_tune.tuning.home import follow_home
 from guidino_tune.tuning.leftovers import Leftovers
 from guidino_tune.tuning.outcomes import in_words, same_way
 from guidino_tune.tuning.packing import pack
@@ -144,6 +145,7 @@ def run_search(space: Space, console: Console, storage: str | None = None, track
             trials that were running go on with the next call.
         KeyboardInterrupt: Stopped before its trials ran, or a second time while it was stopping.
     """
+    follow_home(console)
     space = resolve_data(space)
     folder = StudyFolder(paths.studies() / space.study.name)
     noted = check_search(space, folder)

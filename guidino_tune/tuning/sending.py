@@ -235,7 +235,7 @@ def waiting(name: str, storage: str | None = None) -> Missing:
     study = load_study(folder, storage)
     found = _Collected()
     Recorder(study, space, folder, found, StudySnapshot(name)).hand_over()
-    return missing(Ledger(folder.ledger, read_only=True), found.trials, study_files(folder), redacted(mlflow_uri()))
+    return missing(Ledger(folder.ledger, read_only=True), found.trials, study_files(folder), mlflow_uri())
 
 
 class _Collected:

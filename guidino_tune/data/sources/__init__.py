@@ -44,7 +44,7 @@ def find_cases(data: Data) -> Listing:
     Raises:
         UserError: The folder or its layout is not there, files have no partner, or ``data.group`` does not fit.
     """
-    root = Path(data.root).expanduser() if data.root else paths.datasets() / data.kind
+    root = paths.rebased(Path(data.root).expanduser()) if data.root else paths.datasets() / data.kind
     if data.kind != "folder":
         listing = SOURCES[data.kind](root, data.bad_cases)
         return listing if data.kind == "demo" else _grouped(listing, data, root)
