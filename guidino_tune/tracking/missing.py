@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from guidino_tune.tracking.client import as_key, as_tags, same_place
+from guidino_tune import paths
+from guidino_tune.tracking.client import OWN, as_key, as_tags, same_place, sqlite_uri
 from guidino_tune.tracking.ledger import Ledger, Sent
 from guidino_tune.tracking.runs import STATUS, STUDY, trial_tags
 from guidino_tune.tracking.snapshots import TrialSnapshot
@@ -52,7 +53,7 @@ def missing(ledger: Ledger, trials: Iterable[TrialSnapshot], artifacts: Sequence
         uri: Of the MLflow that is meant.
     """
     before = ledger.sent(STUDY).uri
-    elsewhere = "" if same_place(before, uri) else before
+    elsewhere = "" if same_place(before, uri) else before.replace(OWN, sqlite_uri(paths.home() / "mlflow.db"))
     behind = epochs = files = 0
     hashes = ContentHashes()
     for trial in trials:
