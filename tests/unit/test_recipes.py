@@ -82,6 +82,16 @@ def test_reference_recipes_have_the_codes_settings(dataset: str, system: str, ex
         assert (made.loss.guide_loss, made.loss.guide_target, made.guide.tokenbook.aggregation) == ("mse", "nearest", "mean")  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith("-reference")])
+def test_reference_recipes_read_images_as_the_code_does(name: str) -> None:
+    """Squeezed, masks by the nearest pixel, and the corner of each cell; ImageNet's statistics with DINO only."""
+    made = load_space(name).base
+    assert (made.data.resize, made.data.mask_resize, made.loss.head_target) == ("squash", "nearest", "nearest")
+    assert made.data.normalisation == ("imagenet" if isinstance(made.guide, DINOGuide) else "zscore")
+    text = (shipped() / f"{name}.yaml").read_text()
+    assert "halos of\n# JPEG compression" in text
+
+
 ORDER = ("kvasir", "isic2017", "tn3k")
 PRINTED = """
 1 nnU-Net 83.92/89.71/20.85 82.30/89.18/13.38 72.81/82.38/33.47
