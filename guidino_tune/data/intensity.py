@@ -43,19 +43,19 @@ def measure_intensity(images: Sequence[Files], data: Data) -> IntensityRule:
         UserError: Files of 8 bits and deeper ones are mixed and ``data.window`` does not say what to do, no file can be read, or nothing
             in them is a number.
     """
-    images = sorted(images, key=lambda files: stable_hash(*(path.parent.name + "/" + path.name for path in files)))
+    images = sorted(images, key=lambda files: [str(path) for path in files])  # slices of one volume follow each other
     deep, errors = _depths(images)
     readable = [files for files, depth in zip(images, deep, strict=True) if depth is not None]
     if not readable:
         raise errors[0]
     depths = _depth_of_each_file([files for files in deep if files is not None], readable, data)
     if set(depths) == {"8"}:
-        raws = _read(readable[:_FEW])
+        raws = _read(_drawn(readable, _FEW))
         notes = _notes(raws, data)
         if data.window is not None:
             notes += ("data.window changes nothing: all training images have 8 bits, which are taken as they are",)
         return IntensityRule("8-bit", (), depths, _form(raws), notes)
-    chosen = [files for files, depth in zip(images, deep, strict=True) if depth is not None and any(depth)][:MOST_IMAGES]
+    chosen = _drawn([files for files, depth in zip(images, deep, strict=True) if depth is not None and any(depth)], MOST_IMAGES)
     raws = _read(chosen)
     form, notes = _form(raws), _notes(raws, data)
     if data.window == "file":
@@ -68,6 +68,12 @@ def measure_intensity(images: Sequence[Files], data: Data) -> IntensityRule:
     if data.window is None and any(raw.window for image in raws for raw in image):
         notes += ("files ask for a window of their own (DICOM), which is not used; data.window=file uses it",)
     return IntensityRule("percentiles", windows, depths, form, notes)
+
+
+def _drawn(images: Sequence[Files], most: int) -> list[Files]:
+    """So many of them, by their names: the same in every process and on every machine; in the given order."""
+    order = sorted(range(len(images)), key=lambda i: stable_hash(*(f"{path.parent.name}/{path.name}" for path in images[i])))
+    return [images[i] for i in sorted(order[:most])]
 
 
 def _depths(images: Sequence[Files]) -> tuple[list[tuple[bool, ...] | None], list[UserError]]:

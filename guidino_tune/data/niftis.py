@@ -77,6 +77,12 @@ def count_slices(path: Path) -> int:
     return 1 if len(shape) == 2 else int(shape[AXIS])
 
 
+def nifti_is_deep(path: Path) -> bool:
+    """Whether ``read_nifti`` would give more than 8 bits, from the header."""
+    header = _nibabel().load(path).header
+    return bool(header.get_data_dtype() != np.uint8 or header.get_slope_inter() not in ((None, None), (1.0, 0.0)))
+
+
 def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Without trailing axes of 1; a volume of one slice is a 2D image."""
     while len(shape) > 2 and shape[-1] == 1:

@@ -65,17 +65,26 @@ def is_deep(path: Path) -> bool:
     Raises:
         UserError: As ``read_raw``, where these do not tell it.
     """
+    file, _ = slice_of(path)
     try:
-        with open(path, "rb") as file:
-            head = file.read(32)
-    except OSError:
-        return read_raw(path).deep  # a slice, or a message
-    if head.startswith(PNG) and len(head) > 25:
-        return head[24] > 8
-    if head.startswith((b"GIF8", b"BM")) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
-        return False
-    if head.startswith(JPEG) and (bits := jpeg_bits(path)):
-        return bits > 8
+        if ending(file) in VOLUMES:
+            from guidino_tune.data.niftis import nifti_is_deep
+
+            return nifti_is_deep(file)
+        with open(path, "rb") as opened:
+            head = opened.read(32)
+        if head.startswith(PNG) and len(head) > 25:
+            return head[24] > 8
+        if head.startswith((b"GIF8", b"BM")) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+            return False
+        if head.startswith(JPEG) and (bits := jpeg_bits(path)):
+            return bits > 8
+        if head.startswith(TIFF):
+            from guidino_tune.data.tiffs import tiff_is_deep
+
+            return tiff_is_deep(path)
+    except Exception:  # whatever is wrong with it, the next line says it
+        pass
     return read_raw(path).deep
 
 

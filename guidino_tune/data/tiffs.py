@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _JPEG = (6, 7)
 _LOSSY = (*_JPEG, 33003, 33004, 33005, 34712, 34892, 34927, 50001, 50002)  # JPEG, JPEG 2000, WebP and JPEG XL by their numbers
 _ASSOCIATED, _ALPHA = 1, 2
+_NO_DATA = 42113  # GDAL's tag: the number that stands where nothing was measured
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType: a preview, and which pixels are to be shown
 
 
@@ -63,6 +65,13 @@ def read_tiff(content: bytes) -> Raw:
             raise Refused(f"cannot be decoded: {error or type(error).__name__}") from None
 
 
+def tiff_is_deep(path: Path) -> bool:
+    """Whether ``read_tiff`` would give more than 8 bits, from the header."""
+    with _tifffile().TiffFile(path) as file:
+        page = _only_page(file)
+        return int(page.photometric) != _PALETTE and page.dtype not in (np.uint8, np.bool_)
+
+
 def _only_page(file: Any) -> Any:
     pages = list(file.pages)
     whole = [page for page in pages if not int(getattr(page, "subfiletype", 0) or 0) & (_REDUCED | _MASK)] or pages[:1]
@@ -93,6 +102,8 @@ def _decoded(page: Any, bits: int) -> Raw:
     unsigned = values.dtype.kind in "bu"
     values = values.astype(np.uint8 if values.dtype.kind == "b" else values.dtype.newbyteorder("="), copy=False)
     white = (1 << bits) - 1 if unsigned else 0
+    if values.dtype.kind == "f" and page.tags.get(_NO_DATA) is not None:
+        values = np.where(values == np.asarray(page.nodata, values.dtype), np.nan, values).astype(values.dtype)
     photometric, lossy = int(page.photometric), int(page.compression) in _LOSSY
     tag = page.tags.get(274)
     turn = int(tag.value) if tag is not None else 1

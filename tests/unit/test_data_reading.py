@@ -376,3 +376,12 @@ def test_whatever_is_written_is_read_or_refused(
         truth = truth[..., :-1]
     assert np.array_equal(whole, truth)
     assert whole.dtype == truth.dtype
+
+
+def test_what_a_float_tiff_calls_no_data_is_no_number(tmp_path: Path) -> None:
+    values = FLOAT.copy()
+    values[:5] = -9999
+    content = tiff(values, extratags=[(42113, "s", 0, "-9999", True)])
+    read = read_raw(written(tmp_path / "file", content)).values[..., 0]
+    assert np.isnan(read[:5]).all()
+    assert np.array_equal(read[5:], values[5:])
