@@ -31,6 +31,7 @@ from scipy.ndimage import gaussian_filter
 from guidino_tune.data.cases import Case, Pair
 from guidino_tune.data.raw import Values
 from guidino_tune.data.reading import read_raw
+from guidino_tune.data.windowing import stretched
 from guidino_tune.errors import UserError
 from guidino_tune.framing import viewable
 
@@ -143,18 +144,17 @@ def copies_in_files(cases: Sequence[Case], progress: Callable[[int, int], None] 
 
 def _file_look(case: Case) -> tuple[bytes, Bytes] | None:
     try:
-        raw = read_raw(case.image)
+        raws = [read_raw(path) for path in case.images]
     except UserError:
         return None  # told in full by whoever decodes the case
-    values = raw.values
-    if raw.deep:  # by its own range: nothing is learned from it, only compared
-        low, high = float(np.nanmin(values)), float(np.nanmax(values))
-        values = (np.nan_to_num(values.astype(np.float64) - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
-    return _digest(raw.values), _small(viewable(values))
+    pixels = [raw.values if raw.deep else viewable(stretched(raw)) for raw in raws]  # grey and the same in colours are one picture
+    digest = _digest(pixels[0]) if len(raws) == 1 else hashlib.sha256(b"".join(map(_digest, pixels))).digest()
+    return digest, _small(viewable(stretched(raws[0])))  # nothing is learned from it, only compared
 
 
 def _digest(pixels: Values) -> bytes:
-    return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).digest()
+    depth = "" if pixels.dtype == np.uint8 else f" {pixels.dtype}"
+    return hashlib.sha256(f"{pixels.shape}{depth}".encode() + np.ascontiguousarray(pixels).tobytes()).digest()
 
 
 def _small(image: Bytes) -> Bytes:

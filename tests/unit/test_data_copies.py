@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -172,3 +173,26 @@ def test_a_part_of_copies_only_is_refused() -> None:
     with pytest.raises(UserError, match="no case is left in train") as caught:
         split_apart(Listing(cases, published), Data(kind="folder"), [("a", "b")])
     assert caught.value.where == "data.group_duplicates"
+
+
+def test_deep_images_are_compared_by_what_they_show(tmp_path: Path) -> None:
+    """Those of one set may be dark or bright as a whole; a per-file stretch is for the comparison alone."""
+    cases = []
+    for number in range(6):
+        picture = scene(number // 2)[..., 0].astype(np.float32)  # pairs of one picture each
+        if number % 2:
+            picture = picture + np.random.default_rng(number).normal(0, 0.5, picture.shape)
+        values = (picture * 8 - 1000).astype(np.int16)
+        tifffile.imwrite(tmp_path / f"{number}.tif", values)
+        cases.append(Case(id=str(number), image=tmp_path / f"{number}.tif", mask=tmp_path, group=""))
+    tifffile.imwrite(tmp_path / "6.tif", tifffile.imread(tmp_path / "0.tif"))
+    cases.append(Case(id="6", image=tmp_path / "6.tif", mask=tmp_path, group=""))
+    found = copies_in_files(cases)
+    assert found.exact == (("0", "6"),)
+    assert found.near == (("0", "1"), ("2", "3"), ("4", "5"))
+
+
+def test_decoded_images_of_any_depth_and_number_of_channels_are_compared() -> None:
+    for channels in (1, 2, 5):
+        deep = np.repeat(scene(0)[..., :1], channels, 2).astype(np.uint16) * 257
+        assert copies_among([("a", deep), ("b", deep.copy())]).exact == (("a", "b"),)
