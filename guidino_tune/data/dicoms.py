@@ -27,11 +27,12 @@ def _pydicom() -> Any:
     except ImportError:
         raise Refused("is a DICOM file, and the package that reads them is not installed", _EXTRA) from None
     with _plugins:
-        for name in _OURS:
-            decoder = getattr(decoders, name)
-            if "imagecodecs" not in decoder.available_plugins:
-                logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # what is wrong with a file is told by our message
-                decoder.add_plugin("imagecodecs", (__name__, "decode_frame"))
+        if "imagecodecs" not in decoders.JPEGLosslessDecoder.available_plugins:
+            for name in _OURS:
+                getattr(decoders, name).add_plugin("imagecodecs", (__name__, "decode_frame"))
+            # What breaks the standard and does not matter here; what is wrong with a file is told by our message.
+            logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+            warnings.filterwarnings("ignore", module="pydicom")
     return pydicom
 
 
@@ -63,20 +64,18 @@ def read_dicom(content: bytes) -> Raw:
         Refused: pydicom is not installed, the file has several frames or none, or its compression cannot be read.
     """
     library = _pydicom()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that break the standard, which do not matter here
-        try:
-            data = library.dcmread(io.BytesIO(content))
-        except library.errors.InvalidDicomError:
-            raise Refused("cannot be decoded: it is no DICOM file") from None
-        for name in ("Rows", "Columns", "PixelData" if "PixelData" in data else "FloatPixelData"):
-            if name not in data:
-                raise Refused(f"is a DICOM file without a picture ({name} is absent)", "leave it out, or set data.bad_cases=skip")
-        frames, samples = int(data.get("NumberOfFrames") or 1), int(data.get("SamplesPerPixel", 1))
-        if frames > 1:
-            raise several(frames, "frames")
-        check_size(int(data.Columns), int(data.Rows), samples * max(1, int(data.get("BitsAllocated", 8)) // 8))
-        return _decoded(library, data)
+    try:
+        data = library.dcmread(io.BytesIO(content))
+    except library.errors.InvalidDicomError:
+        raise Refused("cannot be decoded: it is no DICOM file") from None
+    for name in ("Rows", "Columns", "FloatPixelData" if "FloatPixelData" in data else "PixelData"):
+        if name not in data:
+            raise Refused(f"is a DICOM file without a picture ({name} is absent)", "leave it out, or set data.bad_cases=skip")
+    frames, samples = int(data.get("NumberOfFrames") or 1), int(data.get("SamplesPerPixel", 1))
+    if frames > 1:
+        raise several(frames, "frames")
+    check_size(int(data.Columns), int(data.Rows), samples * max(1, int(data.get("BitsAllocated", 8)) // 8))
+    return _decoded(library, data)
 
 
 def _decoded(library: Any, data: Any) -> Raw:
