@@ -14,6 +14,7 @@ from guidino_tune.data.decoding import read_case, read_mask
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.rules import plain_rules
 from guidino_tune.data.sources import find_cases
+from guidino_tune.data.sources.groups import guess_groups
 from guidino_tune.data.splits import make_split, shared_groups
 from guidino_tune.data.views import TrainViews
 from guidino_tune.errors import UserError
@@ -148,3 +149,30 @@ def test_real_masks_turned_inside_out_are_told(root, tmp_path):
         ImageOps.invert(Image.open(root / "kvasir-352" / "masks" / path.name).convert("L")).save(tmp_path / "masks" / path.name)
     opened = open_for_search(Data(kind="kvasir", root=str(tmp_path), image_size=64), cache=tmp_path / "cache")
     assert any("masks look inverted" in note for note in opened.notes)
+
+
+def test_layouts_of_real_sets_are_found_as_they_lie(root):
+    """At most two settings each, of which one says that the kind is ``folder``."""
+    with pytest.raises(UserError, match="several folders could be the truth: 1st_manual/, mask/"):
+        find_cases(Data(kind="folder", root=str(root / "drive-20")))
+    for settings in ({"masks": "1st_manual"}, {"images": "*/images/*.tif", "masks": "*/1st_manual/*_manual1.gif"}):
+        drive = find_cases(Data(kind="folder", root=str(root / "drive-20"), **settings))
+        assert all(case.mask.parent.name == "1st_manual" and case.image.name[:2] == case.mask.name[:2] for case in drive.cases)
+        assert sorted(drive.published.values()) == ["test"] * 10 + ["train"] * 10
+    wbc = find_cases(Data(kind="folder", root=str(root / "wbc-120")))
+    assert len(wbc.cases) == 100
+    assert {(case.image.suffix, case.mask.suffix, case.image.stem == case.mask.stem) for case in wbc.cases} == {(".bmp", ".png", True)}
+    nuclei = find_cases(Data(kind="folder", root=str(root / "nuclei-24")))
+    assert len(nuclei.cases) == 24
+    assert sum(len(case.masks) for case in nuclei.cases) == 547
+    assert all(mask.parents[1] == case.image.parents[1] for case in nuclei.cases for mask in case.masks)
+
+
+@pytest.mark.parametrize("folder", ["kvasir-352", "nuclei-24"])
+def test_names_of_real_sets_raise_no_false_alarm(root, folder):
+    names = [case.id for case in find_cases(Data(kind="folder", root=str(root / folder))).cases]
+    assert guess_groups(names) is None
+
+
+def test_names_of_isic_raise_no_false_alarm(root):
+    assert guess_groups(case.id for case in find_cases(Data(kind="isic2017", root=str(root / "isic2017-256"))).cases) is None

@@ -15,6 +15,12 @@ from guidino_tune.errors import UserError
 FRAME_WORDS = frozenset(("frame", "frames", "frm", "slice", "slices", "video", "vid"))
 """Words in names of images that follow one another."""
 
+INDEX_WORDS = frozenset(("view", "crop", "tile", "patch", "aug"))
+"""Words before a number that counts parts or variants of one image."""
+
+SIDES = frozenset(("left", "right", "l", "r", "od", "os"))
+"""Words that tell two images of a patient apart."""
+
 FEWEST_FRAMES = 10
 """So many consecutive numbers are no accident."""
 
@@ -152,11 +158,9 @@ def _patients(stems: list[str]) -> Guess | None:
         split = [tokens.findall(stem) for stem in stems]
         if len({tuple(_shape(token, tokens) for token in parts) for parts in split}) != 1:
             continue
-        for count in range(1, len(split[0])):
-            for first in (True, False):
-                guess = _identifiers(stems, split, count, first=first)
-                if guess:
-                    found.append(guess)
+        for first in (True, False):  # most names begin with what is common
+            guesses = [_identifiers(stems, split, count, first=first) for count in range(1, len(split[0]))]
+            found += [guess for guess in guesses if guess]
         if found:
             break
     few = [guess for guess in found if len(guess.names) > 2]
@@ -175,21 +179,33 @@ def _identifiers(stems: list[str], split: list[list[str]], count: int, *, first:
     parts = [tokens[:count] if first else tokens[-count:] for tokens in split]
     rest = [tokens[count:] if first else tokens[:-count] for tokens in split]
     edge = {tokens[-1] if first else tokens[0] for tokens in parts}
-    if any(not token[0].isalnum() for token in edge):
+    if any(not token[0].isalnum() for tokens in parts for token in (tokens[0], tokens[-1])) or _is_index(parts):
         return None
     groups = Counter("".join(tokens) for tokens in parts)
     if not 2 <= len(groups) <= len(stems) / 2 or sum(number for number in groups.values() if number > 1) < len(stems) / 2:
         return None
     if len(edge) == 1 or sum(any(c.isdigit() for c in name) for name in groups) < 0.8 * len(groups):
         return None  # what does not differ adds nothing, and words alone are rather a class than a patient
-    if not first and len({"".join(tokens) for tokens in rest}) > len(stems) / 2:
-        return None  # `case17_1`: a last number that says little about names that are all different
-    names = tuple(sorted(groups))
+    others = {"".join(tokens) for tokens in rest}
+    if not first and (len(others) > len(stems) / 2 or not all(_is_number(other) for other in others)):
+        return None  # `c17_1`: a number that says little beside one that differs; `benign_1` and `malignant_1`: two of a list
+    names = tuple(sorted(groups, key=lambda name: (len(name), name)))
     for pattern in _patterns(parts, rest, first=first):
         expression = re.compile(pattern)
         if [_group(expression, stem) for stem in stems] == ["".join(tokens) for tokens in parts]:
             return Guess("patients", names, pattern)
     return None
+
+
+def _is_index(parts: list[list[str]]) -> bool:
+    """Whether what should name a patient counts images: ``slice0``."""
+    words = {token.lower() for tokens in parts for token in _TOKENS.findall("".join(tokens)) if token.isalpha()}
+    return bool(words & (FRAME_WORDS | INDEX_WORDS))
+
+
+def _is_number(text: str) -> bool:
+    words = {token.lower() for token in _TOKENS.findall(text) if token.isalpha()}
+    return any(c.isdigit() for c in text) or (bool(words) and words <= SIDES)
 
 
 def _patterns(parts: list[list[str]], rest: list[list[str]], *, first: bool) -> list[str]:
