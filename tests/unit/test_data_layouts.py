@@ -83,6 +83,14 @@ def test_masks_beside_images_of_many_patients_are_grouped(tmp_path):
     assert "folders are groups (6)" in listing.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("image", "mask"), [("image", "mask"), ("img", "label"), ("x_image", "x_mask"), ("img_x", "gt_x"), ("x", "mask_x")]
+)
+def test_image_and_mask_by_their_names_in_folders_of_their_own(tmp_path, image, mask):
+    touch(tmp_path, *(f"case {n}/{name}.png" for n in "abcd" for name in (image, mask)))
+    assert files(found(tmp_path), tmp_path)[f"case b/{image}"] == ([f"case b/{image}.png"], [f"case b/{mask}.png"])
+
+
 def test_several_masks_in_a_folder_of_masks_are_united_and_never_halved(tmp_path):
     touch(tmp_path, *(f"images/c ({n}).png" for n in range(6)), *(f"masks/c ({n})_mask.png" for n in range(6)), "masks/c (0)_mask_1.png")
     assert [len(case.masks) for case in found(tmp_path).cases] == [2, 1, 1, 1, 1, 1]

@@ -70,6 +70,13 @@ def test_nnunet_as_the_decathlon_wrote_it(tmp_path):
     assert listing.implied == {"labels": {"atrium": 1, "wall": 2}}
 
 
+def test_nnunet_below_the_root_is_named(tmp_path):
+    nnunet(tmp_path / "nnUNet_raw" / "Dataset001_X", ["a", "b"])
+    with pytest.raises(UserError, match="holds 1 data set in nnU-Net's raw layout: Dataset001_X") as caught:
+        found(tmp_path)
+    assert f"--data-root {tmp_path}/nnUNet_raw/Dataset001_X" in caught.value.todo
+
+
 def test_nnunet_cases_that_are_not_whole(tmp_path):
     nnunet(tmp_path, ["a", "b", "c", "d"])
     (tmp_path / "imagesTr/b_0001.png").unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -50,6 +51,12 @@ def find(root: Path, on_bad: str = "error", data: Data | None = None) -> Listing
     if data.images is None and data.mask_pattern is None and nnunet.is_there(root):
         return nnunet.find(root, on_bad, data)
     tree = scan(root)
+    if inner := nnunet.inside(tree):
+        raise UserError(
+            f"holds {len(inner)} data set{'s' if len(inner) > 1 else ''} in nnU-Net's raw layout: {some(path.name for path in inner)}",
+            where=str(root),
+            todo=f"name one: --data-root {shlex.quote(str(inner[0]))}",
+        )
     if not tree.files:
         raise _unknown(tree, "holds no image")
     if data.images is not None or data.mask_pattern is not None:
@@ -93,7 +100,7 @@ def _find(tree: Tree, on_bad: str, data: Data, given: list[File] | None = None, 
 
 
 def _shown(name: str, files: list[File]) -> str:
-    several = {part for file in files for part in file.parts if part.casefold() == name}
+    several = {part for file in files for part in file.parts if kind_of(part) == name}
     return "/, ".join(sorted(several)) + "/" if several else name or "the folder itself"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from guidino_tune.config.data import Data
 from guidino_tune.data.cases import Case, Listing, some
 from guidino_tune.data.sources.pairs import files_by_stem
+from guidino_tune.data.sources.tree import Tree
 from guidino_tune.errors import UserError
 
 IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = "imagesTr", "labelsTr", "imagesTs", "labelsTs"
@@ -19,6 +20,12 @@ CHANNEL = re.compile(r"(.+)_([0-9]{4})", re.DOTALL)
 def is_there(root: Path) -> bool:
     """True when a folder holds ``imagesTr`` and ``labelsTr``."""
     return (root / IMAGES).is_dir() and (root / LABELS).is_dir()
+
+
+def inside(tree: Tree) -> list[Path]:
+    """The folders below a root that ``is_there`` is true of."""
+    found = {file.parts[: file.parts.index(IMAGES)] for file in tree.files if IMAGES in file.parts}
+    return sorted(path for parts in found if is_there(path := tree.root.joinpath(*parts)))
 
 
 def find(root: Path, on_bad: str = "error", data: Data | None = None) -> Listing:

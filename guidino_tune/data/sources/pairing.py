@@ -11,9 +11,9 @@ from guidino_tune.data.sources.tree import SPLIT_WORDS, File, meaning
 from guidino_tune.errors import UserError
 
 _WORDS = "masks?|labels?|gts?|ground[_ -]?truths?|seg|segmentations?|annotations?|annot"
-_MASK = re.compile(rf"(?P<base>.*?)[ _.-]+(?P<word>{_WORDS})(?:[ _.-]*\(?(?P<number>[0-9]+)\)?)?", re.IGNORECASE | re.DOTALL)
+_MASK = re.compile(rf"(?:(?P<base>.*?)[ _.-]+)?(?P<word>{_WORDS})(?:[ _.-]*\(?(?P<number>[0-9]+)\)?)?", re.IGNORECASE | re.DOTALL)
 _MASK_FIRST = re.compile(rf"(?P<word>{_WORDS})[ _.-]+(?P<base>.+)", re.IGNORECASE | re.DOTALL)
-_IMAGE = re.compile(r"(?P<base>.+)[ _.-]+(?:image|img|im)", re.IGNORECASE | re.DOTALL)
+_IMAGE = re.compile(r"(?:(?P<base>.+)[ _.-]+)?(?:image|img|im)", re.IGNORECASE | re.DOTALL)
 _IMAGE_FIRST = re.compile(r"(?:image|img|im)[ _.-]+(?P<base>.+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -92,13 +92,13 @@ def mask_names(stem: str) -> list[tuple[str, str, str]]:
     found = [(stem, "", "")]
     for pattern in (_MASK, _MASK_FIRST):
         if match := pattern.fullmatch(stem):
-            found.append((match["base"], match["word"].lower(), match.groupdict().get("number") or ""))
+            found.append((match["base"] or "", match["word"].lower(), match.groupdict().get("number") or ""))
     return found
 
 
 def image_names(stem: str) -> list[str]:
     """The names by which masks may call an image."""
-    return [stem, *(match["base"] for pattern in (_IMAGE, _IMAGE_FIRST) if (match := pattern.fullmatch(stem)))]
+    return [stem, *(match["base"] or "" for pattern in (_IMAGE, _IMAGE_FIRST) if (match := pattern.fullmatch(stem)))]
 
 
 def by_names(images: list[Item], masks: list[Item]) -> Pairs:
