@@ -62,7 +62,9 @@ LAYERS = {
     "analysis": layer("config", heavy="matplotlib pandas"),
     "tuning": layer(*BELOW_TRAINING, "training", "tracking", "analysis", heavy="torch optuna ray"),
     "prediction_files": layer("data"),
-    "prediction": layer("config", "data", "prediction_files", "models", "inference", "training", "tracking.pictures", heavy="torch"),
+    "prediction": layer(
+        "config", "framing", "data", "prediction_files", "models", "inference", "training", "tracking.pictures", heavy="torch"
+    ),
 }
 """By folder or top-level module. Only ``tracking`` has mlflow and only ``tuning`` has ray."""
 
