@@ -105,8 +105,6 @@ def _channels_axis(shape: tuple[int, ...]) -> int | None:
     for axis, others in ((2, (shape[0], shape[1])), (0, (shape[1], shape[2]))):
         if 0 < shape[axis] * _FEW < min(others):
             return axis
-        if shape[axis] == 1 and 1 not in others:
-            return axis
     raise Refused(
         f"has the shape {shape}, in which the axis of the channels is not known",
         "save it as (H, W, C) or (C, H, W) with C less than a quarter of H and W, or as a PNG or TIFF",

@@ -358,6 +358,8 @@ def test_whatever_is_written_is_read_or_refused(
         truth = random.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, (*size, channels), dtype, endpoint=True)
     if container == "jp2" and 1 in size:
         return  # imagecodecs writes another shape
+    if container == "npy" and 4 * size[0] < min(size[1], channels):
+        return  # by the rule of this format its rows are the channels
     if container == "pgm" and (dtype.kind != "u" or dtype.itemsize > 2 or channels not in (1, 3)):
         return
     try:

@@ -96,7 +96,7 @@ def looked_at(file: Path, num_classes: int) -> list[str]:
 def test_colours_that_cannot_be_converted_are_told(tmp_path: Path) -> None:
     file = tmp_path / "lab.tif"
     file.write_bytes(next(content for content in WHOLE if Image.open(io.BytesIO(content)).mode == "LAB"))
-    assert [message.partition(": ")[0] for message in looked_at(file, 1)] == [str(file)]  # as an image it can
+    assert [message.partition(": ")[0] for message in looked_at(file, 1)] == [str(tmp_path)]  # as an image it can
 
 
 def test_there_are_files_of_every_format() -> None:
@@ -113,7 +113,7 @@ def test_a_damaged_file_is_an_image_or_a_message(
     file = tmp_path / "picture.png"
     file.write_bytes(edited(content, changes))
     for message in looked_at(file, num_classes):
-        assert message.startswith(f"{file}: ")
+        assert message.startswith((f"{file}: ", f"{tmp_path}: "))  # a mask that is whole may fit no rule of the data set
         assert "\n  -> " in message
         assert len(message) < 2000
 
