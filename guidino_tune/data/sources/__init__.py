@@ -48,7 +48,7 @@ def find_cases(data: Data) -> Listing:
     if data.kind != "folder":
         listing = SOURCES[data.kind](root, data.bad_cases)
         return listing if data.kind == "demo" else _grouped(listing, data, root)
-    listing = sliced(folder.find(root, data.bad_cases, data))
+    listing = sliced(folder.find(root, data.bad_cases, data), data.bad_cases)
     table = tables.table_of(root)
     if table and data.group in tables.columns(table):
         return listing

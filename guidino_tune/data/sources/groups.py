@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from guidino_tune.data.cases import Case, Listing, some
+from guidino_tune.data.files import slice_of
 from guidino_tune.data.sources.tree import below
 from guidino_tune.errors import UserError
 
@@ -90,8 +91,8 @@ def _groups(cases: Sequence[Case], pattern: str, root: Path) -> list[str]:
         ) from None
     ways: tuple[Callable[[Case], str], ...] = (
         lambda case: below(case, root),
-        lambda case: case.id.partition("#")[0],
-        lambda case: case.id.partition("#")[0].rpartition("/")[2],
+        _whole,
+        lambda case: _whole(case).rpartition("/")[2],
     )
     for way in ways:
         if None not in (found := [_group(expression, way(case)) for case in cases]):
@@ -105,6 +106,11 @@ def _groups(cases: Sequence[Case], pattern: str, root: Path) -> list[str]:
     )
 
 
+def _whole(case: Case) -> str:
+    """Its id, of a slice that of its volume."""
+    return case.id if slice_of(case.image)[1] is None else case.id.rpartition("#")[0]
+
+
 def _group(expression: re.Pattern[str], text: str) -> str | None:
     match = expression.search(text)
     if match is None:
@@ -114,7 +120,7 @@ def _group(expression: re.Pattern[str], text: str) -> str | None:
 
 def with_guess(listing: Listing, root: Path) -> Listing:
     """Adds a note on what the names look like, where the layout tells no groups and something is drawn that they would keep together."""
-    alone = [case for case in listing.cases if case.group == case.id.partition("#")[0]]
+    alone = [case for case in listing.cases if case.group == _whole(case)]
     if len(alone) < len(listing.cases):
         return listing
     first = {case.group: case for case in listing.cases}

@@ -10,8 +10,12 @@ from guidino_tune.data.files import VOLUMES, ending, slice_of
 from guidino_tune.errors import UserError
 
 
-def sliced(listing: Listing) -> Listing:
+def sliced(listing: Listing, on_bad: str = "error") -> Listing:
     """The listing with every volume as its slices; images and masks pair by volume and number.
+
+    Args:
+        listing: Volumes as cases.
+        on_bad: ``skip`` leaves out, with a note, volumes for which this would raise.
 
     Raises:
         UserError: A volume's header cannot be read, or volumes and images of one slice are mixed in a case.
@@ -21,14 +25,22 @@ def sliced(listing: Listing) -> Listing:
     cases: list[Case] = []
     published: dict[str, str] = {}
     volumes = 0
+    notes: list[str] = []
     for case in listing.cases:
-        several = _slices(case)
+        try:
+            several = _slices(case)
+        except UserError as error:
+            if on_bad != "skip":
+                raise
+            notes.append(f"left out {case.id}: {error.what}")
+            continue
         volumes += len(several) > 1
         cases += several
         if case.id in listing.published:
             published |= dict.fromkeys((one.id for one in several), listing.published[case.id])
-    note = (f"{volumes} volumes are {len(cases)} slices, which no drawn split divides by volume",) if volumes else ()
-    return replace(listing, cases=tuple(cases), published=published, notes=(*listing.notes[:1], *note, *listing.notes[1:]))
+    if volumes:
+        notes.insert(0, f"{volumes} volumes are taken as their slices ({len(cases)} cases); no drawn split divides a volume")
+    return replace(listing, cases=tuple(cases), published=published, notes=(*listing.notes[:1], *notes, *listing.notes[1:]))
 
 
 def _is_volume(path: Path) -> bool:
@@ -36,7 +48,7 @@ def _is_volume(path: Path) -> bool:
 
 
 def _slices(case: Case) -> list[Case]:
-    from guidino_tune.data.reading import volume_slices  # type: ignore[attr-defined, unused-ignore]  # needs a package of its own
+    from guidino_tune.data.reading import volume_slices  # it takes a while to import
 
     if not _is_volume(case.image):
         return [case]
