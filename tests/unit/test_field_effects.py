@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -74,6 +75,21 @@ EFFECTS: dict[str, tuple[Values, Any]] = {
     "data.max_train_cases": ({}, 3),
     "data.max_validation_cases": ({}, 1),
     "data.view_cycle": ({}, 1),
+    "data.images": ({"data.root": "wild", "data.masks": "masks", "data.images": "images"}, "others"),
+    "data.masks": ({"data.root": "wild", "data.images": "images", "data.masks": "masks"}, "second"),
+    "data.group": ({}, "c00|c01|c0"),
+    "data.labels": (LABELS, {"block": 2, "disc": 1}),
+    "data.ignore_label": (LABELS, 2),
+    "data.channels": ({}, 1),
+    "data.window": ({"data.root": "deep"}, [0, 30000]),
+    "data.resize": ({"data.root": "wide"}, "pad"),
+    "data.mask_resize": ({}, "nearest"),
+    "data.view": ({}, "patch"),
+    "data.patch_foreground": ({"data.view": "patch"}, 0.9),
+    "data.folds": ({}, 3),
+    "data.fold": ({"data.folds": 3}, 1),
+    "data.stratify": ({"data.root": "many"}, False),
+    "guide.channels": (GUIDE, [2, 1, 0]),
     "guide.backbone": (GUIDE, "convnext_tiny"),
     "guide.weights": ({**GUIDE, "guide.backbone": "folder"}, "pretrained"),
     "guide.gate": (GUIDE, "input"),
@@ -158,6 +174,7 @@ WITHOUT: list[tuple[Values, str, Any]] = [
     ({}, "loss.head_target", "nearest"),
     ({}, "loss.hinge_margin", 2.0),
     ({}, "loss.hinge_band", 7),
+    ({}, "data.patch_foreground", 0.9),
     ({}, "data.view_cycle", 2),  # not above the two epochs
     ({"data.augmentation": "none"}, "data.view_cycle", 1),
     ({"loss.dice_weight": 0.0}, "loss.batch_dice", False),
@@ -198,6 +215,27 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "copies" / name).mkdir(parents=True)
         for number in range(12):
             shutil.copy(root / "binary" / name / f"c{number // 2:02d}.png", root / "copies" / name / f"c{number:02d}.png")
+    for name in ("wild", "deep", "wide", "many"):
+        for kind in ("images", "masks"):
+            (root / name / kind).mkdir(parents=True)
+    for number in range(44):
+        for kind, array in zip(("images", "masks"), generate(number, 32), strict=True):
+            Image.fromarray(array).save(root / "many" / kind / f"c{number:02d}.png")
+    for file in (root / "binary" / "images").iterdir():
+        picture, mask = Image.open(file), Image.open(root / "binary" / "masks" / file.name)
+        for place, image, truth in (
+            ("deep", Image.fromarray(np.asarray(picture)[..., 0].astype(np.uint16) * 200), mask),
+            ("wide", picture.crop((0, 8, 64, 56)), mask.crop((0, 8, 64, 56))),
+            ("wild", picture, mask),
+        ):
+            image.save(root / place / "images" / file.name)
+            truth.save(root / place / "masks" / file.name)
+        for folder, changed in (
+            ("others", picture.transpose(Image.Transpose.ROTATE_180)),
+            ("second", mask.transpose(Image.Transpose.ROTATE_180)),
+        ):
+            (root / "wild" / folder).mkdir(exist_ok=True)
+            changed.save(root / "wild" / folder / file.name)
     make_label_data(root / "labels", size=32, cases=7)
     small_model("dinov3_vit").save_pretrained(root / "folder")
     return root
@@ -239,7 +277,7 @@ def experiment_of(root: Path, values: Values) -> Experiment:
         "training": dataclasses.asdict(Training(epochs=2, batch_size=2, lr=1e-3, precision="fp32")),
     }
     for path, value in values.items():
-        local = path in ("data.root", "guide.backbone") and value in ("labels", "copies", "folder")
+        local = path in ("data.root", "guide.backbone") and value in ("labels", "copies", "folder", "wild", "deep", "wide", "many")
         made = set_path(made, path, str(root / value) if local else value)
     return Experiment.from_dict(made)
 
