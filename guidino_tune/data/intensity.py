@@ -180,7 +180,11 @@ def _form(images: list[tuple[Raw, ...]]) -> str:
         bits = raw.values.dtype.itemsize * 8
         return f"{bits} bits{kind}, {raw.channels} channel{'s' if raw.channels > 1 else ''}"
 
-    return Counter(" and ".join(words(raw) for raw in raws) for raws in images).most_common(1)[0][0]
+    def together(raws: tuple[Raw, ...]) -> str:
+        told = [words(raw) for raw in raws]
+        return f"{len(told)} files of {told[0]} each" if len(set(told)) == 1 < len(told) else " and ".join(told)
+
+    return Counter(together(raws) for raws in images).most_common(1)[0][0]
 
 
 def _notes(images: list[tuple[Raw, ...]], data: Data) -> tuple[str, ...]:

@@ -211,6 +211,8 @@ def test_colours_stay_colours_and_files_have_windows_of_their_own(tmp_path: Path
     rule = measure_intensity(mixed, data(channels=2))  # one depth per file is no mix
     assert np.array_equal(decode_image(mixed[0], rule, 2)[..., 1], scene(0).astype(np.uint8) * np.uint16(257))
     assert "file 2: as they are" in rule.describe()
+    plain = measure_intensity([paths[1:] * 2 for paths in mixed], data(channels=2))
+    assert plain.describe() == "images: 2 files of 8 bits, 1 channel each; taken as they are"
 
 
 @pytest.mark.parametrize(

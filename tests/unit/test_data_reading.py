@@ -356,7 +356,7 @@ def test_whatever_is_written_is_read_or_refused(
         truth = random.normal(0, 1000, (*size, channels)).astype(dtype)
     else:
         truth = random.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, (*size, channels), dtype, endpoint=True)
-    if container == "jp2" and 1 in size:
+    if container == "jp2" and min(size) < channels:
         return  # imagecodecs writes another shape
     if container == "npy" and 4 * size[0] < min(size[1], channels):
         return  # by the rule of this format its rows are the channels
