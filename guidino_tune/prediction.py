@@ -13,7 +13,7 @@ from guidino_tune.data.decoding import read_image
 from guidino_tune.errors import UserError
 from guidino_tune.framing import viewable
 from guidino_tune.inference import predict_image
-from guidino_tune.prediction_files import MASKS, OVERLAYS, check_output, find_images, mark_of, png
+from guidino_tune.prediction_files import MASKS, OVERLAYS, by_channels, check_output, find_images, mark_of, png
 from guidino_tune.tracking.pictures import overlay, save_png
 from guidino_tune.training.model_folder import best_device, find_rules, load_model
 
@@ -52,28 +52,30 @@ def predict_folder(
     """
     tell = tell or (lambda _: None)
     found = find_images(images, output)
-    replaced = check_output(output, found.names.values(), overlays=overlays)
     network, experiment = load_model(model, best_device())
     rules = find_rules(model, experiment.data)
+    names, failed = by_channels(found.names, len(rules.intensity.depths))
+    replaced = check_output(output, names.values(), overlays=overlays)
     if protocol.of(experiment.data) != protocol:
         tell("the model was trained on patches: images are seen in windows at their own scale")
     for note in found.notes:
         tell(note)
-    failed: list[str] = []
-    for number, (file, name) in enumerate(found.names.items()):
+    done = 0
+    for number, (files, name) in enumerate(names.items()):
         if progress:
-            progress(number, len(found.names))
+            progress(number, len(names))
         try:
-            image = read_image(file, rules)
+            image = read_image(files, rules)
         except UserError as error:
-            failed.append(f"{error.where or file}: {error.what}")  # what to do about it in training does not help here
+            failed.append(f"{error.where or files[0]}: {error.what}")  # what to do about it in training does not help here
             continue
         result = predict_image(network, image, experiment.data, protocol, threshold=threshold)
         levels = Image.fromarray(result.mask * 255 if experiment.data.num_classes == 1 else result.mask)
         save_png(levels, output / MASKS / png(name), mark_of(levels))
+        done += 1
         if overlays:
             picture = overlay(viewable(image), None, result.guide, result.mask, title=name.name, num_classes=experiment.data.num_classes)
             save_png(picture, output / OVERLAYS / png(name), mark_of(picture))
     if replaced:
         tell(f"{replaced} masks of an earlier run were replaced")
-    return len(found.names) - len(failed), failed
+    return done, failed

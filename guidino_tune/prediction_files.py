@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ MASKS, OVERLAYS = "masks", "overlays"
 
 MARK = "guidino_tune predict"
 """Key of the text in each PNG that ``predict`` writes; its value is the digest of the pixels, so that one that was edited is known too."""
+
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 class Found(NamedTuple):
@@ -106,6 +110,38 @@ def output_names(files: Iterable[Path]) -> dict[Path, Path]:
         if not alike:
             return names
         names |= {file: file for file in alike}
+
+
+def by_channels(names: Mapping[Path, Path], files: int) -> tuple[dict[tuple[Path, ...], Path], list[str]]:
+    """Images of several files each, named ``CASE_0000.png``, ``CASE_0001.png``, ... as nnU-Net has them.
+
+    Args:
+        names: As in ``Found``; of a single file the others are looked for beside it.
+        files: Of one image.
+
+    Returns:
+        By the files of an image, in the order of their numbers: the name of its mask. And a message for each image that is not whole.
+    """
+    if files == 1:
+        return {(file,): name for file, name in names.items()}, []
+    channels: dict[Path, dict[int, Path]] = {}
+    problems = []
+    for file, name in names.items():
+        match = _CHANNEL.fullmatch(name.name)
+        if match is None:
+            problems.append(f"{file}: the model sees images of {files} files, which are called NAME_0000, NAME_0001, ...")
+            continue
+        found = channels.setdefault(name.with_name(match[1]), {})
+        beside = file.parent.iterdir() if len(names) == 1 else [file]
+        found |= {int(m[2]): one for one in beside if (m := _CHANNEL.fullmatch(stem(one))) and m[1] == match[1]}
+    whole: dict[tuple[Path, ...], Path] = {}
+    for name, found in channels.items():
+        if sorted(found) == list(range(files)):
+            whole[tuple(found[number] for number in range(files))] = name
+        else:
+            have = ", ".join(f"_{number:04d}" for number in sorted(found))
+            problems.append(f"{next(iter(found.values()))}: the model sees images of {files} files, and of {name.name} there is {have}")
+    return whole, problems
 
 
 def check_output(output: Path, names: Iterable[Path], *, overlays: bool) -> int:

@@ -20,7 +20,7 @@ from guidino_tune.data.sources.demo import generate
 from guidino_tune.errors import UserError
 from guidino_tune.models import build_model
 from guidino_tune.predict import main as predict
-from guidino_tune.prediction_files import check_output, find_images, is_own, output_names, png
+from guidino_tune.prediction_files import by_channels, check_output, find_images, is_own, output_names, png
 from guidino_tune.training.checkpoints import WEIGHTS, save_weights
 from guidino_tune.training.model_folder import export_model
 
@@ -212,3 +212,20 @@ def test_a_number_sign_is_that_of_a_slice_in_volumes_only(name: str, expected: t
 def test_nothing_is_in_the_way_of_a_new_folder(tmp_path: Path) -> None:
     assert check_output(tmp_path / "new", [Path("a")], overlays=True) == 0
     assert not (tmp_path / "new").exists()
+
+
+def test_images_of_several_files_are_one_image_each(tmp_path: Path) -> None:
+    files = [tmp_path / f"{case}_{number:04d}.png" for case in ("a", "b_1") for number in (1, 0)]
+    for file in (*files, tmp_path / "c_0000.png", tmp_path / "other.png"):
+        file.touch()
+    names = {file: Path(file.stem) for file in sorted(tmp_path.iterdir())}
+    whole, problems = by_channels(names, 2)
+    assert whole == {
+        (tmp_path / "a_0000.png", tmp_path / "a_0001.png"): Path("a"),
+        (tmp_path / "b_1_0000.png", tmp_path / "b_1_0001.png"): Path("b_1"),
+    }
+    assert len(problems) == 2
+    assert any("of c there is _0000" in problem for problem in problems)
+    one, none = by_channels({files[0]: Path("a_0001")}, 2)
+    assert (list(one.values()), none) == ([Path("a")], [])
+    assert by_channels(names, 1) == ({(file,): name for file, name in names.items()}, [])
