@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ LATER_FIELDS = (
     ("guide", "channels", None),
     ("loss", "head_target", "nearest"),
     ("training", "compile", "none"),
+    ("training", "steps_per_epoch", "cases"),
 )
 """Section, field, and the value with which everything is as it was before the field came."""
 
@@ -185,7 +187,8 @@ class Experiment:
             values["segmenter"]["max_width"] = min(self.segmenter.max_width, deepest)
         if self.data.view == "image":
             del values["data"]["patch_foreground"]
-        if self.data.augmentation == "none" or (self.data.view_cycle or 0) >= self.training.epochs:
+        passes = self.training.epochs if self.training.steps_per_epoch == "cases" else math.inf  # else it depends on the cases
+        if self.data.augmentation == "none" or (self.data.view_cycle or 0) >= passes:
             values["data"].pop("view_cycle", None)  # no view is shown twice, or all of a case are the same
         if self.training.batch_size == 1 or self.loss.dice_weight == 0:
             del loss["batch_dice"]

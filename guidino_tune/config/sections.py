@@ -163,6 +163,8 @@ class Training:
 
     Attributes:
         epochs: Full budget of a trial; schedules run over all of it, also when the trial is stopped early.
+        steps_per_epoch: Optimiser steps of an epoch. ``cases``: every case once. ``None``: every case once, but at least 50 steps, for
+            trials are compared after epochs, and a few steps tell nothing.
         batch_size: Images per optimiser step, over all workers.
         lr: Learning rate of everything but the adapters.
         lora_lr: Learning rate of the adapters.
@@ -177,6 +179,7 @@ class Training:
     """
 
     epochs: Count = 400
+    steps_per_epoch: Count | Literal["cases"] | None = None
     batch_size: Count = 4
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Positive = 1e-4

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from guidino_tune.config.data import Data
+from guidino_tune.config.epochs import Steps, batches_per_pass, steps_per_epoch
 from guidino_tune.data.cases import stable_hash
 from guidino_tune.data.patches import MARGIN, centre, cut_patch
 from guidino_tune.data.store import Arrays, ChunkStore
@@ -95,11 +96,12 @@ def view_seed(seed: int, epoch: int, case_id: str) -> int:
 
 
 class TrainViews:
-    """The training cases, augmented and in a new order each epoch, the same in every trial of a study.
+    """The training cases, augmented and in a new order in each pass over them, the same in every trial of a study.
+
+    An epoch is a number of batches, which go on in the pass where the epoch before it ended; or just one pass.
 
     With several workers every rank takes its equal share of each batch of ``batch_size``, so that their union is what one worker sees.
-    The last batch of an epoch may be incomplete: one worker keeps it, unless it would hold a single case, which batch normalisation
-    cannot learn from: that case is left out of the epoch (another one in the next). Several workers leave out an incomplete last batch.
+    The last batch of a pass may be incomplete, see ``batches_per_pass``; in the next pass other cases are the last ones.
 
     Args:
         table: The training cases.
@@ -110,7 +112,8 @@ class TrainViews:
         world_size: Number of workers.
         store: Where views are shared with other trials; ``None``: they are made here, batch by batch, with the same content.
         encoder: Its tokens of the views are shared too; without a store it is not asked.
-        num_epochs: Budget of the trial: no epoch after it is prepared.
+        num_epochs: Budget of the trial: no pass after it is prepared.
+        steps: Batches of an epoch, see ``config.epochs.steps_per_epoch``.
 
     Raises:
         UserError: ``batch_size`` cannot be shared equally, or there are too few cases for one batch.
@@ -129,6 +132,7 @@ class TrainViews:
         store: ChunkStore | None = None,
         encoder: Encoder | None = None,
         num_epochs: int | None = None,
+        steps: Steps = "cases",
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size} workers")
@@ -143,34 +147,35 @@ class TrainViews:
         self._seed = seed
         self._batch_size = batch_size
         self._share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        full, rest = divmod(len(table), batch_size)
-        self.num_batches: int = full + int(world_size == 1 and rest >= 2)
-        """Batches per epoch, the same on every rank."""
+        self.num_batches = batches_per_pass(len(table), batch_size, world_size)
+        """Batches of a pass, the same on every rank."""
         if self.num_batches == 0:
             raise UserError(
                 f"{len(table)} training cases are too few for a batch of {batch_size} on {world_size} workers",
                 where="training.batch_size",
                 todo="use smaller batches, or more cases (data.max_train_cases)",
             )
+        self.num_steps = steps_per_epoch(steps, self.num_batches)
+        """Batches of an epoch."""
         self._sequence = lru_cache(maxsize=4)(self._ordered)
         self._shared = _Shared(store, encoder, self._views_key(), self._chunk_ids, self._make) if store else None
-        self._epochs = self._distinct(num_epochs)
+        self._passes = None if num_epochs is None else -(-num_epochs * self.num_steps // self.num_batches)  # that are begun
 
-    def order(self, epoch: int) -> list[tuple[str, ...]]:
-        """The ids of this rank's batches in an epoch."""
-        ids = self._sequence(epoch)
+    def order(self, number: int) -> list[tuple[str, ...]]:
+        """The ids of this rank's batches in a pass (from 0)."""
+        ids = self._sequence(number)
         starts = range(0, self.num_batches * self._batch_size, self._batch_size)
         return [ids[start : start + self._batch_size][self._share] for start in starts]
 
-    def view(self, epoch: int, case_id: str) -> tuple[Tensor, Tensor]:
-        """One view, made anew: image (C, S, S), float16, and mask (1, S, S), uint8."""
+    def view(self, number: int, case_id: str) -> tuple[Tensor, Tensor]:
+        """One view of a pass, made anew: image (C, S, S), float16, and mask (1, S, S), uint8."""
         # MONAI takes seconds to import, and memory: a trial that finds all its views needs neither.
         from guidino_tune.data.augmentation import make_augmentation
 
         index = self._table.positions[case_id]
         image = normalise(self._table.image(index), self._data.normalisation)
         mask = torch.tensor(self._table.mask(index), dtype=torch.float32)[None]
-        seed = view_seed(self._seed, self._source(epoch), case_id)
+        seed = view_seed(self._seed, self._source(number), case_id)
         augmentation = make_augmentation(self._data.augmentation)
         if self._table.native:
             size, rng = self._data.image_size, np.random.default_rng((seed, 1))  # not that of the augmentation
@@ -188,27 +193,27 @@ class TrainViews:
             epoch: From 0.
             pin: For a GPU; see ``Batch.pinned``.
         """
+        first = epoch * self.num_steps
         if self._shared:
-            self._shared.prepare([e for e in (self._source(epoch), self._source(epoch + 1)) if self._epochs is None or e < self._epochs])
-        return _ahead(self.order(epoch), lambda ids: self._batch(epoch, ids), pin)
+            passes = range(first // self.num_batches, (first + 2 * self.num_steps - 1) // self.num_batches + 1)  # of the next epoch too
+            self._shared.prepare(dict.fromkeys(self._source(p) for p in passes if self._passes is None or p < self._passes))
+        places = [divmod(step, self.num_batches) for step in range(first, first + self.num_steps)]
+        orders = {number: self.order(number) for number in dict(places)}
+        return _ahead([(number, orders[number][index]) for number, index in places], self._batch, pin)
 
     def close(self) -> None:
         """Ends the preparation of further epochs."""
         if self._shared:
             self._shared.close()
 
-    def _source(self, epoch: int) -> int:
-        """The epoch whose views are shown."""
-        return epoch % self._data.view_cycle if self._data.view_cycle else epoch
+    def _source(self, number: int) -> int:
+        """The pass whose views are shown."""
+        return number % self._data.view_cycle if self._data.view_cycle else number
 
-    def _distinct(self, num_epochs: int | None) -> int | None:
-        limits = [n for n in (num_epochs, self._data.view_cycle) if n]
-        return min(limits, default=None)
-
-    def _batch(self, epoch: int, ids: tuple[str, ...]) -> Batch:
+    def _batch(self, number: int, ids: tuple[str, ...]) -> Batch:
         if self._shared and not self._shared.store.problem:
-            return self._shared.batch(self._source(epoch), ids)
-        images, masks = zip(*(self.view(epoch, name) for name in ids), strict=True)
+            return self._shared.batch(self._source(number), ids)
+        images, masks = zip(*(self.view(number, name) for name in ids), strict=True)
         return Batch(torch.stack(images), torch.stack(masks), ids)
 
     def _ordered(self, epoch: int) -> tuple[str, ...]:
@@ -368,7 +373,7 @@ def validation_batches(
             tokens = tuple(torch.from_numpy(np.stack([part[k] for part in parts])) for k in parts[0])
         return Batch(torch.stack([_image(table, data, name) for name in names]), masks, names, tokens)
 
-    return _ahead(batches, build, pin)
+    return _ahead([(0, names) for names in batches], lambda _, names: build(names), pin)
 
 
 def _image(table: CaseTable, data: Data, case_id: str) -> Tensor:
@@ -379,9 +384,11 @@ def _key(*parts: object) -> str:
     return hashlib.sha256("\0".join(str(part) for part in (FORMAT, CHUNK, *parts)).encode()).hexdigest()[:16]
 
 
-def _ahead(batches: Sequence[tuple[str, ...]], make: Callable[[tuple[str, ...]], Batch], pin: bool) -> Generator[Batch, None, None]:
-    def build(ids: tuple[str, ...]) -> Batch:
-        return make(ids).pinned() if pin else make(ids)
+def _ahead(
+    batches: Sequence[tuple[int, tuple[str, ...]]], make: Callable[[int, tuple[str, ...]], Batch], pin: bool
+) -> Generator[Batch, None, None]:
+    def build(batch: tuple[int, tuple[str, ...]]) -> Batch:
+        return make(*batch).pinned() if pin else make(*batch)
 
     with ThreadPoolExecutor(1, thread_name_prefix="views") as thread:
         upcoming = thread.submit(build, batches[0]) if batches else None

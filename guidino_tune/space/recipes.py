@@ -69,6 +69,7 @@ BUDGETS: dict[str, Budget] = {
         1,
         {
             "training.epochs": 2,
+            "training.steps_per_epoch": "cases",
             "data.image_size": 128,
             "data.max_train_cases": 40,
             "data.max_validation_cases": 20,

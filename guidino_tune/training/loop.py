@@ -110,7 +110,7 @@ class TrainingRun:
         self.encoder = make_encoder(experiment, self.model, bf16=bf16, parts=micro_batches)
         self.views = TrainViews(
             data.train, experiment.data, training.seed, training.batch_size, rank, world_size,
-            store=store, encoder=self.encoder, num_epochs=training.epochs,
+            store=store, encoder=self.encoder, num_epochs=training.epochs, steps=training.steps_per_epoch,
         )  # fmt: skip
         self._continue()
         self._backlog = [r for r in self.history if r.epoch > reported]
@@ -157,12 +157,12 @@ class TrainingRun:
         if self.measure:
             forget_peak(self.device)
         start = time.perf_counter()
-        metrics = self._train()
+        metrics, images = self._train()
         seconds = time.perf_counter() - start
         last = self.epoch + 1 == self.experiment.training.epochs
         if last or self.validated is None or self.epoch + 1 in self.validated:
             metrics |= self._validate(distances=last)
-        metrics |= {"epoch_seconds": time.perf_counter() - start, "images_per_second": len(self.data.train) / seconds}
+        metrics |= {"epoch_seconds": time.perf_counter() - start, "images_per_second": images / seconds}
         if self.micro_batches > 1:
             metrics["micro_batches"] = self.micro_batches
         if self.measure:
@@ -186,7 +186,8 @@ class TrainingRun:
         )
         return {"memory": memory, "latency": latency}
 
-    def _train(self) -> dict[str, float]:
+    def _train(self) -> tuple[dict[str, float], int]:
+        """The metrics of one epoch, and the images that all workers saw in it."""
         training = self.experiment.training
         # Everything random in an epoch follows from seed, epoch and rank: a continued run needs no saved random state.
         torch.manual_seed(view_seed(training.seed, self.epoch, f"rank {self.rank}"))
@@ -194,7 +195,7 @@ class TrainingRun:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.module.train()
         sums: dict[str, torch.Tensor] = {}
-        steps = 0
+        steps = images = 0
         for batch in self.views.epoch(self.epoch, pin=self.device.type == "cuda"):
             self.optimizer.zero_grad(set_to_none=True)
             terms = self._backward(self._to_device(batch))
@@ -203,7 +204,7 @@ class TrainingRun:
             self.optimizer.step()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value
-            steps += 1
+            steps, images = steps + 1, images + len(batch.ids) * self.world_size
         # The only read-back of the epoch; NaN or infinity in any step of any worker stays in its sum.
         totals = torch.stack(list(sums.values()))
         if self.world_size > 1:
@@ -211,7 +212,7 @@ class TrainingRun:
         means = {f"train_loss_{name}": total / steps / self.world_size for name, total in zip(sums, totals.tolist(), strict=True)}
         if not all(math.isfinite(v) for v in means.values()):
             raise Diverged(f"the training loss is not finite in epoch {self.epoch + 1}: {means}")
-        return means | {"lr": self.optimizer.param_groups[0]["lr"]}
+        return means | {"lr": self.optimizer.param_groups[0]["lr"]}, images
 
     def _backward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Adds up the gradients of a batch; gives its loss terms, on the device."""

@@ -16,6 +16,7 @@ from guidino_tune.config import Resources
 from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import redacted
+from guidino_tune.space.advice import training_notes
 from guidino_tune.space.space import Space
 from guidino_tune.tuning.objectives import in_words
 from guidino_tune.tuning.resolving import resolve_data
@@ -46,7 +47,10 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
         console.print(space.base.to_yaml(), highlight=False)
     console.rule("space", align="left")
     console.print(_listed(space) if space.study.sampler == LISTED else _searched(space))
-    for note in (*space.notes, *opened.notes):
+    data = space.base.data
+    used = (len(split.train), data.max_train_cases), (len(split.validation), data.max_validation_cases)
+    epoch, *advice = training_notes(space.base, *(min(n, most or n) for n, most in used), space.resources.workers)
+    for note in (*space.notes, *opened.notes, *advice):
         console.print(f"note: {note}", style="yellow", highlight=False)
     console.rule("plan", align="left")
     study, resources, epochs = space.study, space.resources, space.base.training.epochs
@@ -59,6 +63,7 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
         "looks for": in_words(study) + "".join(f"; {name} at most {limit:g}" for name, limit in study.constraints.items()),
         "early stop": f"{study.pruner}; trials are compared at epochs {', '.join(map(str, compared))} of {epochs}" if compared else "none",
         "validation": f"after {len(validated)} of {epochs} epochs, at training size; HD95 and ASD after the last",
+        "an epoch": epoch.removeprefix("an epoch: "),
         "time": f"no new trial after {study.time_budget:g} s" if study.time_budget else "no limit",
         "read as": "; ".join(opened.rules.lines),
         "cases": f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} sealed test ({split.origin})",

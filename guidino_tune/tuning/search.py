@@ -26,6 +26,7 @@ from guidino_tune.errors import UserError, storage_error
 from guidino_tune.framing import place_mask
 from guidino_tune.metrics import constant_mask_dice
 from guidino_tune.models import check_backbone, check_segmenter
+from guidino_tune.space.advice import training_notes
 from guidino_tune.space.check import check_space, examples
 from guidino_tune.space.space import Space
 from guidino_tune.stopping import stop_signals
@@ -159,7 +160,8 @@ def run_search(space: Space, console: Console, storage: str | None = None, track
             write_split(data.split, folder.split)
         if not folder.rules.exists():
             write_rules(data.rules, folder.rules)
-        for note in (*noted, *space.notes, *data.notes):
+        epoch, *advice = training_notes(space.base, len(data.train), len(data.validation), space.resources.workers)
+        for note in (*noted, *space.notes, *data.notes, *advice):
             console.print(f"note: {note}", style="yellow", highlight=False)
         for line in data.rules.lines:
             console.print(line, highlight=False, soft_wrap=True)
@@ -167,6 +169,7 @@ def run_search(space: Space, console: Console, storage: str | None = None, track
             f"{len(data.train)} training and {len(data.validation)} validation cases ({data.split.origin}); the test split is sealed. "
             f"Best constant mask: Dice {baseline:.4f}"
         )
+        console.print(epoch, highlight=False, soft_wrap=True)
         remember_data(study, data, baseline)
         snapshot = study_snapshot(study, space, folder)
         tracker = open_tracker(

@@ -186,7 +186,7 @@ def experiment_of(chosen: dict[str, Any], options: argparse.Namespace) -> Experi
             "guide": {"kind": "dino", "backbone": "vits16", "weights": "random", "tokenbook": chosen["tokenbook"]},
             "segmenter": chosen["segmenter"],
             "loss": chosen["loss"],
-            "training": {"epochs": options.epochs, "batch_size": BATCH, **chosen["training"]},
+            "training": {"epochs": options.epochs, "batch_size": BATCH, "steps_per_epoch": "cases", **chosen["training"]},
         }
     )
 

@@ -103,7 +103,9 @@ def experiment_of(kind: str, options: argparse.Namespace) -> Experiment:
     limits = {"max_train_cases": images, "max_validation_cases": max(1, images // 8), "view_cycle": CYCLE}
     guide = {"kind": "dino", "backbone": "vits16", "weights": "random"}
     epochs = load_space("kvasir").base.training.epochs
-    return Experiment.from_dict({"data": data | limits, "guide": guide, "segmenter": {"kind": kind}, "training": {"epochs": epochs}})
+    return Experiment.from_dict(
+        {"data": data | limits, "guide": guide, "segmenter": {"kind": kind}, "training": {"epochs": epochs, "steps_per_epoch": "cases"}}
+    )
 
 
 class Bare:

@@ -88,7 +88,9 @@ def experiment_of(options: argparse.Namespace) -> Experiment:
     data = {"kind": "kvasir", "root": options.data, "image_size": options.image_size, "view_cycle": 1}
     limits = {"max_train_cases": options.images, "max_validation_cases": 4}
     guide = {"kind": "dino", "backbone": "vits16", "weights": "random"}
-    return Experiment.from_dict({"data": data | limits, "guide": guide, "segmenter": {"kind": "unet"}})
+    return Experiment.from_dict(
+        {"data": data | limits, "guide": guide, "segmenter": {"kind": "unet"}, "training": {"steps_per_epoch": "cases"}}
+    )
 
 
 def fill(experiment: Experiment, scratch: Path) -> None:

@@ -55,7 +55,7 @@ def make_space(
             "experiment": {
                 "data": {"kind": "kvasir", "root": root, "image_size": image_size, **limits},
                 "guide": {"kind": "dino", "backbone": "vits16", "weights": "random"},
-                "training": {"epochs": epochs, "batch_size": BATCH},
+                "training": {"epochs": epochs, "batch_size": BATCH, "steps_per_epoch": "cases"},
                 **FAMILIES[family]["experiment"],
             },
             "space": FAMILIES[family]["space"] | PARAMETERS,

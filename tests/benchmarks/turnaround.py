@@ -78,7 +78,7 @@ def space(root: str, executor: str, trials: int) -> Space:
                 "data": {"kind": "kvasir", "root": root, "image_size": 128, "max_train_cases": 8, "max_validation_cases": 4},
                 "guide": {"kind": "dino", "backbone": "vits16", "weights": "random"},
                 "segmenter": {"kind": "unet"},
-                "training": {"epochs": 2, "batch_size": 4},
+                "training": {"epochs": 2, "batch_size": 4, "steps_per_epoch": "cases"},
             },
             "space": {
                 "segmenter.kind": {"choices": list(NETWORKS)},

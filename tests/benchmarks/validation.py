@@ -77,7 +77,9 @@ def experiment_of(kind: str, options: argparse.Namespace) -> Experiment:
     data = {"kind": "kvasir", "root": options.data, "image_size": options.image_size, "augmentation": "none"}
     limits = {"max_train_cases": options.train_images, "max_validation_cases": options.images}
     guide = {"kind": "dino", "backbone": "vits16", "weights": "random"}
-    return Experiment.from_dict({"data": data | limits, "guide": guide, "segmenter": {"kind": kind}, "training": {"lr": 1e-3}})
+    return Experiment.from_dict(
+        {"data": data | limits, "guide": guide, "segmenter": {"kind": kind}, "training": {"lr": 1e-3, "steps_per_epoch": "cases"}}
+    )
 
 
 def compare(kind: str, options: argparse.Namespace, scratch: Path) -> None:

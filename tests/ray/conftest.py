@@ -25,7 +25,7 @@ SPACE: dict[str, Any] = {
         "data": {"kind": "demo", "image_size": 32, "max_train_cases": 8, "max_validation_cases": 4},
         "guide": {"kind": "dino", "backbone": "tiny", "weights": "random", "tokenbook": {"num_prototypes": 4}},
         "segmenter": {"kind": "unet", "base_width": 2},
-        "training": {"epochs": 3, "batch_size": 4, "lr": 1e-3, "precision": "fp32"},
+        "training": {"epochs": 3, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "steps_per_epoch": "cases"},
     },
     "space": {
         "training.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},

@@ -44,7 +44,7 @@ def test_training_on_real_images_beats_the_constant_mask(data_folder: Path, tmp_
             "data": section,
             "guide": {"kind": "dino", "backbone": "tiny", "weights": "random"},
             "segmenter": {"kind": "unet", "base_width": 8},
-            "training": {"epochs": epochs, "batch_size": 4, "lr": 2e-3},
+            "training": {"epochs": epochs, "batch_size": 4, "lr": 2e-3, "steps_per_epoch": "cases"},
         }
     )
     data = open_for_search(experiment.data)
@@ -68,7 +68,7 @@ def test_a_model_scores_original_images_at_their_own_size(data_folder: Path, tmp
             },
             "guide": {"kind": "dino", "backbone": "tiny", "weights": "random"},
             "segmenter": {"kind": "segguidino", "hidden": 16},
-            "training": {"epochs": 1},
+            "training": {"epochs": 1, "steps_per_epoch": "cases"},
         }
     )
     listener = Listener(tmp_path / "run")

@@ -54,6 +54,7 @@ losses = st.builds(
 trainings = st.builds(
     Training,
     epochs=count,
+    steps_per_epoch=st.none() | st.just("cases") | count,
     optimizer=st.sampled_from(["adamw", "sgd"]),
     lr=positive,
     momentum=fraction,
@@ -135,7 +136,7 @@ OTHER_VALUES: dict[str, Any] = {
     "segmenter.kind": "nnwnet", "segmenter.base_width": 16,
     "loss.dice_weight": 0.5, "loss.bce_weight": 0.5, "loss.lambda_guide": 0.2, "loss.guide_loss": "mse", "loss.guide_target": "nearest",
     "loss.hinge_weight": 0.2, "loss.hinge_margin": 2.0, "loss.hinge_band": 5, "loss.batch_dice": False,
-    "training.epochs": 100, "training.batch_size": 8, "training.optimizer": "adamw", "training.lr": 1e-3, "training.lora_lr": 1e-3,
+    "training.epochs": 100, "training.steps_per_epoch": 7, "training.batch_size": 8, "training.optimizer": "adamw", "training.lr": 1e-3, "training.lora_lr": 1e-3,
     "training.weight_decay": 0.0, "training.momentum": 0.9, "training.schedule": "cosine", "training.precision": "fp32",
     "training.channels_last": False, "training.compile": "default", "training.grad_clip": None, "training.seed": 1,
 }  # fmt: skip
@@ -239,12 +240,12 @@ def test_hash_is_the_one_of_the_first_release() -> None:
             "data": {"kind": "demo", "image_size": 96, "root": "/tmp/x", "mask_resize": "nearest", "stratify": False},
             "guide": {"kind": "none"},
             "segmenter": {"kind": "unet", "base_width": 8},
-            "training": {"epochs": 9},
+            "training": {"epochs": 9, "steps_per_epoch": "cases"},
         }
     )
     assert experiment.hash == digest[:12] == "4492e6f3b895"
     as_then = Data(kind="kvasir", mask_resize="nearest", stratify=False)
-    assert Experiment(data=as_then, loss=Loss(head_target="nearest")).hash == "fec439653abc"
+    assert Experiment(data=as_then, loss=Loss(head_target="nearest"), training=Training(steps_per_epoch="cases")).hash == "fec439653abc"
 
 
 # --------------------------------------------------------------------------------------------------------- derived properties

@@ -111,6 +111,7 @@ EFFECTS: dict[str, tuple[Values, Any]] = {
     "loss.hinge_band": (HINGE, 7),
     "loss.batch_dice": ({}, False),
     "training.epochs": ({}, 3),
+    "training.steps_per_epoch": ({}, 4),
     "training.batch_size": ({}, 3),
     "training.optimizer": ({}, "sgd"),
     "training.lr": ({}, 2e-3),
@@ -274,7 +275,7 @@ def experiment_of(root: Path, values: Values) -> Experiment:
         "guide": {"kind": "none"},
         "segmenter": dataclasses.asdict(_segmenters()["unet"]()) | SMALL["unet"],
         "loss": dataclasses.asdict(Loss()),
-        "training": dataclasses.asdict(Training(epochs=2, batch_size=2, lr=1e-3, precision="fp32")),
+        "training": dataclasses.asdict(Training(epochs=2, batch_size=2, lr=1e-3, precision="fp32", steps_per_epoch="cases")),
     }
     for path, value in values.items():
         local = path in ("data.root", "guide.backbone") and value in ("labels", "copies", "folder", "wild", "deep", "wide", "many")

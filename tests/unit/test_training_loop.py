@@ -224,7 +224,7 @@ def test_eight_demo_images_are_learned_by_heart(tmp_path: Path) -> None:
     data = SearchData(data.train, data.train, data.split, data.fingerprint, ())  # validated on what it learns
     values = {"data": {"kind": "demo", "image_size": 48, "augmentation": "none"}, "guide": {"kind": "none"},
               "segmenter": {"kind": "unet", "base_width": 8},
-              "training": {"epochs": 60, "batch_size": 4, "lr": 3e-3, "precision": "fp32", "schedule": "cosine"}}  # fmt: skip
+              "training": {"epochs": 60, "batch_size": 4, "lr": 3e-3, "precision": "fp32", "schedule": "cosine", "steps_per_epoch": "cases"}}  # fmt: skip
     run = TrainingRun(type(make_experiment()).from_dict(values), data, Listener(tmp_path / "run"))
     while not run.finished and run.best < 0.9:
         run.run_epoch()

@@ -80,7 +80,7 @@ def make_experiment(kind: str = "unet", *, guide: dict[str, Any] | None = None, 
             "data": {"kind": "demo", "image_size": size},
             "guide": guide or NO_GUIDE,
             **SMALL[kind],
-            "training": {"epochs": 4, "batch_size": 3, "lr": 3e-3, "precision": "fp32", **training},
+            "training": {"epochs": 4, "batch_size": 3, "lr": 3e-3, "precision": "fp32", "steps_per_epoch": "cases", **training},
         }
     )
 
@@ -126,7 +126,7 @@ def search_space(**changes: Any) -> Space:
             "data": {"kind": "demo", "image_size": 32},
             "guide": GUIDE,
             **SMALL["unet"],
-            "training": {"epochs": 4, "batch_size": 3, "precision": "fp32"},
+            "training": {"epochs": 4, "batch_size": 3, "precision": "fp32", "steps_per_epoch": "cases"},
         },
         "space": {
             "training.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
