@@ -100,6 +100,15 @@ def add_storage_option(arguments: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_backbone_option(arguments: argparse.ArgumentParser, *, several: bool = True) -> None:
+    """Adds ``--backbone``: where the folder of a guide backbone is now, which must hold the same weights."""
+    arguments.add_argument(
+        "--backbone", action="append", default=[], metavar="OLD=DIR" if several else "DIR",
+        help="folder in which the same backbone weights lie now"
+        + ("; DIR alone where only one can be meant (may be given several times)" if several else ""),
+    )  # fmt: skip
+
+
 def _without_password(url: str) -> str:
     """Refuses what every user of the machine could read in the list of processes, and Ray's dashboard shows as the job's command."""
     if passwords(url):

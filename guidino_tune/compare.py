@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from guidino_tune.cli import add_protocol_options, add_storage_option, parser, positive, protocol_values, run
+from guidino_tune.cli import add_backbone_option, add_protocol_options, add_storage_option, parser, positive, protocol_values, run
 
 EXAMPLES = """\
   guidino-tune compare kvasir                       the best three and the default, three seeds each
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="numbers of trials, or the word default: the search space's experiment with the first of its first_trials (default: default)",
     )  # fmt: skip
     made.add_argument("--data-root", metavar="DIR", help="folder of the data set, if it has moved")
+    add_backbone_option(made)
     made.add_argument("--workers", type=positive, help="processes of one training (default: as in the search, like the next three)")
     made.add_argument("--cpus-per-worker", type=positive, help="CPU cores of each")
     made.add_argument("--gpus-per-worker", type=float, help="a part of one with one worker")
@@ -55,7 +56,7 @@ def _compare(options: argparse.Namespace) -> int:
     request = Request(
         study=options.study, top=options.top, seeds=options.seeds, epochs=options.epochs, against=tuple(options.against),
         data_root=options.data_root, resources={name: getattr(options, name) for name in names}, protocol=protocol,
-        storage=options.storage,
+        storage=options.storage, backbones=tuple(options.backbone),
     )  # fmt: skip
     return compare_study(request, make_console())
 

@@ -288,10 +288,10 @@ def _loaded(name: str) -> Finding:
 
     random = BACKBONES.get(name, "") is None
     try:
-        check_backbone(DINOGuide(backbone=name, weights="random" if random else "pretrained"))
+        fingerprint = check_backbone(DINOGuide(backbone=name, weights="random" if random else "pretrained"))
     except UserError as error:
         return Finding("missing", name, error.what, error.todo)
-    return Finding("ok", name, "needs no weights" if random else "weights load")
+    return Finding("ok", name, "needs no weights" if random else f"weights load; fingerprint {fingerprint}")
 
 
 def _hub_answer(repository: str, file: str) -> str:

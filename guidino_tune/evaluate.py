@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from guidino_tune.cli import add_protocol_options, parser, protocol_values, run
+from guidino_tune.cli import add_backbone_option, add_protocol_options, parser, protocol_values, run
 
 EXAMPLES = """\
   guidino-tune evaluate ~/guidino_tune/retrained/kvasir-12/model
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--kind", help="another data set: kvasir, isic2017, tn3k, folder or demo")
     made.add_argument("--data-root", metavar="DIR", help="folder of the data set")
     made.add_argument("--split-file", metavar="FILE", help="split of the study (default: found beside the model)")
+    add_backbone_option(made, several=False)
     add_protocol_options(made, scores=True)
     made.add_argument("--output", metavar="FILE", help="write one line per case (CSV)")
     return run(_evaluate, made, argv)
@@ -42,6 +43,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from guidino_tune.data.openings import openings, told
     from guidino_tune.errors import UserError
     from guidino_tune.metrics import summarise
+    from guidino_tune.models.known import chosen, expecting
     from guidino_tune.training.evaluation import (
         choose_cases,
         choose_largest_component,
@@ -58,7 +60,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     protocol = parse(Protocol, protocol_values(options), "options")
     console = Console(markup=False, emoji=False)
     folder = Path(options.model)
-    model, experiment = load_model(folder, best_device())
+    with expecting(chosen(options.backbone)):
+        model, experiment = load_model(folder, best_device())
     data, rules = experiment.data, find_rules(folder, experiment.data)
     protocol = protocol.of(data)
     choosing = protocol.largest_component == "validation"

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from guidino_tune.cli import add_protocol_options, parser, protocol_values, run
+from guidino_tune.cli import add_backbone_option, add_protocol_options, parser, protocol_values, run
 
 EXAMPLES = """\
   guidino-tune predict ~/guidino_tune/retrained/kvasir-12/model images/ --output masks
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("images", help="folder of images, with its sub-folders, or one image")
     made.add_argument("--output", required=True, metavar="DIR", help="folder for masks and overlays")
     made.add_argument("--threshold", type=float, default=0.5, help="of the probability, between 0 and 1; for binary masks (default: 0.5)")
+    add_backbone_option(made, several=False)
     add_protocol_options(made, scores=False)
     made.add_argument("--no-overlays", action="store_true", help="masks only")
     return run(_predict, made, argv)
@@ -40,12 +41,13 @@ def _predict(options: argparse.Namespace) -> int:
 
     from guidino_tune.config import Protocol
     from guidino_tune.config.parsing import parse
+    from guidino_tune.models.known import chosen, expecting
     from guidino_tune.prediction import predict_folder
 
     protocol = parse(Protocol, protocol_values(options), "options")
     console = Console(markup=False, emoji=False)
     notes: list[str] = []
-    with console.status("predicting") as status:
+    with expecting(chosen(options.backbone)), console.status("predicting") as status:
         done, failed = predict_folder(
             Path(options.model),
             Path(options.images),

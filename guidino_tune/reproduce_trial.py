@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from guidino_tune.cli import add_storage_option, parser, positive, run
+from guidino_tune.cli import add_backbone_option, add_storage_option, parser, positive, run
 
 EXAMPLES = """\
   guidino-tune reproduce-trial kvasir 12                 all epochs of trial 12, compared one by one
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--tolerance", type=_tolerance, default=0.0, metavar="X",
         help="largest difference of loss or validation Dice that counts as equal (default: 0, bit by bit in every metric)",
     )  # fmt: skip
+    add_backbone_option(made)
     add_storage_option(made)
     return run(_repeat, made, argv)
 
@@ -69,7 +70,7 @@ def _repeat(options: argparse.Namespace) -> int:
 
         repeated = repeat_trial(
             options.study, options.trial, epochs=options.epochs, output=Path(options.output) if options.output else None,
-            storage=options.storage, started=started, told=lambda epoch: progress.update(bar, completed=epoch),
+            storage=options.storage, backbones=options.backbone, started=started, told=lambda epoch: progress.update(bar, completed=epoch),
         )  # fmt: skip
     console.print(repeated.table())
     console.print(repeated.verdict(), highlight=False)

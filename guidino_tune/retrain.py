@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from guidino_tune.cli import add_protocol_options, parser, positive, protocol_values, run
+from guidino_tune import paths
+from guidino_tune.cli import add_backbone_option, add_protocol_options, parser, positive, protocol_values, run
 
 EXAMPLES = """\
   guidino-tune retrain best.yaml                    three seeds with the full budget of the file
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--epochs", type=positive, help="budget of each (default: that of the file)")
     made.add_argument("--name", help="of the result (default: study and trial, or the file's name)")
     made.add_argument("--data-root", metavar="DIR", help="folder of the data set")
+    add_backbone_option(made, several=False)
     made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="another value in the experiment")
     made.add_argument("--split-file", metavar="FILE", help="split of the search (default: beside the file, or in the study's folder)")
     made.add_argument("--workers", type=positive, default=1, help="processes of one training (default: 1)")
@@ -70,6 +72,8 @@ def _retrain(options: argparse.Namespace) -> int:
     name = f"{provenance['study']}-{provenance['trial']}" if "study" in provenance and "trial" in provenance else Path(options.file).stem
     name += f"-{options.folds}-folds" if options.folds else ""
 
+    from guidino_tune.models.known import chosen, expecting
+    from guidino_tune.tuning.backbones import retrained_backbone
     from guidino_tune.tuning.cross_validation import cross_validate
     from guidino_tune.tuning.progress import make_console
     from guidino_tune.tuning.resolving import resolve_data
@@ -82,10 +86,12 @@ def _retrain(options: argparse.Namespace) -> int:
         "name": options.name or name, "resources": settings, "protocol": protocol, "console": make_console(),
         "file": Path(options.file), "given": Path(options.split_file) if options.split_file else None,
     }  # fmt: skip
-    if options.folds:
-        cross_validate(space.base, provenance, folds=options.folds, seeds=options.seeds or 1, **common)
-    else:
-        retrain(space.base, provenance, seeds=options.seeds or 3, **common)
+    home = paths.home() / "retrained" / common["name"]
+    with expecting(chosen(options.backbone)), retrained_backbone(space.base, provenance, home, common["console"]) as experiment:
+        if options.folds:
+            cross_validate(experiment, provenance, folds=options.folds, seeds=options.seeds or 1, **common)
+        else:
+            retrain(experiment, provenance, seeds=options.seeds or 3, **common)
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from guidino_tune.cli import add_storage_option, parser, positive, run, seconds
+from guidino_tune.cli import add_backbone_option, add_storage_option, parser, positive, run, seconds
 
 EXAMPLES = """\
   guidino-tune search demo                                  a small search on generated images, minutes on two cores
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = parser("search", "Search hyper-parameters with Optuna on Ray, logged to MLflow.", EXAMPLES)
     made.add_argument("space", help="demo, kvasir, isic2017, tn3k, or a YAML file of your own")
     made.add_argument("--data-root", metavar="DIR", help="folder of the data set, in its published layout")
+    add_backbone_option(made)
     made.add_argument(
         "--group-duplicates", action="store_const", const="true",
         help="keep copies and near-copies of an image in one part of the split (compares all images once)",
@@ -78,16 +79,18 @@ def _search(options: argparse.Namespace) -> int:
         assignments.append("study.min_epochs=1")
     space = absolute(without_idle(override(space, [*assignments, *options.set])))
 
+    from guidino_tune.tuning.backbones import moved
     from guidino_tune.tuning.progress import make_console
 
     console = make_console()
-    if options.dry_run:
-        from guidino_tune.tuning.dry_run import show_plan
+    with moved(space, options.backbone):
+        if options.dry_run:
+            from guidino_tune.tuning.dry_run import show_plan
 
-        return show_plan(space, console, options.storage)
-    from guidino_tune.tuning.search import run_search
+            return show_plan(space, console, options.storage)
+        from guidino_tune.tuning.search import run_search
 
-    return run_search(space, console, storage=options.storage, tracking=options.tracking)
+        return run_search(space, console, storage=options.storage, tracking=options.tracking)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import copy
 import torch
 
 from guidino_tune.config import DINOGuide, Experiment
-from guidino_tune.models.backbone import Backbone, BackboneShape, Features, check_backbone, load_backbone, shape_of
+from guidino_tune.models.backbone import Backbone, BackboneShape, Features, check_backbone, fingerprint_of, load_backbone, shape_of
 from guidino_tune.models.guide_view import GuideView
 from guidino_tune.models.guided import GuidedSegmenter, Prediction
 from guidino_tune.models.lora import add_lora
@@ -25,6 +25,7 @@ __all__ = [
     "build_model",
     "check_backbone",
     "check_segmenter",
+    "fingerprint_of",
     "load_backbone",
 ]
 

@@ -33,6 +33,7 @@ class Architecture:
         attention: Linear layers of an attention; a block without one gives its two pointwise convolutions instead.
         mlp: Further linear layers of a block; the gate exists only in a gated MLP.
         licensed: The published weights can be downloaded only by who has accepted their licence.
+        decides: Fields of its configuration that change the features and cannot be seen in the weights' shapes.
     """
 
     config: str
@@ -43,6 +44,7 @@ class Architecture:
     attention: tuple[str, ...]
     mlp: tuple[str, ...]
     licensed: bool
+    decides: tuple[str, ...]
 
     def configure(self, values: dict[str, Any]) -> PreTrainedConfig:
         """The configuration with these values, as ``config.json`` holds them."""
@@ -69,6 +71,7 @@ _DINOV2 = Architecture(
     attention=PROJECTIONS,
     mlp=("fc1", "fc2", "up_proj", "down_proj", "gate_proj"),
     licensed=False,
+    decides=("num_attention_heads", "hidden_act", "layer_norm_eps", "use_swiglu_ffn"),
 )
 ARCHITECTURES: dict[str, Architecture] = {
     "dinov3_vit": Architecture(
@@ -80,6 +83,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention=PROJECTIONS,
         mlp=("up_proj", "down_proj", "gate_proj"),
         licensed=True,
+        decides=("num_attention_heads", "hidden_act", "layer_norm_eps", "rope_theta", "use_gated_mlp"),
     ),
     "dinov3_convnext": Architecture(
         config="DINOv3ConvNextConfig",
@@ -90,6 +94,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention=("pointwise_conv1", "pointwise_conv2"),
         mlp=(),
         licensed=True,
+        decides=("hidden_act", "layer_norm_eps"),
     ),
     "dinov2": _DINOV2,
     "dinov2_with_registers": replace(_DINOV2, config="Dinov2WithRegistersConfig", model="Dinov2WithRegistersModel"),

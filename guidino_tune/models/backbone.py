@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from guidino_tune.config import PATCH, DINOGuide
 from guidino_tune.errors import UserError
-from guidino_tune.models import weights
+from guidino_tune.models import fingerprints, known, weights
 from guidino_tune.models.architectures import ARCHITECTURES
 from guidino_tune.models.seeding import seeded
 
@@ -85,6 +86,9 @@ class Backbone(nn.Module):
 
     Args:
         vit: The network, a ConvNeXt included, of a type in ``ARCHITECTURES``; ``add_lora`` may wrap it later.
+
+    Attributes:
+        fingerprint: What it is, see ``fingerprints``; of the frozen weights alone, with adapters too. Set by ``load_backbone``.
     """
 
     patch = PATCH
@@ -96,6 +100,7 @@ class Backbone(nn.Module):
         self.shape = shape_of(config)
         self.num_special_tokens = 1 + getattr(config, "num_register_tokens", 0)  # the class token (of a ConvNeXt: the pooled one) first
         self.vit: nn.Module = vit.requires_grad_(False)
+        self.fingerprint = ""
         self.eval()
 
     @property
@@ -212,25 +217,48 @@ def load_backbone(guide: DINOGuide) -> Backbone:
 
     Raises:
         UserError: The weights cannot be had (no network, licence not accepted, missing or damaged file), are not those of
-            ``guide.sha256``, or belong to no architecture in ``ARCHITECTURES``.
+            ``guide.sha256`` or of the fingerprint that is ``known``, or belong to no architecture in ``ARCHITECTURES``.
     """
     if guide.weights == "random":
         config = weights.random_config(guide.backbone)
         with seeded(RANDOM_SEED):
-            return Backbone(ARCHITECTURES[config.model_type].model_class(config))
-    return Backbone(weights.load_pretrained(guide.backbone, guide.sha256))
+            backbone = Backbone(ARCHITECTURES[config.model_type].model_class(config))
+        backbone.fingerprint = fingerprints.fingerprint(backbone, values=False)
+    else:
+        folder = weights.folder_of(guide.backbone)
+        before = fingerprints.stamp(folder)
+        backbone = Backbone(weights.load_pretrained(guide.backbone, guide.sha256))
+        backbone.fingerprint = fingerprints.kept(folder, before, lambda: fingerprints.fingerprint(backbone))
+    known.check(guide, backbone.fingerprint)
+    return backbone
 
 
-def check_backbone(guide: DINOGuide) -> None:
+def fingerprint_of(guide: DINOGuide) -> str:
+    """The fingerprint of a guide's backbone, from the cache where it was computed of the same files before.
+
+    Raises:
+        UserError: As ``load_backbone``.
+    """
+    found = fingerprints.remembered(weights.folder_of(guide.backbone)) if guide.weights == "pretrained" else ""
+    if not found:
+        return check_backbone(guide)
+    known.check(guide, found)
+    return found
+
+
+def check_backbone(guide: DINOGuide) -> str:
     """Checks before a search that its trials will find their backbone.
 
     Pretrained weights are downloaded if need be and really loaded once, which takes seconds: only loading finds a damaged or foreign file.
-    For random weights only the configuration is built.
+    Random weights of a large network are not made: its configuration is enough.
+
+    Returns:
+        Its fingerprint.
 
     Raises:
         UserError: As ``load_backbone``.
     """
     if guide.weights == "random":
-        weights.random_config(guide.backbone)
-    else:
-        load_backbone(guide)
+        with torch.device("meta"):
+            return load_backbone(guide).fingerprint
+    return load_backbone(guide).fingerprint

@@ -63,6 +63,11 @@ class GuidedSegmenter(nn.Module):
         """Whether predictions are made under bf16 autocast, as the network was trained; training sets its precision itself."""
 
     @property
+    def fingerprint(self) -> str:
+        """Of the backbone's frozen weights; empty without a backbone."""
+        return self.backbone.fingerprint if self.backbone is not None else ""
+
+    @property
     def feature_request(self) -> FeatureRequest:
         """Layers that ``features`` must hold when they are given to ``forward``."""
         return self.segmenter.feature_request

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch
 
 from guidino_tune.config import BACKBONES, is_local_backbone
 from guidino_tune.errors import UserError
+from guidino_tune.models import known
 from guidino_tune.models.architectures import ARCHITECTURES, NUM_STAGES, SIZES, needs_licence, open_backbones
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 """Files of a model folder; large models have, instead of ``WEIGHTS``, several files of weights and an ``INDEX`` that names them."""
+
+MASK_TOKEN, HEAD = r"(.+\.)?mask_token", r"classifier\.(weight|bias)"
+"""What a file may hold beyond the network: the token for masked patches where the configuration has none (``use_mask_token``), and the head
+of a classifier (``architectures``). Features have no part of either."""
 
 _LOCAL = "guide.weights=random makes a trial run without them"
 
@@ -30,6 +36,7 @@ def random_config(backbone: str) -> PreTrainedConfig:
     Raises:
         UserError: The folder holds no configuration of an architecture in ``ARCHITECTURES``.
     """
+    backbone = known.place_of(backbone)
     if is_local_backbone(backbone):
         return read_config(Path(backbone).expanduser())
     size = SIZES[backbone]
@@ -87,9 +94,9 @@ def load_pretrained(backbone: str, sha256: str | None = None) -> PreTrainedModel
     Raises:
         UserError: See ``load_backbone``.
     """
-    folder = Path(backbone).expanduser() if is_local_backbone(backbone) else hub_folder(backbone)
+    folder = folder_of(backbone)
     config = read_config(folder)
-    where = f"guide.backbone={backbone}"
+    where = f"guide.backbone={known.place_of(backbone)}"
     todo = f"copy or download the model again (it lies in {folder}); {_LOCAL}"
     file = next((folder / name for name in (WEIGHTS, INDEX) if (folder / name).is_file()), None)
     if file is None:
@@ -101,7 +108,7 @@ def load_pretrained(backbone: str, sha256: str | None = None) -> PreTrainedModel
     try:
         if file.name == INDEX:
             _parts(file)
-        with _quiet():
+        with quiet():
             loaded: Any = ARCHITECTURES[config.model_type].model_class.from_pretrained(
                 folder,
                 config=config,
@@ -115,12 +122,42 @@ def load_pretrained(backbone: str, sha256: str | None = None) -> PreTrainedModel
         raise UserError(f"the weights in {folder} cannot be read ({type(error).__name__}: {error})", where=where, todo=todo) from None
     model: PreTrainedModel
     model, report = loaded
-    # transformers gives missing weights random values and only logs it; a guide that is partly random must not pass for a pretrained one.
-    lost = sorted({*report["missing_keys"], *(str(item[0]) for item in report["mismatched_keys"])})
-    if lost:
-        names = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
-        raise UserError(f"the weights in {folder} lack or do not fit {names}", where=where, todo=todo)
+    problem = _problem(model, report)
+    if problem:
+        raise UserError(f"the weights in {folder} {problem}", where=where, todo=todo)
     return model
+
+
+def _problem(model: PreTrainedModel, report: dict[str, Any]) -> str:
+    """Why a model that was loaded is not what its folder holds; empty when it is."""
+    # transformers gives missing weights random values and only logs it; a guide that is partly random must not pass for a pretrained one.
+    lost = {*report["missing_keys"], *(str(item[0]) for item in report["mismatched_keys"])}
+    if lost:
+        return f"lack or do not fit {_some(lost)}"
+    # Nor one of which a part is left out: a file of twelve layers under a configuration of two would load without a word.
+    heads = any("ForImageClassification" in name for name in model.config.architectures or ())
+    harmless = [HEAD] if heads else []
+    harmless += [] if getattr(model.config, "use_mask_token", True) else [MASK_TOKEN]
+    extra = {name for name in report["unexpected_keys"] if not any(re.fullmatch(pattern, name) for pattern in harmless)}
+    if extra:
+        return f"hold what the network of its {CONFIG} has no place for: {_some(extra)}; is {CONFIG} the one of these weights?"
+    odd = {name for name, value in model.state_dict().items() if value.is_floating_point() and not value.isfinite().all()}
+    return f"are damaged: NaN or infinity in {_some(odd)}" if odd else ""
+
+
+def _some(names: Iterable[str]) -> str:
+    found = sorted(names)
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def folder_of(backbone: str) -> Path:
+    """Where the weights of a backbone lie: its folder, wherever that is now, or the one from the hub.
+
+    Raises:
+        UserError: As ``hub_folder``.
+    """
+    backbone = known.place_of(backbone)
+    return Path(backbone).expanduser() if is_local_backbone(backbone) else hub_folder(backbone)
 
 
 def check_digest(file: Path, sha256: str) -> None:
@@ -148,7 +185,7 @@ def check_digest(file: Path, sha256: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bar and no loading report of transformers in a trial's output; what matters of it becomes an error of ours."""
     from transformers.utils import logging as untyped
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,14 +28,19 @@ def write_checkpoint(
     *,
     experiment_hash: str,
     history: Sequence[EpochRecord],
+    backbone: str = "",
 ) -> None:
-    """Writes everything that an exact continuation needs; random states are derived from seed and epoch, so they are not in it."""
+    """Writes everything that an exact continuation needs; random states are derived from seed and epoch, so they are not in it.
+
+    Of a frozen backbone it takes the fingerprint only: the trained weights are worth nothing with another one.
+    """
     save_weights(folder / WEIGHTS, weights)
     saved = optimizer.state_dict()
     tensors = {f"{index}.{key}": value for index, entry in saved["state"].items() for key, value in entry.items() if torch.is_tensor(value)}
     save_weights(folder / OPTIMIZER, tensors)
     state = {
         "experiment": experiment_hash,
+        "backbone": backbone,
         "epoch": len(history),
         "history": [r.to_dict() for r in history],
         # safetensors notices a file that is too short, not one with other numbers in it.
@@ -67,12 +72,16 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What ``write_checkpoint`` wrote: hash of the experiment, its epochs so far, trained weights, and the optimiser's tensors by name."""
+    """What ``write_checkpoint`` wrote: hash of the experiment, its epochs so far, trained weights, and the optimiser's tensors by name.
+
+    The backbone's fingerprint is empty without one, or where an earlier version wrote it.
+    """
 
     experiment: str
     history: list[EpochRecord]
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
+    backbone: str = ""
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -87,7 +96,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         for name, checksum in state.get("checksums", {}).items():
             if _checksum(folder / name) != checksum:
                 raise ValueError(f"{name} is not as it was written")
-        return Checkpoint(state["experiment"], history, load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER))
+        weights, optimizer = load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER)
+        return Checkpoint(state["experiment"], history, weights, optimizer, str(state.get("backbone", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"the checkpoint is damaged: {error}", where=str(folder), todo="an older one is used where there is one") from None
 
@@ -111,6 +121,26 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the weights cannot be read: {error}", where=str(path), todo="retrain, or name another run") from None
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Raises where a weight is no number: what is predicted with it would be background, and look like an answer.
+
+    Raises:
+        UserError: Names the weights.
+    """
+    odd = sorted(name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all())
+    if odd:
+        names = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
+        raise UserError(f"the weights hold NaN or infinity in {names}", where=str(file), todo="retrain, or copy the model again")
+
+
+def backbone_in(folder: Path) -> str:
+    """The fingerprint of the backbone that a checkpoint or a trial's best weights were trained on; empty where none is noted."""
+    try:
+        return str(json.loads((folder / STATE).read_text(encoding="utf-8")).get("backbone", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:

@@ -27,6 +27,7 @@ from guidino_tune.models import build_model
 from guidino_tune.models.backbone import Features
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.training import checkpoints
+from guidino_tune.training.backbones import check_fingerprint
 from guidino_tune.training.costs import forget_peak, forward_seconds, peak_gigabytes
 from guidino_tune.training.failures import Diverged
 from guidino_tune.training.optimisers import make_optimizer, set_learning_rates
@@ -290,8 +291,9 @@ class TrainingRun:
 
     def _write(self, folder: Path) -> None:
         checkpoints.write_checkpoint(
-            folder, self.model.trained_state(), self.optimizer, experiment_hash=self.experiment.hash, history=self.history
-        )
+            folder, self.model.trained_state(), self.optimizer, experiment_hash=self.experiment.hash, history=self.history,
+            backbone=self.model.fingerprint,
+        )  # fmt: skip
 
     def _continue(self) -> None:
         """Goes on from the newest checkpoint that is whole, if there is one."""
@@ -303,6 +305,7 @@ class TrainingRun:
                 continue
             if self.experiment.hash not in (saved.experiment, self.reporter.experiment_hash()):
                 raise ValueError(f"{folder} belongs to experiment {saved.experiment}, not {self.experiment.hash}")
+            check_fingerprint(self.experiment, self.model, saved.backbone, str(folder))
             self.model.load_trained_state(saved.weights)
             checkpoints.restore_optimizer(self.optimizer, saved.optimizer)
             self.history = saved.history

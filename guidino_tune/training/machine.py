@@ -36,6 +36,7 @@ def describe(run: TrainingRun) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "bf16": use_bf16(run.experiment.training.precision, run.device),
         "workers": run.world_size,
+        "backbone": run.model.fingerprint,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +17,12 @@ from guidino_tune.data.rules import RULES, Rules, plain_rules, read_rules
 from guidino_tune.errors import UserError
 from guidino_tune.models import GuidedSegmenter, build_model
 from guidino_tune.models.ensemble import Ensemble
+from guidino_tune.models.known import expecting
 from guidino_tune.models.precision import use_bf16
-from guidino_tune.training.checkpoints import WEIGHTS, load_weights
+from guidino_tune.training.backbones import is_unnoted, known_of_model, provenance_of
+from guidino_tune.training.checkpoints import WEIGHTS, check_finite, load_weights
+
+log = logging.getLogger(__name__)
 
 EXPERIMENT, PROVENANCE, SPLIT, ENSEMBLE = "experiment.yaml", "provenance.yaml", "split.json", "ensemble.yaml"
 
@@ -29,7 +34,7 @@ def export_model(source: Path, experiment: Experiment, target: Path, provenance:
         source: A checkpoint folder, such as a trial's ``best``.
         experiment: What was trained.
         target: The new folder; an older one is replaced.
-        provenance: Where the weights come from, in plain YAML types.
+        provenance: Where the weights come from, in plain YAML types; the backbone's fingerprint is added.
         split_file: What it was trained, chosen and tested on: the ids go along, so that another machine tests on no other cases; and with
             them the rules of reading beside it.
     """
@@ -38,7 +43,8 @@ def export_model(source: Path, experiment: Experiment, target: Path, provenance:
     draft.mkdir(parents=True)
     shutil.copy2(source / WEIGHTS, draft / WEIGHTS)
     (draft / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
-    (draft / PROVENANCE).write_text(yaml.safe_dump(dict(provenance), sort_keys=False), encoding="utf-8")
+    said = {**provenance, **provenance_of(experiment, source)}
+    (draft / PROVENANCE).write_text(yaml.safe_dump(said, sort_keys=False), encoding="utf-8")
     if split_file is not None:
         if (target / SPLIT).is_file():
             copied_from(target / SPLIT, split_file)  # openings that only the older one's record has
@@ -96,12 +102,17 @@ def load_single(folder: Path, device: str = "cpu") -> tuple[GuidedSegmenter, Exp
     """Builds the network and loads its weights strictly, ready for inference in the precision and memory format of its training.
 
     Raises:
-        UserError: No model there, damaged weights, or weights of another network.
+        UserError: No model there, damaged weights, or weights of another network; or the backbone is not the one it was trained on.
     """
     file, experiment = find_weights(folder)
-    model = build_model(experiment)
+    if unnoted := is_unnoted(file.parent, experiment):
+        log.warning("note: %s", unnoted)
+    with expecting(known_of_model(file.parent, experiment)):
+        model = build_model(experiment)
+    weights = load_weights(file)
+    check_finite(weights, file)
     try:
-        model.load_trained_state(load_weights(file))
+        model.load_trained_state(weights)
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"the weights do not fit the experiment: {error}", where=str(file)) from None
     training = experiment.training

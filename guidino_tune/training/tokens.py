@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from guidino_tune.config import DINOGuide, Experiment
+from guidino_tune.config import DINOGuide, Experiment, is_local_backbone
 from guidino_tune.data.store import Arrays
 from guidino_tune.models import GuidedSegmenter, GuideView
 from guidino_tune.models.backbone import Backbone, FeatureRequest, Features, load_backbone
+from guidino_tune.models.fingerprints import Stamp, fingerprint, stamp
+from guidino_tune.models.known import place_of
 
 _ENCODING = threading.Lock()
 _LARGEST = float(torch.finfo(torch.float16).max)
@@ -63,7 +64,7 @@ class TokenEncoder:
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         how = f"{'bfloat16' if self.bf16 else 'float32'} {where} {torch.__version__} {version('transformers')}"
         seen = "" if self.view.whole else f" channels {self.view.channels} of {self.view.of}"
-        return f"{_fingerprint(self.guide)} {self.request.layers} {self.request.final_norm} {how}{seen}"
+        return f"{_fingerprint(self.guide, *_where(self.guide))} {self.request.layers} {self.request.final_norm} {how}{seen}"
 
     def __call__(self, images: Tensor) -> Arrays:
         """See ``Encoder``: ``last`` and ``layer_0``, ``layer_1``, ... as requested, each (N, C, h, w)."""
@@ -102,7 +103,8 @@ def shared_backbone(experiment: Experiment) -> Backbone | None:
     guide = experiment.guide
     if not isinstance(guide, DINOGuide) or guide.lora.rank > 0:
         return None
-    return _backbone(_frozen(experiment))
+    frozen = _frozen(experiment)
+    return _backbone(frozen, *_where(frozen))
 
 
 def to_features(tokens: Sequence[Tensor]) -> Features | None:
@@ -117,24 +119,24 @@ def _frozen(experiment: Experiment) -> DINOGuide:
     return DINOGuide(backbone=guide.backbone, weights=guide.weights, sha256=guide.sha256)
 
 
+def _where(guide: DINOGuide) -> tuple[str, str]:
+    """Where the weights lie now, and the state of their files: what was loaded before is not it when they were exchanged."""
+    place = place_of(guide.backbone)
+    folder = Path(place).expanduser()
+    files: Stamp = stamp(folder) if is_local_backbone(place) and folder.is_dir() else []
+    return place, repr(files)
+
+
 @lru_cache(maxsize=2)
-def _backbone(guide: DINOGuide) -> Backbone:
+def _backbone(guide: DINOGuide, place: str, files: str) -> Backbone:
     return load_backbone(guide)
 
 
 @lru_cache(maxsize=16)
-def _fingerprint(guide: DINOGuide) -> str:
-    return fingerprint(_backbone(guide))
-
-
-def fingerprint(backbone: Backbone) -> str:
-    """32 hexadecimal digits of all weights and of the architecture: equal wherever the tokens are."""
-    digest = hashlib.sha256(repr((backbone.shape, backbone.architecture, backbone.patch)).encode())
-    for name, value in sorted(backbone.state_dict().items()):
-        array: np.ndarray = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(array.data)
-    return digest.hexdigest()[:32]
+def _fingerprint(guide: DINOGuide, place: str, files: str) -> str:
+    backbone = _backbone(guide, place, files)
+    # That of random weights is of the architecture alone; tokens are of the numbers.
+    return backbone.fingerprint if guide.weights == "pretrained" else fingerprint(backbone)
 
 
 def _half(x: Tensor) -> Tensor:

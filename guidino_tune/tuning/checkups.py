@@ -12,15 +12,19 @@ from optuna.trial import TrialState
 from safetensors import SafetensorError, safe_open
 
 from guidino_tune import paths
-from guidino_tune.config import Data
+from guidino_tune.config import Data, DINOGuide
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import check_split, read_split
 from guidino_tune.errors import UserError
 from guidino_tune.findings import Finding
+from guidino_tune.models import check_backbone
+from guidino_tune.models.known import Known, name_in
 from guidino_tune.space.check import check_space
 from guidino_tune.space.space import Space, absolute, load_space, override, read_space
+from guidino_tune.training.backbones import read_known
 from guidino_tune.training.checkpoints import WEIGHTS, read_checkpoint
+from guidino_tune.tuning.backbones import recalled
 from guidino_tune.tuning.data_page import data_page
 from guidino_tune.tuning.journal import database
 from guidino_tune.tuning.outcomes import in_words
@@ -154,6 +158,7 @@ def look_at_study(name: str, storage: str | None = None) -> Iterator[Finding]:
         yield Finding("note", "study", f"a search works on it ({holder})", "wait for it, or stop it, before you start another one")
     study = load_study(folder, storage)
     yield from _trials(study, space, folder, running=bool(holder))
+    yield from _backbones(folder)
     if folder.split.exists():
         yield from _problem("split", lambda: check_split(read_split(folder.split), find_cases(space.base.data), folder.split))
     if waits := waiting(name, storage):
@@ -201,6 +206,22 @@ def _trials(study: optuna.Study, space: Space, folder: StudyFolder, *, running: 
         if trial.state == TrialState.COMPLETE and weights.exists() and (reason := _unreadable(weights)):
             todo = "retrain the trial's configuration: guidino-tune export, then retrain"
             yield Finding("note", "best weights", f"{weights}: {reason}", todo)
+
+
+def _backbones(folder: StudyFolder) -> Iterator[Finding]:
+    """Of every backbone that a study has noted, whether its weights are still there and the same."""
+
+    def load() -> None:
+        with recalled(folder):
+            for key in known:
+                check_backbone(DINOGuide(backbone=name_in(key), weights="pretrained" if name_in(key) == key else "random"))
+
+    known: dict[str, Known] = {}
+    problems = _problem("backbones", lambda: known.update(read_known(folder.path)))
+    problems += _problem("backbones", load)
+    yield from problems
+    if known and not problems:
+        yield Finding("ok", "backbones", "; ".join(f"{key}: fingerprint {noted.fingerprint}" for key, noted in known.items()))
 
 
 def _unreadable(weights: Path) -> str:

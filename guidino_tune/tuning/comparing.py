@@ -26,11 +26,14 @@ from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError
 from guidino_tune.models import check_backbone, check_segmenter
+from guidino_tune.models.known import key_of
 from guidino_tune.space.space import Space, read_space
+from guidino_tune.training.backbones import read_known, write_known
 from guidino_tune.training.failures import INFEASIBLE
 from guidino_tune.training.folder import TrialFolder, write_text
 from guidino_tune.training.measured import Measured, Part, asked_key, cases_file
 from guidino_tune.training.model_folder import export_model
+from guidino_tune.tuning.backbones import moved, recalled
 from guidino_tune.tuning.cluster import connected, plan
 from guidino_tune.tuning.finalists import Configuration, finalists
 from guidino_tune.tuning.home import follow_home
@@ -56,6 +59,7 @@ class Request:
         epochs: Budget of each; ``None`` takes that of the search.
         against: ``default`` or numbers of trials, beside the best.
         data_root: Where the data set is now; ``None``: where it was.
+        backbones: Where the folders of its backbones are now: ``DIR`` or ``OLD=DIR``.
         resources: Fields of the study's resources that are others here.
         protocol: How cases are measured.
         storage: Database URL of the Optuna study; ``None`` takes the file in its folder.
@@ -67,6 +71,7 @@ class Request:
     epochs: int | None = None
     against: tuple[str, ...] = ("default",)
     data_root: str | None = None
+    backbones: tuple[str, ...] = ()
     resources: Mapping[str, int | float | None] = dataclasses.field(default_factory=dict)
     protocol: Protocol = DEFAULT_PROTOCOL
     storage: str | None = None
@@ -96,7 +101,11 @@ def compare_study(request: Request, console: Console) -> int:
     resources = _resources(space.resources, request.resources)
     split = read_split(folder.split)
     home = StudyFolder(folder.path / "compare")
-    with home.lock("comparison", "wait for it, or stop it: the same command goes on with what it has done"):
+    with (
+        moved(space, request.backbones),
+        recalled(folder),
+        home.lock("comparison", "wait for it, or stop it: the same command goes on with what it has done"),
+    ):
         notes = _check(configurations, folder, resources)
         complete = sum(c.finalist for c in configurations)
         if complete < request.top:
@@ -195,14 +204,19 @@ def _resources(known: Resources, changes: Mapping[str, int | float | None]) -> R
 def _check(configurations: Sequence[Configuration], folder: StudyFolder, resources: Resources) -> list[str]:
     """Everything that can be known before training; returns what a person should know of the data."""
     notes: dict[str, None] = {}
+    found, before = dict[str, str](), read_known(folder.path)
     for configuration in configurations:
         experiment = configuration.experiment
         check_workers(experiment, resources.workers)
         if isinstance(experiment.guide, DINOGuide):
-            check_backbone(experiment.guide)
+            found[key_of(experiment.guide)] = check_backbone(experiment.guide)
         check_segmenter(experiment)
         notes |= dict.fromkeys(open_for_search(experiment.data, split_file=folder.split).notes)
-    return list(notes)
+    write_known(folder.path, found)
+    unnoted = [
+        f"the study does not note the fingerprint of {key}; taken to be this one: {found[key]}" for key in found if key not in before
+    ]
+    return [*notes, *unnoted]
 
 
 def _trainings(configurations: Sequence[Configuration], home: StudyFolder, seeds: int) -> dict[str, dict[int, Training]]:

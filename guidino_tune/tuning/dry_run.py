@@ -18,6 +18,7 @@ from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import redacted
 from guidino_tune.space.advice import training_notes
 from guidino_tune.space.space import Space
+from guidino_tune.tuning.backbones import continued
 from guidino_tune.tuning.objectives import in_words
 from guidino_tune.tuning.resolving import resolve_data
 from guidino_tune.tuning.search import check_search
@@ -39,7 +40,8 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
     """
     space = resolve_data(space)
     folder = StudyFolder(paths.studies() / space.study.name)
-    check_search(space, folder)
+    with continued(space, folder) as space:
+        check_search(space, folder)
     opened = _read(space, folder, console)
     split = opened.split
     if not space.recipes:

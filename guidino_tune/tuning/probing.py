@@ -17,6 +17,7 @@ from torch import nn
 from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model
+from guidino_tune.models.known import adopt
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.training.failures import failure_kind
 from guidino_tune.training.optimisers import make_optimizer
@@ -118,8 +119,17 @@ def _with_random_weights(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, guide=dataclasses.replace(guide, weights="random", sha256=None))
 
 
-def probe(values: Mapping[str, Any], workers: int, cpus: int, device: str) -> int | None:
-    """Peak memory of this process in bytes over two training steps; ``None`` when there is not enough."""
+def probe(values: Mapping[str, Any], workers: int, cpus: int, device: str, backbones: Sequence[Any] = ()) -> int | None:
+    """Peak memory of this process in bytes over two training steps; ``None`` when there is not enough.
+
+    Args:
+        values: Of the experiment.
+        workers: Among which a batch is shared out.
+        cpus: Threads.
+        device: Of the model.
+        backbones: What is known of them, from ``known.packed``.
+    """
+    adopt(backbones)
     torch.set_num_threads(cpus)
     if device == "cpu":
         # A trial's process has its imports too; whoever makes views needs the augmentation's.

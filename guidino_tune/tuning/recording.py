@@ -25,6 +25,7 @@ from guidino_tune.tracking.snapshots import TrialState as TrackedState
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.measured import cases_file, read_measured
 from guidino_tune.training.reporter import EpochRecord
+from guidino_tune.tuning.backbones import noted
 from guidino_tune.tuning.objectives import MEASURED, as_dict, beyond, feasible, in_words
 from guidino_tune.tuning.outcomes import INTERRUPTION
 from guidino_tune.tuning.study import StudyFolder, best_value, front, load_study, ranking, stored_trial
@@ -211,6 +212,7 @@ def export_yaml(study: optuna.Study, space: Space, folder: StudyFolder, trial: F
         "searched": dict(trial.params),
         **provenance_of(folder.split, ids=ids),
         **({RULES_KEY: rules.to_dict()} if (rules := read_rules(folder.rules)) else {}),
+        **({"backbone": backbone} if (backbone := noted(experiment, folder)) else {}),
         "experiment_hash": experiment.hash,
         "guidino_tune": __version__,
     }

@@ -12,16 +12,18 @@ import torch
 from rich.table import Table
 
 from guidino_tune import paths
-from guidino_tune.config import Experiment, Resources
+from guidino_tune.config import DINOGuide, Experiment, Resources
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.store import ChunkStore
 from guidino_tune.errors import UserError
+from guidino_tune.models.known import Known, expecting, key_of
 from guidino_tune.space.space import read_space
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.loop import OBJECTIVE, TrainingRun
 from guidino_tune.training.machine import describe, note_machine, read_machines
 from guidino_tune.training.reporter import Decision, EpochRecord
+from guidino_tune.tuning.backbones import moved, recalled
 from guidino_tune.tuning.environment import sealed_tests
 from guidino_tune.tuning.study import StudyFolder, load_study, validated_epochs
 
@@ -105,6 +107,7 @@ def repeat_trial(
     epochs: int | None = None,
     output: Path | None = None,
     storage: str | None = None,
+    backbones: Sequence[str] = (),
     started: Callable[[int, str], None] = lambda epochs, text: None,
     told: Callable[[int], None] = lambda epoch: None,
 ) -> Repeated:
@@ -118,6 +121,7 @@ def repeat_trial(
         epochs: Only the first so many.
         output: Folder for the repetition; by default below the study's, where an earlier one is replaced.
         storage: Database URL of the study; by default the file in its folder.
+        backbones: Where the folders of its backbones are now: ``DIR`` or ``OLD=DIR``.
         started: Told the number of epochs to train and a line about the trial.
         told: Told of each epoch.
 
@@ -155,7 +159,7 @@ def repeat_trial(
         )
     scratch = _empty(output or folder.path / "repeats" / f"{number:05d}", replaced=output is None)
     machines = read_machines(place.path)
-    with sealed_tests():
+    with sealed_tests(), moved(space, backbones), recalled(folder), expecting(_backbone_then(experiment, machines, number)):
         data = open_for_search(experiment.data, split_file=folder.split)
         if study.user_attrs.get("data_fingerprint", data.fingerprint) != data.fingerprint:
             raise UserError("the images differ from those the study was searched with", where=str(folder.path), todo="restore the images")
@@ -211,6 +215,12 @@ def _train(
     return reporter.history(), here
 
 
+def _backbone_then(experiment: Experiment, machines: Sequence[Mapping[str, Any]], number: int) -> dict[str, Known]:
+    """The backbone that the trial itself has noted."""
+    noted = str(machines[-1].get("backbone") or "") if machines else ""
+    return {key_of(experiment.guide): Known(fingerprint=noted, owner=f"trial {number}")} if isinstance(experiment.guide, DINOGuide) else {}
+
+
 def _empty(folder: Path, *, replaced: bool) -> Path:
     if replaced:
         shutil.rmtree(folder, ignore_errors=True)
@@ -227,7 +237,7 @@ def _reasons(machines: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) -> 
     found = [f"trained on {len(machines)} machines or settings, one after the other"] if len(machines) > 1 else []
     for machine in machines:
         for key, value in here.items():
-            if key != "machine" and machine.get(key) != value:
+            if key != "machine" and machine.get(key) != value and (key != "backbone" or key in machine):
                 found.append(f"{key}: {machine.get(key)} then, {value} now")
     if here["device"] != "cpu":
         found.append("a GPU adds up in no fixed order in some of its operations")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from guidino_tune.space.recipes import FRAMES, PaperTable, Row, paper_sizes
 from guidino_tune.space.space import RECIPE, Space
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.measured import Measured
+from guidino_tune.tuning.backbones import continued
 from guidino_tune.tuning.search import check_search, run_search
 from guidino_tune.tuning.sending import send_results
 from guidino_tune.tuning.study import StudyFolder, load_study
@@ -124,12 +126,14 @@ def framed(protocol: Protocol, dataset: str, asked: str | None = None) -> Protoc
 
 def run_scaling(space: Space, protocol: Protocol, console: Console, *, dataset: str, about: str, limit: int | None = None) -> int:
     """Trains and tests every backbone at every image size, and draws Dice against cost; see ``run_table``."""
-    _check(space)
-    code = run_search(space, console)
-    if code == 130:
-        return code
     folder = StudyFolder(paths.studies() / space.study.name)
-    with folder.lock():
+    with contextlib.ExitStack() as known:
+        space = known.enter_context(continued(space, folder))
+        _check(space)
+        code = run_search(space, console)
+        if code == 130:
+            return code
+        known.enter_context(folder.lock())
         trained = measure_study(space, protocol, console, limit)
         groups: dict[tuple[str, int], list[Trained]] = {}
         for one in trained:
@@ -182,7 +186,8 @@ def measure_study(space: Space, protocol: Protocol, console: Console, limit: int
 def _check(space: Space) -> None:
     """Everything that can be known before training, the test cases at its end included."""
     folder = StudyFolder(paths.studies() / space.study.name)
-    check_search(space, folder)
+    with continued(space, folder) as space:
+        check_search(space, folder)
     data = space.base.data
     split = read_split(folder.split) if folder.split.exists() else make_split(find_cases(data), data)
     if not split.test:

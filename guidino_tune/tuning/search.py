@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -26,6 +27,7 @@ from guidino_tune.errors import UserError, storage_error
 from guidino_tune.framing import place_mask
 from guidino_tune.metrics import constant_mask_dice
 from guidino_tune.models import check_backbone, check_segmenter
+from guidino_tune.models.known import expecting
 from guidino_tune.space.advice import training_notes
 from guidino_tune.space.check import check_space, examples
 from guidino_tune.space.space import Space
@@ -33,6 +35,7 @@ from guidino_tune.stopping import stop_signals
 from guidino_tune.tracking import MLflowTracker
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.reporter import EpochRecord
+from guidino_tune.tuning.backbones import continued, note
 from guidino_tune.tuning.bridge import Bridge, StudyScheduler, StudySearcher
 from guidino_tune.tuning.cluster import Plan, connected, plan
 from guidino_tune.tuning.environment import sealed_tests
@@ -149,9 +152,12 @@ def run_search(space: Space, console: Console, storage: str | None = None, track
     follow_home(console)
     space = resolve_data(space)
     folder = StudyFolder(paths.studies() / space.study.name)
-    noted = check_search(space, folder)
-    await_mlflow(tracking, console)
-    with folder.lock(), sealed_tests():
+    with contextlib.ExitStack() as known:
+        space = known.enter_context(continued(space, folder))
+        noted = check_search(space, folder)
+        await_mlflow(tracking, console)
+        known.enter_context(folder.lock())
+        known.enter_context(sealed_tests())
         data = _read_images(space, folder, console)
         baseline = _baseline(data, space.base.data.has_ignored)
         study = open_study(space, folder, storage)
@@ -161,8 +167,10 @@ def run_search(space: Space, console: Console, storage: str | None = None, track
         if not folder.rules.exists():
             write_rules(data.rules, folder.rules)
         epoch, *advice = training_notes(space.base, len(data.train), len(data.validation), space.resources.workers)
-        for note in (*noted, *space.notes, *data.notes, *advice):
-            console.print(f"note: {note}", style="yellow", highlight=False)
+        backbones, unnoted = note(study, space, folder)
+        known.enter_context(expecting(backbones))
+        for line in (*noted, *space.notes, *data.notes, *advice, *unnoted):
+            console.print(f"note: {line}", style="yellow", highlight=False)
         for line in data.rules.lines:
             console.print(line, highlight=False, soft_wrap=True)
         console.print(

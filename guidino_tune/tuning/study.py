@@ -298,10 +298,12 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> N
     if changed:
         shown = "; ".join(f"{p}: {old.get(p, 'absent')} -> {new.get(p, 'absent')}" for p in changed[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        moved = any(".guide.backbone" in path for path in changed)
+        elsewhere = ", and name the folder of a backbone that has only moved by --backbone DIR" if moved else ""
         raise UserError(
             f"this study was started with other settings ({shown}{more}); its trials could not be compared with new ones",
             where=where,
-            todo="repeat the first command to continue it, or start another study with --name",
+            todo=f"repeat the first command to continue it{elsewhere}, or start another study with --name",
         )
 
 

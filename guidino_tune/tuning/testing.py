@@ -19,6 +19,7 @@ from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError
 from guidino_tune.metrics import CaseScore, hd95_percent, summarise
+from guidino_tune.models.known import adopt, packed
 from guidino_tune.training.ensemble_folder import weights_digest
 from guidino_tune.training.evaluation import choose_largest_component, evaluate_cases, write_scores
 from guidino_tune.training.folder import TrialFolder
@@ -102,7 +103,7 @@ def measure_models(
     with connected():
         booked = plan(dataclasses.replace(resources, workers=1, executor="actor"))
         remote = ray.remote(num_cpus=booked.cpus, num_gpus=booked.gpus, max_retries=resources.max_failures)(_measure)
-        settings = {"home": str(paths.home()), "cpus": booked.cpus, "device": "cuda" if booked.gpus else "cpu"}
+        settings = {"home": str(paths.home()), "backbones": packed(), "cpus": booked.cpus, "device": "cuda" if booked.gpus else "cpu"}
         waiting, jobs = list(missing), dict[Any, str]()
         while waiting or jobs:
             while waiting and len(jobs) < booked.concurrent:
@@ -129,6 +130,7 @@ def _measure(
 
     os.environ["GUIDINO_TUNE_HOME"] = settings["home"]
     torch.set_num_threads(settings["cpus"])
+    adopt(settings["backbones"])
     model, experiment = load_model(Path(folder), settings["device"])
     rules, choice = find_rules(Path(folder), experiment.data), dict[str, float]()
     if protocol.largest_component == "validation":

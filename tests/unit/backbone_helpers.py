@@ -1,10 +1,13 @@
 """Small models of every backbone architecture, with everything on that is random in train mode."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from guidino_tune.config import DINOGuide
 from guidino_tune.models.backbone import Backbone
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "drop_path_rate": 0.5}
@@ -40,3 +43,23 @@ def small_model(name: str, **changes: Any) -> Any:
 
 def small_backbone(name: str) -> Any:
     return Backbone(small_model(name))
+
+
+def save_model(folder: Path, *, other: bool = False, **changes: Any) -> Path:
+    """A model folder in place of whatever was there; ``other`` changes one weight a little."""
+    model = small_model("dinov3_vit", **changes)
+    if other:
+        with torch.no_grad():
+            model.norm.weight.view(-1)[0] += 1e-3
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    return folder
+
+
+def guide_on(folder: Path | str) -> dict[str, Any]:
+    """A section ``guide`` with the weights of a folder."""
+    return {"kind": "dino", "backbone": str(folder), "weights": "pretrained", "tokenbook": {"num_prototypes": 4}}
+
+
+def of(folder: Path | str) -> DINOGuide:
+    return DINOGuide(backbone=str(folder))

@@ -259,3 +259,47 @@ def test_downloads_all_files_that_are_published(tmp_path: Path, empty_cache: Pat
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     same_weights(load_backbone(DINOGuide(backbone="dinov2_vits14")).vit, saved)
+
+
+def test_weights_beyond_the_network_are_as_wrong_as_missing_ones(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    fewer = {k: v for k, v in config.items() if k not in ("out_features", "out_indices", "stage_names")} | {"num_hidden_layers": 1}
+    (folder / "config.json").write_text(json.dumps(fewer))
+    with pytest.raises(UserError, match=r"no place for: model\.layer\.1\..* and \d+ more; is config\.json the one"):
+        check_backbone(DINOGuide(backbone=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["dinov3_convnext", "dinov2", "dinov2_with_registers"])
+def test_a_smaller_network_than_its_file(tmp_path: Path, name: str) -> None:
+    save(tmp_path, name)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("out_features", "out_indices", "stage_names"):
+        config.pop(key)
+    config |= {"depths": [1, 1, 1, 1]} if "depths" in config else {"num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="no place for"):
+        check_backbone(DINOGuide(backbone=str(tmp_path)))
+
+
+def test_a_head_or_a_mask_token_beside_the_network_is_harmless(tmp_path: Path) -> None:
+    import transformers
+
+    config = small_model("dinov2").config
+    transformers.Dinov2ForImageClassification(config).save_pretrained(tmp_path)
+    check_backbone(DINOGuide(backbone=str(tmp_path)))
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"use_mask_token": False}))
+    check_backbone(DINOGuide(backbone=str(tmp_path)))
+    (tmp_path / "config.json").write_text(json.dumps(values | {"architectures": ["Dinov2Model"]}))
+    with pytest.raises(UserError, match=r"no place for: classifier\.bias"):
+        check_backbone(DINOGuide(backbone=str(tmp_path)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    model = small_model("dinov3_vit")
+    with torch.no_grad():
+        model.norm.bias[3] = value
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"NaN or infinity in norm\.bias"):
+        check_backbone(DINOGuide(backbone=str(tmp_path)))

@@ -38,7 +38,14 @@ def experiment(section: Data, kind: str = "unet", guide: dict[str, Any] | None =
         "guide": guide or {"kind": "none"},
         **SMALL[kind],
         "loss": {"hinge_weight": 0.1},
-        "training": {"epochs": 2, "batch_size": 4, "lr": 3e-3, "precision": "fp32", "steps_per_epoch": "cases", **changes.pop("training", {})},
+        "training": {
+            "epochs": 2,
+            "batch_size": 4,
+            "lr": 3e-3,
+            "precision": "fp32",
+            "steps_per_epoch": "cases",
+            **changes.pop("training", {}),
+        },
     }
     return Experiment.from_dict(values | changes)
 
