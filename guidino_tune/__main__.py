@@ -18,7 +18,7 @@ COMMANDS = {
     "evaluate": "score a model on the validation or the sealed test split",
     "predict": "masks and overlays for a folder of images",
     "track": "show what MLflow lacks of a study, and send it",
-    "prepare": "download, check and unpack a data set",
+    "prepare": "download, check and unpack a data set, or convert backbone weights",
     "doctor": "what is here, and what to do about what is not",
 }
 

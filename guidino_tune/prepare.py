@@ -1,4 +1,4 @@
-"""The command ``prepare``: download, check and unpack a data set, or draw the demo images."""
+"""The command ``prepare``: download, check and unpack a data set, draw the demo images, or convert the weights of a backbone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guidino_tune import paths
 from guidino_tune.cli import parser, run
 
 if TYPE_CHECKING:
@@ -23,17 +24,22 @@ EXAMPLES = """\
   guidino-tune prepare isic2017 --root /data/isic fetch ISIC 2017 (about 12 GB) into /data/isic
   guidino-tune prepare tn3k                       says what to download by hand; then the same command goes on
   guidino-tune prepare kvasir --find-copies       which images are there twice, or nearly so?
+  guidino-tune prepare backbone dinov3_vits16_pretrain.pth --output models/vits16
+                                                  a model folder of Meta's file, of timm's, or of the teacher of a pretraining
 
 A download that broke off goes on when the command is repeated. Without a network: put the archives that the command names into
 the folder that it names, and repeat it. What is there already is neither fetched nor unpacked again."""
 
 KINDS = ("kvasir", "isic2017", "tn3k", "demo")
+BACKBONE = "backbone"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and prepares; see ``--help``."""
     made = parser("prepare", "Download, check and unpack a data set, in the layout that its publisher gave it.", EXAMPLES)
-    made.add_argument("kind", choices=KINDS, help="the data set, as in data.kind")
+    made.add_argument("kind", choices=(*KINDS, BACKBONE), help="the data set, as in data.kind; or backbone")
+    made.add_argument("file", nargs="?", help="for a backbone: its checkpoint (.pth, .safetensors), or the folder of a timm model")
+    made.add_argument("--output", metavar="DIR", help="for a backbone: the new model folder, for guide.backbone=DIR")
     made.add_argument("--root", metavar="DIR", help="where to (default: datasets/KIND in the home folder)")
     made.add_argument("--keep-archives", action="store_true", help="keep what was downloaded (archives of your own are always kept)")
     made.add_argument("--find-copies", action="store_true", help="compare all images, test included, and name copies and near-copies")
@@ -41,10 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from guidino_tune import paths
     from guidino_tune.data.download import ARCHIVES
     from guidino_tune.data.sources import SOURCES
+    from guidino_tune.errors import UserError
 
+    if options.kind == BACKBONE:
+        return _convert(options)
+    if options.file or options.output:
+        raise UserError("takes neither a file nor --output", where=f"prepare {options.kind}", todo="see --root")
     root = Path(options.root).expanduser().absolute() if options.root else paths.datasets() / options.kind
     for archive in ARCHIVES.get(options.kind, ()):
         _obtain(archive, root, options.keep_archives)
@@ -60,6 +70,24 @@ def _prepare(options: argparse.Namespace) -> int:
             print(f"copies: {note}")
     paths.remember_home()
     print("next: " + paths.next_command(f"search {options.kind}{f' --data-root {shlex.quote(str(root))}' if options.root else ''}"))
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from guidino_tune.errors import UserError
+    from guidino_tune.models.conversion import convert
+
+    if not options.file or not options.output:
+        raise UserError("needs the file and the folder to be made", where="prepare backbone", todo="prepare backbone FILE --output DIR")
+    if options.root or options.keep_archives or options.find_copies:
+        raise UserError("takes no option of data sets", where="prepare backbone", todo="prepare backbone FILE --output DIR")
+    target = Path(options.output).expanduser().absolute()
+    made = convert(Path(options.file).expanduser().absolute(), target)
+    print(f"{made.folder}: {made.about}, fingerprint {made.fingerprint}")
+    for note in made.notes:
+        print(f"note: {note}")
+    place = shlex.quote(str(target))
+    print(f"next: --set guide.backbone={place} in a search; or look at it: {paths.next_command(f'doctor --backbone {place}')}")
     return 0
 
 

@@ -39,7 +39,7 @@ BACKBONES: dict[str, str | None] = {
 
 def is_local_backbone(name: str) -> bool:
     """True when ``name`` is a path to a Hugging Face model folder rather than a name in ``BACKBONES``."""
-    return name not in BACKBONES and ("/" in name or name.startswith((".", "~")) or os.path.isdir(name))
+    return name not in BACKBONES and ("/" in name or name.startswith((".", "~")) or os.path.exists(name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

@@ -52,6 +52,10 @@ def read_config(folder: Path) -> PreTrainedConfig:
     kinds = ", ".join(ARCHITECTURES)
     where = f"guide.backbone={folder}"
     todo = f"give the folder that save_pretrained wrote for one of {kinds} ({CONFIG} and {WEIGHTS}), or a name: {', '.join(BACKBONES)}"
+    from guidino_tune.models.conversion import not_a_model_folder
+
+    if refused := not_a_model_folder(folder):
+        raise refused
     if not folder.is_dir():
         raise UserError("no such folder", where=where, todo=todo)
     try:
