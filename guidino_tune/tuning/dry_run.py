@@ -51,7 +51,8 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
     console.print(_listed(space) if space.study.sampler == LISTED else _searched(space))
     data = space.base.data
     used = (len(split.train), data.max_train_cases), (len(split.validation), data.max_validation_cases)
-    epoch, *advice = training_notes(space.base, *(min(n, most or n) for n, most in used), space.resources.workers)
+    train, validation = (min(number, most or number) for number, most in used)
+    epoch, *advice = training_notes(space.base, train, validation, space.resources.workers)
     for note in (*space.notes, *opened.notes, *advice):
         console.print(f"note: {note}", style="yellow", highlight=False)
     console.rule("plan", align="left")

@@ -136,7 +136,8 @@ OTHER_VALUES: dict[str, Any] = {
     "segmenter.kind": "nnwnet", "segmenter.base_width": 16,
     "loss.dice_weight": 0.5, "loss.bce_weight": 0.5, "loss.lambda_guide": 0.2, "loss.guide_loss": "mse", "loss.guide_target": "nearest",
     "loss.hinge_weight": 0.2, "loss.hinge_margin": 2.0, "loss.hinge_band": 5, "loss.batch_dice": False,
-    "training.epochs": 100, "training.steps_per_epoch": 7, "training.batch_size": 8, "training.optimizer": "adamw", "training.lr": 1e-3, "training.lora_lr": 1e-3,
+    "training.epochs": 100, "training.steps_per_epoch": 7, "training.batch_size": 8, "training.optimizer": "adamw",
+    "training.lr": 1e-3, "training.lora_lr": 1e-3,
     "training.weight_decay": 0.0, "training.momentum": 0.9, "training.schedule": "cosine", "training.precision": "fp32",
     "training.channels_last": False, "training.compile": "default", "training.grad_clip": None, "training.seed": 1,
 }  # fmt: skip

@@ -221,10 +221,11 @@ def test_the_best_epoch_keeps_its_weights(data: SearchData, tmp_path: Path) -> N
 def test_eight_demo_images_are_learned_by_heart(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     data = make_data(tmp_path, size=48, train=8, validation=1)
-    data = SearchData(data.train, data.train, data.split, data.fingerprint, ())  # validated on what it learns
+    data = SearchData(data.train, data.train, data.split, data.fingerprint, (), data.rules)  # validated on what it learns
     values = {"data": {"kind": "demo", "image_size": 48, "augmentation": "none"}, "guide": {"kind": "none"},
               "segmenter": {"kind": "unet", "base_width": 8},
-              "training": {"epochs": 60, "batch_size": 4, "lr": 3e-3, "precision": "fp32", "schedule": "cosine", "steps_per_epoch": "cases"}}  # fmt: skip
+              "training": {"epochs": 60, "batch_size": 4, "lr": 3e-3, "precision": "fp32", "schedule": "cosine",
+                           "steps_per_epoch": "cases"}}  # fmt: skip
     run = TrainingRun(type(make_experiment()).from_dict(values), data, Listener(tmp_path / "run"))
     while not run.finished and run.best < 0.9:
         run.run_epoch()
