@@ -33,6 +33,7 @@ EXAMPLES = """\
   guidino-tune doctor --space my_space.yaml                 every problem that a search of this space would meet
   guidino-tune doctor --study kvasir                        is this study whole, and what is left to do?
 
+Without options everything is surveyed; with them only what you ask for is looked at, which is quicker.
 Nothing is changed, started or downloaded (but for the --backbone that you name). `ok` is fine, a `note` limits what you can do, and what
 is `missing` stops even a demo search, or is what you asked for. Exit code 0 when nothing is missing, else 1."""
 
@@ -68,7 +69,8 @@ def _doctor(options: argparse.Namespace) -> int:
     _check_options(options)
     console = Console(markup=False, emoji=False)
     num_missing = 0
-    for row in survey(CHECKS, options):
+    chosen = asked(CHECKS, options)
+    for row in survey(chosen, options):
         num_missing += row.mark == "missing"
         line = Text.assemble((f"{row.mark:<8} ", COLOURS[row.mark]), (f"{row.name:<14} ", "bold"), " ".join(row.found.split()))
         console.print(line, soft_wrap=True)
@@ -77,7 +79,8 @@ def _doctor(options: argparse.Namespace) -> int:
     if num_missing:
         console.print(Text(f"\n{num_missing} missing: see the lines marked so.", "red"))
         return 1
-    console.print(Text("\nNothing needed is missing. Try: guidino-tune search demo"))
+    told = "Nothing needed is missing. Try: guidino-tune search demo" if chosen == CHECKS else "Nothing of what you asked for is missing."
+    console.print(Text(f"\n{told}"))
     return 0
 
 
@@ -93,6 +96,12 @@ def _check_options(options: argparse.Namespace) -> None:
         raise UserError("has no default place", where="--kind folder", todo="add --data-root DIR")
     if options.backbone and options.backbone not in BACKBONES and not is_local_backbone(options.backbone):
         raise UserError(f"unknown backbone; {nearest(options.backbone, BACKBONES)}", where=f"--backbone {options.backbone}")
+
+
+def asked(checks: Mapping[str, Check], options: argparse.Namespace) -> dict[str, Check]:
+    """The checks that belong to what is asked for by name; all of them where nothing is."""
+    wanted = {name for option, names in BELONGING.items() if getattr(options, option, None) for name in names}
+    return {name: check for name, check in checks.items() if name in wanted or not wanted}
 
 
 def survey(checks: Mapping[str, Check], options: argparse.Namespace) -> Iterator[Finding]:
@@ -233,36 +242,7 @@ def _ray(options: argparse.Namespace) -> Iterator[Finding]:
     shell = dict(os.environ)  # before the import below sets what is not set
     from guidino_tune.tuning import inspection
 
-    token = inspection.find_token(shell)
-    generate = "ray get-auth-token --generate"
-    if not token.place and token.mode == "token":
-        yield Finding(
-            "missing", "Ray token", "RAY_AUTH_MODE=token, but there is no token", f"{generate}   (or copy that of the cluster's head)"
-        )
-        return  # Ray would end this process
-    yield Finding("ok", "Ray", f"version {inspection.ray_version()}")
-    cluster = inspection.find_cluster(shell)
-    if cluster.problem:
-        yield Finding("missing", "Ray cluster", f"{cluster.address} (from {cluster.origin}): {cluster.problem}", cluster.todo)
-    elif cluster.address:
-        yield Finding("ok", "Ray cluster", f"{cluster.address} answers: {cluster.resources or 'it does not tell its resources'}")
-    else:
-        yield Finding("ok", "Ray cluster", "none runs: a search starts one on this machine, for itself")
-    if token.mode == "disabled":
-        found = "RAY_AUTH_MODE=disabled: whoever reaches a cluster's ports can run code on it"
-        yield Finding("note", "Ray token", found, f"unset RAY_AUTH_MODE; {generate}; export RAY_AUTH_MODE=token")
-    elif not token.place:
-        found = "none yet: a search makes one, but `ray start --head` before that starts a cluster open to everybody"
-        yield Finding("note", "Ray token", found, f"{generate}; export RAY_AUTH_MODE=token")
-    elif token.mode != "token":
-        found = f"{token.place}; a search uses it, but `ray job submit` and `ray status` with an address do not by themselves"
-        yield Finding("note", "Ray token", found, "export RAY_AUTH_MODE=token")
-    else:
-        yield Finding("ok", "Ray token", token.place)
-    if token.exposed:
-        yield Finding(
-            "note", "Ray token", f"other users of this machine can read {token.place}", f"chmod 600 {shlex.quote(str(token.place))}"
-        )
+    yield from inspection.look(shell)
 
 
 def _mlflow(options: argparse.Namespace) -> Iterator[Finding]:
@@ -283,7 +263,8 @@ def _weights(options: argparse.Namespace) -> Iterator[Finding]:
 
     if options.backbone:
         yield _loaded(options.backbone)
-    published = {name: repository for name, repository in BACKBONES.items() if repository is not None and name != options.backbone}
+        return
+    published = {name: repository for name, repository in BACKBONES.items() if repository is not None}
     cached = [name for name in published if cached_folder(name) is not None]
     if cached:
         yield Finding("ok", "weights here", f"{', '.join(cached)} (--backbone NAME really loads one)")
@@ -334,7 +315,7 @@ def _data(options: argparse.Namespace) -> Iterator[Finding]:
     from guidino_tune.data.sources.demo import VERSION
     from guidino_tune.errors import UserError
 
-    for kind in KINDS:
+    for kind in [options.kind] if options.kind else KINDS:
         asked = kind == options.kind
         if kind == "folder" and not asked:
             continue  # may lie anywhere
@@ -343,7 +324,12 @@ def _data(options: argparse.Namespace) -> Iterator[Finding]:
             yield Finding("ok", "data: demo", "drawn by the first search, in seconds")  # listing it would draw it
             continue
         try:
-            listing = find_cases(Data(kind=kind, root=str(root)))  # type: ignore[arg-type]  # it is one of KINDS
+            data = Data(kind=kind, root=str(root))  # type: ignore[arg-type]  # it is one of KINDS
+            if asked and getattr(options, "set", None):
+                from guidino_tune.tuning.checkups import told_data  # imports what a search does
+
+                data = told_data(kind, str(root), options.set)
+            listing = find_cases(data)
         except UserError as error:
             yield _refused("missing" if asked or kind == "demo" else "note", f"data: {kind}", error)
             continue
@@ -392,6 +378,14 @@ CHECKS: dict[str, Check] = {
     "asked for": _asked_for,
 }
 """Checks by the name that a failure of the check itself gets, in the order in which they are printed."""
+
+BELONGING = {
+    "kind": ("data", "asked for"),
+    "backbone": ("weights",),
+    "space": ("home folder", "asked for"),
+    "study": ("home folder", "asked for"),
+}
+"""The checks that answer what an option asks; with several options, all of theirs."""
 
 NEEDED = frozenset({"Python", "packages", "search spaces", "processor", "home folder", "Ray", "data", "asked for"})
 """Checks of what a demo search cannot do without, or of what was asked for by name."""

@@ -13,7 +13,8 @@ EXAMPLES = """\
   guidino-tune predict MODEL images/ --output masks --inference sliding --mirror --largest-component always
   guidino-tune predict MODEL one.jpg --output masks --threshold 0.4
 
-Writes OUTPUT/masks/NAME.png and OUTPUT/overlays/NAME.png, for images of sub-folders in the same sub-folders. Masks have the image's
+Writes OUTPUT/masks/NAME.png and OUTPUT/overlays/NAME.png, for images of sub-folders in the same sub-folders, for
+slice 12 of a volume as VOLUME#12.png. Masks have the image's
 own size: 0 and 255, or of a model with several classes the labels 0 (background) to K, which look almost black.
 
 The same command replaces what it wrote before. Where any other file would be replaced, or its masks would lie among others, nothing is

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from guidino_tune.data.files import ENDINGS, VOLUMES, ending, stem
+from guidino_tune.data.files import ENDINGS, VOLUMES, ending, slice_of, stem
+from guidino_tune.data.reading import volume_slices
 from guidino_tune.errors import UserError
 
 MASKS, OVERLAYS = "masks", "overlays"
@@ -33,7 +34,7 @@ class Found(NamedTuple):
 
 
 def find_images(images: Path, output: Path) -> Found:
-    """The image files in a folder and its sub-folders, or the one image.
+    """The image files in a folder and its sub-folders, or the one image; of a volume every slice (``volume.nii.gz#12``).
 
     Hidden files, other files, and what ``predict`` itself wrote are passed over, so that a second run does not take the masks of the
     first for images.
@@ -41,29 +42,28 @@ def find_images(images: Path, output: Path) -> Found:
     Raises:
         UserError: There is no such path, the file is no image, the folder holds none, or a name is no UTF-8.
     """
-    taken = tuple(end for end in ENDINGS if end not in VOLUMES)
-    if not os.path.lexists(images):
+    if not os.path.lexists(slice_of(images)[0]):
         raise UserError("no such file or folder", where=str(images), todo="correct the path of the images")
     if not images.is_dir():
-        if ending(images) not in taken:
-            raise UserError("the name is not that of an image", where=str(images), todo=f"name a folder, or an image ({' '.join(taken)})")
-        return Found({images: Path(stem(images))}, ())
+        if not ending(images):
+            raise UserError("the name is not that of an image", where=str(images), todo=f"name a folder, or an image ({' '.join(ENDINGS)})")
+        return Found({file: Path(stem(file)) for file in _slices(images)}, ())
     passed: Counter[str] = Counter()
     files: list[Path] = []
     for file in _walk(images, {(output / MASKS).resolve(), (output / OVERLAYS).resolve()}, passed):
         if file.name.startswith("."):
             passed["hidden"] += 1
-        elif ending(file) not in taken:
-            passed[file.suffix.lower() if not ending(file) else ending(file)] += 1
+        elif not ending(file):
+            passed[file.suffix.lower()] += 1
         elif _mark(file) is not None:
             passed["of predict itself"] += 1
         elif any("\ud800" <= letter <= "\udfff" for letter in str(file)):  # how Python shows bytes that are no UTF-8
             raise UserError(f"the name {str(file)!r} is no UTF-8", todo="rename it")
         else:
-            files.append(file)
+            files += _slices(file)
     over = ", ".join(f"{count} {end or 'without an ending'}" for end, count in sorted(passed.items()))
     if not files:
-        what = f"no images ({' '.join(taken)})" + (f"; passed over: {over}" if over else "")
+        what = f"no images ({' '.join(ENDINGS)})" + (f"; passed over: {over}" if over else "")
         raise UserError(what, where=str(images), todo="name a folder that holds images")
     names = output_names([file.relative_to(images) for file in files])
     notes = [f"passed over: {over}"] if over else []
@@ -71,6 +71,17 @@ def find_images(images: Path, output: Path) -> Found:
     if whole:
         notes.append(f"images of one folder that differ only in their ending keep it in the names of their masks: {_some(whole)}")
     return Found({images / file: name for file, name in names.items()}, tuple(notes))
+
+
+def _slices(file: Path) -> list[Path]:
+    """Every slice of a volume; of any other file, and of one whose header cannot be read, the file itself: that is told when it is read."""
+    if ending(file) not in VOLUMES or slice_of(file)[1] is not None:
+        return [file]
+    try:
+        number = volume_slices(file)
+    except UserError:
+        return [file]
+    return [file.with_name(f"{file.name}#{index:0{len(str(number - 1))}}") for index in range(number)] if number > 1 else [file]
 
 
 def _walk(folder: Path, left_out: set[Path], passed: Counter[str]) -> Iterator[Path]:

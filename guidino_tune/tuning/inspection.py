@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from guidino_tune.findings import Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +156,41 @@ def resources(status: str) -> str:
     """CPUs and GPUs, all together, from what ``ray status`` prints: `` 1.0/4.0 CPU`` gives ``4 CPU``."""
     found = re.findall(r"^\s*[\d.]+/([\d.]+) (CPU|GPU)\b", status, re.MULTILINE)
     return ", ".join(f"{float(total):g} {name}" for total, name in found)
+
+
+def look(shell: Mapping[str, str]) -> Iterator[Finding]:
+    """What there is of Ray, a cluster and its token, and what to do about what is not.
+
+    Args:
+        shell: The environment as the user has it.
+    """
+    token = find_token(shell)
+    generate = "ray get-auth-token --generate"
+    if not token.place and token.mode == "token":
+        yield Finding(
+            "missing", "Ray token", "RAY_AUTH_MODE=token, but there is no token", f"{generate}   (or copy that of the cluster's head)"
+        )
+        return  # Ray would end this process
+    yield Finding("ok", "Ray", f"version {ray_version()}")
+    cluster = find_cluster(shell)
+    if cluster.problem:
+        yield Finding("missing", "Ray cluster", f"{cluster.address} (from {cluster.origin}): {cluster.problem}", cluster.todo)
+    elif cluster.address:
+        yield Finding("ok", "Ray cluster", f"{cluster.address} answers: {cluster.resources or 'it does not tell its resources'}")
+    else:
+        yield Finding("ok", "Ray cluster", "none runs: a search starts one on this machine, for itself")
+    if token.mode == "disabled":
+        found = "RAY_AUTH_MODE=disabled: whoever reaches a cluster's ports can run code on it"
+        yield Finding("note", "Ray token", found, f"unset RAY_AUTH_MODE; {generate}; export RAY_AUTH_MODE=token")
+    elif not token.place:
+        found = "none yet: a search makes one, but `ray start --head` before that starts a cluster open to everybody"
+        yield Finding("note", "Ray token", found, f"{generate}; export RAY_AUTH_MODE=token")
+    elif token.mode != "token":
+        found = f"{token.place}; a search uses it, but `ray job submit` and `ray status` with an address do not by themselves"
+        yield Finding("note", "Ray token", found, "export RAY_AUTH_MODE=token")
+    else:
+        yield Finding("ok", "Ray token", token.place)
+    if token.exposed:
+        yield Finding(
+            "note", "Ray token", f"other users of this machine can read {token.place}", f"chmod 600 {shlex.quote(str(token.place))}"
+        )

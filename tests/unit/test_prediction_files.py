@@ -144,14 +144,14 @@ def test_output_inside_the_images_is_not_predicted_again(model: Path, tmp_path: 
 def test_equal_stems_sub_folders_hidden_and_other_files(model: Path, tmp_path: Path, capsys: Shown) -> None:
     for name in ("a.png", "a.jpg", "b.jpg", "deep/er/a.TIFF", "c #1.png", ".hidden.png", ".folder/d.png"):
         picture(tmp_path / "in" / name)
-    for name in ("notes.txt", "deep/table.txt", "README", "scan.nii.gz"):
+    for name in ("notes.txt", "deep/table.txt", "README", "scan.zip"):
         (tmp_path / "in" / name).write_text("x")
     (tmp_path / "in" / "cut.png").write_bytes((tmp_path / "in" / "a.png").read_bytes()[:60])
     (tmp_path / "in" / "round").symlink_to(tmp_path / "in")
     code, out, err = run(capsys, model, tmp_path / "in", "--output", tmp_path / "out")
     assert code == 1
     assert "5 masks in" in out
-    assert "passed over: 1 without an ending, 1 .nii.gz, 2 .txt, 2 hidden" in out
+    assert "passed over: 1 without an ending, 2 .txt, 1 .zip, 2 hidden" in out
     assert "keep it in the names of their masks: a.jpg.png, a.png.png" in out
     names = {"a.jpg.png", "a.png.png", "b.png", "deep/er/a.png", "c #1.png"}
     for kind in ("masks", "overlays"):
@@ -212,3 +212,19 @@ def test_a_number_sign_is_that_of_a_slice_in_volumes_only(name: str, expected: t
 def test_nothing_is_in_the_way_of_a_new_folder(tmp_path: Path) -> None:
     assert check_output(tmp_path / "new", [Path("a")], overlays=True) == 0
     assert not (tmp_path / "new").exists()
+
+
+def test_every_slice_of_a_volume_is_an_image(model: Path, tmp_path: Path, capsys: Shown) -> None:
+    import nibabel
+
+    (tmp_path / "in").mkdir()
+    voxels = np.random.default_rng(0).integers(0, 255, (20, 16, 12), dtype=np.uint8)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "in" / "v.nii.gz")
+    (tmp_path / "in" / "broken.nii").write_bytes(b"no volume")
+    code, out, err = run(capsys, model, tmp_path / "in", "--output", tmp_path / "out")
+    assert (code, "12 masks in" in out, "broken.nii" in err) == (1, True, True)
+    masks = sorted((tmp_path / "out" / "masks").iterdir())
+    assert [mask.name for mask in masks] == [f"v#{number:02d}.png" for number in range(12)]
+    assert Image.open(masks[0]).size == (20, 16)
+    assert run(capsys, model, tmp_path / "in" / "v.nii.gz#3", "--output", tmp_path / "one")[0] == 0
+    assert np.array_equal(Image.open(tmp_path / "one" / "masks" / "v#3.png"), Image.open(masks[3]))

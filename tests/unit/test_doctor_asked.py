@@ -1,0 +1,43 @@
+"""A question with a name in it is answered alone, and at once."""
+
+import argparse
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from guidino_tune import doctor
+
+
+@pytest.mark.parametrize(
+    ("asked", "checks"),
+    [
+        ({}, set(doctor.CHECKS)),
+        ({"kind": "folder"}, {"data", "asked for"}),
+        ({"backbone": "vits16"}, {"weights"}),
+        ({"space": "demo"}, {"home folder", "asked for"}),
+        ({"kind": "kvasir", "study": "s"}, {"data", "home folder", "asked for"}),
+    ],
+)
+def test_only_what_belongs_to_the_question_is_looked_at(asked, checks):
+    assert set(doctor.asked(doctor.CHECKS, argparse.Namespace(**asked))) == checks
+    assert {name for names in doctor.BELONGING.values() for name in names} <= set(doctor.CHECKS)
+
+
+def test_a_question_about_a_data_set_has_one_answer_and_needs_no_torch(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for name in "abc":
+            Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / folder / f"{name}.png")
+    code = "import sys\nimport guidino_tune.doctor as d\ncode = d.main(sys.argv[1:])\n"
+    code += "print(sorted({'torch', 'ray', 'mlflow', 'optuna', 'huggingface_hub'} & sys.modules.keys()), code)"
+    arguments = ["--kind", "folder", "--data-root", str(tmp_path)]
+    shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert shown[-1] == "[] 0"
+    assert [line.split()[:3] for line in shown if line[:2] in ("ok", "no", "mi")] == [["ok", "data:", "folder"]]
+    assert "Nothing of what you asked for is missing." in shown
+    (tmp_path / "masks" / "a.png").unlink()
+    shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert shown[-1] == "[] 1"
