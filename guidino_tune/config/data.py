@@ -26,6 +26,10 @@ Colour = tuple[int, int, int]
 class Labels(dict[str, tuple[int | Colour, ...]]):
     """Class name -> the values and colours that stand for it in the files; not to be changed, and so it can be hashed."""
 
+    def __eq__(self, other: object) -> bool:
+        # Their order numbers the classes.
+        return super().__eq__(other) and (not isinstance(other, Labels) or list(self) == list(other))
+
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(self.items()))
 

@@ -171,6 +171,8 @@ class Experiment:
         """``to_dict`` without the fields that change nothing here (such as LoRA's alpha at rank 0)."""
         values = self.to_dict()
         guide, loss, training = values["guide"], values["loss"], values["training"]
+        if self.data.labels is not None:
+            values["data"]["labels"] = list(values["data"]["labels"].items())  # their order, which a hash of a mapping leaves out, is meant
         del values["data"]["root"]  # where the images lie is no part of what is trained
         # Fields that came later are left out where they change nothing, so that older exports keep their hash.
         for section, key, unchanged in LATER_FIELDS:

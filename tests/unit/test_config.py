@@ -220,6 +220,14 @@ def test_lora_counts_without_a_mask() -> None:
     assert changed(plain_head, **{"guide.lora.alpha": 8.0}).hash != plain_head.hash
 
 
+def test_labels_in_another_order_are_other_classes() -> None:
+    one, other = ({"data": {"kind": "folder", "labels": dict(pairs)}} for pairs in ([("a", 1), ("b", 2)], [("b", 2), ("a", 1)]))
+    assert Experiment.from_dict(one).data.class_names == ("a", "b")
+    assert Experiment.from_dict(one) != Experiment.from_dict(other)
+    assert Experiment.from_dict(one).hash != Experiment.from_dict(other).hash
+    assert Experiment.from_dict(Experiment.from_dict(one).to_dict()) == Experiment.from_dict(one)
+
+
 def test_hash_is_the_one_of_the_first_release() -> None:
     # Written out, for it must be the same in every process, on every machine and in every version: exports and caches carry it.
     plain_unet = {

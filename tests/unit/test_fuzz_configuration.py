@@ -38,14 +38,16 @@ def test_a_drawn_experiment_is_valid_and_the_same_from_dictionary_and_yaml_or_is
     if made is None:
         # Each value is within its limits: what is wrong is how two of them fit, and one of them is named.
         assert told.startswith("f.yaml: ")
-        assert any(part in told for part in ("guide.", "data.", "loss: ", "segmenter '", "'segmenter")), told
+        assert any(part in told for part in ("guide.", "data.", "'data' = ", "loss: ", "segmenter '", "'segmenter")), told
         return
     assert values == before
-    assert all(get_path(made.to_dict(), path) == get_path(values, path) for path in leaf_paths(values) if get_path(values, path) != {})
+    follows = {"data.num_classes"} if values["data"].get("labels") else set()
+    paths = [path for path in leaf_paths(values) if path not in follows and get_path(values, path) != {}]
+    assert all(get_path(made.to_dict(), path) == get_path(values, path) for path in paths)
     for again in (
         Experiment.from_dict(made.to_dict()),
         Experiment.from_dict(yaml.safe_load(made.to_yaml())),
-        Experiment.from_dict(yaml.safe_load(yaml.safe_dump(values))),
+        Experiment.from_dict(yaml.safe_load(yaml.safe_dump(values, sort_keys=False))),
     ):
         assert again == made
         assert (again.hash, again.to_yaml()) == (made.hash, made.to_yaml())
@@ -69,7 +71,9 @@ def test_drawn_settings_are_the_same_from_their_dictionary(cls: type[Any]) -> No
     @examples(40)
     def check(values: dict[str, Any]) -> None:
         made, told = attempt(cls, values)
-        assert any(name in told for name in ("trials_per_gpu", "objectives", "pruner")) is (made is None)  # how they fit the others
+        assert any(name in told for name in ("_per_gpu", "gpus_per_worker", "objectives", "pruner")) is (
+            made is None
+        )  # how they fit the others
         if made is not None:
             assert attempt(cls, yaml.safe_load(yaml.safe_dump(dataclasses.asdict(made)))) == (made, "")
 
