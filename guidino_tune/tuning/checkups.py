@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import TrialState
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from guidino_tune import paths
 from guidino_tune.config import Data, DINOGuide
-from guidino_tune.config.parsing import read_yaml
+from guidino_tune.config.parsing import parse, read_value, read_yaml
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import check_split, read_split
 from guidino_tune.errors import UserError
@@ -90,9 +90,17 @@ def told_data(kind: str, data_root: str | None, settings: Sequence[str] = ()) ->
     Raises:
         UserError: A setting is wrong.
     """
-    base = read_space({"experiment": {"data": {"kind": kind}, "guide": {"kind": "none"}, "segmenter": {"kind": "unet"}}}, source="--kind")
-    root = [f"data.root={data_root}"] if data_root else []
-    return absolute(override(base, [*root, *settings])).base.data
+    values: dict[str, Any] = {"kind": kind, "root": data_root}
+    for text in settings:
+        path, _, raw = text.partition("=")
+        section, _, name = path.partition(".")
+        if section != "data" or not name:
+            raise UserError("with --kind only settings of the data have a meaning", where=f"--set {text}", todo="write data.NAME=VALUE")
+        try:
+            values[name] = read_value(raw)
+        except ValueError:
+            raise UserError(f"{raw!r} is no YAML value", where=f"--set {text}") from None
+    return parse(Data, values, "--kind and --set, data")
 
 
 def look_at_space(name: str, data_root: str | None = None, *, images: bool = False, settings: Sequence[str] = ()) -> Iterator[Finding]:

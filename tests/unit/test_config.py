@@ -125,7 +125,9 @@ EVERYTHING = Experiment(
 
 OTHER_VALUES: dict[str, Any] = {
     "data.kind": "tn3k", "data.image_size": 128, "data.num_classes": 2, "data.augmentation": "none",
-    "data.normalisation": "zscore",
+    "data.normalisation": "zscore", "data.group": "case", "data.labels": {"polyp": 255}, "data.ignore_label": 9, "data.channels": 4,
+    "data.window": "percentiles", "data.resize": "pad", "data.mask_resize": "nearest", "data.view": "patch", "data.folds": 3,
+    "data.stratify": False, "guide.channels": [2, 1, 0],
     "data.bad_cases": "skip", "data.validation_fraction": 0.2,
     "data.test_fraction": 0.2, "data.split_seed": 1, "data.group_duplicates": True,
     "data.max_train_cases": 9, "data.max_validation_cases": 9, "data.view_cycle": 5,
@@ -141,6 +143,13 @@ OTHER_VALUES: dict[str, Any] = {
     "training.weight_decay": 0.0, "training.momentum": 0.9, "training.schedule": "cosine", "training.precision": "fp32",
     "training.channels_last": False, "training.compile": "default", "training.grad_clip": None, "training.seed": 1,
 }  # fmt: skip
+
+OTHER_VALUES_THERE: dict[str, tuple[dict[str, Any], Any]] = {
+    "data.images": ({"data.kind": "folder"}, "photos"), "data.masks": ({"data.kind": "folder"}, "instances"),
+    "data.patch_foreground": ({"data.view": "patch"}, 0.9), "data.fold": ({"data.folds": 3}, 2),
+    "loss.head_target": ({"segmenter.kind": "nnwnet"}, "nearest"),  # a U-Net has no coarse output
+}  # fmt: skip
+"""Fields that have an effect beside other values only."""
 
 SEGMENTER_VALUES: dict[str, dict[str, Any]] = {
     "unet": {"base_width": 16},
@@ -171,9 +180,10 @@ def changed(experiment: Experiment, **values: Any) -> Experiment:
 
 def test_every_effective_field_changes_the_hash() -> None:
     # A new field must be given another value here, so that none can be left out of the hash by mistake.
-    assert set(OTHER_VALUES) == set(leaf_paths(EVERYTHING.to_dict())) - {"data.root", "loss.head_target"}
-    coarse = changed(EVERYTHING, segmenter__kind="nnwnet")  # a U-Net has no coarse output
-    assert coarse.hash != changed(coarse, loss__head_target="nearest").hash
+    assert {*OTHER_VALUES, *OTHER_VALUES_THERE} == set(leaf_paths(EVERYTHING.to_dict())) - {"data.root"}
+    for path, (context, value) in OTHER_VALUES_THERE.items():
+        there = changed(EVERYTHING, **context)
+        assert there.hash != changed(there, **{path: value}).hash, path
     hashes = {path: changed(EVERYTHING, **{path: value}).hash for path, value in OTHER_VALUES.items()}
     assert len({EVERYTHING.hash, *hashes.values()}) == 1 + len(OTHER_VALUES)
 

@@ -21,22 +21,24 @@ SECTIONS, DATA_SECTION = "config/sections.py", "config/data.py"
 SEGMENTER_SECTIONS = "config/segmenters.py"
 SEGMENTER_PLACES = {SEGMENTER_SECTIONS, "models/segmenters/__init__.py"}  # dataclass, registry
 SOURCE_PLACES = {DATA_SECTION, "data/sources/__init__.py"}
+FRAMED = {*SOURCE_PLACES, "space/recipes.py"}  # whose published HD95 has a frame of its own
 DOWNLOADS = {"data/download.py", "prepare.py", "doctor.py"}  # where an archive lies, and commands that offer the kind
 
 PLACES: dict[str, set[str]] = {
     **dict.fromkeys(("unet", "nnwnet", "swinunet", "h2former", "ukan", "segdino", "segguidino", "dinounet", "meddino"), SEGMENTER_PLACES),
-    "kvasir": {*SOURCE_PLACES, *DOWNLOADS, "data/sources/kvasir.py", "reproduce.py"},  # the default there
-    "isic2017": {*SOURCE_PLACES, *DOWNLOADS, "data/sources/isic2017.py"},
-    "tn3k": {*SOURCE_PLACES, *DOWNLOADS, "data/sources/tn3k.py"},
+    "kvasir": {*FRAMED, *DOWNLOADS, "data/sources/kvasir.py", "reproduce.py"},  # the default there
+    "isic2017": {*FRAMED, *DOWNLOADS, "data/sources/isic2017.py"},
+    "tn3k": {*FRAMED, *DOWNLOADS, "data/sources/tn3k.py"},
     "nnunet": {*SEGMENTER_PLACES, DATA_SECTION, "data/augmentation.py"},  # a segmenter, and the augmentation of that name
     "mse": {SECTIONS, "losses.py"},
-    "softmax": {SECTIONS, "models/tokenbook.py"},
+    "softmax": {SECTIONS, "models/tokenbook.py", "space/check.py"},  # the only one in which prototypes count
     "adamw": {SECTIONS, "training/optimisers.py"},
     "sgd": {SECTIONS, "training/optimisers.py", "config/experiment.py"},  # momentum has an effect with it only
     "poly": {SECTIONS, "training/optimisers.py"},
     "listed": {
         "config/study.py",
         "tuning/study.py",
+        "tuning/backbones.py",
         "space/space.py",
         "space/check.py",
         "space/recipes.py",

@@ -4,8 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from layout_helpers import advised, found, touch
+from PIL import Image
 from rich.console import Console
 
 from guidino_tune.config import Data
@@ -158,6 +160,11 @@ def test_a_search_is_planned_with_what_the_data_set_tells(tmp_path, monkeypatch)
     assert again.base == resolved.base
     assert again.base.data.labels == {"core": (1,), "rim": (2, 3, 4)}
     assert resolve_data(resolved) is resolved
+    for number, file in enumerate(sorted((tmp_path / "raw").rglob("*.png"))):  # a plan reads them
+        values = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+        if file.parent.name == "labelsTr":
+            values = np.repeat(np.array([0, 1, 2, 3, 4, 9, 0, 1], np.uint8)[None], 8, 0)
+        Image.fromarray(values).save(file)
     console = Console(record=True, width=200)
     from guidino_tune.space.check import without_idle
 

@@ -82,7 +82,7 @@ DEFECTS: dict[str, tuple[str, Callable[[Place], list[str]], str, str, str]] = {
     "a list of cases names one that is not there": ("data", unknown_case_in_list, "missing", "1 listed cases have no files", "correct"),
     "images are damaged": ("asked for", image_damaged, "missing", "cannot be decoded", "bad_cases=skip"),
     "image and mask differ in size": ("asked for", sizes_differ, "missing", "differ in size", "bad_cases=skip"),
-    "masks hold class numbers": ("asked for", labels_outside, "missing", "holds class numbers up to 3", "bad_cases=skip"),
+    "masks hold class numbers": ("asked for", labels_outside, "missing", "the masks hold", "data.labels="),
     "masks are inverted": ("asked for", masks_inverted, "note", "masks look inverted", "look at"),
     "the same image is in training and validation": ("asked for", copies, "note", "LEAK", "look at"),
     "a model folder has no config.json": ("weights", model_without_config, "missing", "holds no readable config.json", "save_pretrained"),
@@ -195,12 +195,14 @@ def test_a_healthy_set_up_lacks_nothing_and_is_left_as_it_was(check: str, place:
     if check == "weights":
         place.make_model()
     place.make_study()
+    # The picture of six cases is the one thing that is written, into the cache.
     before = {file: file.stat().st_mtime_ns for file in place.folder.rglob("*") if file.is_file()}
     argv = [word.format(data=place.data, space=place.space, model=place.model) for word in HEALTHY[check]]
     code, lines = examine(check, argv, place, capsys)
     assert code == 0, lines
     assert not any(line.startswith("missing") for line in lines)
-    assert {file: file.stat().st_mtime_ns for file in place.folder.rglob("*") if file.is_file()} == before
+    after = {file: file.stat().st_mtime_ns for file in place.folder.rglob("*") if file.is_file() and file.parent.name != "sheets"}
+    assert after == before
 
 
 def test_looking_at_the_demo_space_draws_no_images(home: Path) -> None:

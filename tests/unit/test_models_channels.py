@@ -151,6 +151,7 @@ def test_views_and_their_tokens_have_all_channels(tmp_path: Path) -> None:
         def __init__(self) -> None:
             self.ids, self.fingerprint = ("a", "b", "c"), "f" * 64
             self.positions = {"a": 0, "b": 1, "c": 2}
+            self.native = False
 
         def __len__(self) -> int:
             return 3

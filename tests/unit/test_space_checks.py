@@ -190,7 +190,7 @@ def test_paths_of_other_kinds_are_known_when_their_kind_is_searched() -> None:
             f"{RANK}: {{choices: [0, 4]}}\n{ALPHA}: {{choices: [1, 2], when: {{guide.lora.rnk: {{gt: 0}}}}}}",
             [f"space.{ALPHA}", "'guide.lora.rnk'", f"did you mean '{RANK}'"],
         ),
-        ("data.view_cycle: {choices: [800, 900]}", ["space.data.view_cycle", "changes nothing"]),  # of 400 epochs
+        ("data.augmentation: {choices: [none]}\ndata.view_cycle: {choices: [2, 3]}", ["space.data.view_cycle", "changes nothing"]),
         ("training.batch_size: {choices: [1]}\nloss.batch_dice: {choices: [true, false]}", ["space.loss.batch_dice", "changes nothing"]),
         ("segmenter.kind: {choices: [nnunet]}\nsegmenter.max_width: {choices: [2048, 4096]}", ["space.segmenter.max_width", "nothing"]),
         ("loss.dice_weight: {choices: [0.0]}\nloss.batch_dice: {choices: [true, false]}", ["space.loss.batch_dice", "changes nothing"]),
