@@ -35,7 +35,8 @@ EXAMPLES = """\
 
 Without options everything is surveyed; with them only what you ask for is looked at, which is quicker.
 Nothing is changed, started or downloaded (but for the --backbone that you name; --images puts a picture into the cache). `ok` is fine, a
-`note` limits what you can do, and what is `missing` stops even a demo search, or is what you asked for. Exit code 0 when nothing is missing, else 1."""
+`note` limits what you can do, and what is `missing` stops even a demo search, or is what you asked for. Exit code 0 when nothing is
+missing, else 1."""
 
 KINDS = ("kvasir", "isic2017", "tn3k", "folder", "demo")
 NAME = "guidino-tune"

@@ -28,7 +28,7 @@ class Labels(dict[str, tuple[int | Colour, ...]]):
 
     def __eq__(self, other: object) -> bool:
         # Their order numbers the classes.
-        return super().__eq__(other) and (not isinstance(other, Labels) or list(self) == list(other))
+        return isinstance(other, dict) and dict(self) == dict(other) and (not isinstance(other, Labels) or list(self) == list(other))
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(self.items()))
