@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -117,6 +118,22 @@ def write_scores(scores: Mapping[str, CaseScore], path: Path, protocol: Protocol
     for name, row in rows.items():
         writer.writerow([name, *(f"{value:.6g}" for value in row.values()), protocol.describe()])
     write_text(path, text.getvalue())
+
+
+def check_scores_file(path: Path) -> None:
+    """Refuses to replace a file that does not look like one of ``write_scores``; asked before hours are spent on scores.
+
+    Raises:
+        UserError: There is such a file, or a folder.
+    """
+    if not os.path.lexists(path):
+        return
+    head = b""
+    if path.is_file():
+        with open(path, "rb") as file:
+            head = file.readline(10_000).strip()
+    if not (head.startswith(b"case,") and head.endswith(b",protocol")):
+        raise UserError("is there already and holds no scores of evaluate", where=f"--output {path}", todo="choose another --output")
 
 
 def choose_cases(
