@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--split-file", metavar="FILE", help="split of the study (default: found beside the model)")
     add_backbone_option(made, several=False)
     add_protocol_options(made, scores=True)
-    made.add_argument("--output", metavar="FILE", help="write one line per case (CSV)")
+    made.add_argument("--output", metavar="FILE", help="write one line per case (CSV); replaces scores, and no other file")
     return run(_evaluate, made, argv)
 
 
@@ -45,6 +45,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from guidino_tune.metrics import summarise
     from guidino_tune.models.known import chosen, expecting
     from guidino_tune.training.evaluation import (
+        check_scores_file,
         choose_cases,
         choose_largest_component,
         evaluate_cases,
@@ -57,6 +58,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     if options.split == "test" and not options.reason:
         raise UserError("opening the sealed test split needs a reason", where="--split test", todo='add --reason "..."')
+    if options.output:
+        check_scores_file(Path(options.output))
     protocol = parse(Protocol, protocol_values(options), "options")
     console = Console(markup=False, emoji=False)
     folder = Path(options.model)

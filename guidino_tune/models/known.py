@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from guidino_tune import paths
 from guidino_tune.config import DINOGuide
 from guidino_tune.errors import UserError
 
@@ -73,7 +74,9 @@ def place_of(backbone: str) -> str:
         for key in (backbone, backbone + _RANDOM, ANY):
             if key in layer and layer[key].place:
                 return layer[key].place
-    return backbone
+    folder = Path(backbone).expanduser()
+    here = paths.rebased(folder)  # a folder in a home that was moved since
+    return backbone if here == folder else str(here)
 
 
 def check(guide: DINOGuide, fingerprint: str) -> None:

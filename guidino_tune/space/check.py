@@ -21,6 +21,9 @@ NUMBER = "guide.tokenbook.num_prototypes"
 
 SHARED = {
     "data.kind": "the images",
+    "data.images": "the images",
+    "data.masks": "the masks",
+    "data.group": "the split",
     "data.num_classes": "the classes",
     "data.group_duplicates": "the split",
     "data.validation_fraction": "the split",

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import numpy as np
 from torch import nn
 
 from guidino_tune.config import Data, Protocol
+from guidino_tune.config.data import INSTANCES
 from guidino_tune.config.parsing import parse
 from guidino_tune.data.cases import Case
 from guidino_tune.data.decoding import read_case
+from guidino_tune.data.files import slice_of
 from guidino_tune.data.rules import Rules, label_rule, survey_masks
 from guidino_tune.data.sealed import open_test
 from guidino_tune.data.sources import find_cases
@@ -119,6 +122,22 @@ def write_scores(scores: Mapping[str, CaseScore], path: Path, protocol: Protocol
     write_text(path, text.getvalue())
 
 
+def check_scores_file(path: Path) -> None:
+    """Refuses to replace a file that does not look like one of ``write_scores``; asked before hours are spent on scores.
+
+    Raises:
+        UserError: There is such a file, or a folder.
+    """
+    if not os.path.lexists(path):
+        return
+    head = b""
+    if path.is_file():
+        with open(path, "rb") as file:
+            head = file.readline(10_000).strip()
+    if not (head.startswith(b"case,") and head.endswith(b",protocol")):
+        raise UserError("is there already and holds no scores of evaluate", where=f"--output {path}", todo="choose another --output")
+
+
 def choose_cases(
     model: Path, data: Data, part: str, *, kind: str | None, root: str | None, split_file: str | None, reason: str | None
 ) -> list[Case]:
@@ -141,12 +160,14 @@ def choose_cases(
     if part != "all" and other:
         raise UserError(f"the model knows no {part} split of {kind!r}", where="--kind", todo="use --split all")
     values = {**dataclasses.asdict(data), "root": root or (None if other else data.root), "kind": kind or data.kind}
+    if other:  # names of its own files and patients say nothing of others
+        values |= {"images": None, "masks": INSTANCES if data.instances else None, "group": None}
     data = parse(Data, values, "--kind")
     if part == "all":
         if not other and (data.kind != "folder" or root is None):
             raise UserError(SEEN, where="--split all", todo=OTHERS)
         cases = list(find_cases(data).cases)
-        if {case.image.resolve() for case in cases} & _images(trained_on):
+        if {slice_of(case.image)[0].resolve() for case in cases} & _images(trained_on):
             raise UserError(SEEN, where="--split all", todo=OTHERS)
         return cases
     file = find_split(model, split_file)
@@ -213,6 +234,6 @@ def _predict(model: nn.Module, case: Case, data: Data, protocol: Protocol, rules
 def _images(data: Data) -> set[Path]:
     """Files of a model's own data set; none where it is not on this machine."""
     try:
-        return {case.image.resolve() for case in find_cases(data).cases}
+        return {slice_of(case.image)[0].resolve() for case in find_cases(data).cases}
     except UserError:
         return set()

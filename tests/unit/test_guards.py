@@ -172,6 +172,20 @@ def test_no_other_name_opens_the_sealed_test(tmp_path: Path, monkeypatch: pytest
             choose_cases(tmp_path, data, "all", kind="folder", root=str(root), split_file=None, reason=None)
 
 
+def test_another_data_set_has_other_names_of_files_and_patients(tmp_path: Path) -> None:
+    data = Data(kind="folder", root=str(tmp_path / "mine"), images="photos", masks="instances:outlines", group="^(P[0-9]+)_")
+    for name in ("images", "masks"):
+        (tmp_path / "kvasir" / name).mkdir(parents=True)
+        (tmp_path / "kvasir" / name / "a.jpg").touch()
+    (tmp_path / "mine").mkdir()
+    for name in ("photos", "outlines"):
+        (tmp_path / "mine" / name).mkdir()
+        (tmp_path / "mine" / name / "P1_0.png").touch()
+        (tmp_path / "mine" / name / "P2_0.png").touch()
+    cases = choose_cases(tmp_path, data, "all", kind="kvasir", root=str(tmp_path / "kvasir"), split_file=None, reason=None)
+    assert [case.id for case in cases] == ["a"]
+
+
 @pytest.mark.parametrize(("address", "named", "dead"), [("127.0.0.1:1", "", True), ("127.0.0.1:1", "auto", False), ("", "", False)])
 def test_a_cluster_that_died_with_its_driver_is_not_joined(address: str, named: str, dead: bool, tmp_path: Path) -> None:
     from guidino_tune.tuning.inspection import remembers_dead_cluster

@@ -21,6 +21,7 @@ from guidino_tune.data.openings import copied_from, openings, record_opening
 from guidino_tune.data.sources import find_cases
 from guidino_tune.doctor import main as doctor
 from guidino_tune.errors import UserError
+from guidino_tune.models import known
 from guidino_tune.space.space import read_space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.track import main as track
@@ -237,6 +238,13 @@ def test_the_data_set_in_the_home_is_found(moved: tuple[Path, Path]) -> None:
     before, now = moved
     cases = find_cases(Data(kind="folder", root=str(before / "datasets" / "mine"))).cases
     assert [case.image.parent for case in cases] == [now / "datasets" / "mine" / "images"] * 3
+
+
+def test_a_backbone_in_the_home_is_found(moved: tuple[Path, Path]) -> None:
+    before, now = moved
+    (now / "backbones" / "mine").mkdir(parents=True)
+    assert known.place_of(str(before / "backbones" / "mine")) == str(now / "backbones" / "mine")
+    assert known.place_of("vits16") == "vits16"
 
 
 def test_openings_of_the_test_cases_reach_the_study_s_record(moved: tuple[Path, Path]) -> None:

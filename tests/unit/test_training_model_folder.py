@@ -315,3 +315,15 @@ def test_several_classes_from_evaluate_to_predict(tmp_path: Path, capsys: pytest
         assert expected.max() <= 2
     assert predict([str(folder), str(root / "images"), "--output", str(tmp_path / "x"), "--threshold", "0.3"]) == 2
     assert "without a threshold" in capsys.readouterr().err
+
+
+def test_evaluate_replaces_scores_and_no_other_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores, other = tmp_path / "scores.csv", tmp_path / "patients.csv"
+    other.write_text("case,age\na,61\n")
+    (tmp_path / "link.csv").symlink_to(other)
+    for place in (other, tmp_path / "link.csv", tmp_path):
+        assert evaluate([str(model), "--output", str(place)]) == 2
+        assert f"--output {place}: is there already" in capsys.readouterr().err
+    assert other.read_text() == "case,age\na,61\n"
+    for _ in range(2):
+        assert evaluate([str(model), "--output", str(scores)]) == 0

@@ -44,6 +44,12 @@ def find(root: Path, on_bad: str = "error", data: Data | None = None) -> Listing
     """
     described = _described(root / "dataset.json")
     cases, channels, notes = _cases(root, IMAGES, LABELS, on_bad)
+    if not cases:
+        raise UserError(
+            f"no case is whole: {IMAGES} and {LABELS} hold no image with a label",
+            where=str(root),
+            todo=f"put {IMAGES}/CASE_0000.png and {LABELS}/CASE.png there, or another ending that is known",
+        )
     published: dict[str, str] = {}
     parts = [f"{len(cases)} cases"]
     if (root / "splits_final.json").is_file():
