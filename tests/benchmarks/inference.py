@@ -34,7 +34,7 @@ from guidino_tune.metrics import case_dice
 from guidino_tune.models import GuidedSegmenter
 from guidino_tune.normalisation import normalise
 from guidino_tune.training.checkpoints import WEIGHTS, save_weights
-from guidino_tune.training.model_folder import EXPERIMENT, load_model
+from guidino_tune.training.model_folder import EXPERIMENT, load_single
 
 PROTOCOL = Protocol(inference="sliding", mirror=True)
 AIM = 0.6
@@ -104,7 +104,7 @@ def trained(experiment: Experiment, steps: int) -> tuple[GuidedSegmenter, Guided
     with tempfile.TemporaryDirectory() as folder:
         save_weights(Path(folder) / WEIGHTS, trainer.model.trained_state())
         (Path(folder) / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
-        ours, _ = load_model(Path(folder), DEVICE.type)
+        ours, _ = load_single(Path(folder), DEVICE.type)
     trainer.model.segmenter.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return ours, trainer.model.eval()
 
