@@ -58,7 +58,7 @@ def test_a_run_scores_known_pixels_and_shows_the_others(data: SearchData, tmp_pa
     scores = score_cases([case.prediction[MARGIN:] for case in shown], [case.truth[MARGIN:] for case in shown])
     for name in ("dice", "iou"):
         assert run.history[-1].metrics[f"val_{name}"] == pytest.approx(summarise(scores)[name], abs=1e-12)
-    assert all(0 < r.metrics["train_bce"] < 2 for r in run.history)
+    assert all(0 < r.metrics["train_loss_bce"] < 2 for r in run.history)
 
 
 def test_only_data_that_may_hold_them_pay_for_them(data: SearchData, tmp_path: Path) -> None:
