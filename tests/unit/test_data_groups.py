@@ -29,6 +29,7 @@ BASE36 = [f"cj{''.join(random.Random(n).choices('0123456789abcdefghijklmnopqrstu
         ([f"IMG {p}.{s}" for p in range(10, 20) for s in range(2)], [f"IMG {p}" for p in range(10, 20)], None),
         ([f"{p}_{eye}" for p in range(10, 30) for eye in ("left", "right")], [str(p) for p in range(10, 30)], "^([0-9]+)_"),
         ([f"slice{s}_pat{p}" for p in range(10, 15) for s in range(6)], [f"pat{p}" for p in range(10, 15)], "_(pat[0-9]+)$"),
+        ([f"{p}_{s}" for p in ("anna", "ben", "cara", "dan") for s in range(6)], ["ben", "dan", "anna", "cara"], "^([A-Za-z]+)_"),
         ([f"{p}_{s}" for p in ("A7", "B8", "9C") for s in range(6)], ["9C", "A7", "B8"], None),
     ],
 )  # fmt: skip
@@ -60,6 +61,7 @@ def test_names_that_share_an_identifier(tmp_path, names, groups, pattern):
         [f"case_{n:03}" for n in range(50)],
         [f"case{n:03}" for n in range(50)],
         [f"benign ({n})" for n in range(30)] + [f"malignant ({n})" for n in range(30)],
+        [f"{kind}_{n}" for kind in ("benign", "malignant", "normal", "cyst") for n in range(30)],
         [f"{n:02}_test" for n in range(1, 21)],
         [f"{n}_training" for n in range(21, 41)],
         [f"{h}_1" for h in HEX],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from guidino_tune.data.cases import Case, Listing, some
 from guidino_tune.data.files import slice_of
+from guidino_tune.data.sources.gathering import CLASS_WORDS
 from guidino_tune.data.sources.tree import below
 from guidino_tune.errors import UserError
 
@@ -190,8 +191,10 @@ def _identifiers(stems: list[str], split: list[list[str]], count: int, *, first:
     groups = Counter("".join(tokens) for tokens in parts)
     if not 2 <= len(groups) <= len(stems) / 2 or sum(number for number in groups.values() if number > 1) < len(stems) / 2:
         return None
-    if len(edge) == 1 or sum(any(c.isdigit() for c in name) for name in groups) < 0.8 * len(groups):
-        return None  # what does not differ adds nothing, and words alone are rather a class than a patient
+    if len(edge) == 1:
+        return None  # what does not differ adds nothing
+    if sum(any(c.isdigit() for c in name) for name in groups) < 0.8 * len(groups) and (len(groups) < 4 or CLASS_WORDS & _words(groups)):
+        return None  # words alone: rather a class than a patient
     others = {"".join(tokens) for tokens in rest}
     if not first and (len(others) > len(stems) / 2 or not all(_is_number(other) for other in others)):
         return None  # `c17_1`: a number that says little beside one that differs; `benign_1` and `malignant_1`: two of a list
@@ -203,14 +206,17 @@ def _identifiers(stems: list[str], split: list[list[str]], count: int, *, first:
     return None
 
 
+def _words(texts: Iterable[str]) -> set[str]:
+    return {token.lower() for text in texts for token in _TOKENS.findall(text) if token.isalpha()}
+
+
 def _is_index(parts: list[list[str]]) -> bool:
     """Whether what should name a patient counts images: ``slice0``."""
-    words = {token.lower() for tokens in parts for token in _TOKENS.findall("".join(tokens)) if token.isalpha()}
-    return bool(words & (FRAME_WORDS | INDEX_WORDS))
+    return bool(_words("".join(tokens) for tokens in parts) & (FRAME_WORDS | INDEX_WORDS))
 
 
 def _is_number(text: str) -> bool:
-    words = {token.lower() for token in _TOKENS.findall(text) if token.isalpha()}
+    words = _words((text,))
     return any(c.isdigit() for c in text) or (bool(words) and words <= SIDES)
 
 
