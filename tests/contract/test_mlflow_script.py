@@ -39,7 +39,7 @@ def started(home: Path, *options: str, **variables: str) -> Iterator[int]:
     with (home / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while status(port, "/health") != 200:
             assert process.poll() is None, (home / "server.log").read_text()
             assert time.monotonic() < deadline, (home / "server.log").read_text()
