@@ -48,7 +48,7 @@ def test_every_command_knows_the_weights(
     monkeypatch.setenv("GUIDINO_TUNE_SEALED", "0")
     best, images, trial = (
         str(tmp_path / "best.yaml"),
-        str(next(p for p in demo.rglob("*.png") if "mask" not in str(p.relative_to(demo)))),
+        str(next(demo.rglob("*.jpg"))),
         str(home / "studies" / "small" / "trials" / "00000"),
     )
     assert export(["small", "--output", best]) == 0
