@@ -41,10 +41,13 @@ def training_notes(experiment: Experiment, num_train: int, num_validation: int, 
     """
     notes = [f"an epoch: {epoch_in_words(experiment, num_train, workers)}"]
     if num_validation < FEW_CASES:
-        folds = experiment.data.folds or min(5, max(2, num_train + num_validation))
+        data = experiment.data
+        folds = data.folds or min(5, max(2, num_train + num_validation))
         told = f"retrain --folds {folds} scores every case by a model that has not seen it"
-        if experiment.data.folds is None:
-            told = f"data.folds={folds} divides all {num_train + num_validation} into {folds} parts, each for validation once, and {told}"
+        if data.max_validation_cases is not None and data.max_validation_cases <= num_validation:
+            told = f"raise data.max_validation_cases, which is {data.max_validation_cases}"
+        elif data.folds is None:
+            told = f"data.folds={folds} divides all that is not for the test into {folds} parts, each for validation once, and {told}"
         weight = f"each is {100 / num_validation:.0f} % of every score" if num_validation else "nothing can be compared"
         notes.append(f"only {num_validation} cases are for validation: {weight}, and the best trial may be so by chance; {told}")
     return notes

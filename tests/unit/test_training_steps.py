@@ -162,11 +162,13 @@ def test_the_length_of_an_epoch_in_words(cases: int, training: dict, workers: in
 def test_few_validation_cases_are_told_with_what_can_be_done() -> None:
     _, note = training_notes(experiment_of(), 18, 2)
     assert "only 2 cases are for validation: each is 50 % of every score" in note
-    assert "data.folds=5 divides all 20 into 5 parts" in note
+    assert "data.folds=5 divides all that is not for the test into 5 parts" in note
     assert "retrain --folds 5" in note
     assert experiment_of(folds=5).data.folds == 5  # what it says can be said
     _, note = training_notes(experiment_of(folds=3), 18, 9)
     assert "data.folds" not in note
     assert "retrain --folds 3" in note
     assert len(training_notes(experiment_of(), 18, 10)) == 1
-    assert "data.folds=3 divides all 3" in training_notes(experiment_of(), 2, 1)[1]
+    assert "data.folds=3 divides" in training_notes(experiment_of(), 2, 1)[1]  # more parts than cases there cannot be
+    limited = Experiment.from_dict({"data": {"kind": "demo", "max_validation_cases": 4}, "guide": {"kind": "none"}})
+    assert "raise data.max_validation_cases, which is 4" in training_notes(limited, 100, 4)[1]
