@@ -247,20 +247,19 @@ def test_refusals_are_told_once_and_lose_nothing(
 
 
 def test_a_slow_server_does_not_slow_the_driver(proxy: Proxy, tmp_path: Path) -> None:
-    """The same work with and without tracking, in turns."""
+    """No update waits for an answer."""
     proxy.delay = 0.2
     tracker = MLflowTracker(proxy.uri, "speed", STUDY, tmp_path / "l.jsonl", timeout=1)
     tracker.start()
     snapshots = [trial(number, 3) for number in range(4)]
-    times: dict[bool, list[float]] = {False: [], True: []}
+    updates = []
     for epoch in range(1, 401):
-        for tracked in (False, True) if epoch % 2 else (True, False):
-            start = time.perf_counter()
-            sum(number * number for number in range(40_000))
-            if tracked:
-                tracker.update(snapshots[epoch % 4])
-            times[tracked].append(time.perf_counter() - start)
-    assert statistics.median(times[True]) < 1.05 * statistics.median(times[False])
+        sum(number * number for number in range(40_000))  # lets the sender have its turns, as a driver does
+        start = time.perf_counter()
+        tracker.update(snapshots[epoch % 4])
+        updates.append(time.perf_counter() - start)
+    # One answer awaited would be 200 ms. The median, for a machine that does other work as well delays some of them.
+    assert statistics.median(updates) < proxy.delay / 20
     assert tracker.pending >= 1  # it was at work all the time
     tracker.close(0)
 
