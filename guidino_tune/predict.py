@@ -48,7 +48,7 @@ def _predict(options: argparse.Namespace) -> int:
     console = Console(markup=False, emoji=False)
     notes: list[str] = []
     with expecting(chosen(options.backbone)), console.status("predicting") as status:
-        done, failed = predict_folder(
+        done, failed, used = predict_folder(
             Path(options.model),
             Path(options.images),
             Path(options.output),
@@ -59,7 +59,7 @@ def _predict(options: argparse.Namespace) -> int:
             tell=notes.append,
         )
     console.print(
-        f"{done} masks in {Path(options.output) / 'masks'} ({protocol.describe(scores=False)})",
+        f"{done} mask{'' if done == 1 else 's'} in {Path(options.output) / 'masks'} ({used.describe(scores=False)})",
         markup=False,
         highlight=False,
         soft_wrap=True,

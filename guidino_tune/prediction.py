@@ -28,7 +28,7 @@ def predict_folder(
     overlays: bool = True,
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
-) -> tuple[int, list[str]]:
+) -> tuple[int, list[str], Protocol]:
     """Segments each image and writes its mask (the image's own size) and an overlay.
 
     A mask is 0 and 255, so that it can be looked at. For several classes it holds the labels 0 (background) to ``num_classes``, as the
@@ -45,7 +45,7 @@ def predict_folder(
         tell: Told what was passed over, what is named otherwise than its image, and what was replaced.
 
     Returns:
-        How many masks were written, and a message for each image that could not be read.
+        How many masks were written, a message for each image that could not be read, and the protocol as it is for this model.
 
     Raises:
         UserError: No model, no images, a threshold that does not fit, or ``output`` holds what would be replaced and is not of ``predict``.
@@ -56,7 +56,8 @@ def predict_folder(
     rules = find_rules(model, experiment.data)
     names, failed = by_channels(found.names, len(rules.intensity.depths))
     replaced = check_output(output, names.values(), overlays=overlays)
-    if protocol.of(experiment.data) != protocol:
+    used = protocol.of(experiment.data)
+    if used != protocol:
         tell("the model was trained on patches: images are seen in windows at their own scale")
     for note in found.notes:
         tell(note)
@@ -69,7 +70,7 @@ def predict_folder(
         except UserError as error:
             failed.append(f"{error.where or files[0]}: {error.what}")  # what to do about it in training does not help here
             continue
-        result = predict_image(network, image, experiment.data, protocol, threshold=threshold)
+        result = predict_image(network, image, experiment.data, used, threshold=threshold)
         levels = Image.fromarray(result.mask * 255 if experiment.data.num_classes == 1 else result.mask)
         save_png(levels, output / MASKS / png(name), mark_of(levels))
         done += 1
@@ -78,4 +79,4 @@ def predict_folder(
             save_png(picture, output / OVERLAYS / png(name), mark_of(picture))
     if replaced:
         tell(f"{replaced} masks of an earlier run were replaced")
-    return done, failed
+    return done, failed, used

@@ -49,7 +49,8 @@ def training_notes(experiment: Experiment, num_train: int, num_validation: int, 
         elif data.folds is None:
             told = f"data.folds={folds} divides all that is not for the test into {folds} parts, each for validation once, and {told}"
         weight = f"each is {100 / num_validation:.0f} % of every score" if num_validation else "nothing can be compared"
-        notes.append(f"only {num_validation} cases are for validation: {weight}, and the best trial may be so by chance; {told}")
+        cases = "case is" if num_validation == 1 else "cases are"
+        notes.append(f"only {num_validation} {cases} for validation: {weight}, and the best trial may be so by chance; {told}")
     return notes
 
 

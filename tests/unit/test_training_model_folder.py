@@ -243,7 +243,8 @@ def test_predictions_have_the_size_and_name_of_their_images(model: Path, tmp_pat
         Image.fromarray(pixels).save(folder / f"i{number}.{['png', 'jpg', 'bmp', 'tif', 'webp'][number]}")
     (folder / "broken.png").write_bytes(b"no image")
     (folder / "notes.txt").write_text("not an image")
-    done, failed = predict_folder(model, folder, tmp_path / "out")
+    done, failed, used = predict_folder(model, folder, tmp_path / "out")
+    assert used == Protocol()
     assert done == len(SIZES)
     assert len(failed) == 1
     assert "broken.png" in failed[0]
@@ -255,6 +256,18 @@ def test_predictions_have_the_size_and_name_of_their_images(model: Path, tmp_pat
         assert (tmp_path / "out" / "overlays" / f"i{number}.png").exists()
     image = np.asarray(Image.open(folder / "i0.png"))
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "masks" / "i0.png")) // 255, predict_image(network, image, DATA).mask)
+
+
+def test_predict_says_how_patches_were_put_together(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    patches = shutil.copytree(model, tmp_path / "patches")
+    settings = yaml.safe_load((patches / "experiment.yaml").read_text())
+    settings["data"]["view"] = "patch"
+    (patches / "experiment.yaml").write_text(yaml.safe_dump(settings))
+    Image.fromarray(generate(3, 50)[0]).save(tmp_path / "a.png")
+    assert predict([str(patches), str(tmp_path / "a.png"), "--output", str(tmp_path / "x"), "--no-overlays"]) == 0
+    assert "1 mask in" in (said := capsys.readouterr().out)
+    assert "Gaussian sliding window" in said
+    assert "whole image resized" not in said
 
 
 def test_predict_options(model: Path, tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ def test_few_validation_cases_are_told_with_what_can_be_done() -> None:
     assert "only 2 cases are for validation: each is 50 % of every score" in note
     assert "data.folds=5 divides all that is not for the test into 5 parts" in note
     assert "retrain --folds 5" in note
+    assert "only 1 case is for validation: each is 100 %" in training_notes(experiment_of(), 18, 1)[1]
     assert experiment_of(folds=5).data.folds == 5  # what it says can be said
     _, note = training_notes(experiment_of(folds=3), 18, 9)
     assert "data.folds" not in note
