@@ -99,7 +99,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         )
     mean = summarise(list(scores.values()))
     if options.output:
-        write_scores(scores, Path(options.output), protocol)
+        write_scores(scores, Path(options.output), protocol, data)
     title = f"{experiment.name}, {options.split} split of {options.kind or data.kind}, {len(scores)} cases, {protocol.describe()}"
     console.print(f"{title}: {_line(mean, '')}", highlight=False, soft_wrap=True)
     for number, name in enumerate(data.class_names, 1) if data.num_classes > 1 else ():

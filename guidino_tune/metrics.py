@@ -25,7 +25,8 @@ Without ``ignore`` 255 is a value like any other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -157,6 +158,12 @@ def values(score: CaseScore) -> dict[str, float]:
     """All scores of a case by name: ``dice``, ..., and for several classes ``dice_class_1``, ..."""
     parts = [("", score), *((f"_class_{number}", part) for number, part in enumerate(score.classes, 1))]
     return {name + suffix: getattr(part, name) for suffix, part in parts for name in NAMES}
+
+
+def with_classes(scores: Mapping[str, float], keys: Sequence[str]) -> dict[str, float]:
+    """The same scores, those of a class by its key: ``dice_class_2`` is ``dice_nucleus`` with keys ``cytoplasm`` and ``nucleus``."""
+    named = {f"_class_{number}": f"_{key}" for number, key in enumerate(keys, 1)}
+    return {re.sub(r"_class_\d+$", lambda found: named[found[0]], name): value for name, value in scores.items()}
 
 
 def constant_mask(train_masks: Sequence[np.ndarray], known: Sequence[np.ndarray] | None = None) -> tuple[np.ndarray, float]:

@@ -75,7 +75,7 @@ def predict_folder(
         save_png(levels, output / MASKS / png(name), mark_of(levels))
         done += 1
         if overlays:
-            picture = overlay(viewable(image), None, result.guide, result.mask, title=name.name, num_classes=experiment.data.num_classes)
+            picture = overlay(viewable(image), None, result.guide, result.mask, title=name.name, names=experiment.data.class_names)
             save_png(picture, output / OVERLAYS / png(name), mark_of(picture))
     if replaced:
         tell(f"{replaced} masks of an earlier run were replaced")

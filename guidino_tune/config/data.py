@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -188,6 +189,16 @@ class Data:
         if self.labels is not None:
             return tuple(name for name in self.labels if name != BACKGROUND)
         return ("foreground",) if self.num_classes == 1 else tuple(f"class {number}" for number in range(1, self.num_classes + 1))
+
+    @property
+    def class_keys(self) -> tuple[str, ...]:
+        """``class_names`` as scores are named in tables and in MLflow, such as ``nucleus`` in ``dice_nucleus``: letters, digits and ``_``.
+
+        Names that are one so written, or the end of another score's name, give ``class_1`` and so on.
+        """
+        keys = tuple(re.sub(r"\W+", "_", name).strip("_").lower() for name in self.class_names)
+        clear = len(set(keys)) == len(keys) and all(keys) and "percent" not in keys
+        return keys if clear else tuple(f"class_{number}" for number in range(1, len(keys) + 1))
 
     @property
     def instances(self) -> bool:

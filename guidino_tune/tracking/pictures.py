@@ -53,7 +53,7 @@ def overlay(
     *,
     title: str = "",
     height: int = 288,
-    num_classes: int = 1,
+    names: Sequence[str] = ("foreground",),
     ignore: bool = False,
 ) -> Image.Image:
     """One row of panels: image | truth | guide | prediction, with captions.
@@ -73,7 +73,7 @@ def overlay(
         prediction: (H, W), foreground is not 0, or labels.
         title: One line above the panels.
         height: Of a panel, in pixels. Images wider than two heights are fitted into that width.
-        num_classes: Foreground classes; with more than one, masks are labels of 0 to ``num_classes``.
+        names: Of the foreground classes; with more than one, masks are labels, from 0 to their number.
         ignore: The truth may hold ``IGNORED``.
 
     Raises:
@@ -92,8 +92,8 @@ def overlay(
     panels = [_Panel(photo, "image")]
     legend: list[tuple[Colour, str]] = []
     lines, caption = [_Outline(prediction, PREDICTION, 2.0)], "prediction"
-    if num_classes > 1:
-        drawn, lines, caption, legend = _classes(photo, truth, prediction, num_classes)
+    if len(names) > 1:
+        drawn, lines, caption, legend = _classes(photo, truth, prediction, names)
         panels += [_Panel(_hatched(drawn, unknown), "ground truth")] if drawn else []
     elif truth is not None:
         outlined = _outlined(_tinted(photo, truth, TRUTH), _Outline(truth, TRUTH, 2.4))
@@ -104,7 +104,7 @@ def overlay(
     if guide is not None:
         low, high = _limits(guide)
         panels.append(_Panel(_heat_map(photo, guide), f"guide    {low:.2f} to {high:.2f}", heat_colours(np.linspace(0, 1, 48)[None])))
-    panels.append(_Panel(_hatched(_outlined(photo, *lines), unknown), caption, _swatch(PREDICTION) if num_classes == 1 else None))
+    panels.append(_Panel(_hatched(_outlined(photo, *lines), unknown), caption, _swatch(PREDICTION) if len(names) == 1 else None))
     return _row(panels, title, height, legend)
 
 
@@ -216,24 +216,24 @@ class _Panel(NamedTuple):
 
 
 def _classes(
-    photo: Image.Image, truth: np.ndarray | None, prediction: np.ndarray, num_classes: int
+    photo: Image.Image, truth: np.ndarray | None, prediction: np.ndarray, names: Sequence[str]
 ) -> tuple[Image.Image | None, list[_Outline], str, list[tuple[Colour, str]]]:
     """The picture of the truth, the lines of the last panel, its caption and the legend, of several classes."""
     masks = [mask for mask in (truth, prediction) if mask is not None]
-    present = [number for number in range(1, num_classes + 1) if any((mask == number).any() for mask in masks)]
+    present = [number for number in range(1, len(names) + 1) if any((mask == number).any() for mask in masks)]
     colours = {number: CLASSES[(number - 1) % len(CLASSES)] for number in present}
     # Each line lies inside its class: those of two neighbours run side by side, where one on the border would hide the other.
     lines = [_Outline(prediction == number, colour, 4.0, inside=True) for number, colour in colours.items()]
     if truth is None:
-        return None, lines, "prediction", [(colour, f"class {number}") for number, colour in colours.items()]
+        return None, lines, "prediction", [(colour, names[number - 1]) for number, colour in colours.items()]
     drawn = photo
     for number, colour in colours.items():
         drawn = _tinted(drawn, truth == number, colour)
     drawn = _outlined(drawn, *(_Outline(truth == number, colour, 4.0, inside=True) for number, colour in colours.items()))
     below = [_Outline(truth == number, TRUTH_BELOW, 3.0) for number in present]
-    dice = {number: _dice(prediction == number, truth == number) for number in range(1, num_classes + 1)}
-    legend = [(colour, f"class {number}  Dice {dice[number]:.3f}") for number, colour in colours.items()]
-    mean = math.fsum(dice.values()) / num_classes
+    dice = {number: _dice(prediction == number, truth == number) for number in range(1, len(names) + 1)}
+    legend = [(colour, f"{names[number - 1]}  Dice {dice[number]:.3f}") for number, colour in colours.items()]
+    mean = math.fsum(dice.values()) / len(names)
     return drawn, below + lines, f"prediction    mean Dice {mean:.3f}", [(TRUTH_BELOW, "truth"), *legend]
 
 

@@ -26,7 +26,7 @@ from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError
 from guidino_tune.framing import cut, frame, place_mask
 from guidino_tune.inference import largest_component, predict_image
-from guidino_tune.metrics import NAMES, CaseScore, case_dice, score_case, values
+from guidino_tune.metrics import NAMES, CaseScore, case_dice, score_case, values, with_classes
 from guidino_tune.training.ensemble_folder import find_ensemble
 from guidino_tune.training.folder import write_text
 
@@ -108,12 +108,12 @@ def choose_largest_component(
     return dataclasses.replace(protocol, largest_component="always" if dice["always"] > dice["never"] else "never"), dice
 
 
-def write_scores(scores: Mapping[str, CaseScore], path: Path, protocol: Protocol) -> None:
-    """One line per case (CSV): id, Dice, IoU, HD95 and ASD, those of each class where there are several, and the protocol in words.
+def write_scores(scores: Mapping[str, CaseScore], path: Path, protocol: Protocol, data: Data) -> None:
+    """One line per case (CSV): id, Dice, IoU, HD95 and ASD, where there are several classes those of each by its name, and the protocol.
 
     The protocol is a column, not a comment: spreadsheets and ``pandas.read_csv`` read the file as it is, and joined files stay clear.
     """
-    rows = {name: values(score) for name, score in scores.items()}
+    rows = {name: with_classes(values(score), data.class_keys) for name, score in scores.items()}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", *next(iter(rows.values()), NAMES), "protocol"])

@@ -22,7 +22,7 @@ from guidino_tune.data.views import Batch, TrainViews, validation_batches, view_
 from guidino_tune.errors import UserError
 from guidino_tune.inference import slide, to_labels
 from guidino_tune.losses import SegmentationLoss
-from guidino_tune.metrics import mean_values, overlap_scores, score_case, values
+from guidino_tune.metrics import mean_values, overlap_scores, score_case, values, with_classes
 from guidino_tune.models import build_model
 from guidino_tune.models.backbone import Features
 from guidino_tune.models.precision import use_bf16
@@ -265,7 +265,7 @@ class TrainingRun:
             finite = all(good for _, good in gathered)
         if not finite:
             raise Diverged(f"the predictions for the validation cases are not finite after epoch {self.epoch + 1}")
-        return {f"val_{name}": value for name, value in mean_values(rows).items()}
+        return {f"val_{name}": value for name, value in with_classes(mean_values(rows), section.class_keys).items()}
 
     def _predict(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits and guide mask: of one forward pass, or of patches from windows over the image at its own scale."""

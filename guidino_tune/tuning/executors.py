@@ -144,10 +144,10 @@ def _draw(run: TrainingRun) -> None:
 
     folder = run.reporter
     assert isinstance(folder, TrialFolder)
-    classes = run.experiment.data.num_classes
+    names = run.experiment.data.class_names
     cases = shown_cases(run, run.best_shown)
     ignore = run.experiment.data.has_ignored
-    rows = [overlay(c.image, c.truth, c.guide, c.prediction, title=c.id, num_classes=classes, ignore=ignore) for c in cases]
+    rows = [overlay(c.image, c.truth, c.guide, c.prediction, title=c.id, names=names, ignore=ignore) for c in cases]
     save_png(contact_sheet(rows), folder.pictures / "validation.png")
 
 

@@ -18,7 +18,7 @@ from guidino_tune.data.sealed import open_test
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError
-from guidino_tune.metrics import CaseScore, hd95_percent, summarise
+from guidino_tune.metrics import CaseScore, hd95_percent, summarise, with_classes
 from guidino_tune.models.known import adopt, packed
 from guidino_tune.training.ensemble_folder import weights_digest
 from guidino_tune.training.evaluation import choose_largest_component, evaluate_cases, write_scores
@@ -94,9 +94,9 @@ def measure_models(
             failures[name] = _reason(error)
             console.print(f"{part} {name} failed: {failures[name]}", style="red", highlight=False, soft_wrap=True)
             return
-        mean = summarise(list(scores.values())) | {"hd95_percent": hd95_percent(list(scores.values()))}
+        mean = with_classes(summarise(list(scores.values())), data.class_keys) | {"hd95_percent": hd95_percent(list(scores.values()))}
         results[name] = Measured(missing[name], wanted, used.describe(), len(scores), mean, choice)
-        write_scores(scores, cases_file(models[name], results[name], part), used)
+        write_scores(scores, cases_file(models[name], results[name], part), used, data)
         remember(models[name], results[name], part)
         console.print(f"{part} {name}: Dice {mean['dice']:.4f} on {len(scores)} cases", highlight=False)
 

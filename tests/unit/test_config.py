@@ -324,3 +324,17 @@ def test_a_dictionary_of_an_experiment_is_a_copy() -> None:
 
 def test_an_experiment_is_a_key() -> None:
     assert {EVERYTHING: 1}[Experiment.from_dict(EVERYTHING.to_dict())] == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "keys"),
+    [
+        ({"Optic disc": 1, "cup/rim": 2}, ("optic_disc", "cup_rim")),
+        ({"ödem": 1, "Ödem": 2}, ("class_1", "class_2")),
+        ({"percent": 1, "polyp": 2}, ("class_1", "class_2")),  # hd95_percent is a score of its own
+        ({"?": 1, "polyp": 2}, ("class_1", "class_2")),
+        ({"background": 0, "polyp": [255, 0, 0]}, ("polyp",)),
+    ],
+)
+def test_classes_in_the_names_of_scores(labels: dict, keys: tuple[str, ...]) -> None:
+    assert Data(kind="folder", root="x", labels=labels, num_classes=len(keys)).class_keys == keys

@@ -210,18 +210,20 @@ def test_files_read_as_tables_with_the_protocol_in_each_line(tmp_path: Path) -> 
         name: score_case(truth, np.roll(truth, shift), num_classes=2, hd95="pooled") for name, shift in {"a": 0, 'b,"x': 3, "c": 64}.items()
     }
     protocol = Protocol(hd95="pooled", mirror=True)
-    write_scores(scores, tmp_path / "scores.csv", protocol)
+    write_scores(
+        scores, tmp_path / "scores.csv", protocol, Data(kind="folder", root="x", labels={"Optic disc": 1, "cup": 2}, num_classes=2)
+    )
     table = pandas.read_csv(tmp_path / "scores.csv", index_col="case")
-    names = [name + suffix for suffix in ("", "_class_1", "_class_2") for name in ("dice", "iou", "hd95", "asd")]
+    names = [name + suffix for suffix in ("", "_optic_disc", "_cup") for name in ("dice", "iou", "hd95", "asd")]
     assert list(table.columns) == [*names, "protocol"]
     assert list(table.index) == ["a", 'b,"x', "c"]
     assert set(table["protocol"]) == {protocol.describe()}
-    assert table.loc['b,"x', "hd95_class_2"] == pytest.approx(scores['b,"x'].classes[1].hd95, rel=1e-5)
+    assert table.loc['b,"x', "hd95_cup"] == pytest.approx(scores['b,"x'].classes[1].hd95, rel=1e-5)
     assert table["dice"].mean() == pytest.approx(np.mean([s.dice for s in scores.values()]), rel=1e-5)
 
 
 def test_binary_scores_have_no_columns_of_classes(tmp_path: Path) -> None:
     truth = _boxes((16, 16), (1, 4, 8, 4, 8))
-    write_scores({"a": score_case(truth, truth)}, tmp_path / "scores.csv", Protocol())
+    write_scores({"a": score_case(truth, truth)}, tmp_path / "scores.csv", Protocol(), Data(kind="demo"))
     with (tmp_path / "scores.csv").open(newline="") as file:
         assert next(csv.reader(file)) == ["case", "dice", "iou", "hd95", "asd", "protocol"]

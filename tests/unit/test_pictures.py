@@ -110,6 +110,10 @@ def _labels(*boxes: tuple[int, int, int, int]) -> np.ndarray:
     return np.max([_mask(*box) * np.uint8(number) for number, box in enumerate(boxes, 1)], axis=0)
 
 
+def _names(number: int) -> tuple[str, ...]:
+    return tuple(f"class {n}" for n in range(1, number + 1))
+
+
 def _legend(row: Image.Image, height: int) -> np.ndarray:
     """The pixels below the captions."""
     plain = overlay(_photo(), None, None, _mask(0, 1, 0, 1), height=height)
@@ -118,7 +122,7 @@ def _legend(row: Image.Image, height: int) -> np.ndarray:
 
 def test_each_class_is_outlined_in_its_own_colour_on_its_own_side() -> None:
     truth, prediction = _labels((20, 60, 20, 40), (20, 60, 40, 70)), _labels((25, 65, 20, 40), (25, 65, 40, 70))
-    row = overlay(_photo(), truth, None, prediction, height=192, num_classes=2)
+    row = overlay(_photo(), truth, None, prediction, height=192, names=_names(2))
     _, drawn, both = _panels(row, 3, 192)
     for panel, top in ((drawn, 40), (both, 50)):
         for colour, left, right in ((CLASSES[0], 40, 80), (CLASSES[1], 80, 140)):
@@ -138,7 +142,7 @@ def test_the_legend_tells_the_classes_that_are_there() -> None:
     truth = _labels((10, 30, 10, 30), (10, 30, 40, 60), (50, 70, 10, 30))
     prediction = np.where(truth == 2, 0, truth).astype(np.uint8)
     prediction[80:90, 80:90] = 5
-    legend = _legend(overlay(_photo(), truth, None, prediction, height=192, num_classes=6), 192)
+    legend = _legend(overlay(_photo(), truth, None, prediction, height=192, names=_names(6)), 192)
     assert [bool(_like(legend, colour).any()) for colour in CLASSES[:7]] == [True, True, True, False, True, False, False]
     binary = overlay(_photo(), truth, None, prediction, height=192)
     assert len(_legend(binary, 192)) == 0
@@ -150,7 +154,7 @@ def test_any_number_of_classes_fits(present: int, guide: np.ndarray | None) -> N
     labels = np.zeros((96, 96), np.uint8)
     labels.ravel()[: 96 * 64 : 24][:present] = np.arange(1, 1 + present)
     for truth in (None, labels):
-        row = overlay(_photo(), truth, guide, labels, height=96, num_classes=254)
+        row = overlay(_photo(), truth, guide, labels, height=96, names=_names(254))
         assert row.width == 8 + 104 * (2 + (truth is not None) + (guide is not None))
         assert (np.asarray(row)[:, -4:] == 255).all()  # nothing is cut off at the edge
 
@@ -160,12 +164,12 @@ def test_the_mean_dice_in_the_caption_counts_every_class(monkeypatch: pytest.Mon
     draw = ImageDraw.ImageDraw.text
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, text, **kw: (texts.append(text), draw(self, at, text, **kw)))
     truth, prediction = _labels((0, 10, 0, 10), (20, 30, 0, 10)), _labels((0, 10, 0, 5), (40, 50, 0, 10))
-    overlay(_photo(), truth, None, prediction, num_classes=3)
+    overlay(_photo(), truth, None, prediction, names=_names(3))
     dice = [2 * 50 / 150, 0.0, 1.0]  # class 3 is in neither, which is right
     assert f"prediction    mean Dice {sum(dice) / 3:.3f}" in texts
     assert [text for text in texts if "class" in text] == [f"class 1  Dice {dice[0]:.3f}", "class 2  Dice 0.000"]
     texts.clear()
-    overlay(_photo(), None, None, prediction, num_classes=3)
+    overlay(_photo(), None, None, prediction, names=_names(3))
     assert [text for text in texts if "class" in text] == ["class 1", "class 2"]
 
 
@@ -230,12 +234,12 @@ def test_drawing_needs_neither_torch_nor_mlflow() -> None:
 @pytest.mark.parametrize("num_classes", [1, 2])
 def test_what_is_not_known_is_hatched_and_never_drawn_as_a_class(num_classes: int) -> None:
     truth = _labels((20, 60, 20, 60)) if num_classes == 1 else _labels((20, 60, 20, 40), (20, 60, 40, 60))
-    plain = overlay(_photo(), truth, None, truth, height=96, num_classes=num_classes)
+    plain = overlay(_photo(), truth, None, truth, height=96, names=_names(num_classes))
     margin = truth.copy()
     margin[:, 70:] = IGNORED
     predicted = truth.copy()
     predicted[:, 80:] = 1  # nobody knows whether that is right
-    row = overlay(_photo(), margin, None, predicted, height=96, num_classes=num_classes, ignore=True)
+    row = overlay(_photo(), margin, None, predicted, height=96, names=_names(num_classes), ignore=True)
     for panel, expected in zip(_panels(row, 3, 96)[1:], _panels(plain, 3, 96)[1:], strict=True):
         assert np.array_equal(panel[:, :70], expected[:, :70])
         grey = _like(panel[:, 70:], UNKNOWN)

@@ -109,7 +109,7 @@ def test_both_classes_are_learned(normalisation: str, section: Data, data: Searc
     again = summarise(score_cases([case.prediction for case in shown], tables[1], num_classes=2))
     for name, value in again.items():
         assert run.history[-1].metrics[f"val_{name}"] == pytest.approx(value, abs=1e-12)
-    picture = np.asarray(overlay(shown[0].image, shown[0].truth, None, shown[0].prediction, num_classes=2))
+    picture = np.asarray(overlay(shown[0].image, shown[0].truth, None, shown[0].prediction, names=("class 1", "class 2")))
     assert all((np.abs(picture.astype(int) - colour) < 30).all(-1).sum() > 50 for colour in CLASSES[:2])
 
 

@@ -131,7 +131,7 @@ def test_scores_are_those_of_each_prediction_at_its_own_size(model: Path, data: 
 
 
 def test_score_files_hold_every_case(tmp_path: Path) -> None:
-    write_scores({"a": CaseScore(0.5, 1 / 3, 2.0, 1.0), 'b,"x': CaseScore(1.0, 1.0, 0.0, 0.0)}, tmp_path / "scores.csv", Protocol())
+    write_scores({"a": CaseScore(0.5, 1 / 3, 2.0, 1.0), 'b,"x': CaseScore(1.0, 1.0, 0.0, 0.0)}, tmp_path / "scores.csv", Protocol(), DATA)
     with (tmp_path / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [r["case"] for r in rows] == ["a", 'b,"x']
@@ -307,7 +307,7 @@ def test_several_classes_from_evaluate_to_predict(tmp_path: Path, capsys: pytest
         Image.fromarray(image).save(root / "images" / f"c{number}.png")
         Image.fromarray((mask > 0) * rng.integers(1, 3, dtype=np.uint8)).save(root / "masks" / f"c{number}.png")
     values = experiment_on(Data(kind="folder", root=str(root), image_size=32)).to_dict()
-    values["data"]["num_classes"] = 2
+    values["data"] |= {"num_classes": 2, "labels": {"tumour core": 1, "oedema": 2}}
     experiment = Experiment.from_dict(values)
     open_for_search(experiment.data, split_file=tmp_path / "split.json", cache=tmp_path / "cache")
     folder = make_model(tmp_path, experiment)
@@ -315,10 +315,10 @@ def test_several_classes_from_evaluate_to_predict(tmp_path: Path, capsys: pytest
     assert evaluate([str(folder), "--output", str(output), "--largest-component", "validation"]) == 0
     rows = list(csv.DictReader(output.open()))
     text = capsys.readouterr().out
-    for column in ("dice", "dice_class_1", "dice_class_2"):
+    for column, name in (("dice", ""), ("dice_tumour_core", "tumour core: "), ("dice_oedema", "oedema: ")):
         mean = sum(float(r[column]) for r in rows) / len(rows)
-        assert f"{f'class {column[-1]}: ' if column[-1].isdigit() else ''}Dice {mean:.4f}" in text
-    assert "class 3" not in text
+        assert f"{name}Dice {mean:.4f}" in text
+    assert "class " not in text
     assert predict([str(folder), str(root / "images"), "--output", str(tmp_path / "out")]) == 0
     network, _ = load_model(folder)
     for number in range(8):
