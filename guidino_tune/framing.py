@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -143,14 +144,16 @@ def shrink_mask(mask: Array, shape: tuple[int, int], how: MaskResize = "area", n
     if how == "nearest" or (shape[0] >= mask.shape[0] and shape[1] >= mask.shape[1]):
         return np.asarray(Image.fromarray(mask).resize((shape[1], shape[0]), Image.Resampling.NEAREST))
     present = [value for value in (*range(1, num_classes + 1), 0, IGNORED) if (mask == value).any()]
-    best = np.full(shape, present[0], np.uint8)
-    largest = _areas(mask == present[0], shape) if len(present) > 1 else None
-    for value in present[1:]:
-        area = _areas(mask == value, shape)
-        assert largest is not None
+    if len(present) == 2:
+        first, second = np.array(present, np.uint8)
+        return np.where(2 * _areas(mask == first, shape) >= mask.size, first, second)
+    best, largest = np.full(shape, present[0], np.uint8), np.full(shape, -1, np.int32)
+    rest = np.full(shape, mask.size, np.int32)
+    for value in present:
+        area = _areas(mask == value, shape) if value != present[-1] else rest
         more = area > largest
-        best[more] = value
-        largest[more] = area[more]
+        best[more], largest[more] = value, area[more]
+        rest = rest - area
     return best
 
 
@@ -168,8 +171,8 @@ def round_trip_dice(mask: Array, shrunk: Array, num_classes: int = 1) -> float:
         In [0, 1], the mean over the classes; one that is in neither counts 1.
     """
     target, known = (mask.shape[1], mask.shape[0]), mask != IGNORED
-    best, labels = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.uint8)
-    for value in range(num_classes + 1):
+    best, labels = np.full(mask.shape, 0.5 if num_classes == 1 else 0, np.float32), np.zeros(mask.shape, np.uint8)
+    for value in range(num_classes + 1) if num_classes > 1 else (1,):
         share = np.asarray(Image.fromarray((shrunk == value).astype(np.float32)).resize(target, Image.Resampling.BILINEAR))
         labels[share > best] = value
         best = np.maximum(share, best)
@@ -200,19 +203,21 @@ def _by_channel(array: Array, picture: Any, target: tuple[int, int]) -> Array:
 
 
 def _areas(inside: Array, shape: tuple[int, int]) -> Array:
-    """Area of True in each of (h, w) cells, in units of 1 / (h * w) of a pixel: whole numbers, so that one half is one half.
+    """Area of True in each of (h, w) cells, int32, in units of 1 / (h * w) of a pixel: whole numbers, so that one half is one half.
 
-    Pillow's box filter takes whole pixels by their centres, which at 584 to 512 is one or two of them.
+    Pillow's box filter takes whole pixels by their centres, which at 584 to 512 is one or two of them. Sparse matrices, for each cell
+    sums a few rows and columns only: ten times as fast as differences of cumulative sums.
     """
-    return _sums(_sums(inside, shape[0]).T, shape[1]).T
+    rows = _overlaps(inside.shape[0], shape[0]) @ inside.view(np.uint8)
+    return np.ascontiguousarray((_overlaps(inside.shape[1], shape[1]) @ rows.T).T)
 
 
-def _sums(values: Array, cells: int) -> Array:
-    """Sums of (n, m) over the first axis in ``cells`` equal parts, each row weighted by ``cells`` times the share that is in the part."""
-    n = len(values)
-    below = np.zeros((n + 1, values.shape[1]), np.int64)
-    np.cumsum(values, axis=0, out=below[1:])
-    whole, part = np.divmod(np.arange(cells + 1, dtype=np.int64) * n, cells)
-    rest = below[np.minimum(whole + 1, n)] - below[whole]
-    sums: Array = np.diff(cells * below[whole] + part[:, None] * rest, axis=0)
-    return sums
+@functools.lru_cache(64)
+def _overlaps(pixels: int, cells: int) -> Any:
+    """How much of each cell each pixel of a line covers, in units of 1 / ``cells`` of a pixel: sparse (``cells``, ``pixels``)."""
+    # Not at the top: it takes a quarter of a second, and who asks for help shrinks no mask.
+    from scipy import sparse
+
+    borders = np.union1d(np.arange(cells + 1, dtype=np.int64) * pixels, np.arange(pixels + 1, dtype=np.int64) * cells)
+    starts, lengths = borders[:-1], np.diff(borders).astype(np.int32)
+    return sparse.csr_array((lengths, (starts // pixels, starts // cells)), shape=(cells, pixels))

@@ -266,13 +266,21 @@ def _write(cases: list[Case], data: Data, rules: Rules, form: dict[str, Any], pa
                     finally:
                         for job in jobs:
                             job.cancel()  # after an error the rest need not be decoded
-                    arrays = [pa.array([row[name] for row in rows], kind) for name, kind in _COLUMNS.items()]
+                    arrays = [_column([row[name] for row in rows], kind) for name, kind in _COLUMNS.items()]
                     writer.write_batch(pa.record_batch(arrays, schema=schema))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if kind != pa.large_binary():
+        return pa.array(values, kind)
+    # Joined once: pa.array would copy the pixels again each time that its buffer grows.
+    starts = np.cumsum([0, *map(len, values)], dtype=np.int64)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(starts), pa.py_buffer(b"".join(values))])
 
 
 def _row(case: Case, data: Data, rules: Rules, measured: bool) -> dict[str, Any]:
