@@ -28,7 +28,9 @@ EXAMPLES = """\
                                                   a model folder of Meta's file, of timm's, or of the teacher of a pretraining
 
 A download that broke off goes on when the command is repeated. Without a network: put the archives that the command names into
-the folder that it names, and repeat it. What is there already is neither fetched nor unpacked again."""
+the folder that it names, and repeat it. What is there already is neither fetched nor unpacked again.
+
+That --find-copies finds none is no proof that there are none: the same polyp from another angle is no copy."""
 
 KINDS = ("kvasir", "isic2017", "tn3k", "demo")
 BACKBONE = "backbone"

@@ -92,7 +92,10 @@ class Data:
     Attributes:
         kind: The layout of the files under ``root`` (``folder`` finds out by itself; ``demo`` makes its own images).
         root: Folder of the data set, or of kind ``folder`` a CSV or JSON lines file that lists its cases; ``None`` looks in the place where
-            ``prepare`` puts it.
+            ``prepare`` puts it. Columns of such a file: ``image``, ``mask`` (paths from the file's own folder; several are separated by
+            ``;``: the channels of an image, masks to be united), and if wanted ``group`` (stays together), ``split`` (``train``,
+            ``validation`` or ``test``; a line without is left out where others say ``train``), ``stratum`` (a class of cases, of which
+            each part gets its share) and ``id`` (the name of the case; else its path).
         images: Of kind ``folder``: folder or pattern of the images under ``root``, such as ``*/images/*.tif``; ``None`` finds them.
         masks: The same for the masks. ``instances`` or ``instances:PATTERN``: masks number their objects, and all of them are foreground.
         group: What keeps cases together (a patient): a regular expression on the path below ``root``, whose first group (or whole match)

@@ -196,6 +196,15 @@ def _numbers(value: Any) -> Any:
     return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
+def read_setting(path: str, text: str) -> Any:
+    """The value that ``--set PATH=TEXT`` gives: the text itself where the path holds text, else what it is as YAML.
+
+    Raises:
+        ValueError: It is no valid YAML.
+    """
+    return text if path in TEXT and text not in ("", "null") else read_value(text)
+
+
 def override(space: Space, assignments: Iterable[str]) -> Space:
     """Applies ``a.b=c`` assignments; a searched parameter that is set is fixed and no longer searched.
 
@@ -214,7 +223,7 @@ def override(space: Space, assignments: Iterable[str]) -> Space:
         if not equals:
             raise UserError("has no '='", where=where, todo="write --set path=value, such as --set training.epochs=20")
         try:
-            value = raw if path in TEXT and raw not in ("", "null") else read_value(raw)
+            value = read_setting(path, raw)
         except ValueError:
             raise UserError(f"{shown(raw)} is no YAML value", where=where) from None
         head, _, rest = path.partition(".")

@@ -35,6 +35,7 @@ from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.loop import OBJECTIVE
 from guidino_tune.training.measured import Measured, cases_file
 from guidino_tune.tuning.cluster import connected, plan
+from guidino_tune.tuning.home import follow_home
 from guidino_tune.tuning.registering import register_model
 from guidino_tune.tuning.retraining import check_same, take_split
 from guidino_tune.tuning.search import check_workers
@@ -98,6 +99,7 @@ def cross_validate(
         UserError: As ``retraining.retrain``, but a split without test cases is fine; or there are fewer groups than folds.
     """
     protocol = protocol.of(experiment.data)
+    follow_home(console)
     home = paths.home() / "retrained" / name
     split_file = home / "split.json"
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, folds=folds, fold=0))

@@ -41,3 +41,15 @@ def test_a_question_about_a_data_set_has_one_answer_and_needs_no_torch(tmp_path)
     (tmp_path / "masks" / "a.png").unlink()
     shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True).stdout.splitlines()
     assert shown[-1] == "[] 1"
+
+
+def test_a_pattern_or_a_number_names_files_here_as_in_a_search(tmp_path, capsys):
+    """To YAML ``*.png`` is an alias, and ``1`` a number."""
+    for folder in ("1", "2"):
+        (tmp_path / folder).mkdir()
+        for name in "abc":
+            Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / folder / f"{name}.png")
+    for images, masks in (("*1/*.png", "*2/*.png"), ("1", "2")):
+        asked = ["--kind", "folder", "--data-root", str(tmp_path), "--set", f"data.images={images}", "--set", f"data.masks={masks}"]
+        assert doctor.main(asked) == 0, capsys.readouterr().out
+        assert "3 images with masks" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 from test_track import make_study
 
@@ -22,6 +23,7 @@ from guidino_tune.data.sources import find_cases
 from guidino_tune.doctor import main as doctor
 from guidino_tune.errors import UserError
 from guidino_tune.models import known
+from guidino_tune.retrain import main as retrain
 from guidino_tune.space.space import read_space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.track import main as track
@@ -209,6 +211,24 @@ def test_a_database_that_cannot_be_written_stops_before_anything_new(
     busy.close()
     assert not old.exists()
     assert track(["small", "--flush"]) == 0
+
+
+@pytest.mark.parametrize("folds", [[], ["--folds", "2"]])
+def test_a_retraining_follows_before_it_writes(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown, folds: list[str]
+) -> None:
+    home = old.rename(tmp_path / "new")
+    monkeypatch.setenv("GUIDINO_TUNE_HOME", str(home))
+    for part in ("images", "masks"):
+        (tmp_path / "mine" / part).mkdir(parents=True)
+        Image.new("L", (8, 8), 255).save(tmp_path / "mine" / part / "a.png")
+    values = {"data": {"kind": "folder", "root": str(tmp_path / "mine")}, "guide": {"kind": "none"}, "segmenter": {"kind": "unet"}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    assert retrain([str(tmp_path / "mine.yaml"), "--workers", "3", *folds]) == 2  # refused, but only once the home is known
+    shown = capsys.readouterr()
+    assert "cannot be shared out to 3 workers" in shown.err
+    assert f"moved from {old}" in shown.out
+    assert find_moved(home) == []
 
 
 # --------------------------------------------------------------------------------------------------------------- other paths
