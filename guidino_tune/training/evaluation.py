@@ -23,7 +23,7 @@ from guidino_tune.data.rules import Rules, label_rule, survey_masks
 from guidino_tune.data.sealed import open_test
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import read_split
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, about
 from guidino_tune.framing import cut, frame, place_mask
 from guidino_tune.inference import largest_component, predict_image
 from guidino_tune.metrics import NAMES, CaseScore, case_dice, score_case, values
@@ -224,7 +224,8 @@ def rules_for(cases: Sequence[Case], data: Data, rules: Rules) -> Rules:
 def _predict(model: nn.Module, case: Case, data: Data, protocol: Protocol, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
     """Predicted and true labels of one size."""
     image, truth = read_case(case, rules)
-    mask = predict_image(model, image, data, protocol).mask
+    with about(str(case.image)):
+        mask = predict_image(model, image, data, protocol).mask
     if protocol.resolution == "native":
         return mask, truth
     placed = place_mask(truth, data.image_size, data.resize, data.mask_resize, data.num_classes)
