@@ -48,7 +48,8 @@ def predict_folder(
         How many masks were written, and a message for each image that could not be read.
 
     Raises:
-        UserError: No model, no images, a threshold that does not fit, a network that gives NaN for an image, or ``output`` holds what would be replaced and is not of ``predict``.
+        UserError: No model, no images, a threshold that does not fit, a network that gives NaN for an image, or ``output`` holds what
+            would be replaced and is not of ``predict``.
     """
     tell = tell or (lambda _: None)
     found = find_images(images, output)
