@@ -30,9 +30,11 @@ from guidino_tune.data.carrying import (
     provenance_of,
 )
 from guidino_tune.data.cases import Case, Listing
+from guidino_tune.data.identity import image_digests
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.openings import copied_from, openings, record_opening
 from guidino_tune.data.sealed import open_test
+from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import PARTS, Split, groups_digest, groups_of, make_split, read_split, split_digest, split_text, write_split
 from guidino_tune.errors import UserError
 from guidino_tune.retrain import main as retrain
@@ -172,7 +174,7 @@ def test_an_altered_split_is_refused(search: Search, tmp_path: Path, what: str) 
     elif what == "beside":
         beside(search.file).write_text(json.dumps(values))
     given = altered if what == "given" else None
-    with pytest.raises(UserError, match=r"altered since the export|is not the split that the configuration was searched on"):
+    with pytest.raises(UserError, match=r"altered since the export|this is not the split that the configuration was searched on"):
         take_split(provenance, tmp_path / "new" / "split.json", data_at(search.images), Console(), file=search.file, given=given)
     assert not (tmp_path / "new").exists()
 
@@ -209,19 +211,137 @@ def test_a_study_in_a_home_that_moved_is_found_and_one_of_the_same_name_is_not_t
         find_searched(search.provenance, search.file, studies=[studies])
 
 
-def test_an_export_of_an_earlier_version_needs_the_study_or_its_split(search: Search, tmp_path: Path) -> None:
+def test_an_export_of_an_earlier_version_needs_the_study_or_its_split(
+    search: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It has a path and no digest: a file of whatever content beside it proves nothing."""
     old = {key: value for key, value in search.provenance.items() if key != DIGEST}
     found = find_searched(old, search.file)
     assert found is not None
     assert found.study == search.split_file
     search.leave()
-    with pytest.raises(UserError, match=r"nothing says whether best\.split\.json is the split of its search") as refused:
+    with pytest.raises(UserError, match=r"without a proof of its split.*nothing says whether best\.split\.json is the split of") as refused:
         find_searched(old, search.file)
-    assert "--split-file" in refused.value.todo
-    found = find_searched(old, search.file, given=beside(search.file))
+    assert str(search.split_file) in refused.value.what
+    assert "export it again where study mine is" in refused.value.todo
+    taken = tmp_path / "retrained" / "split.json"
+    take_split(old, taken, data_at(search.images), Console(width=300), file=search.file, given=beside(search.file))  # at one's own word
+    assert read_split(taken) == search.split
+    assert "nothing proves that" in capsys.readouterr().out
+    beside(search.file).unlink()
+    with pytest.raises(UserError, match="without a proof of its split") as refused:
+        find_searched(old, search.file)
+    assert "best.split.json" not in str(refused.value)  # to put it there would not help
+
+
+def rename(root: Path, names: dict[str, str]) -> None:
+    """Files of cases get other names, all at once."""
+    for kind in ("images", "masks"):
+        for old in names:
+            (root / kind / f"{old}.png").rename(root / kind / f"{old}.tmp")
+        for old, new in names.items():
+            (root / kind / f"{old}.tmp").replace(root / kind / f"{new}.png")
+
+
+def test_renumbered_files_are_refused_and_no_seen_image_is_tested(search: Search, tmp_path: Path) -> None:
+    """The ids are all there, and each part has as many; only the bytes tell."""
+    search.leave()
+    split, data = search.split, data_at(search.images)
+    rename(search.images, {split.test[0]: split.train[0], split.train[0]: split.test[0]})
+    taken = tmp_path / "retrained" / "split.json"
+    with pytest.raises(UserError, match=f"1 of .* another image than in the search: {split.train[0]}") as refused:
+        take_split(search.provenance, taken, data, Console(), file=search.file)
+    assert not taken.exists()
+    assert str(beside(search.file)) in refused.value.todo
+    rename(search.images, {split.test[0]: split.train[0], split.train[0]: split.test[0]})  # the advice, followed
+    take_split(search.provenance, taken, data, Console(), file=search.file)
+    rename(search.images, {split.validation[1]: split.train[0], split.train[0]: split.validation[1]})
+    with pytest.raises(UserError, match=rf"2 of .*; {split.train[0]} has that of {split.validation[1]}: the files were renumbered"):
+        take_split(search.provenance, taken, data, Console(), file=search.file)  # begun before
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_test_case_with_a_seen_image_is_not_opened(search: Search, gone: bool) -> None:
+    """Also where of the seen cases only the one is missing whose file took the name of a test case."""
+    one, other = search.split.test[0], search.split.validation[0]
+    if gone:
+        rename(search.images, {other: one})
+    else:
+        rename(search.images, {one: other, other: one})
+    with pytest.raises(UserError, match=f"1 test cases have an image that the search has seen: {one}; {one} has that of {other}"):
+        open_test(data_at(search.images), search.split_file, reason="measurement")
+    assert openings(search.split_file) == []
+
+
+def test_a_copy_that_was_there_from_the_start_is_no_renumbering(tmp_path: Path) -> None:
+    """It is told as a leak where the split is drawn; the test can still be opened."""
+    root = make_images(tmp_path / "images")
+    first = open_for_search(data_at(root), cache=tmp_path / "cache").split
+    for kind in ("images", "masks"):
+        shutil.copy(root / kind / f"{first.train[0]}.png", root / kind / f"{first.test[0]}.png")
+    split_file = tmp_path / "split.json"
+    assert open_for_search(data_at(root, stratify=False), split_file=split_file, cache=tmp_path / "cache").split.test == first.test
+    assert len(open_test(data_at(root), split_file, reason="measurement")) == len(first.test)
+
+
+def test_the_same_images_saved_anew_need_a_person_s_word(search: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search.leave()
+    for file in (search.images / "images").iterdir():
+        Image.open(file).save(file, compress_level=1)
+    taken, data = tmp_path / "retrained" / "split.json", data_at(search.images)
+    with pytest.raises(UserError, match=r"16 of 16 cases have another image than in the search: c\d\d") as refused:
+        take_split(search.provenance, taken, data, Console(), file=search.file)
+    assert "renumbered" not in str(refused.value)
+    assert f"take the entry 'images' out of {beside(search.file)}" in refused.value.todo
+    values = json.loads(beside(search.file).read_text())
+    del values["images"]
+    beside(search.file).write_text(json.dumps(values))
+    take_split(search.provenance, taken, data, Console(width=300), file=search.file)
+    assert "does not note its images" in capsys.readouterr().out
+    assert open_test(data, taken, reason="measurement")
+    rename(search.images, {search.split.train[0]: search.split.train[1], search.split.train[1]: search.split.train[0]})
+    with pytest.raises(UserError, match="renumbered"):  # from then on they are known
+        take_split(search.provenance, taken, data, Console(), file=search.file)
+
+
+@pytest.mark.parametrize("form", ["beside", "printed", "given"])
+def test_every_form_of_the_split_knows_its_images(form: str, search: Search, tmp_path: Path) -> None:
+    provenance, given = dict(search.provenance), None
+    if form == "printed":
+        provenance |= provenance_of(search.split_file, ids=True)
+    if form == "given":
+        given = tmp_path / "given.json"
+        shutil.copy(search.split_file, given)
+    search.leave()
+    if form != "beside":
+        beside(search.file).unlink()
+    found = find_searched(yaml.safe_load(yaml.safe_dump(provenance)), search.file, given=given)
     assert found is not None
-    assert found.split == search.split
+    seen = {*search.split.train, *search.split.validation}
+    assert found.images.keys() == seen  # of the test the search has opened nothing
+    assert len(set(found.images.values())) == len(seen)
+
+
+def test_digests_survive_a_move_and_know_every_file_of_an_image(tmp_path: Path) -> None:
+    root = make_images(tmp_path / "images", 4)
+    before = image_digests(find_cases(data_at(root)).cases)
+    moved = tmp_path / "elsewhere" / "other"
+    shutil.copytree(root, moved, copy_function=shutil.copyfile)  # with new dates
+    Image.new("L", (32, 32), 255).save(moved / "masks" / "c00.png")  # a corrected mask is no other case
+    assert image_digests(find_cases(data_at(moved)).cases) == before
+    large = tmp_path / "large.bin"
+    pairs = [Case("a", large, large, "a"), Case("b", large, large, "b", more_images=(root / "images" / "c00.png",))]
+    known = set()
+    for place in (None, 0, 70_000, 139_999):
+        content = bytearray(140_000)
+        if place is not None:
+            content[place] = 1
+        large.write_bytes(content)
+        known |= set(image_digests(pairs).values())
+    large.write_bytes(bytes(140_001))
+    known |= set(image_digests(pairs).values())
+    assert len(known) == 10
+    assert image_digests([Case("gone", tmp_path / "gone", large, "g"), pairs[0]]).keys() == {"a"}
 
 
 def test_an_experiment_that_was_never_searched_has_a_split_of_its_own(search: Search, tmp_path: Path) -> None:
