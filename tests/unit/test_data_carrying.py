@@ -8,12 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
+from carrying_helpers import Search, data_at
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from rich.console import Console
 
 from guidino_tune.config import Data
@@ -30,11 +29,9 @@ from guidino_tune.data.carrying import (
     provenance_of,
 )
 from guidino_tune.data.cases import Case, Listing
-from guidino_tune.data.identity import image_digests
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.openings import copied_from, openings, record_opening
 from guidino_tune.data.sealed import open_test
-from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import PARTS, Split, groups_digest, groups_of, make_split, read_split, split_digest, split_text, write_split
 from guidino_tune.errors import UserError
 from guidino_tune.retrain import main as retrain
@@ -77,37 +74,6 @@ def test_drawn_anew_a_seen_case_would_have_been_tested() -> None:
     searched = make_split(listing(names), data)
     again = make_split(listing([name for name in names if name != searched.test[0]]), data)
     assert set(again.test) & {*searched.train, *searched.validation}
-
-
-def make_images(root: Path, count: int = 20) -> Path:
-    for kind in ("images", "masks"):
-        (root / kind).mkdir(parents=True)
-    for index in range(count):
-        rng = np.random.default_rng(index)
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / "images" / f"c{index:02}.png")
-        Image.fromarray((rng.random((32, 32)) > 0.5).astype(np.uint8) * 255).save(root / "masks" / f"c{index:02}.png")
-    return root
-
-
-def data_at(root: Path, **changes: Any) -> Data:
-    return Data(kind="folder", root=str(root), image_size=32, test_fraction=0.2, validation_fraction=0.2, **changes)
-
-
-class Search:
-    """A study's split, its exported configuration, and the images that it was drawn from."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        self.images = make_images(tmp_path / "here" / "images of today")
-        self.split_file = tmp_path / "home" / "studies" / "mine" / "split.json"
-        self.split = open_for_search(data_at(self.images), split_file=self.split_file, cache=tmp_path / "cache").split
-        self.file = tmp_path / "exported" / "best.yaml"
-        self.file.parent.mkdir()
-        self.provenance = {"study": "mine", "trial": 3, **provenance_of(self.split_file)}
-        beside(self.file).write_text(self.split_file.read_text())
-
-    def leave(self) -> None:
-        """To another machine: of the study nothing is there but what was exported."""
-        shutil.rmtree(self.split_file.parents[2])
 
 
 @pytest.fixture
@@ -232,116 +198,6 @@ def test_an_export_of_an_earlier_version_needs_the_study_or_its_split(
     with pytest.raises(UserError, match="without a proof of its split") as refused:
         find_searched(old, search.file)
     assert "best.split.json" not in str(refused.value)  # to put it there would not help
-
-
-def rename(root: Path, names: dict[str, str]) -> None:
-    """Files of cases get other names, all at once."""
-    for kind in ("images", "masks"):
-        for old in names:
-            (root / kind / f"{old}.png").rename(root / kind / f"{old}.tmp")
-        for old, new in names.items():
-            (root / kind / f"{old}.tmp").replace(root / kind / f"{new}.png")
-
-
-def test_renumbered_files_are_refused_and_no_seen_image_is_tested(search: Search, tmp_path: Path) -> None:
-    """The ids are all there, and each part has as many; only the bytes tell."""
-    search.leave()
-    split, data = search.split, data_at(search.images)
-    rename(search.images, {split.test[0]: split.train[0], split.train[0]: split.test[0]})
-    taken = tmp_path / "retrained" / "split.json"
-    with pytest.raises(UserError, match=f"1 of .* another image than in the search: {split.train[0]}") as refused:
-        take_split(search.provenance, taken, data, Console(), file=search.file)
-    assert not taken.exists()
-    assert str(beside(search.file)) in refused.value.todo
-    rename(search.images, {split.test[0]: split.train[0], split.train[0]: split.test[0]})  # the advice, followed
-    take_split(search.provenance, taken, data, Console(), file=search.file)
-    rename(search.images, {split.validation[1]: split.train[0], split.train[0]: split.validation[1]})
-    with pytest.raises(UserError, match=rf"2 of .*; {split.train[0]} has that of {split.validation[1]}: the files were renumbered"):
-        take_split(search.provenance, taken, data, Console(), file=search.file)  # begun before
-
-
-@pytest.mark.parametrize("gone", [False, True])
-def test_a_test_case_with_a_seen_image_is_not_opened(search: Search, gone: bool) -> None:
-    """Also where of the seen cases only the one is missing whose file took the name of a test case."""
-    one, other = search.split.test[0], search.split.validation[0]
-    if gone:
-        rename(search.images, {other: one})
-    else:
-        rename(search.images, {one: other, other: one})
-    with pytest.raises(UserError, match=f"1 test cases have an image that the search has seen: {one}; {one} has that of {other}"):
-        open_test(data_at(search.images), search.split_file, reason="measurement")
-    assert openings(search.split_file) == []
-
-
-def test_a_copy_that_was_there_from_the_start_is_no_renumbering(tmp_path: Path) -> None:
-    """It is told as a leak where the split is drawn; the test can still be opened."""
-    root = make_images(tmp_path / "images")
-    first = open_for_search(data_at(root), cache=tmp_path / "cache").split
-    for kind in ("images", "masks"):
-        shutil.copy(root / kind / f"{first.train[0]}.png", root / kind / f"{first.test[0]}.png")
-    split_file = tmp_path / "split.json"
-    assert open_for_search(data_at(root, stratify=False), split_file=split_file, cache=tmp_path / "cache").split.test == first.test
-    assert len(open_test(data_at(root), split_file, reason="measurement")) == len(first.test)
-
-
-def test_the_same_images_saved_anew_need_a_person_s_word(search: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    search.leave()
-    for file in (search.images / "images").iterdir():
-        Image.open(file).save(file, compress_level=1)
-    taken, data = tmp_path / "retrained" / "split.json", data_at(search.images)
-    with pytest.raises(UserError, match=r"16 of 16 cases have another image than in the search: c\d\d") as refused:
-        take_split(search.provenance, taken, data, Console(), file=search.file)
-    assert "renumbered" not in str(refused.value)
-    assert f"take the entry 'images' out of {beside(search.file)}" in refused.value.todo
-    values = json.loads(beside(search.file).read_text())
-    del values["images"]
-    beside(search.file).write_text(json.dumps(values))
-    take_split(search.provenance, taken, data, Console(width=300), file=search.file)
-    assert "does not note its images" in capsys.readouterr().out
-    assert open_test(data, taken, reason="measurement")
-    rename(search.images, {search.split.train[0]: search.split.train[1], search.split.train[1]: search.split.train[0]})
-    with pytest.raises(UserError, match="renumbered"):  # from then on they are known
-        take_split(search.provenance, taken, data, Console(), file=search.file)
-
-
-@pytest.mark.parametrize("form", ["beside", "printed", "given"])
-def test_every_form_of_the_split_knows_its_images(form: str, search: Search, tmp_path: Path) -> None:
-    provenance, given = dict(search.provenance), None
-    if form == "printed":
-        provenance |= provenance_of(search.split_file, ids=True)
-    if form == "given":
-        given = tmp_path / "given.json"
-        shutil.copy(search.split_file, given)
-    search.leave()
-    if form != "beside":
-        beside(search.file).unlink()
-    found = find_searched(yaml.safe_load(yaml.safe_dump(provenance)), search.file, given=given)
-    assert found is not None
-    seen = {*search.split.train, *search.split.validation}
-    assert found.images.keys() == seen  # of the test the search has opened nothing
-    assert len(set(found.images.values())) == len(seen)
-
-
-def test_digests_survive_a_move_and_know_every_file_of_an_image(tmp_path: Path) -> None:
-    root = make_images(tmp_path / "images", 4)
-    before = image_digests(find_cases(data_at(root)).cases)
-    moved = tmp_path / "elsewhere" / "other"
-    shutil.copytree(root, moved, copy_function=shutil.copyfile)  # with new dates
-    Image.new("L", (32, 32), 255).save(moved / "masks" / "c00.png")  # a corrected mask is no other case
-    assert image_digests(find_cases(data_at(moved)).cases) == before
-    large = tmp_path / "large.bin"
-    pairs = [Case("a", large, large, "a"), Case("b", large, large, "b", more_images=(root / "images" / "c00.png",))]
-    known = set()
-    for place in (None, 0, 70_000, 139_999):
-        content = bytearray(140_000)
-        if place is not None:
-            content[place] = 1
-        large.write_bytes(content)
-        known |= set(image_digests(pairs).values())
-    large.write_bytes(bytes(140_001))
-    known |= set(image_digests(pairs).values())
-    assert len(known) == 10
-    assert image_digests([Case("gone", tmp_path / "gone", large, "g"), pairs[0]]).keys() == {"a"}
 
 
 def test_an_experiment_that_was_never_searched_has_a_split_of_its_own(search: Search, tmp_path: Path) -> None:
