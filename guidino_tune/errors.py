@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import functools
 import os
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -94,6 +95,15 @@ def _makes_folder(error: OSError) -> bool:
     """Whether a folder was to be made where there is a file; other code that finds a file in its way has reasons of its own."""
     trace = traceback.extract_tb(error.__traceback__)
     return bool(trace) and trace[-1].name in ("mkdir", "makedirs") and Path(str(error.filename)).is_file()
+
+
+@contextlib.contextmanager
+def about(where: str) -> Iterator[None]:
+    """Gives a ``UserError`` that names no place the one that it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise error if error.where else UserError(error.what, where=where, todo=error.todo) from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

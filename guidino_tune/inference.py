@@ -166,7 +166,7 @@ def predict_image(
     Raises:
         ValueError: The image is not (H, W, C) uint8 or uint16, the model is in training mode, or ``largest_component`` is still to be
             decided.
-        UserError: The threshold is not in (0, 1), or there is one for several classes.
+        UserError: The threshold is not in (0, 1), or there is one for several classes; or the network's output is not finite.
     """
     if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != data.channels or 0 in image.shape:
         raise ValueError(f"an image is (H, W, {data.channels}) uint8 or uint16; got shape {image.shape}, {image.dtype}")
@@ -182,6 +182,11 @@ def predict_image(
     # Around all windows: weights are cast once for an image, not once for each forward pass.
     with torch.autocast(device.type, torch.bfloat16) if getattr(model, "bf16", False) else nullcontext():
         logits, guide = _predict(model, image, data, protocol, device)
+    if not logits.isfinite().all():  # the label of what is no number would be background, and look like an answer
+        raise UserError(
+            "the network gives NaN or infinity for this image, and no mask",
+            todo="choose another trial or seed: its weights are so large that its numbers overflow",
+        )
     mask = to_labels(logits, threshold)[0].cpu().numpy()
     return ImagePrediction(
         mask=largest_component(mask) if protocol.largest_component == "always" else mask,

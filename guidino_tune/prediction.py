@@ -10,7 +10,7 @@ from PIL import Image
 from guidino_tune.config import Protocol
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.decoding import read_image
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, about
 from guidino_tune.framing import viewable
 from guidino_tune.inference import predict_image
 from guidino_tune.prediction_files import MASKS, OVERLAYS, by_channels, check_output, find_images, mark_of, png
@@ -48,7 +48,8 @@ def predict_folder(
         How many masks were written, a message for each image that could not be read, and the protocol as it is for this model.
 
     Raises:
-        UserError: No model, no images, a threshold that does not fit, or ``output`` holds what would be replaced and is not of ``predict``.
+        UserError: No model, no images, a threshold that does not fit, a network that gives NaN for an image, or ``output`` holds what
+            would be replaced and is not of ``predict``.
     """
     tell = tell or (lambda _: None)
     found = find_images(images, output)
@@ -70,7 +71,8 @@ def predict_folder(
         except UserError as error:
             failed.append(f"{error.where or files[0]}: {error.what}")  # what to do about it in training does not help here
             continue
-        result = predict_image(network, image, experiment.data, used, threshold=threshold)
+        with about(str(files[0])):
+            result = predict_image(network, image, experiment.data, used, threshold=threshold)
         levels = Image.fromarray(result.mask * 255 if experiment.data.num_classes == 1 else result.mask)
         save_png(levels, output / MASKS / png(name), mark_of(levels))
         done += 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guidino_tune import paths
-from guidino_tune.cli import parser, run
+from guidino_tune.cli import parser, positive, run
 
 if TYPE_CHECKING:
     from guidino_tune.data.cases import Listing
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("kind", choices=(*KINDS, BACKBONE), help="the data set, as in data.kind; or backbone")
     made.add_argument("file", nargs="?", help="for a backbone: its checkpoint (.pth, .safetensors), or the folder of a timm model")
     made.add_argument("--output", metavar="DIR", help="for a backbone: the new model folder, for guide.backbone=DIR")
+    made.add_argument("--heads", type=positive, metavar="N", help="for a backbone: its attention heads, where its file does not tell them")
     made.add_argument("--root", metavar="DIR", help="where to (default: datasets/KIND in the home folder)")
     made.add_argument("--keep-archives", action="store_true", help="keep what was downloaded (archives of your own are always kept)")
     made.add_argument("--find-copies", action="store_true", help="compare all images, test included, and name copies and near-copies")
@@ -55,8 +56,8 @@ def _prepare(options: argparse.Namespace) -> int:
 
     if options.kind == BACKBONE:
         return _convert(options)
-    if options.file or options.output:
-        raise UserError("takes neither a file nor --output", where=f"prepare {options.kind}", todo="see --root")
+    if options.file or options.output or options.heads:
+        raise UserError("takes no file, no --output and no --heads", where=f"prepare {options.kind}", todo="see --root")
     root = Path(options.root).expanduser().absolute() if options.root else paths.datasets() / options.kind
     for archive in ARCHIVES.get(options.kind, ()):
         _obtain(archive, root, options.keep_archives)
@@ -84,7 +85,7 @@ def _convert(options: argparse.Namespace) -> int:
     if options.root or options.keep_archives or options.find_copies:
         raise UserError("takes no option of data sets", where="prepare backbone", todo="prepare backbone FILE --output DIR")
     target = Path(options.output).expanduser().absolute()
-    made = convert(Path(options.file).expanduser().absolute(), target)
+    made = convert(Path(options.file).expanduser().absolute(), target, options.heads)
     print(f"{made.folder}: {made.about}, fingerprint {made.fingerprint}")
     for note in made.notes:
         print(f"note: {note}")

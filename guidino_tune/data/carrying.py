@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from guidino_tune import paths
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.data.cases import Listing, some
-from guidino_tune.data.splits import PARTS, Split, groups_digest, groups_of, parse_split, read_split, split_digest, split_text
+from guidino_tune.data.splits import (
+    PARTS,
+    Split,
+    groups_digest,
+    groups_of,
+    images_in,
+    images_of,
+    parse_split,
+    read_split,
+    split_digest,
+    split_text,
+)
 from guidino_tune.errors import UserError
 
 SPLIT, DIGEST, IDS = "split", "split_sha256", "split_ids"
@@ -38,11 +49,17 @@ class Searched:
         split: Its ids.
         study: The study's own file, where it is on this machine: openings of the test cases are recorded beside it.
         groups: Digest of the cases' groups then; empty where it was not noted.
+        images: Digests of the images that it has seen, see ``identity``; empty where an earlier version wrote the split.
+        file: Where all this was read.
+        proved: False where it is the split of the search because a person says so.
     """
 
     split: Split
     study: Path | None = None
     groups: str = ""
+    images: Mapping[str, str] = field(default_factory=dict)
+    file: str = ""
+    proved: bool = True
 
 
 def provenance_of(split_file: Path, *, ids: bool = False) -> dict[str, Any]:
@@ -56,7 +73,7 @@ def provenance_of(split_file: Path, *, ids: bool = False) -> dict[str, Any]:
         return {SPLIT: str(split_file)}
     split = read_split(split_file)
     found: dict[str, Any] = {SPLIT: str(split_file), DIGEST: split_digest(split)}
-    return found | ({IDS: json.loads(split_text(split, groups_of(split_file)))} if ids else {})
+    return found | ({IDS: json.loads(split_text(split, groups_of(split_file), images_of(split_file)))} if ids else {})
 
 
 def beside(file: Path) -> Path:
@@ -111,32 +128,40 @@ def find_searched(
                 where=f"--split-file {given}",
                 todo=f"give the split.json of study {provenance.get('study', 'it came from')}, as it was then",
             )
-        return Searched(split, own, groups_of(given))
+        return Searched(split, own, groups_of(given), images_of(given), str(given), proved=bool(digest or own))
     if IDS in provenance:
-        return Searched(_embedded(provenance, file), own, str(provenance[IDS].get("groups", "")))
+        values, place = provenance[IDS], f"{file} (provenance.{IDS})"
+        return Searched(_embedded(provenance, file), own, str(values.get("groups", "")), images_in(values), place)
     if own:
-        return Searched(read_split(own), own, groups_of(own))
+        return _read(own, own)
     if digest:
         near = sorted(file.absolute().parent.glob(f"*{FILE}"))
         for found in _fitting(sorted(near, key=lambda path: path != beside(file.absolute())), digest):
-            return Searched(read_split(found), None, groups_of(found))
+            return _read(found)
         if taken and taken.is_file() and json.loads(taken.read_text(encoding="utf-8")).get(SEARCHED) == digest:
-            return Searched(read_split(taken), None, groups_of(taken))
+            return _read(taken)
     if not comes_from_search(provenance):
         return None
-    there = beside(file)
-    what = (
-        f"{there.name} was altered since the export"
-        if digest and there.is_file()
-        else "the split of its search is not here"
-        if not there.is_file()
-        else f"nothing says whether {there.name} is the split of its search"
-    )
-    raise UserError(
-        f"{what}; another one would test on cases that the search has seen",
-        where=str(file),
-        todo=f"put {there.name}, which `export` wrote, beside it, or name the study's split.json: --split-file FILE",
-    )
+    raise _not_here(file, provenance, named)
+
+
+def _not_here(file: Path, provenance: Mapping[str, Any], named: Path | None) -> UserError:
+    there, study = beside(file), provenance.get("study", "it came from")
+    name = "name the study's split.json: --split-file FILE"
+    if not provenance.get(DIGEST):
+        what = f"an earlier version exported this, without a proof of its split, and {named or 'the split of its study'} is not here"
+        what += f": nothing says whether {there.name} is the split of its search" if there.is_file() else ""
+        todo = f"export it again where study {study} is; or, at your own word, name the split.json of that study: --split-file FILE"
+    elif there.is_file():
+        what = f"{there.name} is not the split of its search, or was altered since the export"
+        todo = f"put the {there.name} that `export` wrote back, or {name}"
+    else:
+        what, todo = "the split of its search is not here", f"put {there.name}, which `export` wrote, beside it, or {name}"
+    return UserError(f"{what}; another one would test on cases that the search has seen", where=str(file), todo=todo)
+
+
+def _read(file: Path, study: Path | None = None) -> Searched:
+    return Searched(read_split(file), study, groups_of(file), images_of(file), str(file))
 
 
 def fit(searched: Searched, listing: Listing, where: str) -> tuple[Split, tuple[str, ...]]:

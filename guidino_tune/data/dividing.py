@@ -9,6 +9,7 @@ from guidino_tune.config.data import Data
 from guidino_tune.data.cases import Case, Listing, some
 from guidino_tune.data.copies import copies_in_files
 from guidino_tune.data.drawing import ENOUGH
+from guidino_tune.data.identity import seen_images
 from guidino_tune.data.splits import (
     PARTS,
     SIZED,
@@ -89,7 +90,7 @@ def take_or_draw(
     if split_file is None or not split_file.exists():
         split, notes = draw_split(listing, data, progress=progress, survey=survey)
         if split_file is not None:
-            write_split(split, split_file, groups_digest(listing, split))
+            keep_split(split, listing, split_file)
         return split, notes
     split = read_split(split_file)
     _check_settings(split, data, split_file)
@@ -108,6 +109,11 @@ def take_or_draw(
     if "seeded" in split.origin and _parts(make_split(listing, data)) != _parts(split):
         return split, (f"{split_file}: the stored split is kept; with the present settings another one would be drawn",)
     return split, ()
+
+
+def keep_split(split: Split, listing: Listing, split_file: Path) -> None:
+    """Writes the file of a split that was drawn, with what later proves that the cases are still those of then."""
+    write_split(split, split_file, groups_digest(listing, split), seen_images(listing, split))
 
 
 def leak_notes(listing: Listing, split: Split) -> tuple[str, ...]:

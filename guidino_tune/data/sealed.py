@@ -7,9 +7,10 @@ from pathlib import Path
 
 from guidino_tune.config.data import Data
 from guidino_tune.data.cases import Case
+from guidino_tune.data.identity import check_images
 from guidino_tune.data.openings import record_opening
 from guidino_tune.data.sources import find_cases
-from guidino_tune.data.splits import check_split, read_split
+from guidino_tune.data.splits import check_split, images_of, read_split
 from guidino_tune.errors import UserError
 
 SEAL = "GUIDINO_TUNE_SEALED"
@@ -27,7 +28,7 @@ def open_test(data: Data, split_file: Path, *, reason: str) -> list[Case]:
     Raises:
         RuntimeError: A search is running in this process: a bug, since nothing in a search may ask.
         ValueError: No reason is given.
-        UserError: The split is missing, does not fit the data set, or has no test cases.
+        UserError: The split is missing, does not fit the data set, or has no test cases; or a test case has an image that was seen.
     """
     if os.environ.get(SEAL) == "1":
         raise RuntimeError("the test split is sealed during a search")
@@ -40,5 +41,6 @@ def open_test(data: Data, split_file: Path, *, reason: str) -> list[Case]:
         )
     listing = find_cases(data)
     check_split(split, listing, split_file, ("test",))
+    check_images(listing, split, images_of(split_file), str(split_file), same=())
     record_opening(split_file, reason, len(split.test))
     return listing.select(split.test)

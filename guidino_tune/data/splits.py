@@ -267,23 +267,25 @@ def shared_groups(listing: Listing, split: Split) -> tuple[str, ...]:
     return tuple(sorted(group for group, found in parts.items() if len(found) > 1))
 
 
-def split_text(split: Split, groups: str = "", **about: str) -> str:
+def split_text(split: Split, groups: str = "", images: Mapping[str, str] | None = None, **about: str) -> str:
     """A split as JSON.
 
     Args:
         split: The split.
         groups: From ``groups_digest``.
+        images: From ``identity.seen_images``.
         about: What else is to be noted; nobody who reads a split looks at it.
     """
-    return json.dumps(asdict(split) | ({"groups": groups} if groups else {}) | about, indent=1) + "\n"
+    noted = ({"groups": groups} if groups else {}) | ({"images": dict(images)} if images else {})
+    return json.dumps(asdict(split) | noted | about, indent=1) + "\n"
 
 
-def write_split(split: Split, path: Path, groups: str = "", **about: str) -> None:
+def write_split(split: Split, path: Path, groups: str = "", images: Mapping[str, str] | None = None, **about: str) -> None:
     """Writes ``split_text`` to a temporary name beside ``path`` and renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_text(split_text(split, groups, **about), encoding="utf-8")
+        temporary.write_text(split_text(split, groups, images, **about), encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -350,6 +352,20 @@ def groups_of(path: Path) -> str:
         return str(json.loads(path.read_text(encoding="utf-8")).get("groups", ""))
     except (OSError, ValueError, AttributeError):
         return ""
+
+
+def images_of(path: Path) -> dict[str, str]:
+    """The digests of images that a split file notes (see ``identity.seen_images``); empty where an earlier version wrote it."""
+    try:
+        return images_in(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def images_in(values: object) -> dict[str, str]:
+    """As ``images_of``, from the values of the file."""
+    found = values.get("images") if isinstance(values, dict) else None
+    return {str(name): str(digest) for name, digest in found.items()} if isinstance(found, dict) else {}
 
 
 def check_split(split: Split, listing: Listing, path: Path, parts: Iterable[str] = PARTS) -> None:

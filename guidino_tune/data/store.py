@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from guidino_tune.data.checksums import SOUND, checksum, seal_of
 from guidino_tune.data.locking import Held, locked
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,6 @@ _PAUSE = 300.0  # seconds after which it is tried again whether chunks can be ke
 _LOCKS = 256  # files for all chunks of a kind together: two chunks that share one merely wait for each other
 _STALE = 600.0  # seconds after which an unfinished file has lost its writer
 _DEFAULT = 200 * 10**9  # bytes at most, where nobody has said how many
-_BLOCK = 4096  # bytes that are added up before their sums are checked: three times as fast as to copy them
 _ALLOWANCE = 1 / 128  # of the budget: what a process may write before it looks again at what the others have written
 
 
@@ -226,7 +226,7 @@ def _write(path: Path, arrays: Arrays) -> None:
     for name, array in arrays.items():
         width = array.nbytes // len(array)
         columns.append(pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(array), [None, pa.py_buffer(array)]))
-        forms[name] = {"dtype": array.dtype.str, "shape": array.shape, "checksum": _checksum(array)}
+        forms[name] = {"dtype": array.dtype.str, "shape": array.shape, "checksum": checksum(array)}
     metadata = {"guidino_tune": json.dumps({"format": FORMAT, "arrays": forms})}
     batch = pa.record_batch(columns, names=list(arrays))
     with open(path, "wb") as file:
@@ -236,26 +236,13 @@ def _write(path: Path, arrays: Arrays) -> None:
         os.fsync(file.fileno())
 
 
-_SOUND: set[tuple[str, int, int, int]] = set()
-"""Path, inode, time and size of the files whose content this process has found to be as it was written."""
-
-
-def _checksum(array: np.ndarray) -> int:
-    """CRC-32 of the sums of blocks: another value wherever a bit has flipped, or a page was lost."""
-    data = array.reshape(-1).view(np.uint8)
-    whole = len(data) // _BLOCK * _BLOCK
-    sums = data[:whole].view(np.uint64).reshape(-1, _BLOCK // 8).sum(1)
-    return zlib.crc32(data[whole:].tobytes(), zlib.crc32(sums.tobytes()))
-
-
 def _read(path: Path) -> Arrays | None:
     """The arrays of a file, mapped; ``None`` when there is none, or none that is whole and as it was written.
 
     The content is read for this once in a process, when the file is first opened; whoever opens a chunk needs it in memory anyway.
     """
     try:
-        status = path.stat()
-        seal = (str(path), status.st_ino, status.st_mtime_ns, status.st_size)
+        seal = seal_of(path)
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         form = json.loads((reader.schema.metadata or {})[b"guidino_tune"])
         if form["format"] != FORMAT:
@@ -265,11 +252,11 @@ def _read(path: Path) -> Arrays | None:
             name: np.frombuffer(column.buffers()[1], dtype=of["dtype"]).reshape(of["shape"])
             for (name, of), column in zip(form["arrays"].items(), batch.columns, strict=True)
         }
-        if seal not in _SOUND:
-            if any(_checksum(array) != form["arrays"][name]["checksum"] for name, array in found.items()):
+        if seal not in SOUND:
+            if any(checksum(array) != form["arrays"][name]["checksum"] for name, array in found.items()):
                 log.warning("%s is damaged, and made again", path)
                 return None
-            _SOUND.add(seal)
+            SOUND.add(seal)
         return found
     except (pa.ArrowInvalid, OSError, ValueError, KeyError, TypeError):
         return None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +20,7 @@ import pyarrow as pa
 
 from guidino_tune.config.data import IGNORED, Data
 from guidino_tune.data.cases import Case, stable_hash
+from guidino_tune.data.checksums import SOUND, checksum, seal_of
 from guidino_tune.data.decoding import read_case_and_digest
 from guidino_tune.data.files import slice_of
 from guidino_tune.data.labels import Mask
@@ -25,6 +28,8 @@ from guidino_tune.data.locking import locked
 from guidino_tune.data.rules import Rules
 from guidino_tune.errors import UserError
 from guidino_tune.framing import Array, cut, frame, place, place_mask, round_trip_dice
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2
 """Raised whenever the file's layout or the way of decoding or resizing changes: old files are then passed over."""
@@ -66,6 +71,7 @@ class CaseTable:
         columns = reader.schema.names
         batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         small = pa.Table.from_batches(batches).select([name for name in columns if name not in ("image", "mask")])
+        small.validate(full=True)  # of a damaged file, or it may be read beyond its end
         self._columns: dict[str, list[Any]] = small.to_pydict()
         self._images, self._masks = (_Pixels([batch.column(columns.index(name)) for batch in batches]) for name in ("image", "mask"))
         problems = self._columns["problem"]
@@ -108,6 +114,28 @@ class CaseTable:
     def foreground(self) -> Array:
         """Share of foreground in each mask (N,), float64."""
         return np.array([self._columns["foreground"][row] for row in self._rows])
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether its cases were written with checksums, as those of an earlier version were not."""
+        return "checksum" in self._columns
+
+    def check(self, ids: Sequence[str]) -> None:
+        """Compares every case with the checksum that it was written with; to a file, this is to read it once.
+
+        Args:
+            ids: Of all its cases, also of those that could not be decoded, in the order of the rows.
+
+        Raises:
+            ValueError: The file is not as it was written.
+        """
+        if self._columns["id"] != list(ids):
+            raise ValueError("it holds other cases")
+        form = json.dumps(self._form)
+        for row, written in enumerate(self._columns["checksum"]):
+            values = {name: column[row] for name, column in self._columns.items()}
+            if _checksum(values, form, self._images[row], self._masks[row]) != written:
+                raise ValueError(f"case {ids[row]} is not as it was written")
 
     @property
     def ceiling(self) -> float:
@@ -184,12 +212,13 @@ def build_table(cases: Iterable[Case], data: Data, rules: Rules, folder: Path, p
         "rules": rules.key,
     }
     path = folder / f"cases-{data.image_size}-{_key(cases, form)}.arrow"
-    table = _opened(path)
+    ids = [case.id for case in cases]
+    table = _opened(path, ids)
     if table is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(path.with_suffix(".lock")) as held:
-                table = _opened(path)
+                table = _opened(path, ids)
                 if table is None:
                     if held == "alone":  # then whoever left these was killed
                         for leftover in folder.glob(f".{path.name}.*.tmp"):
@@ -223,11 +252,22 @@ def _key(cases: list[Case], form: dict[str, Any]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _opened(path: Path) -> CaseTable | None:
+def _opened(path: Path, ids: Sequence[str]) -> CaseTable | None:
+    """The table in a file, if it is whole and as it was written; the content is read for this once in a process."""
+    if not path.exists():
+        return None
     try:
-        return CaseTable(path) if path.exists() else None
-    except (pa.ArrowInvalid, OSError, ValueError, KeyError):
-        return None  # damaged: built again
+        seal = seal_of(path)
+        table = CaseTable(path)
+        if seal not in SOUND:
+            if not table.has_checksums:
+                return None
+            table.check(ids)
+            SOUND.add(seal)
+        return table
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+        log.warning("%s is damaged, and made again (%s)", path, error)
+        return None
 
 
 _COLUMNS = {
@@ -239,13 +279,21 @@ _COLUMNS = {
     "foreground": pa.float64(),
     "ceiling": pa.float64(),
     "problem": pa.string(),  # why the case could not be decoded; it has no pixels then
+    "checksum": pa.uint32(),  # of all the other columns
     "image": pa.large_binary(),
     "mask": pa.large_binary(),
 }
 
 
+def _checksum(row: Mapping[str, Any], form: str, image: Array, mask: Array) -> int:
+    """Of a row, and of what the file says of all of them."""
+    small = [row["id"], row["height"], row["width"], bool(row["deep"]), row["digest"].hex(), float(row["foreground"]), row["ceiling"]]
+    return checksum(mask, checksum(image, zlib.crc32(json.dumps([*small, row["problem"], form]).encode())))
+
+
 def _write(cases: list[Case], data: Data, rules: Rules, form: dict[str, Any], path: Path, progress: Progress | None) -> None:
-    schema = pa.schema(list(_COLUMNS.items()), metadata={"guidino_tune": json.dumps(form)})
+    text = json.dumps(form)
+    schema = pa.schema(list(_COLUMNS.items()), metadata={"guidino_tune": text})
     per_batch = _NATIVE if data.view == "patch" else max(1, min(64, _BATCH_BYTES // (data.image_size**2 * (data.channels + 1))))
     measured = set(sorted((case.id for case in cases), key=lambda name: (stable_hash("ceiling", name), name))[:_CEILINGS])
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -259,7 +307,9 @@ def _write(cases: list[Case], data: Data, rules: Rules, form: dict[str, Any], pa
                     rows = []
                     try:
                         for job in jobs:
-                            rows.append(job.result())
+                            row = job.result()
+                            image, mask = (np.frombuffer(row[name], np.uint8) for name in ("image", "mask"))
+                            rows.append(row | {"checksum": _checksum(row, text, image, mask)})
                             done += 1
                             if progress:
                                 progress(done, len(cases))

@@ -30,7 +30,7 @@ class Converted:
         folder: Of the model.
         about: What it is, in words.
         fingerprint: Of its weights.
-        notes: What was left out of the file.
+        notes: What was left out of the file, and what it does not tell.
     """
 
     folder: Path
@@ -39,19 +39,20 @@ class Converted:
     notes: tuple[str, ...]
 
 
-def convert(source: Path, target: Path) -> Converted:
+def convert(source: Path, target: Path, heads: int | None = None) -> Converted:
     """Writes a model folder, whole or not at all, and loads it once as a search does.
 
     Args:
         source: A file or timm's folder, see ``read_published``.
         target: The new folder; nothing is replaced.
+        heads: See ``recognise``.
 
     Raises:
         UserError: The source cannot be read, or is none of the networks that are known; or the target is there.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError("is there already, and nothing is replaced", where=str(target), todo="choose another --output")
-    published, network = _read(source)
+    published, network = _read(source, heads)
     model = _module(network, source)
     draft = target.with_name(f".{target.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
@@ -65,15 +66,16 @@ def convert(source: Path, target: Path) -> Converted:
         draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    notes = [f"taken from {published.part!r} in the file"] if published.part else []
+    notes = list(network.notes)
+    notes += [f"taken from {published.part!r} in the file"] if published.part else []
     notes += [f"left out: {name}.* ({count} weights)" for name, count in published.left_out.items()]
     return Converted(target, _known_as(network), fingerprints.fingerprint(loaded), tuple(notes))
 
 
-def _read(source: Path) -> tuple[Published, Network]:
+def _read(source: Path, heads: int | None = None) -> tuple[Published, Network]:
     published = read_published(source)
     try:
-        return published, recognise(published.weights)
+        return published, recognise(published.weights, heads)
     except UserError as error:
         raise UserError(error.what, where=str(source), todo=error.todo) from None
 

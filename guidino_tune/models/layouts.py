@@ -17,13 +17,20 @@ from torch import Tensor
 
 from guidino_tune.config import PATCH
 from guidino_tune.errors import UserError
-from guidino_tune.models.architectures import NUM_STAGES
+from guidino_tune.models.architectures import NUM_STAGES, SIZES
 
 ROPE_THETA = 100.0
 """Base of the periods of DINOv3's position encoding."""
 
-_HEAD_DIM = {4096: 128}
-"""Width of an attention head where it is not 64, by the width of the network: the shapes of weights do not tell it."""
+_HEADS: dict[str, dict[int, int]] = {
+    kind: {
+        s.values["hidden_size"]: s.values["num_attention_heads"] for n, s in SIZES.items() if s.model_type.startswith(kind) and n != "tiny"
+    }
+    for kind in ("dinov3_vit", "dinov2")
+}
+"""Attention heads of the published networks, by their width: the shapes of weights do not tell them."""
+
+SAY_HEADS = "say how many attention heads it was trained with: prepare backbone FILE --output DIR --heads N"
 
 _BLOCK = r"blocks\.(?:\d+\.)?(\d+)\."  # in training code blocks come in chunks, in which they keep their number
 _WB = r"(weight|bias)"
@@ -64,47 +71,65 @@ class Network:
         config: Values of its configuration.
         weights: By the names in the module.
         about: What it is, in words.
+        notes: What its file does not tell and was taken from elsewhere.
     """
 
     model_type: str
     config: dict[str, Any]
     weights: dict[str, Tensor] = field(default_factory=dict)
     about: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Unknown(Exception):
-    """A checkpoint that is none of ours; says what was found and what was expected."""
+    """A checkpoint that is none of ours; says what was found and what was expected.
+
+    Args:
+        what: Is wrong.
+        todo: What to do about it, where giving another file is not the only way.
+    """
+
+    def __init__(self, what: str, todo: str = "give a DINOv3 (ViT or ConvNeXt) or a DINOv2 in Meta's or timm's layout") -> None:
+        super().__init__(what)
+        self.todo = todo
 
 
-def recognise(weights: Mapping[str, Tensor]) -> Network:
+def recognise(weights: Mapping[str, Tensor], heads: int | None = None) -> Network:
     """Which network the weights are of, and its weights under the names of ``transformers``.
 
     Args:
         weights: As ``read_published`` gives them.
+        heads: Attention heads of a vision transformer, as a person says; ``None``: as its file tells, or as in the published network of
+            its width.
 
     Raises:
         UserError: They are of no network that is known; names what was found and what was expected.
     """
     try:
         if "patch_embed.proj.weight" not in weights:
+            if heads is not None:
+                raise Unknown("is a ConvNeXt, which has no attention heads", "leave out --heads")
             return _convnext(dict(weights))
         patch = _shape(weights, "patch_embed.proj.weight", 4)[-1]
         if patch == PATCH and "pos_embed" not in weights:
-            return _dinov3(dict(weights))
+            return _dinov3(dict(weights), heads)
         if patch == 14 and "pos_embed" in weights:
-            return _dinov2(dict(weights))
+            return _dinov2(dict(weights), heads)
         has = "learned positions (pos_embed)" if "pos_embed" in weights else "no learned positions (pos_embed)"
         raise Unknown(f"has patches of {patch} pixels and {has}; a DINOv3 has 16 and none, a DINOv2 14 and learned ones")
     except Unknown as error:
-        raise UserError(str(error), todo="give a DINOv3 (ViT or ConvNeXt) or a DINOv2 in Meta's or timm's layout") from None
+        raise UserError(str(error), todo=error.todo) from None
 
 
 # ------------------------------------------------------------------------------------------------------------ vision transformers
 
 
-def _dinov3(weights: dict[str, Tensor]) -> Network:
+def _dinov3(weights: dict[str, Tensor], heads: int | None) -> Network:
     width = _shape(weights, "patch_embed.proj.weight", 4)[0]
-    head_dim, theta = _positions(weights, width)
+    told, theta = _positions(weights, width)
+    heads, notes = _num_heads("dinov3_vit", width, told, heads)
+    if width // heads % 4:
+        raise Unknown(f"{heads} heads of width {width // heads} cannot have DINOv3's positions, which take whole fours of it", SAY_HEADS)
     blocks = _blocks(weights)
     found = _renamed(weights, _VIT, layer="model.layer.", patch="embeddings.patch_embeddings", norm="norm")
     gated, hidden = False, 0
@@ -127,37 +152,66 @@ def _dinov3(weights: dict[str, Tensor]) -> Network:
     registers = _shape(found, "embeddings.register_tokens", 3)[1] if "embeddings.register_tokens" in found else 0
     found.setdefault("embeddings.register_tokens", torch.zeros(1, 0, width))
     config = {
-        "hidden_size": width, "num_hidden_layers": len(blocks), "num_attention_heads": width // head_dim, "intermediate_size": hidden,
+        "hidden_size": width, "num_hidden_layers": len(blocks), "num_attention_heads": heads, "intermediate_size": hidden,
         "use_gated_mlp": gated, "hidden_act": "silu" if gated else "gelu", "num_register_tokens": registers, "patch_size": PATCH,
         "query_bias": present[0], "key_bias": key_bias, "value_bias": present[2], "rope_theta": theta, "layer_norm_eps": 1e-5,
     }  # fmt: skip
-    return Network("dinov3_vit", config, found, f"DINOv3 vision transformer, {len(blocks)} layers of width {width}")
+    about = f"DINOv3 vision transformer, {len(blocks)} layers of width {width}, {heads} heads"
+    return Network("dinov3_vit", config, found, about, notes)
 
 
-def _positions(weights: dict[str, Tensor], width: int) -> tuple[int, float]:
-    """Width of a head and base of the periods, from the buffer of periods where it is there."""
+def _positions(weights: dict[str, Tensor], width: int) -> tuple[int | None, float]:
+    """Number of heads and base of the periods, from the buffer of periods; without it ``None`` and the base of all published ones."""
     name = next((n for n in ("rope_embed.periods", "rope.periods") if n in weights), None)
     if name is None:
-        head_dim = _HEAD_DIM.get(width, 64)
+        return None, ROPE_THETA
+    periods = weights.pop(name).double().flatten()
+    count = len(periods)
+    if count == 0 or width % (4 * count):
+        raise Unknown(f"{name} are {count}, of heads {4 * count} wide; its width {width} is no multiple of that")
+    # Of the last one, whose rounding weighs least.
+    theta = float(periods[-1] ** (count / (count - 1))) if count > 1 else ROPE_THETA
+    if not torch.allclose(periods, theta ** (torch.arange(count).double() / count), rtol=0.02):
+        raise Unknown(f"{name} are not the powers of one base that DINOv3 has: {[round(float(p), 3) for p in periods[:4]]} ...")
+    if math.isclose(theta, ROPE_THETA, rel_tol=0.05):  # the buffer may have been stored in bfloat16
         theta = ROPE_THETA
-    else:
-        periods = weights.pop(name).double().flatten()
-        count = len(periods)
-        # Of the last one, whose rounding weighs least.
-        head_dim, theta = 4 * count, float(periods[-1] ** (count / (count - 1))) if count > 1 else ROPE_THETA
-        if not torch.allclose(periods, theta ** (torch.arange(count).double() / count), rtol=0.02):
-            raise Unknown(f"{name} are not the powers of one base that DINOv3 has: {[round(float(p), 3) for p in periods[:4]]} ...")
-        if math.isclose(theta, ROPE_THETA, rel_tol=0.05):  # the buffer may have been stored in bfloat16
-            theta = ROPE_THETA
-    if width % head_dim:
-        raise Unknown(f"its width {width} is no multiple of {head_dim}, the width of a head; their number cannot be told from the weights")
-    return head_dim, theta
+    return width // (4 * count), theta
 
 
-def _dinov2(weights: dict[str, Tensor]) -> Network:
+def _num_heads(kind: str, width: int, told: int | None, given: int | None) -> tuple[int, tuple[str, ...]]:
+    """How many attention heads a vision transformer has: never a guess, for any number that divides the width gives features.
+
+    Args:
+        kind: A key of ``_HEADS``.
+        width: Of the network.
+        told: What its file tells.
+        given: What a person says.
+
+    Returns:
+        The number, and a note where it was taken from the published network of this width.
+    """
+    if given is not None:
+        if told is not None and told != given:
+            raise Unknown(f"has {told} attention heads by its buffer of periods, not {given}", "leave out --heads")
+        if given < 1 or width % given:
+            raise Unknown(f"its width {width} cannot be divided into {given} attention heads", SAY_HEADS)
+        return given, ()
+    if told is not None:
+        return told, ()
+    known = _HEADS[kind].get(width)
+    if known is None:
+        raise Unknown(
+            f"does not tell how many attention heads it has, and no published network is {width} wide (known: {sorted(_HEADS[kind])})",
+            SAY_HEADS,
+        )
+    return known, (
+        f"the file does not tell how many attention heads it has: {known}, as the published network of this width; else --heads N",
+    )
+
+
+def _dinov2(weights: dict[str, Tensor], heads: int | None) -> Network:
     width = _shape(weights, "patch_embed.proj.weight", 4)[0]
-    if width % 64:
-        raise Unknown(f"its width {width} is no multiple of 64, the width of a head in every DINOv2")
+    heads, notes = _num_heads("dinov2", width, None, heads)
     positions = weights.pop("pos_embed")
     if math.isqrt(positions.shape[1]) ** 2 == positions.shape[1]:
         # timm's networks with registers: the class token has its position added already.
@@ -184,14 +238,14 @@ def _dinov2(weights: dict[str, Tensor]) -> Network:
     mask = found.get("embeddings.mask_token", torch.zeros(1, width, dtype=positions.dtype))
     found["embeddings.mask_token"] = mask.reshape(1, width)
     config: dict[str, Any] = {
-        "hidden_size": width, "num_hidden_layers": len(blocks), "num_attention_heads": width // 64, "mlp_ratio": widths[hidden],
+        "hidden_size": width, "num_hidden_layers": len(blocks), "num_attention_heads": heads, "mlp_ratio": widths[hidden],
         "use_swiglu_ffn": gated, "qkv_bias": bias, "patch_size": 14, "image_size": 14 * side, "layer_norm_eps": 1e-6,
     }  # fmt: skip
     registers = found.get("embeddings.register_tokens")
-    about = f"DINOv2 vision transformer, {len(blocks)} layers of width {width}"
+    about = f"DINOv2 vision transformer, {len(blocks)} layers of width {width}, {heads} heads"
     if registers is None:
-        return Network("dinov2", config, found, about)
-    return Network("dinov2_with_registers", config | {"num_register_tokens": registers.shape[1]}, found, f"{about}, with registers")
+        return Network("dinov2", config, found, about, notes)
+    return Network("dinov2_with_registers", config | {"num_register_tokens": registers.shape[1]}, found, f"{about}, with registers", notes)
 
 
 def _attention(weights: dict[str, Tensor], block: str, layer: str, found: dict[str, Tensor]) -> tuple[Tensor | None, ...]:

@@ -88,7 +88,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Reads a checkpoint, all of it or nothing.
 
     Raises:
-        UserError: A file is missing or damaged.
+        UserError: A file is missing or damaged, or holds NaN.
     """
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -97,6 +97,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             if _checksum(folder / name) != checksum:
                 raise ValueError(f"{name} is not as it was written")
         weights, optimizer = load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER)
+        # None is saved with a weight that is not finite. An infinite square of a gradient may belong to an optimiser, NaN never.
+        odd = not_finite(weights) + sorted(name for name, value in optimizer.items() if value.is_floating_point() and value.isnan().any())
+        if odd:
+            raise ValueError(f"NaN or infinity in {_some(odd)}")
         return Checkpoint(state["experiment"], history, weights, optimizer, str(state.get("backbone", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"the checkpoint is damaged: {error}", where=str(folder), todo="an older one is used where there is one") from None
@@ -129,10 +133,17 @@ def check_finite(weights: Mapping[str, torch.Tensor], file: Path) -> None:
     Raises:
         UserError: Names the weights.
     """
-    odd = sorted(name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all())
-    if odd:
-        names = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
-        raise UserError(f"the weights hold NaN or infinity in {names}", where=str(file), todo="retrain, or copy the model again")
+    if odd := not_finite(weights):
+        raise UserError(f"the weights hold NaN or infinity in {_some(odd)}", where=str(file), todo="retrain, or copy the model again")
+
+
+def not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of those with NaN or infinity in them, sorted."""
+    return sorted(name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all())
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def backbone_in(folder: Path) -> str:

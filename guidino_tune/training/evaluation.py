@@ -19,11 +19,12 @@ from guidino_tune.config.parsing import parse
 from guidino_tune.data.cases import Case
 from guidino_tune.data.decoding import read_case
 from guidino_tune.data.files import slice_of
+from guidino_tune.data.identity import check_images
 from guidino_tune.data.rules import Rules, label_rule, survey_masks
 from guidino_tune.data.sealed import open_test
 from guidino_tune.data.sources import find_cases
-from guidino_tune.data.splits import read_split
-from guidino_tune.errors import UserError
+from guidino_tune.data.splits import images_of, read_split
+from guidino_tune.errors import UserError, about
 from guidino_tune.framing import cut, frame, place_mask
 from guidino_tune.inference import largest_component, predict_image
 from guidino_tune.metrics import NAMES, CaseScore, case_dice, score_case, values, with_classes
@@ -181,8 +182,10 @@ def choose_cases(
             where=str(model),
             todo="evaluate its members one by one, each on the fold that it has not seen (MODEL/member-0, ...), or with --split test",
         )
-    wanted = set(read_split(file).validation)
-    return [case for case in find_cases(data).cases if case.id in wanted]
+    split, listing = read_split(file), find_cases(data)
+    check_images(listing, split, images_of(file), str(file), same=("validation",))
+    wanted = set(split.validation)
+    return [case for case in listing.cases if case.id in wanted]
 
 
 def find_split(model: Path, split_file: str | None) -> Path | None:
@@ -224,7 +227,8 @@ def rules_for(cases: Sequence[Case], data: Data, rules: Rules) -> Rules:
 def _predict(model: nn.Module, case: Case, data: Data, protocol: Protocol, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
     """Predicted and true labels of one size."""
     image, truth = read_case(case, rules)
-    mask = predict_image(model, image, data, protocol).mask
+    with about(str(case.image)):
+        mask = predict_image(model, image, data, protocol).mask
     if protocol.resolution == "native":
         return mask, truth
     placed = place_mask(truth, data.image_size, data.resize, data.mask_resize, data.num_classes)

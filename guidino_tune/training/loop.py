@@ -149,7 +149,7 @@ class TrainingRun:
         """Trains, validates if it is time, saves and tells one epoch; after a restart first tells again what may have been lost.
 
         Raises:
-            Diverged: The loss or a prediction is not finite; nothing of this epoch is saved.
+            Diverged: The loss, a weight or a prediction is not finite; nothing of this epoch is saved.
         """
         if self._backlog:
             return self.reporter.report(self._backlog.pop(0))
@@ -163,6 +163,7 @@ class TrainingRun:
         last = self.epoch + 1 == self.experiment.training.epochs
         if last or self.validated is None or self.epoch + 1 in self.validated:
             metrics |= self._validate(distances=last)
+        self._check_weights()
         metrics |= {"epoch_seconds": time.perf_counter() - start, "images_per_second": images / seconds}
         if self.micro_batches > 1:
             metrics["micro_batches"] = self.micro_batches
@@ -176,6 +177,15 @@ class TrainingRun:
         if self.rank == 0:
             self.reporter.save(record.epoch, self._write, best=improved)
         return self.reporter.report(record)
+
+    def _check_weights(self) -> None:
+        """The last step may have spoiled the weights, which no loss of this epoch has seen, and no prediction without a validation."""
+        finite = [value.isfinite().all() for value in self.model.trained_state().values() if value.is_floating_point()]
+        good = torch.stack(finite).all().float()
+        if self.world_size > 1:
+            torch.distributed.all_reduce(good, torch.distributed.ReduceOp.MIN)
+        if not good:
+            raise Diverged(f"a weight is not finite after epoch {self.epoch + 1}")
 
     def _costs(self) -> dict[str, float]:
         """Of this epoch and this network; once, for later epochs would tell the same."""

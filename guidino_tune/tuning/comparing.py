@@ -20,10 +20,11 @@ from guidino_tune.config import DINOGuide, Experiment, Protocol, Resources
 from guidino_tune.config.parsing import parse, read_yaml
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.carrying import provenance_of
+from guidino_tune.data.identity import check_images
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.openings import openings
 from guidino_tune.data.sources import find_cases
-from guidino_tune.data.splits import read_split
+from guidino_tune.data.splits import images_of, read_split
 from guidino_tune.errors import UserError
 from guidino_tune.models import check_backbone, check_segmenter
 from guidino_tune.models.known import key_of
@@ -212,6 +213,8 @@ def _check(configurations: Sequence[Configuration], folder: StudyFolder, resourc
             found[key_of(experiment.guide)] = check_backbone(experiment.guide)
         check_segmenter(experiment)
         notes |= dict.fromkeys(open_for_search(experiment.data, split_file=folder.split).notes)
+    listing = find_cases(configurations[0].experiment.data)
+    check_images(listing, read_split(folder.split), images_of(folder.split), str(folder.split))
     write_known(folder.path, found)
     unnoted = [
         f"the study does not note the fingerprint of {key}; taken to be this one: {found[key]}" for key in found if key not in before

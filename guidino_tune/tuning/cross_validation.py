@@ -26,7 +26,7 @@ from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.openings import copied_from
 from guidino_tune.data.rules import RULES, write_rules
 from guidino_tune.data.sources import find_cases
-from guidino_tune.data.splits import TOGETHER, Split, fold_of, fold_splits, groups_digest, joined, read_split, write_split
+from guidino_tune.data.splits import TOGETHER, Split, fold_of, fold_splits, groups_digest, images_of, joined, read_split, write_split
 from guidino_tune.errors import UserError
 from guidino_tune.metrics import NAMES, mean_values
 from guidino_tune.tracking import SeedRun
@@ -194,7 +194,7 @@ def _fold_files(data: Data, opened: SearchData, split_file: Path) -> list[Path]:
     made = fold_splits(listing, split, data.folds, data.split_seed, stratify=data.stratify, sizes=sizes)
     for file, one in zip(files, made, strict=True):
         origin = one.origin + (TOGETHER if data.group_duplicates else "")
-        write_split(dataclasses.replace(one, origin=origin), file, groups_digest(listing, one))
+        write_split(dataclasses.replace(one, origin=origin), file, groups_digest(listing, one), images_of(split_file))
         write_rules(opened.rules, file.parent / RULES)  # what is black and white does not change from fold to fold
         copied_from(file, split_file)
     return files

@@ -17,11 +17,12 @@ from guidino_tune.analysis.statistics import mean_sd
 from guidino_tune.config import Data, Experiment, Protocol, Resources
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.carrying import FILE, SEARCHED, check_taken, find_searched, fit, provenance_of
+from guidino_tune.data.identity import check_images, seen_images
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.openings import copied_from
 from guidino_tune.data.rules import RULES, RULES_KEY, Rules, write_rules
 from guidino_tune.data.sources import find_cases
-from guidino_tune.data.splits import groups_digest, read_split, split_digest, write_split
+from guidino_tune.data.splits import groups_digest, images_of, read_split, split_digest, write_split
 from guidino_tune.errors import UserError
 from guidino_tune.tracking import SeedRun
 from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
@@ -227,19 +228,27 @@ def take_split(
         given: The split as a person named it.
 
     Raises:
-        UserError: The search's split is not here, nothing is left of one of its parts, or this retraining was started with another split.
+        UserError: The search's split is not here, nothing is left of one of its parts, this retraining was started with another split, or
+            cases have other images than in the search.
     """
     studies = [paths.studies() / str(provenance["study"]) / FILE] if provenance.get("study") else []
     searched = find_searched(provenance, file, given=given, studies=studies, taken=split_file)
+    listing = find_cases(data)
+    if split_file.exists():  # begun before
+        check_images(listing, read_split(split_file), images_of(split_file), str(split_file))
     if searched is None:
         return
-    listing = find_cases(data)
     split, notes = fit(searched, listing, data.root or data.kind)
+    check_images(listing, searched.split, searched.images, searched.file)
+    if not searched.images:
+        notes += (f"{searched.file} does not note its images: whether these are the ones that the search has seen cannot be checked",)
+    if not searched.proved:
+        notes += (f"nothing proves that {searched.file} is the split of the search: an earlier version exported this",)
     if split_file.exists():
         check_taken(read_split(split_file), searched.split, f"{split_file} and {searched.study or given or file}")
     else:
         about = {SEARCHED: split_digest(searched.split)}
-        write_split(split, split_file, groups_digest(listing, split), **about)
+        write_split(split, split_file, groups_digest(listing, split), searched.images or seen_images(listing, split), **about)
     if RULES_KEY in provenance and not (rules := split_file.parent / RULES).exists():
         write_rules(Rules.from_dict(provenance[RULES_KEY]), rules)  # what is black and white stays so, whatever files are there
     for note in notes:

@@ -19,10 +19,10 @@ from rich.console import Console
 
 from guidino_tune import paths
 from guidino_tune.config import DINOGuide, Experiment
+from guidino_tune.data.dividing import keep_split
 from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.rules import write_rules
 from guidino_tune.data.sources import find_cases
-from guidino_tune.data.splits import write_split
 from guidino_tune.errors import UserError, storage_error
 from guidino_tune.framing import place_mask
 from guidino_tune.metrics import constant_mask_dice
@@ -163,7 +163,7 @@ def run_search(space: Space, console: Console, storage: str | None = None, track
         study = open_study(space, folder, storage)
         _same_data(study, data, folder)
         if not folder.split.exists():
-            write_split(data.split, folder.split)
+            keep_split(data.split, find_cases(space.base.data), folder.split)
         if not folder.rules.exists():
             write_rules(data.rules, folder.rules)
         epoch, *advice = training_notes(space.base, len(data.train), len(data.validation), space.resources.workers)

@@ -8,12 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
+from carrying_helpers import Search, data_at
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from rich.console import Console
 
 from guidino_tune.config import Data
@@ -75,37 +74,6 @@ def test_drawn_anew_a_seen_case_would_have_been_tested() -> None:
     searched = make_split(listing(names), data)
     again = make_split(listing([name for name in names if name != searched.test[0]]), data)
     assert set(again.test) & {*searched.train, *searched.validation}
-
-
-def make_images(root: Path, count: int = 20) -> Path:
-    for kind in ("images", "masks"):
-        (root / kind).mkdir(parents=True)
-    for index in range(count):
-        rng = np.random.default_rng(index)
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / "images" / f"c{index:02}.png")
-        Image.fromarray((rng.random((32, 32)) > 0.5).astype(np.uint8) * 255).save(root / "masks" / f"c{index:02}.png")
-    return root
-
-
-def data_at(root: Path, **changes: Any) -> Data:
-    return Data(kind="folder", root=str(root), image_size=32, test_fraction=0.2, validation_fraction=0.2, **changes)
-
-
-class Search:
-    """A study's split, its exported configuration, and the images that it was drawn from."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        self.images = make_images(tmp_path / "here" / "images of today")
-        self.split_file = tmp_path / "home" / "studies" / "mine" / "split.json"
-        self.split = open_for_search(data_at(self.images), split_file=self.split_file, cache=tmp_path / "cache").split
-        self.file = tmp_path / "exported" / "best.yaml"
-        self.file.parent.mkdir()
-        self.provenance = {"study": "mine", "trial": 3, **provenance_of(self.split_file)}
-        beside(self.file).write_text(self.split_file.read_text())
-
-    def leave(self) -> None:
-        """To another machine: of the study nothing is there but what was exported."""
-        shutil.rmtree(self.split_file.parents[2])
 
 
 @pytest.fixture
@@ -172,7 +140,7 @@ def test_an_altered_split_is_refused(search: Search, tmp_path: Path, what: str) 
     elif what == "beside":
         beside(search.file).write_text(json.dumps(values))
     given = altered if what == "given" else None
-    with pytest.raises(UserError, match=r"altered since the export|is not the split that the configuration was searched on"):
+    with pytest.raises(UserError, match=r"altered since the export|this is not the split that the configuration was searched on"):
         take_split(provenance, tmp_path / "new" / "split.json", data_at(search.images), Console(), file=search.file, given=given)
     assert not (tmp_path / "new").exists()
 
@@ -209,19 +177,27 @@ def test_a_study_in_a_home_that_moved_is_found_and_one_of_the_same_name_is_not_t
         find_searched(search.provenance, search.file, studies=[studies])
 
 
-def test_an_export_of_an_earlier_version_needs_the_study_or_its_split(search: Search, tmp_path: Path) -> None:
+def test_an_export_of_an_earlier_version_needs_the_study_or_its_split(
+    search: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It has a path and no digest: a file of whatever content beside it proves nothing."""
     old = {key: value for key, value in search.provenance.items() if key != DIGEST}
     found = find_searched(old, search.file)
     assert found is not None
     assert found.study == search.split_file
     search.leave()
-    with pytest.raises(UserError, match=r"nothing says whether best\.split\.json is the split of its search") as refused:
+    with pytest.raises(UserError, match=r"without a proof of its split.*nothing says whether best\.split\.json is the split of") as refused:
         find_searched(old, search.file)
-    assert "--split-file" in refused.value.todo
-    found = find_searched(old, search.file, given=beside(search.file))
-    assert found is not None
-    assert found.split == search.split
+    assert str(search.split_file) in refused.value.what
+    assert "export it again where study mine is" in refused.value.todo
+    taken = tmp_path / "retrained" / "split.json"
+    take_split(old, taken, data_at(search.images), Console(width=300), file=search.file, given=beside(search.file))  # at one's own word
+    assert read_split(taken) == search.split
+    assert "nothing proves that" in capsys.readouterr().out
+    beside(search.file).unlink()
+    with pytest.raises(UserError, match="without a proof of its split") as refused:
+        find_searched(old, search.file)
+    assert "best.split.json" not in str(refused.value)  # to put it there would not help
 
 
 def test_an_experiment_that_was_never_searched_has_a_split_of_its_own(search: Search, tmp_path: Path) -> None:

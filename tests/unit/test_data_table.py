@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from table_helpers import table_of
 
@@ -250,6 +252,53 @@ def test_damaged_file_is_built_again(tmp_path):
         path.unlink()
         path.write_bytes(bad)
         assert len(table_of(cases, 64, tmp_path / "cache")) == 5
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), length=st.sampled_from([1, 1, 1, 64, 4096]))
+def test_no_flipped_bit_and_no_lost_page_becomes_a_pixel(place: float, bit: int, length: int, tmp_path_factory) -> None:
+    """Wherever it is in the file: the table is as it was written, or made again."""
+    folder = tmp_path_factory.mktemp("table")
+    cases = make_cases(folder, 3, (24, 20))
+    first = table_of(cases, 32, folder / "cache")
+    file, wanted = first.path, contents(first)
+    content = bytearray(file.read_bytes())
+    start = int(place * len(content))
+    if length == 1:
+        content[start] ^= 1 << bit
+    else:
+        content[start : start + length] = bytes(len(content[start : start + length]))
+    file.unlink()
+    file.write_bytes(content)
+    assert contents(table_of(cases, 32, folder / "cache")) == wanted
+
+
+def contents(table: CaseTable) -> list[object]:
+    rows = range(len(table))
+    pixels = [(table.image(i).tobytes(), table.mask(i).tobytes(), table.original_size(i)) for i in rows]
+    return [table.ids, table.fingerprint, table.foreground.tolist(), table.skipped, table.size, table.num_classes, pixels]
+
+
+def test_the_content_of_a_table_is_checked_once(tmp_path, monkeypatch):
+    checked: list[int] = []
+    real = module.checksum
+    monkeypatch.setattr(module, "checksum", lambda array, start=0: checked.append(array.nbytes) or real(array, start))
+    cases = make_cases(tmp_path, 2)
+    for count in (4, 8, 8):  # an image and a mask of each case: as they are written, as the file is first opened, and never again
+        table_of(cases, 64, tmp_path / "cache")
+        assert len(checked) == count
+
+
+def test_a_table_of_an_earlier_version_is_made_again_without_alarm(tmp_path, monkeypatch, caplog):
+    """It has no checksums. The data are the same, and so is their fingerprint: studies go on."""
+    cases = make_cases(tmp_path, 2)
+    with monkeypatch.context() as earlier:
+        earlier.delitem(module._COLUMNS, "checksum")
+        before = table_of(cases, 64, tmp_path / "cache").fingerprint
+    decoded = count_decoding(monkeypatch)
+    table = table_of(cases, 64, tmp_path / "cache")
+    assert (len(decoded), table.has_checksums, table.fingerprint) == (2, True, before)
+    assert not caplog.records
 
 
 def test_progress_counts_every_case(tmp_path):

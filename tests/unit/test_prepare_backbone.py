@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from published_layouts import NETWORKS, as_meta, as_timm, dinov3_features, network
+from published_layouts import HEADS, NETWORKS, WIDTH, as_meta, as_timm, dinov3_features, network
 from safetensors.torch import save_file
 from torch import Tensor
 
 from guidino_tune.config import DINOGuide
 from guidino_tune.doctor import main as doctor
 from guidino_tune.errors import UserError
+from guidino_tune.models import layouts
 from guidino_tune.models.backbone import Backbone, load_backbone
 from guidino_tune.models.conversion import convert
 from guidino_tune.models.fingerprints import fingerprint
@@ -28,6 +29,8 @@ IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GUIDINO_TUNE_HOME", str(tmp_path / "home"))
+    for heads in layouts._HEADS.values():  # as if networks as small as these were published
+        monkeypatch.setitem(heads, WIDTH, HEADS)
 
 
 def same_features(folder: Path, model: Any) -> None:
@@ -82,13 +85,13 @@ def chunked(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.replace("blocks.1.", "blocks.1.1.").replace("blocks.0.", "blocks.0.0."): value for name, value in weights.items()}
 
 
-HEADS = {"dino_head.mlp.0.weight": torch.zeros(3, 3), "ibot_head.last_layer.weight": torch.zeros(2)}
+OTHERS = {"dino_head.mlp.0.weight": torch.zeros(3, 3), "ibot_head.last_layer.weight": torch.zeros(2)}
 
 
 @pytest.mark.parametrize(
     ("wrap", "part"),
     [
-        (lambda w, o: {"teacher": {f"backbone.{k}": v for k, v in w.items()} | HEADS, "iteration": 7}, "teacher.backbone"),
+        (lambda w, o: {"teacher": {f"backbone.{k}": v for k, v in w.items()} | OTHERS, "iteration": 7}, "teacher.backbone"),
         (lambda w, o: {"student": {f"backbone.{k}": v for k, v in o.items()}, "teacher": {f"backbone.{k}": v for k, v in w.items()}},
          "teacher.backbone"),
         (lambda w, o: {"model": {f"module.{k}": v for k, v in w.items()}}, "model.module"),
@@ -139,6 +142,52 @@ def test_nothing_is_replaced_and_nothing_half_made(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*odd*/")) and not list(tmp_path.glob(".*draft"))  # noqa: PT018
 
 
+@pytest.mark.parametrize("layout", ["dinov3 meta", "dinov3 timm", "dinov2 meta", "dinov2 registers timm"])
+def test_a_number_of_heads_is_never_guessed(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Any number that divides the width gives features; nothing in the weights' shapes tells which was trained."""
+    for heads in layouts._HEADS.values():
+        monkeypatch.delitem(heads, WIDTH)
+    name = layout.rpartition(" ")[0]
+    model = network(name)
+    weights = as_timm(name, model) if layout.endswith("timm") else as_meta(name, model)
+    weights.pop("rope_embed.periods", None)
+    torch.save(weights, tmp_path / "weights.pth")
+    command = ["backbone", str(tmp_path / "weights.pth"), "--output", str(tmp_path / "model")]
+    assert prepare(command) == 2
+    told = capsys.readouterr().err
+    assert "does not tell how many attention heads it has, and no published network is 128 wide (known: [384, 768, 1024" in told
+    assert "--heads N" in told
+    with pytest.raises(UserError, match="does not tell how many") as refused:
+        load_backbone(DINOGuide(backbone=str(tmp_path / "weights.pth")))
+    assert "--heads N" in refused.value.todo
+    assert prepare([*command, "--heads", "3"]) == 2  # 128 / 3
+    assert prepare([*command, "--heads", str(HEADS)]) == 0
+    assert "2 heads" in capsys.readouterr().out
+    same_features(tmp_path / "model", model)
+
+
+def test_what_is_said_of_heads_is_what_the_file_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(as_meta("dinov3", network("dinov3")), tmp_path / "weights.pth")
+    torch.save(as_meta("convnext", network("convnext")), tmp_path / "convnext.pth")
+    command = ["backbone", str(tmp_path / "weights.pth"), "--output", str(tmp_path / "model")]
+    assert prepare([*command, "--heads", "4"]) == 2
+    assert "has 2 attention heads by its buffer of periods, not 4" in capsys.readouterr().err
+    assert prepare([command[0], str(tmp_path / "convnext.pth"), *command[2:], "--heads", "4"]) == 2
+    assert "leave out --heads" in capsys.readouterr().err
+    assert prepare(["demo", "--heads", "4"]) == 2
+    assert prepare([*command, "--heads", "2"]) == 0
+
+
+def test_heads_of_a_published_width_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(as_timm("dinov3", network("dinov3")), tmp_path / "weights.safetensors")
+    assert prepare(["backbone", str(tmp_path / "weights.safetensors"), "--output", str(tmp_path / "model")]) == 0
+    assert (
+        "note: the file does not tell how many attention heads it has: 2, as the published network of this width" in capsys.readouterr().out
+    )
+
+
 def _changed(name: str, **values: Any) -> dict[str, Tensor]:
     weights = as_meta(name, network(name))
     for key, value in values.items():
@@ -152,6 +201,7 @@ def _changed(name: str, **values: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
+        (lambda: _changed("dinov3", rope_embed__periods=100.0 ** (torch.arange(10.0) / 10)), "heads 40 wide; its width 128 is no multiple"),
         (lambda: {"layer.weight": torch.zeros(2)}, "none of its weights is called patch_embed.proj.weight.*it has layer.weight"),
         (dict, "no weights at all"),
         (lambda: _changed("dinov3", blocks__1__ls1__gamma=None), "lacks model.layer.1.layer_scale1.lambda1"),

@@ -4,17 +4,19 @@ import copy
 import json
 import math
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_helpers import GUIDE, LORA, Listener, make_data, make_experiment, train, values
 
 from guidino_tune.data.opening import SearchData
 from guidino_tune.metrics import score_cases, summarise
 from guidino_tune.models import build_model
 from guidino_tune.models.precision import use_bf16
-from guidino_tune.training.checkpoints import OPTIMIZER, STATE, WEIGHTS
+from guidino_tune.training.checkpoints import OPTIMIZER, STATE, WEIGHTS, save_weights
 from guidino_tune.training.failures import Diverged, failure_kind
 from guidino_tune.training.loop import OBJECTIVE, TrainingRun
 from guidino_tune.training.reporter import Decision
@@ -156,6 +158,54 @@ def test_weights_that_are_nan_diverge(data: SearchData, tmp_path: Path) -> None:
         run.run_epoch()
     assert run.reporter.saved == [1]
     assert run.epoch == 1
+
+
+def test_weights_that_the_last_step_spoiled_are_not_saved(data: SearchData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the losses of the epoch have seen them, nor, without a validation, any prediction."""
+    run = TrainingRun(make_experiment(), data, Listener(tmp_path), validated=())
+    run.run_epoch()
+    step, steps = run.optimizer.step, []
+
+    def spoil() -> None:
+        step()
+        steps.append(None)
+        if len(steps) == 2:  # of six images in batches of three
+            with torch.no_grad():
+                next(run.model.segmenter.parameters()).fill_(math.inf)
+
+    monkeypatch.setattr(run.optimizer, "step", spoil)
+    with pytest.raises(Diverged, match="a weight is not finite after epoch 2") as caught:
+        run.run_epoch()
+    assert failure_kind(caught.value) == "diverged"
+    assert (run.reporter.saved, run.epoch) == ([1], 1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER])
+def test_a_checkpoint_with_nan_is_damaged_and_says_nothing_of_the_configuration(
+    name: str, value: float, data: SearchData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever wrote it and whatever its checksum: the trial must not be told as one that diverged."""
+    experiment = make_experiment()
+    straight = train(experiment, data, tmp_path / "straight")
+    train(experiment, data, tmp_path / "run", stop_after=3)
+    newest = tmp_path / "run" / "checkpoints" / "epoch-00003"
+    tensors = load_file(newest / name)
+    spoiled = sorted(key for key in tensors if tensors[key].ndim)[0]
+    tensors[spoiled].view(-1)[0] = value
+    save_weights(newest / name, tensors)
+    state = json.loads((newest / STATE).read_text())
+    state["checksums"][name] = zlib.crc32((newest / name).read_bytes())
+    (newest / STATE).write_text(json.dumps(state))
+    run = TrainingRun(experiment, data, Listener(tmp_path / "run"), reported=3)
+    if name == OPTIMIZER and value == math.inf:
+        assert run.epoch == 3  # the square of a large gradient may be infinite, and a run without a break goes on with it
+        return
+    assert run.epoch == 2
+    assert f"the checkpoint is damaged: NaN or infinity in {spoiled}" in caplog.text
+    assert str(newest) in caplog.text
+    run.run()
+    assert values(run) == values(straight)
 
 
 def test_a_guide_that_is_nan_diverges(data: SearchData, tmp_path: Path) -> None:

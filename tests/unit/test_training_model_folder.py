@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from training_helpers import GUIDE, LORA, make_experiment
 
 from guidino_tune.config import Data, Experiment, Protocol
@@ -113,6 +115,33 @@ def test_what_is_no_model_is_a_clear_error(how: str, data: Data, tmp_path: Path)
             (folder / "experiment.yaml").write_text(experiment_on(data, "nnwnet").to_yaml())
     with pytest.raises(UserError):
         load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
+def test_a_model_whose_numbers_are_none_gives_no_mask(
+    value: float, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Damaged weights, and whole ones whose sums overflow: a mask of zeros would look like an answer."""
+    study = tmp_path / "study"
+    shutil.copytree(model.parent, study)
+    weights = load_file(study / "model" / WEIGHTS)
+    name = next(n for n in sorted(weights) if n.startswith("segmenter.") and weights[n].ndim == 4)
+    weights[name].fill_(value)
+    save_weights(study / "model" / WEIGHTS, weights)
+    image = tmp_path / "a.png"
+    Image.fromarray(generate(0, 32)[0]).save(image)
+    assert predict([str(study / "model"), str(image), "--output", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert not list(tmp_path.glob("out/masks/*"))
+    if math.isfinite(value):
+        assert f"{image}: the network gives NaN or infinity for this image" in told
+    else:
+        assert f"the weights hold NaN or infinity in {name}" in told
+        assert str(study / "model" / WEIGHTS) in told
+    assert "->" in told
+    assert evaluate([str(study / "model"), "--output", str(tmp_path / "scores.csv")]) == 2
+    assert "NaN or infinity" in capsys.readouterr().err
+    assert not (tmp_path / "scores.csv").exists()
 
 
 def test_scores_are_those_of_each_prediction_at_its_own_size(model: Path, data: Data) -> None:
