@@ -21,7 +21,7 @@ from guidino_tune.findings import Finding
 from guidino_tune.models import check_backbone
 from guidino_tune.models.known import Known, name_in
 from guidino_tune.space.check import check_space
-from guidino_tune.space.space import Space, absolute, load_space, override, read_space
+from guidino_tune.space.space import TEXT, Space, absolute, load_space, override, read_space
 from guidino_tune.training.backbones import read_known
 from guidino_tune.training.checkpoints import WEIGHTS, read_checkpoint
 from guidino_tune.tuning.backbones import recalled
@@ -97,7 +97,7 @@ def told_data(kind: str, data_root: str | None, settings: Sequence[str] = ()) ->
         if section != "data" or not name:
             raise UserError("with --kind only settings of the data have a meaning", where=f"--set {text}", todo="write data.NAME=VALUE")
         try:
-            values[name] = read_value(raw)
+            values[name] = raw if path in TEXT and raw not in ("", "null") else read_value(raw)
         except ValueError:
             raise UserError(f"{raw!r} is no YAML value", where=f"--set {text}") from None
     return parse(Data, values, "--kind and --set, data")
