@@ -318,6 +318,6 @@ def test_what_is_no_number_in_a_mask_is_neither_background_nor_foreground(tmp_pa
     values = np.zeros((4, 4), np.float32)
     values[0] = np.nan
     Image.fromarray(values).save(tmp_path / "m.tif")
-    with pytest.raises(UserError, match="no number .* in 4 places") as caught:
+    with pytest.raises(UserError, match=r"no number .* in 4 places") as caught:
         read_mask(tmp_path / "m.tif", LabelRule("any", {0: 0}))
     assert "data.ignore_label=255" in caught.value.todo

@@ -193,7 +193,8 @@ def _identifiers(stems: list[str], split: list[list[str]], count: int, *, first:
     edge = {tokens[-1] if first else tokens[0] for tokens in parts}
     if any(not token[0].isalnum() for tokens in parts for token in (tokens[0], tokens[-1])) or _is_index(parts):
         return None
-    if not first and _is_index([[next((token for token in reversed(tokens) if token[0].isalnum()), "")] for tokens in rest]):
+    before = [] if first else [next((token for token in reversed(tokens) if token[0].isalnum()), "") for tokens in rest]
+    if _is_index([[token] for token in before if token.isalpha()]):
         return None  # `vid3_frame012`: what follows the word counts images
     groups = Counter("".join(tokens) for tokens in parts)
     if not 2 <= len(groups) <= len(stems) / 2 or sum(number for number in groups.values() if number > 1) < len(stems) / 2:
