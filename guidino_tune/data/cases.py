@@ -62,6 +62,7 @@ class Listing:
         published: Case id -> ``train``, ``validation``, ``test`` or ``trainval``, where the data set publishes a split; else empty.
         notes: What a person should know, such as files that were left out.
         implied: Fields of ``Data`` that the data set itself tells, such as ``{"channels": 2, "labels": {"lesion": 1}}``.
+        folds: The ids for validation of each fold, where the data set publishes folds; ``published`` is one of them.
 
     Raises:
         UserError: No case at all, or an id occurs twice.
@@ -72,6 +73,7 @@ class Listing:
     published: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     implied: Mapping[str, Any] = field(default_factory=dict)
+    folds: tuple[frozenset[str], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.cases:

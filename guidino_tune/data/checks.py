@@ -23,7 +23,7 @@ FULL = 0.98
 """Share of foreground pixels from which a single mask is told."""
 
 
-def look_over(train: CaseTable, validation: CaseTable, folder: Path, origin: str) -> tuple[str, ...]:
+def look_over(train: CaseTable, validation: CaseTable, folder: Path, origin: str, turned: str = "") -> tuple[str, ...]:
     """Says what a person should know about the cases of a search. It costs once: the answer is kept beside the tables.
 
     Args:
@@ -31,15 +31,16 @@ def look_over(train: CaseTable, validation: CaseTable, folder: Path, origin: str
         validation: Decoded validation cases.
         folder: The cache.
         origin: Of the split.
+        turned: The setting that takes background and foreground the other way round, where there is one.
 
     Returns:
         Notes, empty when nothing is conspicuous.
     """
-    form = f"{VERSION} {MANY_EMPTY} {INVERTED} {FULL} {origin} {train.fingerprint} {validation.fingerprint}"
+    form = f"{VERSION} {MANY_EMPTY} {INVERTED} {FULL} {origin} {turned} {train.fingerprint} {validation.fingerprint}"
     path = folder / f"notes-{hashlib.sha256(form.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         return tuple(str(note) for note in json.loads(path.read_text(encoding="utf-8")))
-    notes = (*_copies(train, validation, origin), *_masks(train, validation))
+    notes = (*_copies(train, validation, origin), *_masks(train, validation, turned))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with contextlib.suppress(OSError):  # then it is looked over again
         temporary.write_text(json.dumps(notes), encoding="utf-8")
@@ -97,7 +98,7 @@ def _pairs(pairs: tuple[Pair, ...]) -> str:
     return f"{len(pairs)} pair{'s' * (len(pairs) > 1)} ({some(f'{a} and {b}' for a, b in pairs)})"
 
 
-def _masks(train: CaseTable, validation: CaseTable) -> tuple[str, ...]:
+def _masks(train: CaseTable, validation: CaseTable, turned: str) -> tuple[str, ...]:
     shares = {name: float(share) for table in (train, validation) for name, share in zip(table.ids, table.foreground, strict=True)}
     total = len(shares)
     empty = [name for name, share in shares.items() if share == 0]
@@ -109,7 +110,7 @@ def _masks(train: CaseTable, validation: CaseTable) -> tuple[str, ...]:
     if train.num_classes == 1 and len(large) >= INVERTED * total:
         notes.append(
             f"masks look inverted: in {len(large)} of {total} more than half of the pixels are foreground; "
-            "foreground is white (or 1), background black"
+            f"foreground is white (or 1), background black{f'; if it is the other way round: {turned}' if turned else ''}"
         )
     elif full:
         notes.append(f"{len(full)} of {total} masks are foreground almost everywhere: {some(full)}; inverted, or the wrong file?")

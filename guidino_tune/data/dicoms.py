@@ -102,6 +102,8 @@ def _decoded(library: Any, data: Any) -> Raw:
 
 
 def _grey(data: Any, values: Any, *, turned: bool, lossy: bool) -> Raw:
+    if "ModalityLUTSequence" in data:
+        raise Refused("says what its numbers mean in a table (ModalityLUTSequence), which is not read", _RIGHT)
     slope, intercept = float(data.get("RescaleSlope") or 1), float(data.get("RescaleIntercept") or 0)
     bits, signed = int(data.get("BitsStored", 8)), values.dtype.kind == "i"
     window = _window(data)

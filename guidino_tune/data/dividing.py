@@ -50,7 +50,7 @@ def draw_split(
     """
     notes: list[str] = []
     published = sum(part == "validation" for part in listing.published.values())
-    if data.folds and published:
+    if data.folds and published and not listing.folds:
         notes.append(f"{published} cases are published as validation: with data.folds they are divided with those for training")
     copies = copies_in_files(listing.cases, progress) if data.group_duplicates else None
     sizes = _sizes(joined(listing, copies.pairs) if copies else listing, data, survey)
@@ -154,7 +154,7 @@ def _check_settings(split: Split, data: Data, split_file: Path) -> None:
 
 def _sizes(listing: Listing, data: Data, survey: Survey | None) -> Mapping[str, float] | None:
     """Sizes of the foregrounds where the draw depends on them."""
-    drawn = data.folds is not None or "validation" not in listing.published.values()
+    drawn = (data.folds is not None and not listing.folds) or "validation" not in listing.published.values()
     if survey is None or not (data.stratify and drawn):
         return None
     test = set(draw_test(listing, data))

@@ -27,6 +27,7 @@ MOST_PIXELS = 16_384
 """Pixels of each that are measured."""
 
 _FEW = 16  # images of 8 bits that are opened to tell what they are
+_FAINT = 1 / 16  # of the window: an image with less is hardly seen
 _THREADS = 4
 
 
@@ -65,6 +66,7 @@ def measure_intensity(images: Sequence[Files], data: Data) -> IntensityRule:
         _check_window(windows, raws, chosen)
         return IntensityRule("window", windows, depths, form, notes)
     windows = tuple(_percentiles(raws, index, chosen) for index in range(len(depths)))
+    notes += _other_scales(raws, windows, chosen)
     if data.window is None and any(raw.window for image in raws for raw in image):
         notes += ("files ask for a window of their own (DICOM), which is not used; data.window=file uses it",)
     return IntensityRule("percentiles", windows, depths, form, notes)
@@ -110,7 +112,9 @@ def _depth_of_each_file(deep: list[tuple[bool, ...]], images: Sequence[Files], d
     return tuple(depths)
 
 
-def _read(images: Sequence[Files]) -> list[tuple[Raw, ...]]:
+def _read(images: list[Files]) -> list[tuple[Raw, ...]]:
+    """The images, from whose list those are taken that cannot be read."""
+
     def read(files: Files) -> tuple[Raw, ...] | UserError:
         try:
             return tuple(_thinned(read_raw(path)) for path in files)
@@ -120,6 +124,7 @@ def _read(images: Sequence[Files]) -> list[tuple[Raw, ...]]:
     with ThreadPoolExecutor(_THREADS) as threads:
         found = list(threads.map(read, images))
     raws = [one for one in found if not isinstance(one, UserError)]
+    images[:] = [files for files, one in zip(images, found, strict=True) if not isinstance(one, UserError)]
     if not raws:
         raise next(one for one in found if isinstance(one, UserError))
     return raws
@@ -152,6 +157,25 @@ def _percentiles(images: list[tuple[Raw, ...]], index: int, files: Sequence[File
     if not low < high:  # nearly all of it is one value
         low, high = float(values.min()), float(values.max())
     return (low, high) if low < high else (low, low + 1)
+
+
+def _other_scales(images: list[tuple[Raw, ...]], windows: tuple[Span, ...], files: Sequence[Files]) -> tuple[str, ...]:
+    """Images that use so little of the window that hardly a contrast is left, as fractions among numbers up to 255 do."""
+    faint: dict[str, Span] = {}
+    for raws, paths in zip(images, files, strict=False):
+        for raw, path, (low, high) in zip(raws, paths, windows, strict=False):
+            finite = raw.values[np.isfinite(raw.values)]
+            if raw.deep and finite.size:
+                least, most = np.percentile(finite.astype(np.float64), PERCENTILES).tolist()
+                if least < most and most - least < _FAINT * (high - low):
+                    faint[path.name] = (least, most)
+    if not faint:
+        return ()
+    name, (least, most) = min(faint.items())
+    return (
+        f"{len(faint)} of {len(images)} measured images use less than a sixteenth of the grey levels, such as {name} ({least:.6g} to "
+        f"{most:.6g}): look whether they are on another scale than the others, and save all on one",
+    )
 
 
 def _pairs(window: Span | tuple[Span, ...]) -> tuple[Span, ...]:

@@ -6,21 +6,22 @@ for one class) the message names the values and what to set for each reading.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from guidino_tune.config.data import BACKGROUND, IGNORED, INSTANCES, Data
-from guidino_tune.data.labels import COLOUR, NEAR, LabelRule, Seen, code_of, in_words, misfit, value_of
+from guidino_tune.data.labels import COLOUR, LabelRule, Seen, code_of, in_words, misfit, value_of
+from guidino_tune.data.softness import Levels, in_shades, is_smooth, levels_of, third_level, total
 from guidino_tune.errors import UserError
 
-_FEW = 8  # different values that lossless files may hold and still be judged one by one
 _LABELS = 15  # a largest value up to this looks like numbers of classes
-_FLAT = 0.5  # share of pixels with equal neighbours from which values mark areas, not soft borders
+_HUES = 8  # more colours are no classes, but objects
+_CLASSES = 30  # more values are no classes that anyone would name one by one
 _RARE = 0.1  # a value in a smaller share of the files is a mistake, where the others have a rule without it
 _USUAL = 0.8  # share of the files that must be without such values
-_AREA = 0.2  # share of the foreground that a third level must have, to be no border, in files compressed with loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,12 @@ def told_rule(data: Data, survey: Survey) -> LabelRule | None:
     ignored = {} if data.ignore_label is None else {data.ignore_label: IGNORED}
     without = f"; {data.ignore_label} is left out" if ignored else ""
     if data.instances:
+        if lossy := next((file for file in survey.seen if file.lossy), None):
+            raise UserError(
+                "a JPEG cannot hold the numbers of objects: compression with loss changes values along every border",
+                where=str(lossy.path),
+                todo="write masks as PNG or TIFF, or leave instances out of data.masks: what is bright is then foreground",
+            )
         text = f"masks: numbered objects; whatever is not 0 is foreground{without}"
         return LabelRule("any", {0: 0, **ignored}, indices=bool(survey.by_index), text=text)
     if data.labels is not None:
@@ -81,6 +88,8 @@ def _labelled(data: Data, survey: Survey, ignored: Mapping[int, int], without: s
     for seen, indices in ((survey.seen, False), (survey.by_index, True)):
         if seen and not set(_total(seen, data.ignore_label)) - set(mapping):
             return LabelRule("values", mapping, indices=indices, text=rule.text)
+    if not ignored and (soft := _told_levels(data, survey)):
+        return soft
     others = set(survey.values) - set(mapping)
     file = next(seen for seen in survey.seen if others & set(seen.values))
     if file.lossy:
@@ -92,8 +101,24 @@ def _labelled(data: Data, survey: Survey, ignored: Mapping[int, int], without: s
     raise UserError(
         f"the masks hold {in_words(survey.values)}, and data.labels says nothing of {in_words(others)}",
         where=str(file.path),
-        todo=f"name every value in data.labels (what is no class as {BACKGROUND!r}), or leave one out with data.ignore_label",
+        todo=f"name every value in data.labels (what is no class as {BACKGROUND!r}), or leave one out with data.ignore_label; where a "
+        "dataset.json tells the labels, correct them there",
     )
+
+
+def _told_levels(data: Data, survey: Survey) -> LabelRule | None:
+    """Soft borders between a background and a foreground that are both named, whichever of them is the darker one."""
+    named = {name: given[0] for name, given in (data.labels or {}).items() if len(given) == 1 and isinstance(given[0], int)}
+    if len(named) != 2 or BACKGROUND not in named or len(data.labels or {}) != 2:
+        return None
+    values = survey.values
+    levels = levels_of(values, survey.seen)
+    background, (name, top) = named.pop(BACKGROUND), named.popitem()
+    if levels is None or {levels.low, levels.high} != {background, top}:
+        return None
+    side = "above" if top > background else "below"
+    text = f"masks: soft borders between {background} and {top}; {name} is {side} {levels.middle:g}"
+    return LabelRule("threshold", threshold=levels.middle, top=top, text=text)
 
 
 def found_rule(data: Data, survey: Survey, where: Path) -> LabelRule:
@@ -122,7 +147,10 @@ def found_rule(data: Data, survey: Survey, where: Path) -> LabelRule:
             raise
         if data.bad_cases == "skip":
             return rule
-    raise misfit(odd[0].path, f"holds {in_words(odd[0].values)}", rule)
+    error = misfit(odd[0].path, f"holds {in_words(odd[0].values)}", rule)
+    if _numbered(sorted(set().union(*(file.values for file in odd)) - {0}), odd) or all(_is_count(file) for file in odd):
+        error.todo += f"; if each file numbers its objects, and all of them are foreground: {as_instances(data)}"
+    raise error
 
 
 def _usual(survey: Survey, ignored: int | None) -> tuple[Survey, list[Seen]]:
@@ -150,8 +178,10 @@ def _one_rule(data: Data, survey: Survey, where: Path) -> LabelRule:
     present = sorted(values)
     if len(present) < 2:
         raise _one_value(present, len(seen), where)
-    if _is_soft(values, seen):
-        return _threshold(values, len(seen), ignored, where)
+    if levels := levels_of(values, seen):
+        return _threshold(levels, ignored, values, where)
+    if (shades := in_shades(seen) if present[-1] >= COLOUR else None) and (levels := levels_of(total(shades), shades)):
+        return _threshold(levels, ignored, total(shades), where)
     if len(present) == 2 and present[0] == 0:
         text = f"masks: 0 and {in_words(present[1:])}; foreground is {in_words(present[1:])}{without}"
         return LabelRule("values", {0: 0, present[1]: 1, **ignored}, indices=indices, text=text)
@@ -159,7 +189,7 @@ def _one_rule(data: Data, survey: Survey, where: Path) -> LabelRule:
     if present[0] == 0 and single and (present[1] > _LABELS or present[1] >= COLOUR):
         text = f"masks: one of {in_words(present[1:])} in each file; whatever is not 0 is foreground{without}"
         return LabelRule("any", {0: 0, **ignored}, indices=indices, text=text)
-    raise _ambiguous(data, present, seen, where)
+    raise _ambiguous(data, survey, values, seen, where)
 
 
 def _class_numbers(data: Data, survey: Survey, values: Counter[int], where: Path) -> LabelRule:
@@ -179,53 +209,18 @@ def _class_numbers(data: Data, survey: Survey, values: Counter[int], where: Path
         if not set(present) - {0}:
             raise _one_value(present, len(survey.seen), where)
         return LabelRule("values", {**{n: n for n in expected}, **ignored}, indices=bool(survey.by_index), text=text)
-    raise _ambiguous(data, present, survey.by_index or survey.seen, where)
+    raise _ambiguous(data, survey, values, survey.by_index or survey.seen, where)
 
 
-def _is_soft(values: Mapping[int, int], seen: Iterable[Seen]) -> bool:
-    """True when values between background and foreground are borders: smoothed, or changed by compression."""
-    low, high = min(values), max(values)
-    if high >= COLOUR:
-        return False
-    seen = tuple(seen)
-    between = [value for value in values if low < value < high]
-    lossy = any(file.lossy for file in seen)
-    if not between:
-        return lossy  # others of the kind will have values between
-    reach = (high - low) * NEAR
-    middle = [value for value in between if low + reach < value < high - reach]
-    if lossy:
-        # Classes in a JPEG would be areas of a third level.
-        return not (
-            _flat(middle, seen) >= _FLAT and sum(values[v] for v in middle) >= _AREA * sum(n for v, n in values.items() if v > low + reach)
-        )
-    if len(between) <= _FEW:
-        return _flat(between, seen) < _FLAT
-    if not middle and not any(value >= high - reach for value in between):
-        return False  # 1, 2, 3 ... and 255: compression would have changed the foreground too
-    return _flat(middle or between, seen) < _FLAT
-
-
-def _flat(chosen: Iterable[int], seen: Iterable[Seen]) -> float:
-    """Share of the pixels with these values that stand in an area of their own value."""
-    chosen = set(chosen)
-    total = sum(n for file in seen for value, n in file.values.items() if value in chosen)
-    return sum(n for file in seen for value, n in file.flat.items() if value in chosen) / total if total else 0.0
-
-
-def _threshold(values: Mapping[int, int], files: int, ignored: Mapping[int, int], where: Path) -> LabelRule:
-    low, high = min(values), max(values)
-    middle = (low + high) / 2
-    background = max((v for v in values if v <= middle), key=lambda v: (values[v], -v))
-    top = max((v for v in values if v > middle), key=lambda v: (values[v], v))
+def _threshold(levels: Levels, ignored: Mapping[int, int], values: Iterable[int], where: Path) -> LabelRule:
     if ignored:
         raise UserError(
             f"the masks have soft borders ({in_words(values)}), in which {next(iter(ignored))} cannot be told from a border",
             where=str(where),
             todo="leave data.ignore_label out, or write masks without compression and smoothing",
         )
-    text = f"masks: soft borders between {background} and {top}; foreground is above {(background + top) / 2:g}"
-    return LabelRule("threshold", threshold=(background + top) / 2, top=top, text=text)
+    text = f"masks: soft borders between {levels.low} and {levels.high}; foreground is above {levels.middle:g}"
+    return LabelRule("threshold", threshold=levels.middle, top=levels.high, text=text)
 
 
 def _one_value(present: list[int], files: int, where: Path) -> UserError:
@@ -242,32 +237,33 @@ def _one_value(present: list[int], files: int, where: Path) -> UserError:
     )
 
 
-def _ambiguous(data: Data, present: list[int], seen: Iterable[Seen], where: Path) -> UserError:
+def _ambiguous(data: Data, survey: Survey, values: Mapping[int, int], seen: Iterable[Seen], where: Path) -> UserError:
     """Names the values, and what to set for each reading that is possible."""
     seen = tuple(seen)
+    present = sorted(values)
     others = [value for value in present if value != 0]
-    ways: list[str] = []
-    greys = [value for value in others if value < COLOUR]
-    numbers = [value for value in greys if value != 255]
-    consecutive = len(numbers) > 0 and numbers == list(range(1, len(numbers) + 1)) and len(numbers) <= 254
-    if data.ignore_label is None and 255 in others and numbers and len(greys) == len(others) and (consecutive or data.num_classes > 1):
-        more = f" --set data.num_classes={len(numbers)}" if len(numbers) > 1 else ""
-        ways.append(f"if 255 is no class but to be left out: --set data.ignore_label=255{more}")
-    if 0 not in present:
-        named = {BACKGROUND: others[0], **_named(others[1:])}
-        ways.append(f"if {in_words(others[:1])} is background: --set 'data.labels={_yaml(named)}'")
-    elif consecutive and len(numbers) == len(others) > 1:
-        ways.append(f"if they are classes: --set data.num_classes={len(numbers)}")
-    elif len(others) <= 254 and len(others) > 1:
-        ways.append(f"if they are classes (give them names): --set 'data.labels={_yaml(_named(others))}'")
-    if len(others) == 1 and data.num_classes > 1:
-        ways.append("if it is the one foreground: --set data.num_classes=1")
-    numbered = _numbered(others, seen)
-    if numbered:
-        ways.insert(0, f"if each file numbers its objects, and all of them are foreground: --set data.masks={INSTANCES}")
-    elif 0 in present and len(others) > 1:
-        ways.append(f"if all of them are one foreground: --set data.masks={INSTANCES}")
     held = f"the masks hold {in_words(present)}"
+    if is_smooth(seen):
+        return _smooth(held, values, seen, where)
+    ways = _left_out(data, survey, others)
+    greys = [value for value in others if value < COLOUR]
+    consecutive = 0 < len(greys) == len(others) <= 254 and greys == list(range(1, len(greys) + 1))
+    numbered = _numbered(others, seen)
+    if 0 not in present:
+        background = max(others, key=lambda value: values[value])
+        named = {BACKGROUND: background, **_named([value for value in others if value != background])}
+        ways.append(f"if {in_words([background])} is background: --set 'data.labels={_yaml(named)}'")
+    elif consecutive and len(others) > 1:
+        ways.append(f"if they are classes: --set data.num_classes={len(others)}")
+    elif len(others) == 1:
+        name = "if it is the one foreground"
+        ways.append(f"{name}: --set data.num_classes=1" if data.num_classes > 1 else f"{name}: --set 'data.labels={_yaml(_named(others))}'")
+    elif len(others) <= _CLASSES:
+        ways.append(f"if they are classes (give them names): --set 'data.labels={_yaml(_named(others))}'")
+    if numbered:
+        ways.insert(0, f"if each file numbers its objects, and all of them are foreground: {as_instances(data)}")
+    elif 0 in present and len(others) > 1:
+        ways.append(f"if all of them are one foreground: {as_instances(data)}")
     if data.num_classes > 1:
         what = f"{held}, but with data.num_classes={data.num_classes} they are 0 to {data.num_classes}"
     else:
@@ -278,15 +274,57 @@ def _ambiguous(data: Data, present: list[int], seen: Iterable[Seen], where: Path
     return UserError(what, where=str(where), todo="; ".join(ways))
 
 
+def as_instances(data: Data) -> str:
+    """The setting by which whatever is not 0 is foreground; the pattern of the masks is kept."""
+    if data.mask_pattern is None:
+        return f"--set data.masks={INSTANCES}"
+    return f"--set {shlex.quote(f'data.masks={INSTANCES}:{data.mask_pattern}')}"
+
+
+def _left_out(data: Data, survey: Survey, others: list[int]) -> list[str]:
+    """What to set where one of the values is no class."""
+    if data.ignore_label is not None:
+        return []
+    by_index = sorted(set(_total(survey.by_index, None)) - {0})
+    if others and max(others) >= COLOUR and by_index:
+        others = by_index
+    ways = []
+    for left in (255, -1):
+        kept = [value for value in others if value != left]
+        consecutive = kept == list(range(1, len(kept) + 1))
+        if left not in others or not kept or max(kept) >= COLOUR or not (consecutive or data.num_classes > 1):
+            continue
+        more = f" --set data.num_classes={len(kept)}" if len(kept) > 1 else ""
+        index = " (the last colour of the palette)" if others is by_index and left == 255 else ""
+        ways.append(f"if {left}{index} is no class but to be left out: --set data.ignore_label={left}{more}")
+    return ways
+
+
+def _smooth(held: str, values: Mapping[int, int], seen: Sequence[Seen], where: Path) -> UserError:
+    level = third_level(values, seen) if max(values) < COLOUR and len(values) > 2 else None
+    between = f", with areas of about {level} between background and foreground," if level is not None else ""
+    return UserError(
+        f"{held}{between} and borders that are smoothed or compressed: which values are foreground cannot be told",
+        where=str(where),
+        todo="write masks of one value for each class, without smoothing and compression (PNG or TIFF, resized by nearest); or, if these "
+        "are no masks, name the right files with data.masks",
+    )
+
+
 def _numbered(others: list[int], seen: Iterable[Seen]) -> bool:
     """True when files hold 1 to N with an N of their own, or too many values for classes."""
     if len(others) < 2:
         return False
     if max(others) >= COLOUR:
-        return len(others) > _FEW
+        return len(others) > _HUES
     counts = {len(set(file.values) - {0}) for file in seen if set(file.values) - {0}}
     whole = all(set(file.values) - {0} == set(range(1, len(set(file.values) - {0}) + 1)) for file in seen)
     return len(others) > _LABELS or (whole and len(counts) > 1)
+
+
+def _is_count(file: Seen) -> bool:
+    """Values 0 to N, of which there are two objects or more."""
+    return max(file.values) > 1 and set(file.values) | {0} == set(range(max(file.values) + 1))
 
 
 def _named(found: list[int]) -> dict[str, int]:

@@ -32,26 +32,38 @@ _NEAR_GREY = 24  # largest difference between the channels of a grey that was co
 NEAR = 1 / 8
 """Share of the range: what is nearer to one of its ends may be that end, compressed or smoothed."""
 
+_SAME = 8  # of 255: what differs less between neighbours is one area, compressed
 _COLOURS = 64  # more of them are a photograph
-_SCALE = 65535  # fractions become whole numbers: 1.0 is this one
+_HUES = 0.1  # share of the strong pixels that a second colour must have, to be more than a border between two
+FRACTIONS = 65535
+"""Fractions become whole numbers: 1.0 is this one."""
 
 
-def codes(raw: Raw, path: Path, *, indices: bool = False) -> Codes:
+def codes(raw: Raw, path: Path, *, indices: bool = False, fractions: bool = False) -> Codes:
     """A mask file as whole numbers (H, W).
 
     Args:
         raw: The file, decoded.
         path: For messages.
         indices: Of a file with a palette: the indices, whatever its colours, as label maps have them. Else its colours.
+        fractions: Other files of the data set hold fractions of 1, so that 1.0 is the largest of them here too.
 
     Raises:
-        UserError: It has a number of channels that no mask has.
+        UserError: It has a number of channels that no mask has, several colours that were compressed with loss, or what is no number.
     """
     if indices and raw.indices is not None:
         return raw.indices
     values = raw.values if raw.alpha is None else _opaque(raw.values, raw.alpha)
+    if raw.hidden and (values == values[:1, :1]).all():  # nothing is seen of a sheet in one colour: an empty mask
+        values = np.zeros_like(values)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise UserError(
+            f"holds what is no number (NaN or infinite) in {np.count_nonzero(~np.isfinite(values))} places: background, or to be left out?",
+            where=str(path),
+            todo="write 0 there where it is background; to leave it out, another number such as 255, and --set data.ignore_label=255",
+        )
     if values.shape[2] == 1:
-        return _whole(values[..., 0])
+        return _whole(values[..., 0], fractions)
     if values.shape[2] != 3:
         raise UserError(
             f"has {values.shape[2]} channels, and a mask is grey, coloured or has a palette",
@@ -60,11 +72,12 @@ def codes(raw: Raw, path: Path, *, indices: bool = False) -> Codes:
         )
     red, green, blue = (values[..., channel] for channel in range(3))
     if np.array_equal(red, green) and np.array_equal(green, blue):
-        return _whole(red)
+        return _whole(red, fractions)
     if raw.lossy and values.dtype == np.uint8:
         highest = np.maximum(np.maximum(red, green), blue)
         if int((highest - np.minimum(np.minimum(red, green), blue)).max()) <= _NEAR_GREY:
             return np.asarray(Image.fromarray(values).convert("L"))  # a grey that was compressed in colours
+        _refuse_hues(values, highest, path)
         return highest  # of real colours the strongest channel, so that dark red is no black
     if values.dtype != np.uint8:
         raise UserError(
@@ -74,13 +87,47 @@ def codes(raw: Raw, path: Path, *, indices: bool = False) -> Codes:
     return np.where((red == green) & (green == blue), red, COLOUR + (red << 16) + (green << 8) + blue)
 
 
-def _whole(values: NDArray[Any]) -> Codes:
+def _refuse_hues(values: NDArray[Any], highest: NDArray[Any], path: Path) -> None:
+    """Several colours in a compressed file: which of them are the foreground its strongest channel cannot tell."""
+    strong = highest > max(int(highest.max()) // 2, _NEAR_GREY)
+    parts = values[strong].astype(np.int64) * 2 > highest[strong].astype(np.int64)[:, None]
+    counts = np.sort(np.bincount(parts @ np.array([4, 2, 1]), minlength=8))
+    if counts[-2] > _HUES * counts.sum():
+        raise UserError(
+            "holds several colours, and compression with loss changes them along every border",
+            where=str(path),
+            todo="write masks as PNG or TIFF, where colours can be told apart, or set data.bad_cases=skip",
+        )
+
+
+def _whole(values: NDArray[Any], fractions: bool) -> Codes:
     if values.dtype.kind != "f":
         return values
-    finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    rounded = np.round(finite)
-    probabilities = not np.array_equal(rounded, finite) and finite.min(initial=0) >= 0 and finite.max(initial=0) <= 1
-    return np.asarray(np.clip(np.round(finite * _SCALE) if probabilities else rounded, -COLOUR + 1, COLOUR - 1), np.int64)
+    rounded = np.round(values.astype(np.float64))
+    if unit_of(values) == "fractions" or (fractions and unit_of(values) == "ones"):
+        return np.asarray(np.round(values.astype(np.float64) * FRACTIONS), np.int64)
+    return np.asarray(np.clip(rounded, -COLOUR + 1, COLOUR - 1), np.int64)
+
+
+def unit_of(values: NDArray[Any]) -> Literal["", "ones", "fractions"]:
+    """Of floating-point numbers from 0 to 1: whether all are 0 or 1, or fractions are among them."""
+    if values.dtype.kind != "f" or values.size == 0 or values.min() < 0 or values.max() > 1:
+        return ""
+    return "ones" if np.array_equal(np.round(values), values) else "fractions"
+
+
+def strength(code: int) -> int:
+    """The strongest channel of a colour, or the grey value."""
+    value = value_of(code)
+    return value if isinstance(value, int) else max(value)
+
+
+def _strengths(found: Codes) -> Codes:
+    """``strength`` of every code."""
+    if found.max(initial=0) < COLOUR:
+        return found
+    colours = np.maximum(np.maximum((found >> 16) & 255, (found >> 8) & 255), found & 255)
+    return np.where(found >= COLOUR, colours, found)
 
 
 def _opaque(values: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
@@ -102,12 +149,21 @@ class Seen:
         lossy: JPEG or the like, in which values near each other are one.
         values: Code -> number of pixels.
         flat: Code -> number of those pixels whose right and lower neighbours have the same code (of two values: of all pixels).
+        areas: Code -> number of those pixels whose right and lower neighbours have nearly the same code.
+        unit: Of files of floating-point numbers: see ``unit_of``.
     """
 
     path: Path
     lossy: bool
     values: Mapping[int, int]
     flat: Mapping[int, int]
+    areas: Mapping[int, int] = field(default_factory=dict)
+    unit: Literal["", "ones", "fractions"] = ""
+
+    def in_fractions(self) -> Seen:
+        """The same of a file of 0 and 1 among others with fractions."""
+        values, flat, areas = ({FRACTIONS * code: n for code, n in of.items()} for of in (self.values, self.flat, self.areas))
+        return Seen(self.path, self.lossy, values, flat, areas, "fractions")
 
 
 def look(raw: Raw, path: Path, *, indices: bool = False) -> Seen:
@@ -118,18 +174,22 @@ def look(raw: Raw, path: Path, *, indices: bool = False) -> Seen:
     """
     found = codes(raw, path, indices=indices)
     values, counts = _counted(found)
+    areas: dict[int, int] = {}
     if len(values) > 2:
-        same = (found[:-1, :-1] == found[1:, :-1]) & (found[:-1, :-1] == found[:-1, 1:])
-        flat, flats = _counted(found[:-1, :-1][same])
+        corner, lower, right = found[:-1, :-1], found[1:, :-1], found[:-1, 1:]
+        flat, flats = _counted(corner[(corner == lower) & (corner == right)])
+        if reach := int(values[-1] - values[0]) * _SAME // 255 if values[-1] < COLOUR else 0:
+            whole = found.astype(np.int64) if found.dtype.itemsize > 2 else found.astype(np.int32)
+            near = (abs(whole[:-1, :-1] - whole[1:, :-1]) <= reach) & (abs(whole[:-1, :-1] - whole[:-1, 1:]) <= reach)
+            near_values, nears = _counted(corner[near])
+            areas = dict(zip(near_values.tolist(), nears.tolist(), strict=True))
     else:
         flat, flats = values, counts  # no border between two values is soft
     most = np.argsort(-counts, kind="stable")[:MOST]
-    return Seen(
-        path,
-        raw.lossy,
-        dict(zip(values[most].tolist(), counts[most].tolist(), strict=True)),
-        dict(zip(flat.tolist(), flats.tolist(), strict=True)),
-    )
+    flat_of = dict(zip(flat.tolist(), flats.tolist(), strict=True))
+    unit: Literal["", "ones", "fractions"] = unit_of(raw.values) if raw.indices is None else ""
+    kept = dict(zip(values[most].tolist(), counts[most].tolist(), strict=True))
+    return Seen(path, raw.lossy, kept, flat_of, areas or flat_of, unit)
 
 
 def _counted(found: Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -147,7 +207,8 @@ class LabelRule:
 
     Attributes:
         kind: ``values``: each value has its class, and no other may occur. ``any``: whatever is no background is the one class.
-            ``threshold``: what is above ``threshold`` is (anti-aliased or compressed masks).
+            ``threshold``: what is beyond ``threshold``, on the side of ``top``, is (anti-aliased or compressed masks); of colours the
+            strongest channel counts.
         values: Code -> class; 0 is background, and ``IGNORED`` is left out. Of ``any`` those of the background and of what is ignored.
         threshold: Half way between the background and the foreground of the data set.
         top: The foreground's own value.
@@ -168,10 +229,11 @@ class LabelRule:
         Raises:
             UserError: The file does not fit the rule.
         """
-        found = codes(raw, path, indices=self.indices)
+        found = codes(raw, path, indices=self.indices, fractions=FRACTIONS in (self.top, *self.values))
         if self.kind == "threshold":
+            found = _strengths(found)
             self._check_soft(found, raw, path)
-            return (found > self.threshold).astype(np.uint8)
+            return self.beyond(found).astype(np.uint8)
         mask = np.full(found.shape, 1 if self.kind == "any" else 0, np.uint8)
         known = 0
         for code, number in self.values.items():
@@ -183,8 +245,26 @@ class LabelRule:
             raise misfit(path, f"holds {in_words(others)}", self)
         return mask
 
+    def beyond(self, found: Any) -> Any:
+        """Of kind ``threshold``: whether values are foreground."""
+        return found > self.threshold if self.top > self.threshold else found < self.threshold
+
+    @property
+    def turned(self) -> str:
+        """The setting that takes background and foreground the other way round; empty where there are more than two values."""
+        if self.kind == "threshold":
+            low, high = round(2 * self.threshold - self.top), self.top
+        elif self.kind == "values" and sorted(self.values.values()) == [0, 1]:
+            low, high = sorted(self.values, key=lambda code: self.values[code])
+        else:
+            return ""
+        shown = [list(value) if isinstance(value := value_of(code), tuple) else value for code in (low, high)]
+        return f"--set 'data.labels={{foreground: {shown[0]}, background: {shown[1]}}}'"
+
     def _check_soft(self, found: Codes, raw: Raw, path: Path) -> None:
         """A mask whose brightest value is neither background nor foreground was written in another way than the others."""
+        if self.top < self.threshold:  # its foreground is dark, and what is bright in it may be all of it
+            return
         brightest = int(found.max(initial=0))
         if brightest <= self.threshold and brightest > (self.top * NEAR if raw.lossy else 0):
             hard = not raw.lossy and len(np.unique(found)) == 2

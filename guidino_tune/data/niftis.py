@@ -77,6 +77,25 @@ def count_slices(path: Path) -> int:
     return 1 if len(shape) == 2 else int(shape[AXIS])
 
 
+def orientation(path: Path) -> str:
+    """Where the axes of a file lead, by its header, such as ``LPS``; empty where it does not say, or says what programs write without
+    knowing (the unit matrix).
+
+    Raises:
+        Refused: As ``count_slices``.
+    """
+    library = _nibabel()
+    try:
+        image = library.load(path)
+        header = image.header
+        told = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+        if not told or np.array_equal(image.affine, np.eye(4)):
+            return ""
+        return "".join(str(code) for code in library.aff2axcodes(image.affine))
+    except Exception as error:
+        raise Refused(f"cannot be decoded: {error or type(error).__name__}") from None
+
+
 def nifti_is_deep(path: Path) -> bool:
     """Whether ``read_nifti`` would give more than 8 bits, from the header."""
     header = _nibabel().load(path).header
@@ -87,6 +106,11 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Without trailing axes of 1; a volume of one slice is a 2D image."""
     while len(shape) > 2 and shape[-1] == 1:
         shape = shape[:-1]
+    if len(shape) == 3 and 1 in shape[:AXIS]:
+        raise Refused(
+            f"has the shape {'x'.join(map(str, shape))}: its {shape[AXIS]} slices along the last axis would be lines of pixels",
+            "save it with the axis of the slices as the last one, or set data.bad_cases=skip",
+        )
     if len(shape) not in (2, 3):
         raise Refused(
             f"has the shape {'x'.join(map(str, shape))}, and an image has two axes, a volume three",

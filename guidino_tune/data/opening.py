@@ -100,7 +100,9 @@ def open_for_search(
     for ids, before in ((train, 0), (validation, len(train))):
         told = (lambda done, _, before=before: progress(before + done, total)) if progress else None
         tables.append(build_table(listing.select(ids), data, rules, folder, told))
-    check_foreground(tables[0], split_file or Path(data.root or data.kind))
+    where = split_file or Path(data.root or data.kind)
+    check_foreground(tables[0], where)
+    _check_validation(tables[1], where)
     notes += rules.intensity.notes
     notes += tuple(f"left out {text}" for table in tables for text in table.skipped)
     if absent := _absent_classes(tables[0], data.num_classes):
@@ -111,7 +113,7 @@ def open_for_search(
             f"masks at {data.image_size} px and back: Dice {ceiling:.2f} to themselves, the most that any network can score at their own "
             "size; a larger data.image_size or data.view=patch keeps more",
         )
-    notes += look_over(tables[0], tables[1], folder, split.origin)
+    notes += look_over(tables[0], tables[1], folder, split.origin, rules.labels.turned)
     text = json.dumps([tables[0].fingerprint, tables[1].fingerprint, asdict(split)], sort_keys=True)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
     return SearchData(tables[0], tables[1], split, fingerprint, listing.notes + notes, rules)
@@ -143,6 +145,21 @@ def check_foreground(train: CaseTable, where: Path) -> None:
                 where=str(where),
                 todo="look at the masks: is it the right folder, and what do their values mean (data.labels)?",
             )
+
+
+def _check_validation(validation: CaseTable, where: Path) -> None:
+    """There is something to choose by.
+
+    Raises:
+        UserError: All validation masks are empty, so that a model that predicts nothing would be the best.
+    """
+    if not validation.foreground.any():
+        raise UserError(
+            f"all {len(validation)} validation masks are empty: a model that predicts nothing would be the best there",
+            where=str(where),
+            todo="publish a validation part with foreground, or where it was drawn: another data.split_seed, a larger "
+            "data.validation_fraction, or data.folds=5",
+        )
 
 
 def _absent_classes(train: CaseTable, num_classes: int) -> set[int]:

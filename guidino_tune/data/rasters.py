@@ -60,7 +60,7 @@ def _turned(raw: Raw, orientation: int) -> Raw:
         return raw
     indices = None if raw.indices is None else oriented(raw.indices, orientation)
     alpha = None if raw.alpha is None else oriented(raw.alpha, orientation)
-    return Raw(oriented(raw.values, orientation), raw.white, alpha, indices, raw.palette, raw.window, raw.lossy)
+    return replace(raw, values=oriented(raw.values, orientation), alpha=alpha, indices=indices)
 
 
 def _chunks(content: bytes) -> Iterator[bytes]:
@@ -178,6 +178,15 @@ def jpeg_bits(path: Path) -> int:
     with open(path, "rb") as file:
         frame = _frame(file.read(2**16))
     return frame[1] if frame else 0
+
+
+def is_turned(path: Path) -> bool:
+    """Whether a JPEG or TIFF says that it is to be turned or mirrored to be seen, from its header."""
+    try:
+        with Image.open(path, formats=("JPEG", "MPO", "TIFF")) as picture:
+            return picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except Exception:  # another format, or damaged, which is told elsewhere
+        return False
 
 
 def read_jpeg2000(content: bytes) -> Raw:

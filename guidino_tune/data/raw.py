@@ -33,6 +33,7 @@ class Raw:
         palette: (N, 3) uint8, RGB of the entries.
         window: (low, high) of ``values`` that the file itself asks to show as black and white (DICOM).
         lossy: Compressed with loss (JPEG, WebP, JPEG 2000), so that values near borders are not those that were drawn.
+        hidden: The alpha channel is 0 everywhere, so that nothing would be seen; ``alpha`` is ``None`` then.
     """
 
     values: Values
@@ -42,6 +43,12 @@ class Raw:
     palette: NDArray[np.uint8] | None = None
     window: tuple[float, float] | None = None
     lossy: bool = False
+    hidden: bool = False
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and not self.alpha.any():
+            object.__setattr__(self, "alpha", None)
+            object.__setattr__(self, "hidden", True)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -118,5 +125,5 @@ def oriented(array: Values, orientation: int) -> Values:
 
 
 def opacity(alpha: Values) -> Values | None:
-    """``alpha``, or ``None`` where it is the same everywhere: then it tells nothing."""
-    return None if alpha.size == 0 or (alpha == alpha.flat[0]).all() else np.ascontiguousarray(alpha)
+    """``alpha``, or ``None`` where all can be seen alike: then it tells nothing."""
+    return None if alpha.size == 0 or (alpha.flat[0] != 0 and (alpha == alpha.flat[0]).all()) else np.ascontiguousarray(alpha)

@@ -18,7 +18,7 @@ DICOM_AT = 128
 TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 """How a TIFF begins; the last two of BigTIFF."""
 
-__all__ = ["Raw", "is_deep", "read_bytes", "read_raw", "volume_slices"]
+__all__ = ["Raw", "is_deep", "lies_otherwise", "read_bytes", "read_raw", "volume_slices"]
 
 
 def read_bytes(path: Path) -> bytes:
@@ -102,6 +102,21 @@ def volume_slices(path: Path) -> int:
         return count_slices(path)
     except Refused as error:
         raise UserError(error.what, where=str(path), todo=error.todo) from None
+
+
+def lies_otherwise(image: Path, mask: Path) -> str:
+    """How two NIfTI files lie differently in space, by their headers, in words; empty where they do not, or one does not tell.
+
+    Raises:
+        UserError: As ``volume_slices``.
+    """
+    from guidino_tune.data.niftis import orientation
+
+    try:
+        one, other = orientation(image), orientation(mask)
+    except Refused as error:
+        raise UserError(error.what, where=str(image), todo=error.todo) from None
+    return f"the axes of {image.name} lead to {one}, those of {mask.name} to {other}" if one and other and one != other else ""
 
 
 def _decoded(path: Path, content: bytes | None) -> Raw:

@@ -7,16 +7,17 @@ import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from guidino_tune.config.data import IGNORED, Data
-from guidino_tune.data.cases import Case, stable_hash
+from guidino_tune.data.cases import Case, some, stable_hash
 from guidino_tune.data.intensity import EIGHT_BITS, IntensityRule, measure_intensity
 from guidino_tune.data.label_rules import Survey, found_rule
-from guidino_tune.data.labels import LabelRule, Seen, look
+from guidino_tune.data.labels import LabelRule, Seen, look, strength
+from guidino_tune.data.rasters import is_turned
 from guidino_tune.data.reading import read_raw
 from guidino_tune.errors import UserError
 
@@ -103,7 +104,11 @@ def survey_masks(cases: Sequence[Case], data: Data, on_done: Callable[[], None] 
         return tuple(found)
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        return dict(zip((case.id for case in cases), threads.map(one, cases), strict=True))
+        found = dict(zip((case.id for case in cases), threads.map(one, cases), strict=True))
+    if not any(seen.unit == "fractions" for pairs in found.values() for seen, _ in pairs):
+        return found
+    # Fractions in one file make 1.0 the largest of them in all others.
+    return {name: tuple((s.in_fractions() if s.unit == "ones" else s, i) for s, i in pairs) for name, pairs in found.items()}
 
 
 def label_rule(surveyed: Surveyed, data: Data) -> LabelRule:
@@ -138,7 +143,7 @@ def foreground_shares(surveyed: Surveyed, rule: LabelRule) -> dict[str, float]:
 
 def _is_foreground(rule: LabelRule, code: int) -> bool:
     if rule.kind == "threshold":
-        return code > rule.threshold
+        return bool(rule.beyond(strength(code)))
     return rule.values.get(code, 1 if rule.kind == "any" else 0) not in (0, IGNORED)
 
 
@@ -163,7 +168,22 @@ def measure_rules(train: Sequence[Case], validation: Sequence[Case], data: Data,
     """
     chosen = sample(sorted((*train, *validation), key=lambda case: case.id))
     labels = labels or label_rule(survey_masks(chosen, data), data)
-    return Rules(labels, measure_intensity([case.images for case in train], data), data.channels)
+    intensity = measure_intensity([case.images for case in train], data)
+    return Rules(labels, replace(intensity, notes=(*intensity.notes, *_turned(chosen))), data.channels)
+
+
+def _turned(cases: Sequence[Case]) -> tuple[str, ...]:
+    """Tells of images that are turned as their header asks, and whose masks have no such header: which of the two was drawn on?"""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        images, masks = (list(threads.map(is_turned, [getattr(case, side) for case in cases])) for side in ("image", "mask"))
+    turned = [case.image.name for case, image, mask in zip(cases, images, masks, strict=True) if image and not mask]
+    if not turned:
+        return ()
+    return (
+        f"{len(turned)} of {len(cases)} images are turned as their header asks (EXIF orientation), and their masks are not: "
+        f"{some(turned)}. Masks must fit the images as viewers show them; where they were drawn on the stored pixels, remove the "
+        "orientation: exiftool -Orientation= FILES",
+    )
 
 
 def write_rules(rules: Rules, path: Path) -> None:

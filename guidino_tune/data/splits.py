@@ -64,7 +64,8 @@ def draw_test(listing: Listing, data: Data) -> tuple[str, ...]:
     published = _published(listing)
     test = [name for name, part in published.items() if part == "test"]
     if not test:
-        pool = [case for case in listing.cases if published.get(case.id) != "validation"]
+        every = bool(data.folds and listing.folds)  # published folds have different validation parts and must have one test
+        pool = [case for case in listing.cases if every or published.get(case.id) != "validation"]
         kinds = cells(pool) if data.stratify else {}
         test = list(draw_part(pool, _target(data.test_fraction, len(pool)), "test", data.split_seed, kinds))
     return tuple(sorted(test))
@@ -75,7 +76,8 @@ def divide(listing: Listing, data: Data, test: Iterable[str], sizes: Mapping[str
 
     Published validation cases stay what they are; else ``validation_fraction`` of the cases that are in no published validation or test is
     drawn, as ``draw_test`` does, or with ``folds`` all that is not for the test is divided into so many parts, of which ``fold`` is for
-    validation; a published validation part is then divided too. An unpublished case follows a published one of its group.
+    validation; a published validation part is then divided too, unless folds are published. An unpublished case follows a published one
+    of its group.
 
     Args:
         listing: All cases.
@@ -92,7 +94,7 @@ def divide(listing: Listing, data: Data, test: Iterable[str], sizes: Mapping[str
     kept = {case.id for case in rest if published.get(case.id) == "validation"}
     origins = {"test": "published" if "test" in published.values() else "seeded" if sealed else "no", "validation": "published"}
     sized = ""
-    if data.folds or not kept:
+    if (data.folds and not listing.folds) or not kept:
         kinds = cells(rest, sizes) if data.stratify else {}
         sized = SIZED if kinds and sizes else ""
         available = len(rest) if origins["test"] == "published" else len(listing.cases)
@@ -136,7 +138,9 @@ def fold_splits(listing: Listing, split: Split, folds: int, seed: int, *, strati
     named = {*split.train, *split.validation}
     pool = [case for case in listing.cases if case.id in named]
     kinds = cells(pool, sizes) if stratify else {}
-    parts = folds_of(pool, folds, seed, kinds)
+    parts = [set(fold & named) for fold in listing.folds]
+    if len(parts) != folds or not all(parts) or sum(map(len, parts)) != len(named):  # else those that are published
+        parts = folds_of(pool, folds, seed, kinds)
     origin = split.origin.removesuffix(TOGETHER).partition(FOLD)[0].removesuffix(SIZED) + (SIZED if kinds else "")
     return [
         Split(tuple(sorted(named - part)), tuple(sorted(part)), split.test, origin + fold_words(number, folds), seed)

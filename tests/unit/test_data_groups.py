@@ -30,6 +30,8 @@ BASE36 = [f"cj{''.join(random.Random(n).choices('0123456789abcdefghijklmnopqrstu
         ([f"{p}_{eye}" for p in range(10, 30) for eye in ("left", "right")], [str(p) for p in range(10, 30)], "^([0-9]+)_"),
         ([f"slice{s}_pat{p}" for p in range(10, 15) for s in range(6)], [f"pat{p}" for p in range(10, 15)], "_(pat[0-9]+)$"),
         ([f"{p}_{s}" for p in ("anna", "ben", "cara", "dan") for s in range(6)], ["ben", "dan", "anna", "cara"], "^([A-Za-z]+)_"),
+        ([f"vid{v}_frame{s:03}" for v in range(4) for s in range(6)], [f"vid{v}" for v in range(4)], "^(vid[0-9]+)_"),
+        ([f"{s}_P{p:02}" for p in range(5) for s in range(4)], [f"P{p:02}" for p in range(5)], "_(P[0-9]+)$"),
         ([f"{p}_{s}" for p in ("A7", "B8", "9C") for s in range(6)], ["9C", "A7", "B8"], None),
     ],
 )  # fmt: skip
@@ -147,3 +149,12 @@ def test_a_pattern_that_does_not_fit_is_named(tmp_path, pattern, says):
         found(tmp_path, group=pattern)
     assert says in caught.value.what
     assert caught.value.where == f"data.group={pattern}"
+
+
+def test_two_groups_come_with_the_setting_that_lets_them_be_divided(tmp_path):
+    names = [f"vid{v}_frame{s:03}" for v in range(2) for s in range(10)]
+    touch(tmp_path, *(f"{kind}/{name}.png" for kind in ("images", "masks") for name in names))
+    settings = {name: value for offer in advised(found(tmp_path).notes[-1]) for name, value in offer.items()}
+    assert settings == {"group": "^(vid[0-9]+)_", "test_fraction": 0}
+    split = make_split(found(tmp_path, **settings), Data(kind="folder", **settings))
+    assert (len(split.train), len(split.validation)) == (10, 10)

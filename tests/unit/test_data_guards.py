@@ -314,6 +314,10 @@ def test_pillow_s_own_limit_does_not_come_before_ours() -> None:
     assert raw.MAX_PIXELS < Image.MAX_IMAGE_PIXELS
 
 
-def test_a_mask_of_fractions_without_a_number_is_background(tmp_path: Path) -> None:
-    Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "m.tif")
-    assert read_mask(tmp_path / "m.tif", LabelRule("any", {0: 0})).sum() == 0
+def test_what_is_no_number_in_a_mask_is_neither_background_nor_foreground(tmp_path: Path) -> None:
+    values = np.zeros((4, 4), np.float32)
+    values[0] = np.nan
+    Image.fromarray(values).save(tmp_path / "m.tif")
+    with pytest.raises(UserError, match=r"no number .* in 4 places") as caught:
+        read_mask(tmp_path / "m.tif", LabelRule("any", {0: 0}))
+    assert "data.ignore_label=255" in caught.value.todo

@@ -114,8 +114,8 @@ def test_images_that_differ_in_the_ending_only_are_a_message_with_a_remedy(tmp_p
     with pytest.raises(UserError, match=r"a\.png and a\.tif have the same name") as caught:
         found(tmp_path)
     for offer in advised(caught.value.todo):
-        end = offer["images"][1:]
-        assert {image for image, _ in files(found(tmp_path, images=f"images/*{end}"), tmp_path).values() for image in image} == {
+        end = offer["images"][-4:]
+        assert {image for image, _ in files(found(tmp_path, **offer), tmp_path).values() for image in image} == {
             f"images/{n}{end}" for n in "abc"
         }
 
@@ -319,3 +319,23 @@ def test_passed_over_files_are_counted_and_hidden_ones_are_not(tmp_path):
     touch(tmp_path, *(f"{kind}/{n}.png" for n in "ab" for kind in ("images", "masks")), *(f"images/{n}.xml" for n in range(12)))
     touch(tmp_path, "masks/a.txt", "LICENSE", ".DS_Store", "images/._a.png", "__MACOSX/images/a.png", ".git/x.png")
     assert found(tmp_path).notes[-1] == "passed over: 12 .xml, 1 .txt, 1 without ending"
+
+
+def test_lists_may_name_what_is_left_out(tmp_path):
+    touch(tmp_path, *(f"images/{n}.png" for n in "abcdef"), *(f"masks/{n}.png" for n in "abcde"))
+    (tmp_path / "test.txt").write_text("a\nf\n")
+    with pytest.raises(UserError):
+        found(tmp_path)
+    listing = found(tmp_path, bad_cases="skip")
+    assert listing.published == {"a": "test"}
+    assert any("1 listed cases have no files: f" in note for note in listing.notes)
+
+
+def test_a_folder_dev_is_for_validation_and_names_in_capitals_have_words(tmp_path):
+    for part in ("train", "dev", "test"):
+        touch(tmp_path / "a", *(f"{part}/{side}/{part}{n}.png" for side in ("images", "masks") for n in range(3)))
+    assert set(found(tmp_path / "a").published.values()) == {"train", "validation", "test"}
+    touch(tmp_path / "b", *(f"{side}/{n:06}.png" for side in ("JPEGImages", "SegmentationClass") for n in range(4)))
+    with pytest.raises(UserError, match="may be the truth") as caught:
+        found(tmp_path / "b")
+    assert len(found(tmp_path / "b", **advised(caught.value.todo)[0]).cases) == 4

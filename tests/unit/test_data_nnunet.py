@@ -12,7 +12,8 @@ from rich.console import Console
 
 from guidino_tune.config import Data
 from guidino_tune.data.cases import Case, Listing
-from guidino_tune.data.sources import apply_implied
+from guidino_tune.data.sources import apply_implied, find_cases
+from guidino_tune.data.splits import fold_of, fold_splits, make_split
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import load_space, override, read_space
 from guidino_tune.tuning.checkups import look_at_space
@@ -58,8 +59,29 @@ def test_nnunet_test_and_folds(tmp_path):
     assert {name for name, part in second.published.items() if part == "validation"} == set(names[:2])
     assert {name for name, part in second.published.items() if part == "test"} == {"test/c0_0001", "test/x"}
     assert "channels" not in second.implied  # grey, as of any grey image
-    with pytest.raises(UserError, match="has 2 folds"):
-        found(tmp_path, folds=9, fold=5)
+    with pytest.raises(UserError, match=r"publishes 2 folds, but data\.folds is 9") as caught:
+        found(tmp_path, folds=9, fold=1)
+    assert advised(caught.value.todo) == [{"folds": 2}]
+
+
+def test_published_folds_are_those_of_the_cross_validation(tmp_path):
+    names = [f"c{n}" for n in range(20)]
+    nnunet(tmp_path, names, 1)
+    folds = [{"train": [n for n in names if n not in names[k::5]], "val": names[k::5]} for k in range(5)]
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    listing = found(tmp_path)
+    assert "--set data.folds=5 --set data.fold=1" in listing.notes[0]
+    tests = set()
+    for fold in range(5):
+        data = Data(kind="folder", root=str(tmp_path), folds=5, fold=fold)
+        listing = find_cases(data)
+        split = make_split(listing, data)
+        tests.add(split.test)
+        assert set(split.validation) == set(names[fold::5]) - set(split.test)
+        assert fold_of(split) == (fold, 5)
+    assert len(tests) == 1, "one test for all folds"
+    again = fold_splits(listing, split, 5, 0, stratify=False, sizes={})
+    assert [set(one.validation) for one in again] == [set(names[fold::5]) - set(split.test) for fold in range(5)]
 
 
 def test_nnunet_as_the_decathlon_wrote_it(tmp_path):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from layout_helpers import files, found, touch
+from layout_helpers import advised, files, found, touch
 
 from guidino_tune.errors import UserError
 
@@ -112,3 +112,23 @@ def test_two_tables_and_files_that_are_none(tmp_path):
     assert len(found(path).cases) == 4
     with pytest.raises(UserError, match="is no folder and no table"):
         found(tmp_path / "data" / "a.png")
+
+
+def test_columns_that_are_not_read_are_told_with_what_they_may_be_for(tmp_path):
+    lines = [f"data/{n}.png,truth/{n}_1.png,P{i // 2},{i}" for i, n in enumerate("abcdef")]
+    path = write(tmp_path, "\n".join(["image,mask,patient_id,age", *lines]))
+    [note] = [note for note in found(path).notes if "not used" in note]
+    assert "patient_id, age" in note
+    followed = found(path, **advised(note)[0])
+    assert {case.group for case in followed.cases} == {"P0", "P1", "P2"}
+
+
+def test_a_mask_of_several_images_is_told(tmp_path):
+    listing = found(write(tmp_path, "image,mask\n" + "".join(f"data/{n}.png,truth/a_1.png\n" for n in "abc")))
+    assert any("a_1.png to 3" in note for note in listing.notes)
+
+
+def test_a_path_as_windows_writes_it_is_named_so(tmp_path):
+    with pytest.raises(UserError, match="there is no file") as caught:
+        found(write(tmp_path, "image,mask\ndata\\a.png,truth\\a_1.png\n"))
+    assert "write / between folders" in caught.value.todo

@@ -24,6 +24,7 @@ from pydicom.uid import (
 from guidino_tune.config import Data
 from guidino_tune.data.intensity import decode_image, measure_intensity
 from guidino_tune.data.reading import is_deep, read_raw, volume_slices
+from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -279,3 +280,32 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     if extra == "nifti":
         with pytest.raises(UserError, match="is not installed"):
             volume_slices(tmp_path / "a.nii.gz")
+
+
+def nifti_set(root: Path, image_affine: np.ndarray, mask_affine: np.ndarray) -> Data:
+    for side, affine in (("images", image_affine), ("masks", mask_affine)):
+        (root / side).mkdir(parents=True)
+        nibabel.save(Nifti1Image(np.zeros((8, 9, 3), np.uint8), affine), root / side / "v1.nii.gz")
+    return Data(kind="folder", root=str(root))
+
+
+def test_a_mask_that_is_turned_against_its_volume_is_refused(tmp_path: Path) -> None:
+    lps = np.diag([-1.0, -1, 1, 1])
+    ras = np.array([[1.0, 0, 0, -8], [0, 1, 0, -9], [0, 0, 1, 0], [0, 0, 0, 1]])
+    with pytest.raises(UserError, match=r"turned against each other: .*LPS.*RAS"):
+        find_cases(nifti_set(tmp_path / "turned", lps, ras))
+    assert len(find_cases(nifti_set(tmp_path / "alike", lps, lps)).cases) == 3
+    assert len(find_cases(nifti_set(tmp_path / "untold", lps, np.eye(4))).cases) == 3
+
+
+def test_a_volume_whose_slices_would_be_lines_is_refused(tmp_path: Path) -> None:
+    nibabel.save(Nifti1Image(np.zeros((1, 8, 9), np.uint8), np.eye(4)), tmp_path / "v.nii")
+    with pytest.raises(UserError, match="lines of pixels"):
+        volume_slices(tmp_path / "v.nii")
+
+
+def test_a_table_of_meanings_in_a_dicom_file_is_refused(tmp_path: Path) -> None:
+    table = pydicom.Dataset()
+    table.LUTExplanation = "inverted"
+    with pytest.raises(UserError, match="ModalityLUTSequence"):
+        read_raw(dicom(tmp_path / "a.dcm", CT, ModalityLUTSequence=[table]))

@@ -98,7 +98,7 @@ def _known_values(data: Data, told: Data) -> None:
             f"names the value {unknown[0]}, which the data set does not know: "
             f"{', '.join(f'{name} = {list(values) if len(values) > 1 else values[0]}' for name, values in (told.labels or {}).items())}",
             where="data.labels",
-            todo="leave it out, or use its values",
+            todo="leave it out, or use its values; if the masks hold others, correct the labels in dataset.json",
         )
 
 

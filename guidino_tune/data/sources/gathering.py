@@ -57,14 +57,16 @@ def gather(tree: Tree, images: list[Item], pairs: Pairs, line: str, on_bad: str,
         more += (f"{len(several)} images have several masks ({number} in all), which are united, such as {_short(several[0].id)}",)
     cases.sort(key=lambda case: case.id)
     published, split_said, split_notes = _published(tree, published, len(cases))
-    listing = with_lists(tree.root, tuple(cases), (), published)
+    left_out = notes if on_bad == "skip" else ()
+    listing = with_lists(tree.root, tuple(cases), left_out, published)
+    listed_notes = listing.notes[len(left_out) :]
     used = {path for case in cases for path in (*case.images, *case.masks)} | told
     if listed := [name for name in LISTS if (tree.root / name).is_file()]:
         count = Counter(listing.published.values())
         split_said = f"{', '.join(listed)} publish a split ({', '.join(f'{part} {n}' for part, n in sorted(count.items()))})"
     first = "; ".join(part for part in (f"layout: {line}, {len(listing.cases)} cases", said, split_said) if part)
     rest = tree.passed_over(used, frozenset(LISTS))
-    return Listing(listing.cases, listing.published, (first, *notes, *more, *split_notes, *listing.notes, *rest))
+    return Listing(listing.cases, listing.published, (first, *notes, *more, *split_notes, *listed_notes, *rest))
 
 
 def _short(name: str) -> str:

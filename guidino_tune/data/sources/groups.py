@@ -17,8 +17,11 @@ from guidino_tune.errors import UserError
 FRAME_WORDS = frozenset(("frame", "frames", "frm", "slice", "slices", "video", "vid"))
 """Words in names of images that follow one another."""
 
-INDEX_WORDS = frozenset(("view", "crop", "tile", "patch", "aug"))
-"""Words before a number that counts parts or variants of one image."""
+INDEX_WORDS = FRAME_WORDS - {"video", "vid"} | {"view", "crop", "tile", "patch", "aug"}
+"""Words before a number that counts the images of a video, or parts or variants of one image."""
+
+PATIENT_WORDS = frozenset(("p", "pt", "pat", "patient", "subj", "subject", "sub"))
+"""Words before the number of a patient."""
 
 SIDES = frozenset(("left", "right", "l", "r", "od", "os"))
 """Words that tell two images of a patient apart."""
@@ -53,10 +56,11 @@ class Guess:
                 "they are frames, keep near-copies together: --set data.group_duplicates=true; or name the videos by data.group or by a "
                 "column group of a table"
             )
+        alone = "" if len(self.names) > 2 else " --set data.test_fraction=0 (two groups cannot be divided into three parts)"
         shown = ", ".join(self.names[:3]) + (f" and {len(self.names) - 3} more" if len(self.names) > 3 else "")
         return (
             f"names look like {len(self.names)} patients: {shown}; a drawn split divides them. If they are, keep each in one part: "
-            f"--set 'data.group={self.pattern}'"
+            f"--set 'data.group={self.pattern}'{alone}"
         )
 
 
@@ -171,6 +175,7 @@ def _patients(stems: list[str]) -> Guess | None:
         if found:
             break
     few = [guess for guess in found if len(guess.names) > 2]
+    few.sort(key=lambda guess: not _words(guess.names) & PATIENT_WORDS)
     return next(iter((*few, *found)), None)
 
 
@@ -188,6 +193,9 @@ def _identifiers(stems: list[str], split: list[list[str]], count: int, *, first:
     edge = {tokens[-1] if first else tokens[0] for tokens in parts}
     if any(not token[0].isalnum() for tokens in parts for token in (tokens[0], tokens[-1])) or _is_index(parts):
         return None
+    before = [] if first else [next((token for token in reversed(tokens) if token[0].isalnum()), "") for tokens in rest]
+    if _is_index([[token] for token in before if token.isalpha()]):
+        return None  # `vid3_frame012`: what follows the word counts images
     groups = Counter("".join(tokens) for tokens in parts)
     if not 2 <= len(groups) <= len(stems) / 2 or sum(number for number in groups.values() if number > 1) < len(stems) / 2:
         return None
@@ -212,7 +220,7 @@ def _words(texts: Iterable[str]) -> set[str]:
 
 def _is_index(parts: list[list[str]]) -> bool:
     """Whether what should name a patient counts images: ``slice0``."""
-    return bool(_words("".join(tokens) for tokens in parts) & (FRAME_WORDS | INDEX_WORDS))
+    return bool(_words("".join(tokens) for tokens in parts) & INDEX_WORDS)
 
 
 def _is_number(text: str) -> bool:

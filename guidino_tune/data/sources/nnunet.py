@@ -31,7 +31,8 @@ def inside(tree: Tree) -> list[Path]:
 def find(root: Path, on_bad: str = "error", data: Data | None = None) -> Listing:
     """Lists the cases; what ``dataset.json`` says of channels, classes and the ignore label is ``Listing.implied``.
 
-    ``imagesTs`` with ``labelsTs`` are the published test. Of ``splits_final.json`` the fold ``data.fold`` is the published validation.
+    ``imagesTs`` with ``labelsTs`` are the published test. Of ``splits_final.json`` the fold ``data.fold`` is the published validation;
+    ``data.folds`` must be the number of its folds, or ``None``.
     Also the Medical Segmentation Decathlon's older form: ``modality``, labels by number, and names without channel.
 
     Args:
@@ -51,14 +52,16 @@ def find(root: Path, on_bad: str = "error", data: Data | None = None) -> Listing
             todo=f"put {IMAGES}/CASE_0000.png and {LABELS}/CASE.png there, or another ending that is known",
         )
     published: dict[str, str] = {}
+    folds: tuple[frozenset[str], ...] = ()
     parts = [f"{len(cases)} cases"]
     if (root / "splits_final.json").is_file():
         fold = data.fold if data else 0
-        published = _fold(root / "splits_final.json", fold, {case.id for case in cases})
+        published, folds = _fold(root / "splits_final.json", fold, data.folds if data else None, {case.id for case in cases})
         if rest := [case.id for case in cases if case.id not in published]:
             notes += (f"{len(rest)} cases are left out, being in no part of fold {fold} of splits_final.json: {some(rest)}",)
             cases = [case for case in cases if case.id in published]
-        parts.append(f"fold {fold} of splits_final.json is the published split")
+        more = f"; for another: --set data.folds={len(folds)} --set data.fold=1" if len(folds) > 1 and not (data and data.folds) else ""
+        parts.append(f"fold {fold} (of {len(folds)}, from 0) of splits_final.json is the published split{more}")
     if (root / TEST_IMAGES).is_dir():
         if (root / TEST_LABELS).is_dir() and files_by_stem(root / TEST_LABELS):
             tests, test_channels, more = _cases(root, TEST_IMAGES, TEST_LABELS, on_bad)
@@ -74,7 +77,7 @@ def find(root: Path, on_bad: str = "error", data: Data | None = None) -> Listing
             notes += (f"{number} files of {TEST_IMAGES} have no labels and are not used: the test is drawn from {IMAGES}",)
     implied, said = _implied(described, channels, root / "dataset.json", named=data is not None and data.labels is not None)
     line = f"layout: nnU-Net raw, {'; '.join(parts)}"
-    return Listing(tuple(cases), published, (line, *said, *notes), implied)
+    return Listing(tuple(cases), published, (line, *said, *notes), implied, folds)
 
 
 def _cases(root: Path, image_folder: str, label_folder: str, on_bad: str) -> tuple[list[Case], int, tuple[str, ...]]:
@@ -129,15 +132,21 @@ def _json(path: Path) -> Any:
         raise UserError(f"cannot be read as JSON: {error}", where=str(path), todo="mend the file") from None
 
 
-def _fold(path: Path, fold: int, known: set[str]) -> dict[str, str]:
+def _fold(path: Path, fold: int, wanted: int | None, known: set[str]) -> tuple[dict[str, str], tuple[frozenset[str], ...]]:
+    """What a fold publishes, and the cases for validation of each fold."""
     folds = _json(path)
     good = isinstance(folds, list) and all(
         isinstance(one, dict) and all(isinstance(one.get(part), list) for part in ("train", "val")) for one in folds
     )
     if not good:
         raise UserError("is no list of folds with train and val", where=str(path), todo="restore it, or remove it to draw the parts anew")
-    if fold >= len(folds):
-        raise UserError(f"has {len(folds)} folds, which count from 0; there is no fold {fold}", where=str(path), todo="set data.fold")
+    if wanted not in (None, len(folds)) or not folds:
+        takes = f"--set data.folds={len(folds) if len(folds) > 1 else 'null --set data.fold=0'} takes what it publishes; " if folds else ""
+        raise UserError(
+            f"publishes {len(folds)} folds, but data.folds is {wanted}",
+            where=str(path),
+            todo=f"{takes}to draw others, move the file away",
+        )
     published: dict[str, str] = {}
     for part, name in (("train", "train"), ("val", "validation")):
         for case in map(str, folds[fold][part]):
@@ -145,7 +154,7 @@ def _fold(path: Path, fold: int, known: set[str]) -> dict[str, str]:
                 raise UserError(f"{case} has no files", where=f"{path}, fold {fold}, {part}", todo="add them, or correct the list")
             if published.setdefault(case, name) != name:
                 raise UserError(f"{case} is in train and in val", where=f"{path}, fold {fold}", todo="leave it in one of them")
-    return published
+    return published, tuple(frozenset(map(str, one["val"])) for one in folds)
 
 
 def _implied(values: dict[str, Any], files: int, path: Path, *, named: bool) -> tuple[dict[str, Any], tuple[str, ...]]:

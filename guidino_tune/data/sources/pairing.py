@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -217,6 +218,16 @@ def pair_up(images: list[Item], masks: list[Item]) -> Pairs:
     return max(tried[:2], key=lambda pairs: len(pairs.masks))
 
 
+def _inside(side: list[Item]) -> str:
+    """The folder that all files of a side lie in, or the name of their nearest one, as the beginning of a pattern."""
+    parts = [one.file.parts for one in side]
+    shared = parts[0][: next((i for i, several in enumerate(zip(*parts, strict=False)) if len(set(several)) > 1), min(map(len, parts)))]
+    if shared:
+        return "/".join((*shared, "**", ""))
+    names = {name for name in parts[0] if all(name in others for others in parts)}
+    return f"**/{next(name for name in parts[0] if name in names)}/**/" if names else ""
+
+
 def refuse_twins(side: list[Item], option: str) -> None:
     """Names that differ in nothing but the ending would be one case.
 
@@ -227,7 +238,8 @@ def refuse_twins(side: list[Item], option: str) -> None:
     for one in side:
         other = seen.setdefault((one.file.parts, one.file.stem), one)
         if other is not one:
-            kinds = f"take one kind: --set 'data.{option}=*{one.file.ending}' or --set 'data.{option}=*{other.file.ending}'"
+            ways = (shlex.quote(f"data.{option}={_inside(side)}*{file.ending}") for file in (one.file, other.file))
+            kinds = f"take one kind: --set {' or --set '.join(ways)}"
             raise UserError(
                 f"{other.file.name} and {one.file.name} have the same name",
                 where=str(one.file.path.parent),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
     "trainval": "trainval",
 }
@@ -124,7 +125,38 @@ def find(path: Path, on_bad: str = "error", group: str | None = None) -> Listing
     if several := sum(bool(case.more_masks) for case in cases):
         notes += (f"{several} images have several masks, which are united",)
     files = len(kept[0][1])
+    notes += _unused(names, by, kept) + _shared_masks(cases)
     return Listing(tuple(cases), published, (line, *notes), {"channels": files} if files > 1 else {})
+
+
+def _unused(names: tuple[str, ...], by: str, kept: Sequence[tuple[Row, tuple[Path, ...], tuple[Path, ...]]]) -> tuple[str, ...]:
+    """Columns that are not read; of those that say the same of several cases, how to keep these together."""
+    rest = [name for name in names if name and name not in ("image", "mask", "group", "split", "id", "stratum", by)]
+    if not rest:
+        return ()
+    several = []
+    for name in rest:
+        values = {row.one(name) for row, _, _ in kept}
+        if not by and "" not in values and 2 < len(values) <= len(kept) / 2:
+            several.append(name)
+    todo = f"; if {several[0]} names patients, keep each in one part: --set {shlex.quote(f'data.group={several[0]}')}" if several else ""
+    return (f"columns that are not used: {', '.join(rest)}{todo}",)
+
+
+def _shared_masks(cases: Sequence[Case]) -> tuple[str, ...]:
+    """Masks of several images, as a slip of the pen, or a truth for several photographs of one thing."""
+    owners: dict[Path, set[str]] = {}
+    for case in cases:
+        for path in case.masks:
+            owners.setdefault(path, set()).add(case.group)
+    shared = {path: groups for path, groups in owners.items() if len(groups) > 1}
+    if not shared:
+        return ()
+    path = min(shared)
+    return (
+        f"{len(shared)} masks belong to several images that may come into different parts, such as {path.name} to {len(shared[path])}: if "
+        "they show the same thing, give them one value in the column group; else correct the column mask",
+    )
 
 
 def _with_files(rows: list[Row], path: Path, on_bad: str) -> tuple[list[tuple[Row, tuple[Path, ...], tuple[Path, ...]]], tuple[str, ...]]:
@@ -148,7 +180,8 @@ def _with_files(rows: list[Row], path: Path, on_bad: str) -> tuple[list[tuple[Ro
 def _file(path: Path, row: Row, column: str, text: str) -> Path:
     found = path.parent / Path(text).expanduser()
     if not found.exists() and not slice_of(found)[0].is_file():
-        raise _wrong(path, row, column, f"there is no file {found}", "correct the path, or set data.bad_cases=skip to leave such lines out")
+        mend = "write / between folders, not \\" if "\\" in text else "correct the path"
+        raise _wrong(path, row, column, f"there is no file {found}", f"{mend}, or set data.bad_cases=skip to leave such lines out")
     if not ending(found):
         raise _wrong(path, row, column, f"{found.name} has no ending of an image", "convert it, such as to .png or .tif")
     return found

@@ -27,14 +27,14 @@ MASK_WORDS = frozenset(
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "tr"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "validation"),
     **dict.fromkeys(("test", "testing", "ts"), "test"),
     "trainval": "trainval",
 }
 """Words in the name of a folder that publish a split."""
 
 _NEUTRAL = frozenset(("png", "jpg", "jpeg", "bmp", "tif", "tiff", "gif", "nii", "dicom", "set", "data", "the", "and", "of", "all", "files"))
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +19,12 @@ def sliced(listing: Listing, on_bad: str = "error") -> Listing:
         on_bad: ``skip`` leaves out, with a note, volumes for which this would raise.
 
     Raises:
-        UserError: A volume's header cannot be read, or volumes and images of one slice are mixed in a case.
+        UserError: A volume's header cannot be read, the files of a case lie in different directions, or volumes and images of one slice
+            are mixed in a case.
     """
     if not any(_is_volume(case.image) for case in listing.cases):
         return listing
+    known = {case.id for case in listing.cases}
     cases: list[Case] = []
     published: dict[str, str] = {}
     volumes = 0
@@ -40,7 +43,11 @@ def sliced(listing: Listing, on_bad: str = "error") -> Listing:
             published |= dict.fromkeys((one.id for one in several), listing.published[case.id])
     if volumes:
         notes.insert(0, f"{volumes} volumes are taken as their slices ({len(cases)} cases); no drawn split divides a volume")
-    return replace(listing, cases=tuple(cases), published=published, notes=(*listing.notes[:1], *notes, *listing.notes[1:]))
+    slices = defaultdict(set)
+    for one in cases:
+        slices[one.id if one.id in known else one.id.rpartition("#")[0]].add(one.id)
+    folds = tuple(frozenset().union(*(slices[name] for name in fold)) for fold in listing.folds)
+    return replace(listing, cases=tuple(cases), published=published, folds=folds, notes=(*listing.notes[:1], *notes, *listing.notes[1:]))
 
 
 def _is_volume(path: Path) -> bool:
@@ -48,10 +55,17 @@ def _is_volume(path: Path) -> bool:
 
 
 def _slices(case: Case) -> list[Case]:
-    from guidino_tune.data.reading import volume_slices  # it takes a while to import
+    from guidino_tune.data.reading import lies_otherwise, volume_slices  # it takes a while to import
 
     if not _is_volume(case.image):
         return [case]
+    for path in (*case.more_images, *case.masks):
+        if _is_volume(path) and (told := lies_otherwise(case.image, path)):
+            raise UserError(
+                f"image and mask are turned against each other: {told}",
+                where=str(path),
+                todo="write both with axes of one direction (nibabel.as_closest_canonical of each), or set data.bad_cases=skip",
+            )
     number = volume_slices(case.image)
     if number <= 1:
         return [case]
