@@ -60,8 +60,8 @@ def find(root: Path, on_bad: str = "error", data: Data | None = None) -> Listing
         if rest := [case.id for case in cases if case.id not in published]:
             notes += (f"{len(rest)} cases are left out, being in no part of fold {fold} of splits_final.json: {some(rest)}",)
             cases = [case for case in cases if case.id in published]
-        more = f"; for another: --set data.folds={len(folds)} --set data.fold=1" if len(folds) > 1 and not (data and data.folds) else ""
-        parts.append(f"fold {fold} (of {len(folds)}, from 0) of splits_final.json is the published split{more}")
+        another = f"; for another: --set data.folds={len(folds)} --set data.fold=1" if len(folds) > 1 and not (data and data.folds) else ""
+        parts.append(f"fold {fold} (of {len(folds)}, from 0) of splits_final.json is the published split{another}")
     if (root / TEST_IMAGES).is_dir():
         if (root / TEST_LABELS).is_dir() and files_by_stem(root / TEST_LABELS):
             tests, test_channels, more = _cases(root, TEST_IMAGES, TEST_LABELS, on_bad)
