@@ -179,7 +179,7 @@ def look(raw: Raw, path: Path, *, indices: bool = False) -> Seen:
         corner, lower, right = found[:-1, :-1], found[1:, :-1], found[:-1, 1:]
         flat, flats = _counted(corner[(corner == lower) & (corner == right)])
         if reach := int(values[-1] - values[0]) * _SAME // 255 if values[-1] < COLOUR else 0:
-            whole = found.astype(np.int64) if found.dtype.itemsize > 2 else found.astype(np.int32)
+            whole = found.astype({1: np.int16, 2: np.int32}.get(found.dtype.itemsize, np.int64))  # that differences fit
             near = (abs(whole[:-1, :-1] - whole[1:, :-1]) <= reach) & (abs(whole[:-1, :-1] - whole[:-1, 1:]) <= reach)
             near_values, nears = _counted(corner[near])
             areas = dict(zip(near_values.tolist(), nears.tolist(), strict=True))

@@ -31,7 +31,7 @@ from guidino_tune.framing import Array, cut, frame, place, place_mask, round_tri
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the file's layout or the way of decoding or resizing changes: old files are then passed over."""
 
 _THREADS = 4  # Pillow decodes without the interpreter lock; more threads gain little and hold more large images at once
