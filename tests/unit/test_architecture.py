@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -106,6 +107,7 @@ def modules(package: Path) -> dict[str, Path]:
     return found
 
 
+@functools.cache
 def imports(package: Path) -> list[Import]:
     """All imports of all modules, those inside functions and of ``importlib.import_module("...")`` too."""
     known = modules(package)
