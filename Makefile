@@ -30,7 +30,7 @@ search: .venv/.run
 	$(BIN)/python -m guidino_tune.search $(SPACE) $(ARGS)
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -n 2 --ignore=tests/benchmarks $(PYTEST_ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --ignore=tests/benchmarks $(PYTEST_ARGS) # tests start many processes: compiled once
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -119,7 +119,7 @@ def slide(
         ValueError: The model is in training mode.
     """
     # Not at the top: MONAI takes seconds to import, and whole images need none of it.
-    from monai.inferers.utils import sliding_window_inference
+    from guidino_tune.monai_parts import sliding_window_inference
 
     guided = False
 

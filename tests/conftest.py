@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Before torch is imported, and for the processes that tests start: two test processes with a thread per core each wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ONE_BY_ONE = "ray"
 """Folder whose tests share the only Ray cluster that may be on a machine."""

@@ -10,13 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
-from monai.transforms.intensity.array import AdjustContrast, GaussianSmooth, ScaleIntensity, ScaleIntensityFixedMean
-from monai.transforms.spatial.array import Affine
 from torch import Tensor
 from torch.nn import functional
 
 from guidino_tune.errors import UserError, nearest
+from guidino_tune.monai_parts import AdjustContrast, Affine, GaussianSmooth, MetaTensor, ScaleIntensity, ScaleIntensityFixedMean
 
 _BLUR_MARGIN = 4  # pixels; MONAI's kernel reaches 4 sigma and pads with zeros, which would darken the border
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -26,7 +27,7 @@ HEAVY = {"torch", "monai", "transformers", "peft", "optuna", "mlflow", "ray", "p
 
 IMPORTERS = ("importlib.import_module", "import_module", "__import__")
 FOUNDATION = ("errors", "paths", "findings", "stopping")
-BELOW_TRAINING = ("config", "space", "normalisation", "framing", "data", "models", "losses", "metrics", "inference")
+BELOW_TRAINING = ("config", "space", "normalisation", "framing", "monai_parts", "data", "models", "losses", "metrics", "inference")
 ALL = (*BELOW_TRAINING, "training", "tracking", "tuning", "analysis", "prediction_files", "prediction")
 
 
@@ -52,12 +53,13 @@ LAYERS = {
     "space": layer("config", heavy="optuna"),
     "normalisation": layer(heavy="torch"),
     "framing": layer("config"),
-    "data": layer("config", "normalisation", "framing", heavy="torch monai pyarrow"),
-    "models": layer("config", "normalisation", heavy="torch monai transformers peft"),
-    "losses": layer("config", heavy="torch monai"),
-    "metrics": layer("config", heavy="torch monai"),
-    "inference": layer("config", "normalisation", "framing", heavy="torch monai"),
-    "training": layer(*BELOW_TRAINING, heavy="torch monai"),
+    "monai_parts": layer(heavy="monai"),
+    "data": layer("config", "normalisation", "framing", "monai_parts", heavy="torch pyarrow"),
+    "models": layer("config", "normalisation", heavy="torch transformers peft"),
+    "losses": layer("config", heavy="torch"),
+    "metrics": layer("config", heavy="torch"),
+    "inference": layer("config", "normalisation", "framing", "monai_parts", heavy="torch"),
+    "training": layer(*BELOW_TRAINING, heavy="torch"),
     "tracking": layer("config", "training.reporter", heavy="mlflow"),
     "analysis": layer("config", heavy="matplotlib pandas"),
     "tuning": layer(*BELOW_TRAINING, "training", "tracking", "analysis", heavy="torch optuna ray"),
@@ -66,7 +68,7 @@ LAYERS = {
         "config", "framing", "data", "prediction_files", "models", "inference", "training", "tracking.pictures", heavy="torch"
     ),
 }
-"""By folder or top-level module. Only ``tracking`` has mlflow and only ``tuning`` has ray."""
+"""By folder or top-level module. Only ``monai_parts`` has monai, only ``tracking`` mlflow and only ``tuning`` ray."""
 
 COMMAND_FILES = {*map(module_of, COMMANDS), "report"}
 """Top-level modules with a command each: they import their library inside functions, so that ``--help`` is quick."""
@@ -105,6 +107,7 @@ def modules(package: Path) -> dict[str, Path]:
     return found
 
 
+@functools.cache
 def imports(package: Path) -> list[Import]:
     """All imports of all modules, those inside functions and of ``importlib.import_module("...")`` too."""
     known = modules(package)

@@ -109,7 +109,7 @@ def test_mirroring_within_windows_is_that_of_each_window() -> None:
 
 def test_sums_stay_where_the_image_is_and_windows_go_to_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a large image takes main memory, and of the GPU's only what a batch of windows needs."""
-    import monai.inferers.utils as inferers
+    from guidino_tune import monai_parts
 
     asked: dict[str, object] = {}
 
@@ -117,7 +117,7 @@ def test_sums_stay_where_the_image_is_and_windows_go_to_the_network(monkeypatch:
         asked.update(options)
         return image[:, :1]
 
-    monkeypatch.setattr(inferers, "sliding_window_inference", record)
+    monkeypatch.setattr(monai_parts, "sliding_window_inference", record)
     predict_image(Brightness().eval(), np.zeros((100, 100, 3), np.uint8), DATA, SLIDING, device="cuda:7")
     assert (str(asked["device"]), str(asked["sw_device"])) == ("cpu", "cuda:7")
 
