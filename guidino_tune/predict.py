@@ -41,9 +41,13 @@ def _predict(options: argparse.Namespace) -> int:
 
     from guidino_tune.config import Protocol
     from guidino_tune.config.parsing import parse
+    from guidino_tune.errors import UserError
     from guidino_tune.models.known import chosen, expecting
     from guidino_tune.prediction import predict_folder
 
+    for where, text in (("MODEL", options.model), ("IMAGES", options.images), ("--output", options.output)):
+        if not text:
+            raise UserError("is empty", where=where, todo="name a path; an empty one would be the present folder")
     protocol = parse(Protocol, protocol_values(options), "options")
     console = Console(markup=False, emoji=False)
     notes: list[str] = []

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,16 +108,19 @@ def _not_listed(error: OSError) -> None:
         raise UserError(f"cannot be listed: {error.strerror}", where=str(error.filename), todo="make the folder readable") from None
 
 
-def output_names(files: Iterable[Path]) -> dict[Path, Path]:
+def output_names(files: Sequence[Path]) -> dict[Path, Path]:
     """A name without ending for each file, no two alike: its own, or with its ending where another one would have the same.
+
+    Nor does a mask get the name of a folder in which others lie.
 
     Args:
         files: Relative paths, no two alike.
     """
     names = {file: file.with_name(stem(file)) for file in files}
+    folders = {folder for file in files for folder in file.parents}
     while True:
         count = Counter(names.values())
-        alike = [file for file, name in names.items() if count[name] > 1 and name != file]
+        alike = [file for file, name in names.items() if (count[name] > 1 or png(name) in folders) and name != file]
         if not alike:
             return names
         names |= {file: file for file in alike}
@@ -171,6 +174,10 @@ def check_output(output: Path, names: Iterable[Path], *, overlays: bool) -> int:
     """
     todo = "choose another --output, or move these files away"
     folders = [output / MASKS, *([output / OVERLAYS] if overlays else [])]
+    for folder in (output, *folders):
+        if os.path.lexists(folder) and not folder.is_dir():
+            what = "a link that leads nowhere" if folder.is_symlink() else "a file"
+            raise UserError(f"here is {what}, where a folder must be", where=str(folder), todo="choose another --output, or move it away")
     targets = [folder / png(name) for name in names for folder in folders]
     there = [target for target in targets if os.path.lexists(target)]
     foreign = [target for target in there if not is_own(target)]

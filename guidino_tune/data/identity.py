@@ -51,6 +51,12 @@ def seen_images(listing: Listing, split: Split) -> dict[str, str]:
     return image_digests(case for case in listing.cases if case.id in names)
 
 
+def same_images(cases: Iterable[Case], noted: Mapping[str, str]) -> list[str]:
+    """Ids of the cases whose image is among the noted ones, whatever it is called there."""
+    known = set(noted.values())
+    return sorted(name for name, digest in image_digests(cases).items() if digest in known) if known else []
+
+
 def check_images(listing: Listing, split: Split, noted: Mapping[str, str], file: str, same: Sequence[str] = SEEN) -> None:
     """Compares the images that are here with those that a search has seen.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from guidino_tune.models.architectures import ARCHITECTURES, SIZES
 from guidino_tune.models.backbone import Backbone
 from guidino_tune.models.layouts import Network, recognise
 from guidino_tune.models.published import Published, is_timm_folder, read_published
+from guidino_tune.models.weights import not_finite, some
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +52,7 @@ def convert(source: Path, target: Path, heads: int | None = None) -> Converted:
     Raises:
         UserError: The source cannot be read, or is none of the networks that are known; or the target is there.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if os.path.lexists(target) and (target.is_symlink() or not target.is_dir() or any(target.iterdir())):
         raise UserError("is there already, and nothing is replaced", where=str(target), todo="choose another --output")
     published, network = _read(source, heads)
     model = _module(network, source)
@@ -95,8 +97,16 @@ def _module(network: Network, source: Path) -> PreTrainedModel:
     ]
     for what, names in (("lacks", lacks), ("has too much:", extra), ("has other shapes:", shapes)):
         if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise UserError(f"looks like a {network.about}, but {what} {shown}", where=str(source), todo="download or copy it again")
+            raise UserError(f"looks like a {network.about}, but {what} {some(names)}", where=str(source), todo="download or copy it again")
+    no_numbers = sorted(
+        f"{name}: {str(value.dtype).removeprefix('torch.')}, {str(value.layout).removeprefix('torch.')}"
+        for name, value in network.weights.items()
+        if not value.is_floating_point() or value.layout != torch.strided
+    )
+    odd = [] if no_numbers else not_finite({name: value.float() for name, value in network.weights.items()})
+    for what, names in (("holds what are no plain numbers:", no_numbers), ("is damaged: NaN or infinity in", odd)):
+        if names:
+            raise UserError(f"{what} {some(names)}", where=str(source), todo="give the file as it was published, or download it again")
     model.load_state_dict({name: value.contiguous() for name, value in network.weights.items()}, assign=True)
     return model
 

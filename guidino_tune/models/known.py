@@ -91,6 +91,22 @@ def check(guide: DINOGuide, fingerprint: str) -> None:
             raise other_weights(guide.backbone, fingerprint, known)
 
 
+def check_of_use(guide: object) -> None:
+    """A folder that a person names for the one backbone must be that of some backbone.
+
+    Raises:
+        UserError: There is none.
+    """
+    places = [layer[ANY].place for layer in _layers if ANY in layer]
+    if places and not isinstance(guide, DINOGuide):
+        raise UserError("there is no guide backbone whose folder could have moved", where=f"--backbone {places[0]}", todo="leave it out")
+
+
+def expected(backbone: str) -> bool:
+    """Whether something is known of a backbone: it was used before, and cannot be another one now."""
+    return any(layer[key].fingerprint for layer in _layers for key in (backbone, backbone + _RANDOM) if key in layer)
+
+
 def other_weights(backbone: str, fingerprint: str, known: Known) -> UserError:
     """The message to who gives other weights than are known.
 

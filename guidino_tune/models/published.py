@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ def read_published(path: Path) -> Published:
         path: ``.safetensors``, what ``torch.save`` wrote of tensors alone, or a folder with ``config.json`` and one of ``IN_FOLDER``.
 
     Raises:
-        UserError: The file is missing or damaged, is a pickle that needs more than tensors, or holds no such network; names its weights.
+        UserError: The file is missing or damaged, is a pickle that needs more than tensors, or holds no such network, or several of which
+            none is a teacher; names its weights.
     """
     file = _file(path)
     found = {name: value for name, value in _flat(_load(file)) if isinstance(value, Tensor)}
@@ -55,13 +57,26 @@ def read_published(path: Path) -> Published:
     places = sorted({name.removesuffix(anchor) for name in names for anchor in ANCHORS if ("." + name).endswith("." + anchor)})
     if not places:
         raise _no_network(file, sorted(names))
-    place = min(places, key=lambda p: ("teacher" not in p, "ema" not in p, "student" in p, p.count("."), p))
+    places.sort(key=lambda p: (*_rank(p), p.count("."), p))
+    place = places[0]
+    if alike := [other for other in places[1:] if _rank(other) == _rank(place)]:
+        names_of_parts = ", ".join(p.rstrip(".") or "one without a name" for p in (place, *alike))
+        raise UserError(
+            f"holds several networks, and which of them is meant is not known: {names_of_parts}",
+            where=str(file),
+            todo="save the weights of one of them alone, a dict of tensors, with torch.save, and give that file",
+        )
     weights = {name.removeprefix(place): found[names[name]] for name in names if name.startswith(place)}
     left: dict[str, int] = {}
     for name in names:
         if not name.startswith(place):
             left["/".join(_head(name))] = left.get("/".join(_head(name)), 0) + 1
     return Published(weights, place.rstrip("."), left)
+
+
+def _rank(place: str) -> tuple[bool, bool, bool]:
+    """Of a teacher and a student the teacher comes first."""
+    return "teacher" not in place, "ema" not in place, "student" in place
 
 
 def _head(name: str) -> list[str]:
@@ -86,11 +101,19 @@ def _load(file: Path) -> Any:
         if file.suffix == ".safetensors":
             return load_file(file)
         # Nothing but tensors and plain containers: an unrestricted pickle runs code as it is read.
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=archive)
+        with warnings.catch_warnings(action="ignore"):  # of pickles of another kind, which are refused below
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=archive)
     except Exception as error:  # of garbage the reader of pickles raises whatever it stumbles over
         text = str(error)
+        if "Unsupported operand" in text and not archive and _begins(file, b"\x80"):
+            raise UserError(
+                "is a pickle that torch.save did not write, and may run any code when it is read: it is not read here",
+                where=str(file),
+                todo="where you trust its source, load it yourself, and save its tensors alone with torch.save",
+            ) from None
         if not ("GLOBAL" in text or "Unsupported class" in text or (archive and "Unsupported operand" in text)):
             why = (text.strip().splitlines() or [""])[0][:200]
+            why = "torch.save did not write it" if "weights_only" in why else why  # torch's advice is to read it all the same
             raise UserError(
                 f"is no checkpoint, or damaged ({type(error).__name__}: {why})", where=str(file), todo="download or copy it again"
             ) from None
@@ -101,6 +124,11 @@ def _load(file: Path) -> Any:
         where=str(file),
         todo=f'where you trust its source, save its tensors alone and give tensors.pth instead: python -c "{code}"',
     )
+
+
+def _begins(file: Path, mark: bytes) -> bool:
+    with open(file, "rb") as stream:
+        return stream.read(len(mark)) == mark
 
 
 def _flat(values: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +36,10 @@ def random_config(backbone: str) -> PreTrainedConfig:
     Raises:
         UserError: The folder holds no configuration of an architecture in ``ARCHITECTURES``.
     """
-    backbone = known.place_of(backbone)
-    if is_local_backbone(backbone):
-        return read_config(Path(backbone).expanduser())
+    place = known.place_of(backbone)
+    if is_local_backbone(place):
+        return read_config(folder_of(backbone))
+    backbone = place
     size = SIZES[backbone]
     return ARCHITECTURES[size.model_type].configure(dict(size.values))
 
@@ -137,19 +138,25 @@ def _problem(model: PreTrainedModel, report: dict[str, Any]) -> str:
     # transformers gives missing weights random values and only logs it; a guide that is partly random must not pass for a pretrained one.
     lost = {*report["missing_keys"], *(str(item[0]) for item in report["mismatched_keys"])}
     if lost:
-        return f"lack or do not fit {_some(lost)}"
+        return f"lack or do not fit {some(lost)}"
     # Nor one of which a part is left out: a file of twelve layers under a configuration of two would load without a word.
     heads = any("ForImageClassification" in name for name in model.config.architectures or ())
     harmless = [HEAD] if heads else []
     harmless += [] if getattr(model.config, "use_mask_token", True) else [MASK_TOKEN]
     extra = {name for name in report["unexpected_keys"] if not any(re.fullmatch(pattern, name) for pattern in harmless)}
     if extra:
-        return f"hold what the network of its {CONFIG} has no place for: {_some(extra)}; is {CONFIG} the one of these weights?"
-    odd = {name for name, value in model.state_dict().items() if value.is_floating_point() and not value.isfinite().all()}
-    return f"are damaged: NaN or infinity in {_some(odd)}" if odd else ""
+        return f"hold what the network of its {CONFIG} has no place for: {some(extra)}; is {CONFIG} the one of these weights?"
+    odd = not_finite(model.state_dict())
+    return f"are damaged: NaN or infinity in {some(odd)}" if odd else ""
 
 
-def _some(names: Iterable[str]) -> str:
+def not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the weights that hold NaN or infinity, sorted."""
+    return sorted(name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all())
+
+
+def some(names: Iterable[str]) -> str:
+    """Names the first three, sorted, and says how many more there are."""
     found = sorted(names)
     return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
@@ -158,10 +165,19 @@ def folder_of(backbone: str) -> Path:
     """Where the weights of a backbone lie: its folder, wherever that is now, or the one from the hub.
 
     Raises:
-        UserError: As ``hub_folder``.
+        UserError: As ``hub_folder``; or the folder of a backbone that was used before is gone.
     """
-    backbone = known.place_of(backbone)
-    return Path(backbone).expanduser() if is_local_backbone(backbone) else hub_folder(backbone)
+    place = known.place_of(backbone)
+    if not is_local_backbone(place):
+        return hub_folder(place)
+    folder = Path(place).expanduser()
+    if known.expected(backbone) and not folder.exists():
+        raise UserError(
+            "no such folder",
+            where=f"guide.backbone={backbone}" + (f" in {place}" if place != backbone else ""),
+            todo="put the weights back, or name the folder where they are now by --backbone DIR",
+        )
+    return folder
 
 
 def check_digest(file: Path, sha256: str) -> None:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from guidino_tune.errors import UserError
+from guidino_tune.models.weights import not_finite, some
 from guidino_tune.training.folder import named
 from guidino_tune.training.reporter import EpochRecord
 
@@ -44,7 +45,7 @@ def write_checkpoint(
         "epoch": len(history),
         "history": [r.to_dict() for r in history],
         # safetensors notices a file that is too short, not one with other numbers in it.
-        "checksums": {name: _checksum(folder / name) for name in (WEIGHTS, OPTIMIZER)},
+        "checksums": {name: checksum_of(folder / name) for name in (WEIGHTS, OPTIMIZER)},
     }
     with named(folder / STATE):
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
@@ -94,25 +95,33 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         history = [EpochRecord.from_dict(r) for r in state["history"]]
         for name, checksum in state.get("checksums", {}).items():
-            if _checksum(folder / name) != checksum:
+            if checksum_of(folder / name) != checksum:
                 raise ValueError(f"{name} is not as it was written")
         weights, optimizer = load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER)
         # None is saved with a weight that is not finite. An infinite square of a gradient may belong to an optimiser, NaN never.
         odd = not_finite(weights) + sorted(name for name, value in optimizer.items() if value.is_floating_point() and value.isnan().any())
         if odd:
-            raise ValueError(f"NaN or infinity in {_some(odd)}")
+            raise ValueError(f"NaN or infinity in {some(odd)}")
         return Checkpoint(state["experiment"], history, weights, optimizer, str(state.get("backbone", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"the checkpoint is damaged: {error}", where=str(folder), todo="an older one is used where there is one") from None
 
 
-def _checksum(path: Path) -> int:
+def checksum_of(path: Path) -> int:
     """CRC-32 of a file's content."""
     value = 0
     with open(path, "rb") as file:
         while part := file.read(1 << 20):
             value = zlib.crc32(part, value)
     return value
+
+
+def noted_checksum(folder: Path) -> int | None:
+    """What ``checksum_of`` gave when the weights in a checkpoint, or a trial's best ones, were written; ``None`` where it is not noted."""
+    try:
+        return int(json.loads((folder / STATE).read_text(encoding="utf-8"))["checksums"][WEIGHTS])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -134,16 +143,7 @@ def check_finite(weights: Mapping[str, torch.Tensor], file: Path) -> None:
         UserError: Names the weights.
     """
     if odd := not_finite(weights):
-        raise UserError(f"the weights hold NaN or infinity in {_some(odd)}", where=str(file), todo="retrain, or copy the model again")
-
-
-def not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of those with NaN or infinity in them, sorted."""
-    return sorted(name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all())
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise UserError(f"the weights hold NaN or infinity in {some(odd)}", where=str(file), todo="retrain, or copy the model again")
 
 
 def backbone_in(folder: Path) -> str:

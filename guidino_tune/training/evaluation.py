@@ -15,21 +15,23 @@ from torch import nn
 
 from guidino_tune.config import Data, Protocol
 from guidino_tune.config.data import INSTANCES
-from guidino_tune.config.parsing import parse
-from guidino_tune.data.cases import Case
+from guidino_tune.config.parsing import parse, read_yaml
+from guidino_tune.data.carrying import DIGEST
+from guidino_tune.data.cases import Case, some
 from guidino_tune.data.decoding import read_case
 from guidino_tune.data.files import slice_of
-from guidino_tune.data.identity import check_images
+from guidino_tune.data.identity import check_images, same_images
 from guidino_tune.data.rules import Rules, label_rule, survey_masks
 from guidino_tune.data.sealed import open_test
 from guidino_tune.data.sources import find_cases
-from guidino_tune.data.splits import images_of, read_split
+from guidino_tune.data.splits import check_split, images_of, read_split, split_digest
 from guidino_tune.errors import UserError, about
 from guidino_tune.framing import cut, frame, place_mask
 from guidino_tune.inference import largest_component, predict_image
 from guidino_tune.metrics import NAMES, CaseScore, case_dice, score_case, values, with_classes
 from guidino_tune.training.ensemble_folder import find_ensemble
 from guidino_tune.training.folder import write_text
+from guidino_tune.training.model_folder import PROVENANCE
 
 SEEN = "all cases include those it was trained on, and the sealed test"
 OTHERS = "name another data set by --kind and --data-root (--kind folder fits any images/ and masks/)"
@@ -154,7 +156,8 @@ def choose_cases(
         reason: Why the test split is opened.
 
     Raises:
-        UserError: No split, no such data set, or parts of another data set asked for.
+        UserError: No split, one that is not the model's, no such data set, parts of another data set asked for, or with ``all`` a copy of
+            what the model has seen; or validation cases are missing.
     """
     trained_on = data
     other = kind is not None and kind != data.kind
@@ -170,10 +173,16 @@ def choose_cases(
         cases = list(find_cases(data).cases)
         if {slice_of(case.image)[0].resolve() for case in cases} & _images(trained_on):
             raise UserError(SEEN, where="--split all", todo=OTHERS)
+        own = find_split(model, split_file)
+        if own and (copies := same_images(cases, images_of(own))):
+            what = f"{len(copies)} of these {len(cases)} images are copies of those that the model was trained or chosen on"
+            raise UserError(f"{what}: {some(copies)}", where="--split all", todo=OTHERS)
         return cases
     file = find_split(model, split_file)
     if file is None or not file.exists():
-        raise UserError("no split.json in this model, beside it or above it", where=str(file or model), todo="name it with --split-file")
+        what = "no such file" if split_file else "no split.json in this model, beside it or above it"
+        raise UserError(what, where=str(file or model), todo="name the split.json of its study with --split-file")
+    check_model_split(model, file)
     if part == "test":
         return open_test(data, file, reason=str(reason))
     if find_ensemble(model):
@@ -183,9 +192,35 @@ def choose_cases(
             todo="evaluate its members one by one, each on the fold that it has not seen (MODEL/member-0, ...), or with --split test",
         )
     split, listing = read_split(file), find_cases(data)
+    check_split(split, listing, file, ("validation",))
     check_images(listing, split, images_of(file), str(file), same=("validation",))
     wanted = set(split.validation)
     return [case for case in listing.cases if case.id in wanted]
+
+
+def check_model_split(model: Path, file: Path) -> None:
+    """A split by which a model is scored is the one that it was trained and chosen on: by another, it may be scored on its training cases.
+
+    Args:
+        model: The model or trial folder; its provenance holds the digest of its split; else its own is in it, beside it or above it.
+        file: The split.
+
+    Raises:
+        UserError: It is another one, or was altered.
+    """
+    provenance = model / PROVENANCE
+    known = read_yaml(provenance).get(DIGEST) if provenance.is_file() else None
+    own = find_split(model, None)
+    if known is None and own is not None and not own.samefile(file):
+        known = split_digest(read_split(own))
+    if known not in (None, split_digest(read_split(file))):
+        raise UserError(
+            "is not the split that this model was trained and chosen on, or was altered since: by it, training cases may be scored",
+            where=str(file),
+            todo=f"put the split.json of then back, or name a copy of it with --split-file (its digest is in {provenance})"
+            if provenance.is_file()
+            else "leave out --split-file, or name a copy of its own",
+        )
 
 
 def find_split(model: Path, split_file: str | None) -> Path | None:

@@ -12,17 +12,23 @@ import torch
 import yaml
 
 from guidino_tune.config import Data, Experiment
+from guidino_tune.config.parsing import read_yaml
+from guidino_tune.data.carrying import DIGEST
 from guidino_tune.data.openings import copied_from
 from guidino_tune.data.rules import RULES, Rules, plain_rules, read_rules
+from guidino_tune.data.splits import read_split, split_digest
 from guidino_tune.errors import UserError
 from guidino_tune.models import GuidedSegmenter, build_model
 from guidino_tune.models.ensemble import Ensemble
-from guidino_tune.models.known import expecting
+from guidino_tune.models.known import check_of_use, expecting
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.training.backbones import is_unnoted, known_of_model, provenance_of
-from guidino_tune.training.checkpoints import WEIGHTS, check_finite, load_weights
+from guidino_tune.training.checkpoints import WEIGHTS, check_finite, checksum_of, load_weights, noted_checksum
 
 log = logging.getLogger(__name__)
+
+WEIGHTS_CRC = "weights_crc32"
+"""In the provenance of a model."""
 
 EXPERIMENT, PROVENANCE, SPLIT, ENSEMBLE = "experiment.yaml", "provenance.yaml", "split.json", "ensemble.yaml"
 
@@ -34,16 +40,22 @@ def export_model(source: Path, experiment: Experiment, target: Path, provenance:
         source: A checkpoint folder, such as a trial's ``best``.
         experiment: What was trained.
         target: The new folder; an older one is replaced.
-        provenance: Where the weights come from, in plain YAML types; the backbone's fingerprint is added.
+        provenance: Where the weights come from, in plain YAML types; the backbone's fingerprint, the split's digest and the weights'
+            checksum are added.
         split_file: What it was trained, chosen and tested on: the ids go along, so that another machine tests on no other cases; and with
             them the rules of reading beside it.
+
+    Raises:
+        UserError: The weights are not as the training wrote them.
     """
     draft = target.with_name(f".{target.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
+    check_unchanged(source / WEIGHTS)
     shutil.copy2(source / WEIGHTS, draft / WEIGHTS)
     (draft / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
-    said = {**provenance, **provenance_of(experiment, source)}
+    split = {DIGEST: split_digest(read_split(split_file))} if split_file is not None else {}
+    said = {**provenance, **split, **provenance_of(experiment, source), WEIGHTS_CRC: checksum_of(draft / WEIGHTS)}
     (draft / PROVENANCE).write_text(yaml.safe_dump(said, sort_keys=False), encoding="utf-8")
     if split_file is not None:
         if (target / SPLIT).is_file():
@@ -102,15 +114,18 @@ def load_single(folder: Path, device: str = "cpu") -> tuple[GuidedSegmenter, Exp
     """Builds the network and loads its weights strictly, ready for inference in the precision and memory format of its training.
 
     Raises:
-        UserError: No model there, damaged weights, or weights of another network; or the backbone is not the one it was trained on.
+        UserError: No model there, weights that are damaged, not as they were written or of another network; or the backbone is not the one
+            it was trained on.
     """
     file, experiment = find_weights(folder)
     if unnoted := is_unnoted(file.parent, experiment):
         log.warning("note: %s", unnoted)
+    check_of_use(experiment.guide)
     with expecting(known_of_model(file.parent, experiment)):
         model = build_model(experiment)
     weights = load_weights(file)
     check_finite(weights, file)
+    check_unchanged(file)
     try:
         model.load_trained_state(weights)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -120,6 +135,18 @@ def load_single(folder: Path, device: str = "cpu") -> tuple[GuidedSegmenter, Exp
     if training.channels_last:
         model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.to(torch.device(device)).eval(), experiment
+
+
+def check_unchanged(file: Path) -> None:
+    """Compares weights with the checksum that was noted when they were written; an earlier version noted none for a model folder.
+
+    Raises:
+        UserError: They differ.
+    """
+    noted = file.parent / PROVENANCE
+    wanted = read_yaml(noted).get(WEIGHTS_CRC) if noted.is_file() else noted_checksum(file.parent)
+    if wanted is not None and file.is_file() and wanted != checksum_of(file):
+        raise UserError("the weights are not as they were written", where=str(file), todo="copy the model again, or retrain")
 
 
 def best_device() -> str:

@@ -15,7 +15,7 @@ from guidino_tune.config import BACKBONES, DINOGuide, Experiment
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.errors import UserError
 from guidino_tune.models import check_backbone, fingerprint_of
-from guidino_tune.models.known import Known, chosen, expecting, key_of, name_in, other_weights, place_of
+from guidino_tune.models.known import Known, check_of_use, chosen, expecting, key_of, name_in, other_weights, place_of
 from guidino_tune.space.check import examples
 from guidino_tune.space.space import Space, read_space
 from guidino_tune.training.backbones import known_in, read_known, write_known
@@ -173,6 +173,7 @@ def retrained_backbone(experiment: Experiment, provenance: Mapping[str, Any], ho
         UserError: It is another one, or cannot be loaded.
     """
     guide = experiment.guide
+    check_of_use(guide)
     if not isinstance(guide, DINOGuide):
         yield experiment
         return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import pickle
 import shlex
 from pathlib import Path
 from typing import Any
@@ -215,6 +217,13 @@ def _changed(name: str, **values: Any) -> dict[str, Tensor]:
         (lambda: _changed("dinov2", pos_embed=torch.zeros(1, 12, 128)), "12 positions"),
         (lambda: _changed("convnext", head__fc__weight=torch.zeros(10, 32)), "head.fc.weight, which a DINOv3 ConvNeXt has not"),
         (lambda: {"embeddings.cls_token": torch.zeros(1)}, "Hugging Face's own layout"),
+        (lambda: _changed("dinov3", norm__weight=torch.ones(128, dtype=torch.complex64)), "no plain numbers: norm.weight: complex64"),
+        (lambda: _changed("dinov3", norm__weight=torch.ones(128, dtype=torch.int8)), "no plain numbers: norm.weight: int8"),
+        (lambda: _changed("dinov3", norm__weight=torch.ones(128).to_sparse()), "no plain numbers: norm.weight: float32, sparse"),
+        (lambda: _changed("dinov3", norm__weight=torch.full((128,), math.inf)), "is damaged: NaN or infinity in norm.weight"),
+        (lambda: _changed("dinov3", norm__weight=torch.full((128,), 1e300, dtype=torch.float64)), "NaN or infinity in norm.weight"),
+        (lambda: {"encoder": _changed("dinov3"), "decoder": _changed("dinov3")}, "several networks.*: decoder, encoder"),
+        (lambda: {"a": _changed("dinov3")} | _changed("dinov3"), "several networks.*: one without a name, a"),
     ],
 )
 def test_what_is_not_recognised_is_named(tmp_path: Path, weights: Any, message: str) -> None:
@@ -239,6 +248,26 @@ def test_a_pickle_that_needs_more_is_refused_and_the_way_out_works(tmp_path: Pat
     subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, check=True)
     convert(tmp_path / "tensors.pth", tmp_path / "model")
     same_features(tmp_path / "model", model)
+
+
+def test_a_plain_pickle_is_refused_without_running_it(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "run",)
+
+    file = tmp_path / "teacher.pkl"
+    file.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match=r"a pickle that torch\.save did not write, and may run any code") as refused:
+        convert(file, tmp_path / "model")
+    assert not (tmp_path / "run").exists()
+    assert "weights_only" not in str(refused.value)
+
+
+def test_a_link_that_leads_nowhere_is_not_replaced(tmp_path: Path) -> None:
+    torch.save(as_meta("convnext", network("convnext")), tmp_path / "weights.pth")
+    (tmp_path / "model").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is there already"):
+        convert(tmp_path / "weights.pth", tmp_path / "model")
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 no zip"])

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def test_a_model_comes_back_bit_by_bit(kind: str, guide: dict | None, data: Data
     assert sorted(p.name for p in folder.iterdir()) == ["experiment.yaml", "provenance.yaml", "weights.safetensors"]
     loaded, described = load_model(folder)
     assert described == experiment
-    assert yaml.safe_load((folder / "provenance.yaml").read_text()) == {"study": "small", "trial": 3}
+    checksum = zlib.crc32((folder / WEIGHTS).read_bytes())
+    assert yaml.safe_load((folder / "provenance.yaml").read_text()) == {"study": "small", "trial": 3, "weights_crc32": checksum}
     image = torch.randn(1, 3, 32, 32)
     original = build_model(experiment).eval()
     original.segmenter.to(memory_format=torch.channels_last)  # as the training has it: another order of additions gives other last digits
@@ -93,7 +95,8 @@ def test_an_export_replaces_an_older_one_whole(data: Data, tmp_path: Path) -> No
     (folder / "stray.txt").write_text("old")
     export_model(tmp_path / "best", experiment_on(data), folder, {"trial": 4})
     assert not (folder / "stray.txt").exists()
-    assert yaml.safe_load((folder / "provenance.yaml").read_text()) == {"trial": 4}
+    said = yaml.safe_load((folder / "provenance.yaml").read_text())
+    assert (said["trial"], said.keys()) == (4, {"trial", "weights_crc32"})
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
@@ -128,6 +131,7 @@ def test_a_model_whose_numbers_are_none_gives_no_mask(
     name = next(n for n in sorted(weights) if n.startswith("segmenter.") and weights[n].ndim == 4)
     weights[name].fill_(value)
     save_weights(study / "model" / WEIGHTS, weights)
+    (study / "model" / "provenance.yaml").unlink()  # of an earlier version, which noted no checksum
     image = tmp_path / "a.png"
     Image.fromarray(generate(0, 32)[0]).save(image)
     assert predict([str(study / "model"), str(image), "--output", str(tmp_path / "out")]) == 2
@@ -184,6 +188,14 @@ def test_the_parts_are_those_of_the_study_s_split(model: Path, data: Data) -> No
     assert not set(split["test"]) & set(chosen(model, data, "validation"))
 
 
+def other_hospital(data: Data, folder: Path) -> Path:
+    """A data set with other images, of the same names."""
+    copy = Path(shutil.copytree(str(data.root), folder / "other_hospital"))
+    for file in (*copy.glob("images/*"), *copy.glob("masks/*")):
+        Image.open(file).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(file)
+    return copy
+
+
 def test_another_data_set_is_scored_whole_or_not_at_all(model: Path, data: Data, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="knows no validation split"):
         chosen(model, data, "validation", kind="demo")
@@ -191,7 +203,7 @@ def test_another_data_set_is_scored_whole_or_not_at_all(model: Path, data: Data,
         chosen(model, data, "all")
     with pytest.raises(UserError, match="sealed test"):
         chosen(model, data, "all", root=data.root)  # the way round the seal
-    copy = shutil.copytree(str(data.root), tmp_path / "other_hospital")
+    copy = other_hospital(data, tmp_path)
     assert len(chosen(model, data, "all", root=str(copy))) == 12
     with pytest.raises(UserError, match="kind"):
         chosen(model, data, "all", kind="kvsair")
@@ -239,7 +251,7 @@ def test_evaluate_chooses_the_post_processing_on_the_study_s_validation_split(
     cases = choose_cases(model, data, "validation", kind=None, root=None, split_file=None, reason=None)
     protocol, dice = choose_largest_component(network, cases, data, Protocol(largest_component="validation"), rules=find_rules(model, data))
     told = f"on {len(cases)} validation cases Dice {dice['always']:.4f} with it, {dice['never']:.4f} without"
-    copy = Path(shutil.copytree(str(data.root), tmp_path / "other_hospital"))
+    copy = other_hospital(data, tmp_path)
     for mask in (copy / "masks").iterdir():  # what is scored has no part in the choice
         Image.fromarray(np.zeros_like(np.asarray(Image.open(mask)))).save(mask)
     for options in (["--split", "test", "--reason", "a test"], ["--split", "all", "--data-root", str(copy)], []):
