@@ -3,9 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -17,7 +15,6 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from guidino_tune.data import raw as raw_module
-from guidino_tune.data.rasters import read_picture
 from guidino_tune.data.reading import is_deep, read_raw
 from guidino_tune.errors import UserError
 
@@ -390,32 +387,3 @@ def test_what_a_float_tiff_calls_no_data_is_no_number(tmp_path: Path) -> None:
     read = read_raw(written(tmp_path / "file", content)).values[..., 0]
     assert np.isnan(read[:5]).all()
     assert np.array_equal(read[5:], values[5:])
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"quality": 100, "subsampling": 0}, {"progressive": True}, {"keep_rgb": True}, {"quality": 5}, {"restart_marker_blocks": 3}],
-)
-def test_a_jpeg_is_what_pillow_makes_of_it_also_a_damaged_one(mode: str, options: dict[str, Any]) -> None:
-    def of(decode: Callable[[bytes], np.ndarray], content: bytes) -> np.ndarray | None:
-        try:
-            return decode(content)
-        except Exception:
-            return None
-
-    def pillow(content: bytes) -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO(content)).convert("L" if mode == "L" else "RGB"))
-
-    rng = np.random.default_rng(0)
-    file = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (11, 17, 3), np.uint8)).resize((83, 61)).convert(mode).save(file, "JPEG", **options)
-    whole = file.getvalue()
-    damaged = [whole[: len(whole) // 2], whole[:-1], whole[: len(whole) // 2] + b"\xff\xd9", whole + b"\0\0"]
-    for place in rng.integers(len(whole) // 2, len(whole) - 2, 10):
-        damaged.append(whole[:place] + bytes([rng.integers(256)]) + whole[place + 1 :])
-    for content in (whole, *damaged):
-        expected, found = of(pillow, content), of(lambda content: read_picture(content).values.squeeze(), content)
-        assert (expected is None) == (found is None)
-        assert expected is None or np.array_equal(expected, found)
-    assert of(pillow, damaged[0]) is None
