@@ -10,10 +10,11 @@ from PIL import Image
 from guidino_tune.config import Protocol
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.decoding import read_image
+from guidino_tune.data.predicted import MASKS, OVERLAYS
 from guidino_tune.errors import UserError, about
 from guidino_tune.framing import viewable
 from guidino_tune.inference import predict_image
-from guidino_tune.prediction_files import MASKS, OVERLAYS, by_channels, check_output, find_images, mark_of, png
+from guidino_tune.prediction_files import by_channels, check_output, find_images, mark_of, png
 from guidino_tune.tracking.pictures import overlay, save_png
 from guidino_tune.training.model_folder import best_device, find_rules, load_model
 

@@ -13,14 +13,9 @@ from typing import NamedTuple
 from PIL import Image
 
 from guidino_tune.data.files import ENDINGS, VOLUMES, ending, slice_of, stem
+from guidino_tune.data.predicted import MARK, MASKS, OVERLAYS, mark_in
 from guidino_tune.data.reading import volume_slices
 from guidino_tune.errors import UserError
-
-MASKS, OVERLAYS = "masks", "overlays"
-
-MARK = "guidino_tune predict"
-"""Key of the text in each PNG that ``predict`` writes; its value is the digest of the pixels, so that one that was edited is known too."""
-
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -59,7 +54,7 @@ def find_images(images: Path, output: Path) -> Found:
             passed["hidden"] += 1
         elif not ending(file):
             passed[file.suffix.lower()] += 1
-        elif _mark(file) is not None:
+        elif mark_in(file) is not None:
             passed["of predict itself"] += 1
         elif any("\ud800" <= letter <= "\udfff" for letter in str(file)):  # how Python shows bytes that are no UTF-8
             raise UserError(f"the name {str(file)!r} is no UTF-8", todo="rename it")
@@ -186,7 +181,7 @@ def check_output(output: Path, names: Iterable[Path], *, overlays: bool) -> int:
         raise UserError(f"{what} ({len(foreign)} of {len(targets)} files; nothing was changed)", where=str(foreign[0]), todo=todo)
     for folder in folders:
         others = [
-            file for file in _walk(folder, set(), Counter()) if ending(file) and not file.name.startswith(".") and _mark(file) is None
+            file for file in _walk(folder, set(), Counter()) if ending(file) and not file.name.startswith(".") and mark_in(file) is None
         ]
         if others:
             what = f"{len(others)} images here are not of predict (such as {others[0].name}): its own would lie among them"
@@ -206,7 +201,7 @@ def mark_of(picture: Image.Image) -> dict[str, str]:
 
 def is_own(file: Path) -> bool:
     """Whether ``predict`` wrote this file, and nobody has changed its pixels since."""
-    digest = _mark(file)
+    digest = mark_in(file)
     if digest is None or file.is_symlink():
         return False
     try:
@@ -214,17 +209,6 @@ def is_own(file: Path) -> bool:
             return _digest(picture) == digest
     except Exception:  # damaged: Pillow's decoders raise whatever comes
         return False
-
-
-def _mark(file: Path) -> str | None:
-    """The digest in a file of ``predict``; ``None`` in any other. Only the header is read."""
-    if file.suffix != ".png":
-        return None
-    try:
-        with Image.open(file) as picture:
-            return picture.info.get(MARK)
-    except Exception:  # as above
-        return None
 
 
 def _digest(picture: Image.Image) -> str:

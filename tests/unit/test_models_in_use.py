@@ -15,6 +15,7 @@ from training_helpers import make_experiment
 
 from guidino_tune.config import Experiment
 from guidino_tune.data.opening import open_for_search
+from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import UserError
 from guidino_tune.evaluate import main as evaluate
 from guidino_tune.models import build_model
@@ -178,3 +179,33 @@ def test_a_folder_that_is_called_like_an_image_is_no_obstacle(here: Path, capsys
     assert predict([str(here / "model"), str(images), "--output", str(here / "out")]) == 0
     found = [str(file.relative_to(here / "out" / "masks")) for file in sorted((here / "out" / "masks").rglob("*")) if file.is_file()]
     assert found == ["a.jpg.png", "a.png/z.png"]
+
+
+@pytest.mark.parametrize("output", ["images", "pred", "."])
+@pytest.mark.parametrize("options", [[], ["--no-overlays"]])
+def test_predictions_inside_a_data_set_leave_it_as_it_was(output: str, options: list[str], made: Path, here: Path) -> None:
+    """They are neither a second truth nor images; where there is no other truth, only a person can say that they are to be one."""
+    root = here / "data"
+    shutil.copytree(made / "data", root)
+    if output == ".":
+        shutil.rmtree(root / "masks")
+    else:
+        before = find_cases(data_at(root)).cases
+    assert predict([str(here / "model"), str(root / "images"), "--output", str(root / output), *options]) == 0
+    if output != ".":
+        listing = find_cases(data_at(root))
+        assert listing.cases == before
+        assert any("written by predict, and passed over" in note for note in listing.notes)
+        return
+    with pytest.raises(UserError, match="written by predict, and passed over: predictions are no truth") as refused:
+        find_cases(data_at(root))
+    assert "--set data.masks=masks" in refused.value.todo
+    assert len(find_cases(data_at(root, masks="masks")).cases) == 20  # the advice, followed
+
+
+def test_overlays_are_no_images(made: Path, here: Path) -> None:
+    """Images that lie in a folder itself, with predictions beside them: the overlays agree with the masks in every name."""
+    root = Path(shutil.copytree(made / "data" / "images", here / "flat"))
+    assert predict([str(here / "model"), str(root), "--output", str(root)]) == 0
+    with pytest.raises(UserError, match="predictions are no truth"):
+        find_cases(data_at(root))

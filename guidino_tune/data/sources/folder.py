@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from guidino_tune.config.data import Data
 from guidino_tune.data.cases import Listing, some
+from guidino_tune.data.predicted import MASKS, OVERLAYS, mark_in
 from guidino_tune.data.sources import nnunet, patterns, tables
 from guidino_tune.data.sources.beside import beside, side_by_side
 from guidino_tune.data.sources.gathering import gather
@@ -61,7 +63,28 @@ def find(root: Path, on_bad: str = "error", data: Data | None = None) -> Listing
         raise _unknown(tree, "holds no image")
     if data.images is not None or data.mask_pattern is not None:
         return patterns.find(tree, on_bad, data, find_masks=_find, find_images=images_for)
-    return _find(tree, on_bad, data)
+    kept, folders = _without_predictions(tree)
+    if not folders:
+        return _find(tree, on_bad, data)
+    note = f"{some(folders)} {'were' if len(folders) > 1 else 'was'} written by predict, and passed over: predictions are no truth"
+    try:
+        listing = _find(kept, on_bad, data)
+    except UserError as error:
+        todo = f"{error.todo}. To train on predictions all the same, name them: {_choices('masks', [folders[0].rstrip('/')])}"
+        raise UserError(f"{error.what}; {note}", where=error.where, todo=todo) from None
+    return replace(listing, notes=(*listing.notes, note))
+
+
+def _without_predictions(tree: Tree) -> tuple[Tree, list[str]]:
+    """The tree without what ``predict`` wrote into it, known by one file of each folder; and those folders, those of masks first."""
+    folders: dict[str, list[File]] = {}
+    for file in tree.files:
+        if place := next((place for place in (MASKS, OVERLAYS) if place in file.parts), None):
+            folders.setdefault("/".join((*file.parts[: file.parts.index(place) + 1], "")), []).append(file)
+    predicted = {name: files for name, files in folders.items() if mark_in(files[0].path) is not None}
+    left_out = {file.below for files in predicted.values() for file in files}
+    kept = replace(tree, files=tuple(file for file in tree.files if file.below not in left_out))
+    return kept, sorted(predicted, key=lambda name: (name.endswith(f"{OVERLAYS}/"), name))
 
 
 def _find(tree: Tree, on_bad: str, data: Data, given: list[File] | None = None, named: frozenset[str] = frozenset()) -> Listing:
