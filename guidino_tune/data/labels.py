@@ -34,7 +34,8 @@ NEAR = 1 / 8
 
 _SAME = 8  # of 255: what differs less between neighbours is one area, compressed
 _COLOURS = 64  # more of them are a photograph
-_HUES = 0.1  # share of the strong pixels that a second colour must have, to be more than a border between two
+_HUES = 0.1  # share of the strong pixels that other colours must have, to be more than a border
+_HUE = 0.4  # of the strongest channel: what differs more from the usual colour is another one, and no border of it
 FRACTIONS = 65535
 """Fractions become whole numbers: 1.0 is this one."""
 
@@ -90,9 +91,10 @@ def codes(raw: Raw, path: Path, *, indices: bool = False, fractions: bool = Fals
 def _refuse_hues(values: NDArray[Any], highest: NDArray[Any], path: Path) -> None:
     """Several colours in a compressed file: which of them are the foreground its strongest channel cannot tell."""
     strong = highest > max(int(highest.max()) // 2, _NEAR_GREY)
-    parts = values[strong].astype(np.int64) * 2 > highest[strong].astype(np.int64)[:, None]
-    counts = np.sort(np.bincount(parts @ np.array([4, 2, 1]), minlength=8))
-    if counts[-2] > _HUES * counts.sum():
+    parts = values[strong].astype(np.float32) / highest[strong][:, None]
+    alike = np.round(parts * 8).astype(np.int64) @ np.array([81, 9, 1])
+    usual = parts[alike == np.bincount(alike).argmax()].mean(axis=0)
+    if (abs(parts - usual) > _HUE).any(axis=1).mean() > _HUES:
         raise UserError(
             "holds several colours, and compression with loss changes them along every border",
             where=str(path),

@@ -101,6 +101,19 @@ def test_several_colours_in_a_compressed_file_are_refused(tmp_path: Path) -> Non
         rule_of(made(tmp_path, write))
 
 
+@pytest.mark.parametrize("colour", [(255, 128, 0), (128, 0, 64), (200, 100, 100)])
+def test_one_colour_in_a_compressed_file_is_foreground_whatever_its_hue(colour: tuple[int, int, int], tmp_path: Path) -> None:
+    """Compression moves a channel that is half as strong as the strongest one to both sides of that."""
+
+    def write(path: Path, mask: Array, i: int) -> Path:
+        return save(path.with_suffix(".jpg"), (mask[..., None] * np.array(colour)).astype(np.uint8), quality=90, subsampling=0)
+
+    files = made(tmp_path, write)
+    rule = rule_of(files)
+    for i, path in enumerate(files):
+        assert (read_mask(path, rule) != truth(i)).mean() < 0.01
+
+
 def test_numbers_of_objects_in_a_compressed_file_are_refused(tmp_path: Path) -> None:
     files = made(tmp_path, lambda path, mask, i: save(path.with_suffix(".jpg"), (mask * 255).astype(np.uint8)))
     with pytest.raises(UserError, match="cannot hold the numbers of objects"):
