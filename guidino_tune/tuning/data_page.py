@@ -55,7 +55,9 @@ def data_page(data: Data) -> Iterator[Finding]:
         yield Finding("ok", "split", parts)
         for note in (*others, *(note for note in opened.notes if note not in listing.notes)):
             damaged = note.startswith("left out ") and ": " in note
-            todo = "put the right files there, or set data.bad_cases=skip to search without them" if damaged else ""
+            todo = "put the right files there, or set data.bad_cases=skip to search without them" if damaged else "look at these files"
+            if not damaged and "--set " in note:  # it brings its own remedy
+                todo = ""
             yield Finding("missing" if damaged else "note", "images", note.removeprefix("left out "), todo)
         file = paths.cache() / "sheets" / f"{hashlib.sha256(opened.fingerprint.encode()).hexdigest()[:12]}.png"
         yield Finding("ok", "six cases", f"as they were read: {save_png(_sheet(opened, lenient), file)}")

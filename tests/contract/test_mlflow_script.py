@@ -116,10 +116,10 @@ def test_with_accounts_the_server_asks_for_name_and_password(tmp_path: Path, mon
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-wrong-password")
         with pytest.raises(UserError) as refused:
-            reach(uri)
+            reach(uri, 60)
         assert "a-wrong-password" not in str(refused.value)
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-        assert "answers" in reach(uri)
+        assert "answers" in reach(uri, 60)
         assert len((home / "mlflow-auth.key").read_text().strip()) == 64
         for name in ("mlflow-auth.key", "mlflow-auth.ini", "mlflow-auth.db"):
             assert stat.S_IMODE((home / name).stat().st_mode) == 0o600

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import optuna
 import pytest
 from PIL import Image
-from test_tracking_server import Server, trial, wait_for
+from test_tracking_server import PATIENCE, Server, trial, wait_for
 
 from guidino_tune import paths
 from guidino_tune.space.space import Space, read_space
@@ -29,7 +29,7 @@ from guidino_tune.tracking import DatasetInfo, EpochRecord, MLflowTracker, Study
 from guidino_tune.tracking.client import connect
 from guidino_tune.tuning.study import StudyFolder, open_study
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 @dataclass
@@ -154,12 +154,12 @@ STUDY = StudySnapshot("s", datasets=(DatasetInfo("demo", "abc", 3, 1),), metrics
 def test_answers_that_take_longer_than_the_timeout_are_waited_for(server: Server, proxy: Proxy, tmp_path: Path) -> None:
     tracker = MLflowTracker(proxy.uri, "slow", STUDY, tmp_path / "l.jsonl", timeout=1)
     tracker.start()
-    assert tracker.flush(30), tracker.message
+    assert tracker.flush(PATIENCE), tracker.message
     proxy.delay = 1.5
     tracker.update(trial(0, 3))
-    assert wait_for(lambda: "no answer in time" in (tracker.last_error or ""), 20)
+    assert wait_for(lambda: "no answer in time" in (tracker.last_error or ""), PATIENCE)
     tracker.update(trial(0, 5, state="complete", finished=1.7e9 + 9))
-    assert tracker.flush(60), tracker.message
+    assert tracker.flush(PATIENCE), tracker.message
     proxy.delay = 0.0
     assert tracker.close(30), tracker.message
     assert tracker.last_error is None
@@ -172,12 +172,12 @@ def test_a_creation_that_is_carried_out_late_leaves_no_second_run(server: Server
     """The first request for a run is still under way when we look for the run, find none and ask again."""
     tracker = MLflowTracker(proxy.uri, "late", STUDY, tmp_path / "l.jsonl", timeout=1)
     tracker.start()
-    assert tracker.flush(30), tracker.message
+    assert tracker.flush(PATIENCE), tracker.message
     proxy.late = 4.0
     tracker.update(trial(0, 3))
-    assert tracker.flush(30), tracker.message
+    assert tracker.flush(PATIENCE), tracker.message
     created = "POST /api/2.0/mlflow/runs/create"
-    assert wait_for(lambda: proxy.passed.count(created) == 3, 20)  # of the study, and twice of the trial
+    assert wait_for(lambda: proxy.passed.count(created) == 3, PATIENCE)  # of the study, and twice of the trial
     tracker.update(trial(0, 4, state="complete"))
     assert tracker.close(30), tracker.message
     client, runs = stored(server, "late")
@@ -191,10 +191,10 @@ def test_lost_answers_store_nothing_twice(server: Server, proxy: Proxy, tmp_path
     tracker = MLflowTracker(proxy.uri, "lost", STUDY, tmp_path / "l.jsonl")
     tracker.start()
     tracker.update(trial(0, 3, pictures=(picture,)))
-    assert tracker.flush(60), tracker.message
+    assert tracker.flush(PATIENCE), tracker.message
     tracker.update_study(StudySnapshot("s", datasets=STUDY.datasets, metrics={"trials_complete": 2.0}))
     tracker.update(trial(0, 6, state="complete", results={"test_dice": 0.5}, pictures=(picture,)))
-    assert tracker.flush(60), tracker.message
+    assert tracker.flush(PATIENCE), tracker.message
     proxy.lossy = False
     assert tracker.close(30), tracker.message
     client, runs = stored(server, "lost")
@@ -224,20 +224,20 @@ def test_refusals_are_told_once_and_lose_nothing(
     tracker = MLflowTracker(uri, f"refused {status}", STUDY, tmp_path / "l.jsonl", tell=told.append)
     tracker.start()
     tracker.update(trial(0, 2))
-    assert tracker.flush(30), tracker.message
+    assert tracker.flush(PATIENCE), tracker.message
     proxy.status, proxy.body = status, body
     before = len(proxy.requests)
     tracker.update(trial(0, 4))
     tracker.update(trial(1, 2, state="complete"))
-    assert wait_for(lambda: len(proxy.requests) - before > 4, 20)
+    assert wait_for(lambda: len(proxy.requests) - before > 4, PATIENCE)
     assert words in told[0]
     assert len(told) == 1, told
     assert tracker.pending >= 2
     assert "track s --flush" in tracker.message
     assert "geheim-123" not in " ".join([*told, tracker.message, str(tracker.last_error)])
     proxy.status = 0
-    assert tracker.flush(30), tracker.message
-    assert wait_for(lambda: len(told) == 2, 5)
+    assert tracker.flush(PATIENCE), tracker.message
+    assert wait_for(lambda: len(told) == 2, 20)
     assert "answers again" in told[1]
     assert tracker.close(30), tracker.message
     client, runs = stored(server, f"refused {status}")
@@ -273,7 +273,7 @@ tracker = MLflowTracker(f"sqlite:///{folder}/m.db", "e", StudySnapshot("s"), fol
 tracker.start()
 trial = lambda epochs: TrialSnapshot(0, "x", history=tuple(EpochRecord(e, {"val_dice": e / 1000}, 1.7e9 + e) for e in range(1, epochs + 1)))
 tracker.update(trial(2))
-assert tracker.flush(60), tracker.message
+assert tracker.flush(120), tracker.message
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # no file may grow: neither the database nor the ledger

@@ -17,7 +17,10 @@ from PIL import Image
 from guidino_tune.tracking import DatasetInfo, EpochRecord, MLflowTracker, StudySnapshot, TrialSnapshot, log_model_run
 from guidino_tune.tracking.client import connect
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
+
+PATIENCE = 120
+"""Seconds in which a server has answered, also on a machine that does ten other things: what is waited for ends the wait."""
 
 
 class Server:
@@ -84,7 +87,7 @@ def test_server_dies_and_comes_back(
     tracker = MLflowTracker(server.uri, "contract", study, tmp_path / "ledger.jsonl")
     tracker.start()
     tracker.update(trial(0, 3, pictures=(picture,)))
-    assert tracker.flush(30), tracker.message
+    assert tracker.flush(PATIENCE), tracker.message
 
     server.kill()
     start = time.perf_counter()
@@ -92,11 +95,11 @@ def test_server_dies_and_comes_back(
         tracker.update(trial(0, epoch, pictures=(picture,)))
     tracker.update(trial(1, 5, state="complete"))
     assert time.perf_counter() - start < 0.05
-    assert wait_for(lambda: "connection refused" in (tracker.last_error or ""), 15), tracker.last_error
+    assert wait_for(lambda: "connection refused" in (tracker.last_error or ""), PATIENCE), tracker.last_error
     assert tracker.pending == 2
 
     server.start()
-    assert wait_for(lambda: tracker.pending == 0, 40), tracker.message  # by itself, while the search goes on
+    assert wait_for(lambda: tracker.pending == 0, PATIENCE), tracker.message  # by itself, while the search goes on
     assert tracker.last_error is None
     assert tracker.close(20), tracker.message
     assert server.uri in tracker.message
@@ -148,7 +151,7 @@ from guidino_tune.tracking import *
 t = MLflowTracker(f"sqlite:///{sys.argv[1]}/m.db", "e", StudySnapshot("s"), Path(sys.argv[1], "ledger.jsonl"), Path(sys.argv[1], "art"))
 t.start()
 t.update(TrialSnapshot(0, "x", "complete", history=(EpochRecord(1, {"val_dice": 0.5}, 1.7e9),)))
-t.flush(30)
+t.flush(120)
 assert t.close(30), t.message
 import mlflow
 (run,) = mlflow.MlflowClient(t.uri).search_runs(["1"], "tags.`guidino.trial` = '0'")
