@@ -143,7 +143,8 @@ def shrink_mask(mask: Array, shape: tuple[int, int], how: MaskResize = "area", n
         return mask
     if how == "nearest" or (shape[0] >= mask.shape[0] and shape[1] >= mask.shape[1]):
         return np.asarray(Image.fromarray(mask).resize((shape[1], shape[0]), Image.Resampling.NEAREST))
-    present = [value for value in (*range(1, num_classes + 1), 0, IGNORED) if (mask == value).any()]
+    counts = np.bincount(mask.reshape(-1), minlength=IGNORED + 1)
+    present = [value for value in (*range(1, num_classes + 1), 0, IGNORED) if counts[value]]
     if len(present) == 2:
         first, second = np.array(present, np.uint8)
         return np.where(2 * _areas(mask == first, shape) >= mask.size, first, second)
@@ -171,8 +172,9 @@ def round_trip_dice(mask: Array, shrunk: Array, num_classes: int = 1) -> float:
         In [0, 1], the mean over the classes; one that is in neither counts 1.
     """
     target, known = (mask.shape[1], mask.shape[0]), mask != IGNORED
-    best, labels = np.full(mask.shape, 0.5 if num_classes == 1 else 0, np.float32), np.zeros(mask.shape, np.uint8)
-    for value in range(num_classes + 1) if num_classes > 1 else (1,):
+    half = num_classes == 1 and bool(known.all())  # what is not foreground is background then, which saves half of the work
+    best, labels = np.full(mask.shape, 0.5 if half else 0, np.float32), np.zeros(mask.shape, np.uint8)
+    for value in range(half, num_classes + 1):
         share = np.asarray(Image.fromarray((shrunk == value).astype(np.float32)).resize(target, Image.Resampling.BILINEAR))
         labels[share > best] = value
         best = np.maximum(share, best)

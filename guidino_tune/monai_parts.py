@@ -32,7 +32,7 @@ class _Absent(MetaPathFinder):
 
 @contextmanager
 def _without(packages: frozenset[str]) -> Iterator[None]:
-    """Hides packages that are not loaded yet from the imports of this thread; others may import them meanwhile."""
+    """Hides packages, and parts of them, that are not loaded yet from the imports of this thread; others may import them meanwhile."""
     absent = _Absent(packages)
     sys.meta_path.insert(0, absent)
     try:

@@ -24,7 +24,7 @@ DIGITS = 16
 SEEN = ("train", "validation")
 """Parts of a split whose images are noted."""
 
-_BLOCK = 16 * 1024  # bytes, read at three places: whole files would be gigabytes, and two photographs differ in any of them
+_BLOCK = 16 * 1024  # bytes, read at three places: whole files would be gigabytes, and two photographs differ in one of them
 _THREADS = 8  # on a disk of another machine the opening of files is what takes time
 
 
@@ -57,7 +57,9 @@ def same_images(cases: Iterable[Case], noted: Mapping[str, str]) -> list[str]:
     return sorted(name for name, digest in image_digests(cases).items() if digest in known) if known else []
 
 
-def check_images(listing: Listing, split: Split, noted: Mapping[str, str], file: str, same: Sequence[str] = SEEN) -> None:
+def check_images(
+    listing: Listing, split: Split, noted: Mapping[str, str], file: str, same: Sequence[str] = SEEN, *, tested: bool = True
+) -> None:
     """Compares the images that are here with those that a search has seen.
 
     Args:
@@ -66,6 +68,7 @@ def check_images(listing: Listing, split: Split, noted: Mapping[str, str], file:
         noted: Digests of the seen images, as its file notes them; empty in one of an earlier version, of which nothing can be said.
         file: That file, for messages.
         same: Parts of which every image must be the one that is noted.
+        tested: Whether the test cases matter: each of their files is opened.
 
     Raises:
         UserError: One is not, or a test case has the image of a seen case that has it no more.
@@ -86,14 +89,14 @@ def check_images(listing: Listing, split: Split, noted: Mapping[str, str], file:
         swapped = sorted(name for name, digest in changed.items() if digest in owners)
         what += f"; {swapped[0]} has that of {owners[changed[swapped[0]]][0]}: the files were renumbered" if swapped else ""
         raise _others(what, listing, file)
-    if not noted:
+    if not noted or not tested:
         return
-    tested = {name: digest for name, digest in now(split.test).items() if digest in owners}
-    still = now({owner for digest in tested.values() for owner in owners[digest]})
+    copies = {name: digest for name, digest in now(split.test).items() if digest in owners}
+    still = now({owner for digest in copies.values() for owner in owners[digest]})
     # Where a seen case still has the image, the one in the test is a copy, as it was when the split was made.
-    leaked = sorted(name for name, digest in tested.items() if digest not in still.values())
+    leaked = sorted(name for name, digest in copies.items() if digest not in still.values())
     if leaked:
-        owner = owners[tested[leaked[0]]][0]
+        owner = owners[copies[leaked[0]]][0]
         what = f"{len(leaked)} test cases have an image that the search has seen: {some(leaked)}; {leaked[0]} has that of {owner}"
         raise _others(f"{what}: the files were renumbered", listing, file)
 

@@ -48,10 +48,10 @@ def export_model(source: Path, experiment: Experiment, target: Path, provenance:
     Raises:
         UserError: The weights are not as the training wrote them.
     """
+    check_unchanged(source / WEIGHTS)
     draft = target.with_name(f".{target.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    check_unchanged(source / WEIGHTS)
     shutil.copy2(source / WEIGHTS, draft / WEIGHTS)
     (draft / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
     split = {DIGEST: split_digest(read_split(split_file))} if split_file is not None else {}

@@ -272,11 +272,12 @@ def _write_out_of_fold(models: Sequence[FoldModel], file: Path) -> dict[str, flo
             for row in csv.DictReader(stream):
                 rows.append({"case": row.pop("case"), "fold": str(model.fold), "seed": str(model.seed), **row})
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    names = [name for name in rows[0] if all(name in row for row in rows)]  # earlier versions called the scores of a class by its number
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(sorted(rows, key=lambda row: (row["case"], int(row["seed"]))))
     write_text(file, text.getvalue())
-    scores = [name for name in rows[0] if name not in ("case", "fold", "seed", "protocol")]
+    scores = [name for name in names if name not in ("case", "fold", "seed", "protocol")]
     return mean_values([{name: float(row[name]) for name in scores} for row in rows])
 
 

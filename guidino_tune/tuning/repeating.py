@@ -162,7 +162,11 @@ def repeat_trial(
     with sealed_tests(), moved(space, backbones), recalled(folder), expecting(_backbone_then(experiment, machines, number)):
         data = open_for_search(experiment.data, split_file=folder.split)
         if study.user_attrs.get("data_fingerprint", data.fingerprint) != data.fingerprint:
-            raise UserError("the images differ from those the study was searched with", where=str(folder.path), todo="restore the images")
+            raise UserError(
+                "the images differ from those the study was searched with, or this version reads them otherwise",
+                where=str(folder.path),
+                todo="restore the images, or use the version of guidino_tune that ran it",
+            )
         started(then[-1].epoch, f"trial {number} of {name!r}: {trial.user_attrs.get('name', experiment.name)}, {trial.state.name.lower()}")
         before = torch.get_num_threads()
         try:

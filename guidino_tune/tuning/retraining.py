@@ -234,12 +234,14 @@ def take_split(
     studies = [paths.studies() / str(provenance["study"]) / FILE] if provenance.get("study") else []
     searched = find_searched(provenance, file, given=given, studies=studies, taken=split_file)
     listing = find_cases(data)
-    if split_file.exists():  # begun before
-        check_images(listing, read_split(split_file), images_of(split_file), str(split_file))
+    begun = images_of(split_file) if split_file.exists() else None
+    if begun is not None:
+        check_images(listing, read_split(split_file), begun, str(split_file))
     if searched is None:
         return
     split, notes = fit(searched, listing, data.root or data.kind)
-    check_images(listing, searched.split, searched.images, searched.file)
+    if searched.images != begun:
+        check_images(listing, searched.split, searched.images, searched.file)
     if not searched.images:
         notes += (f"{searched.file} does not note its images: whether these are the ones that the search has seen cannot be checked",)
     if not searched.proved:

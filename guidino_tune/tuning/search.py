@@ -323,9 +323,10 @@ def _same_data(study: optuna.Study, data: SearchData, folder: StudyFolder) -> No
         study.set_user_attr("data_fingerprint", data.fingerprint)
     elif known != data.fingerprint:
         raise UserError(
-            "the images differ from those this study was started with; its trials could not be compared with new ones",
+            "the images differ from those this study was started with, or this version reads them otherwise; its trials could not be "
+            "compared with new ones",
             where=str(folder.path),
-            todo="restore the images, or start another study with --name",
+            todo="restore the images, go on with the version of guidino_tune that began it, or start another study with --name",
         )
 
 

@@ -289,18 +289,6 @@ def test_the_content_of_a_table_is_checked_once(tmp_path, monkeypatch):
         assert len(checked) == count
 
 
-def test_a_table_of_an_earlier_version_is_made_again_without_alarm(tmp_path, monkeypatch, caplog):
-    """It has no checksums. The data are the same, and so is their fingerprint: studies go on."""
-    cases = make_cases(tmp_path, 2)
-    with monkeypatch.context() as earlier:
-        earlier.delitem(module._COLUMNS, "checksum")
-        before = table_of(cases, 64, tmp_path / "cache").fingerprint
-    decoded = count_decoding(monkeypatch)
-    table = table_of(cases, 64, tmp_path / "cache")
-    assert (len(decoded), table.has_checksums, table.fingerprint) == (2, True, before)
-    assert not caplog.records
-
-
 def test_progress_counts_every_case(tmp_path):
     told: list[tuple[int, int]] = []
     table_of(make_cases(tmp_path, 3), 64, tmp_path / "cache", progress=lambda done, total: told.append((done, total)))
