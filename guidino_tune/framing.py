@@ -143,8 +143,7 @@ def shrink_mask(mask: Array, shape: tuple[int, int], how: MaskResize = "area", n
         return mask
     if how == "nearest" or (shape[0] >= mask.shape[0] and shape[1] >= mask.shape[1]):
         return np.asarray(Image.fromarray(mask).resize((shape[1], shape[0]), Image.Resampling.NEAREST))
-    counts = np.bincount(mask.reshape(-1), minlength=IGNORED + 1)
-    present = [value for value in (*range(1, num_classes + 1), 0, IGNORED) if counts[value]]
+    present = [value for value in (*range(1, num_classes + 1), 0, IGNORED) if (mask == value).any()]
     if len(present) == 2:
         first, second = np.array(present, np.uint8)
         return np.where(2 * _areas(mask == first, shape) >= mask.size, first, second)
