@@ -21,6 +21,8 @@ _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "ICO", "TGA", "TIFF")  #
 _DEEP = {"I;16": 65535, "I;16B": 65535, "I;16L": 65535, "I;16N": 65535, "I": 0, "F": 0}
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 _END = b"\xff\xd9"  # how a JPEG ends
+_ASIDE = (b"Exif\0\0", b"tiff:Orientation", b"MPF\0")  # in a JPEG that may be turned, or is the first of several
+_LOSSY = (0xC0, 0xC1, 0xC2)  # markers of a JPEG's frame: baseline, extended, progressive
 _LOSSLESS = 0xC3  # marker of such a JPEG
 _SCALED = {2: 85, 4: 17}  # Pillow multiplies greys of so many bits in a PNG
 
@@ -32,6 +34,8 @@ def read_picture(content: bytes, formats: tuple[str, ...] = _FORMATS) -> Raw:
         content: Of the file.
         formats: That Pillow may try.
     """
+    if content.startswith(JPEG) and (values := _plain_jpeg(content)) is not None:
+        return Raw(values, 255, lossy=True)
     small = 0
     if content.startswith(PNG) and len(content) > 25:
         if content[24] == 16:
@@ -48,8 +52,6 @@ def read_picture(content: bytes, formats: tuple[str, ...] = _FORMATS) -> Raw:
     if frames > 1:
         raise several(frames, "frames" if picture.format != "TIFF" else "pages")
     orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    if picture.format == "JPEG" and picture.mode in ("L", "RGB") and (values := _plain_jpeg(content)) is not None:
-        return _turned(Raw(values.reshape(picture.height, picture.width, -1), 255, lossy=True), orientation)
     picture.load()  # decodes all of it: a file cut short fails here
     lossy = content.startswith(JPEG) or (picture.format == "WEBP" and b"VP8L" not in _chunks(content))
     return _turned(_unpacked(picture, small, lossy), orientation)
@@ -151,15 +153,19 @@ def _deep_jpeg(content: bytes) -> Raw | None:
 
 
 def _plain_jpeg(content: bytes) -> Values | None:
-    """The pixels of a whole JPEG, the same as Pillow's in half the time; ``None`` where Pillow shall say what is wrong with it."""
+    """The pixels of a whole JPEG of 8 bits, grey or RGB, in half of Pillow's time; ``None`` of others (turned, broken, of several)."""
     import imagecodecs
 
-    if not content.endswith(_END):
+    frame = _frame(content) if content.endswith(_END) and not any(sign in content for sign in _ASIDE) else None
+    if frame is None or frame[0] not in _LOSSY or frame[1] != 8:
         return None
+    _, _, height, width = frame
+    check_size(width, height)
     try:
-        return imagecodecs.jpeg8_decode(content)  # type: ignore[no-any-return]
-    except Exception:
+        values = imagecodecs.jpeg8_decode(content)
+    except Exception:  # Pillow says what is wrong with it
         return None
+    return values.reshape(height, width, -1) if values.shape[2:] in ((), (3,)) else None
 
 
 def _frame(content: bytes) -> tuple[int, int, int, int] | None:
