@@ -21,7 +21,7 @@ import pytest
 from guidino_tune.errors import UserError
 from guidino_tune.tracking.inspection import reach
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 SCRIPT = Path(__file__).parents[2] / "cluster" / "mlflow.sh"
 PASSWORD = "planted-word-42"
 
@@ -73,6 +73,17 @@ def listeners(port: int) -> set[str]:
     return found
 
 
+def _reached(uri: str) -> str:
+    """``reach``, asked again where a busy machine gave no answer in time."""
+    for _ in range(5):
+        try:
+            return reach(uri, 60)
+        except UserError as error:
+            if "no answer in time" not in str(error):
+                raise
+    return reach(uri, 60)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("flask_wtf") is None, reason="needs pip install 'mlflow[auth]'")
 def test_a_command_that_stands_alone_is_known_by_its_first_line(tmp_path: Path) -> None:
     """As pip puts it into ``~/.local/bin``: without a Python beside it."""
@@ -119,7 +130,7 @@ def test_with_accounts_the_server_asks_for_name_and_password(tmp_path: Path, mon
             reach(uri, 60)
         assert "a-wrong-password" not in str(refused.value)
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-        assert "answers" in reach(uri, 60)
+        assert "answers" in _reached(uri)
         assert len((home / "mlflow-auth.key").read_text().strip()) == 64
         for name in ("mlflow-auth.key", "mlflow-auth.ini", "mlflow-auth.db"):
             assert stat.S_IMODE((home / name).stat().st_mode) == 0o600

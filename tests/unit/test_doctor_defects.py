@@ -195,13 +195,17 @@ def test_a_healthy_set_up_lacks_nothing_and_is_left_as_it_was(check: str, place:
     if check == "weights":
         place.make_model()
     place.make_study()
-    # The picture of six cases is the one thing that is written, into the cache.
+    # The picture of six cases and the fingerprint of a settled model folder are all that is written, into the cache.
     before = {file: file.stat().st_mtime_ns for file in place.folder.rglob("*") if file.is_file()}
     argv = [word.format(data=place.data, space=place.space, model=place.model) for word in HEALTHY[check]]
     code, lines = examine(check, argv, place, capsys)
     assert code == 0, lines
     assert not any(line.startswith("missing") for line in lines)
-    after = {file: file.stat().st_mtime_ns for file in place.folder.rglob("*") if file.is_file() and file.parent.name != "sheets"}
+    after = {
+        file: file.stat().st_mtime_ns
+        for file in place.folder.rglob("*")
+        if file.is_file() and file.parent.name not in ("sheets", "backbones")
+    }
     assert after == before
 
 
