@@ -171,9 +171,9 @@ def round_trip_dice(mask: Array, shrunk: Array, num_classes: int = 1) -> float:
         In [0, 1], the mean over the classes; one that is in neither counts 1.
     """
     target, known = (mask.shape[1], mask.shape[0]), mask != IGNORED
-    half = num_classes == 1 and bool(known.all())  # what is not foreground is background then, which saves half of the work
-    best, labels = np.full(mask.shape, 0.5 if half else 0, np.float32), np.zeros(mask.shape, np.uint8)
-    for value in range(half, num_classes + 1):
+    binary = num_classes == 1 and bool(known.all())  # what is not foreground is background then, which saves half of the work
+    best, labels = np.full(mask.shape, 0.5 if binary else 0, np.float32), np.zeros(mask.shape, np.uint8)
+    for value in range(1 if binary else 0, num_classes + 1):
         share = np.asarray(Image.fromarray((shrunk == value).astype(np.float32)).resize(target, Image.Resampling.BILINEAR))
         labels[share > best] = value
         best = np.maximum(share, best)

@@ -111,8 +111,8 @@ def _told_levels(data: Data, survey: Survey) -> LabelRule | None:
     named = {name: given[0] for name, given in (data.labels or {}).items() if len(given) == 1 and isinstance(given[0], int)}
     if len(named) != 2 or BACKGROUND not in named or len(data.labels or {}) != 2:
         return None
-    values = survey.values
-    levels = levels_of(values, survey.seen)
+    seen = (in_shades(survey.seen) if max(survey.values) >= COLOUR else None) or survey.seen
+    levels = levels_of(total(seen), seen)
     background, (name, top) = named.pop(BACKGROUND), named.popitem()
     if levels is None or {levels.low, levels.high} != {background, top}:
         return None

@@ -260,8 +260,6 @@ class LabelRule:
             low, high = sorted(self.values, key=lambda code: self.values[code])
         else:
             return ""
-        if max(low, high) >= COLOUR and self.kind == "threshold":
-            return ""  # two levels of a colour's shades, which are no values of the file
         shown = [list(value) if isinstance(value := value_of(code), tuple) else value for code in (low, high)]
         return f"--set 'data.labels={{foreground: {shown[0]}, background: {shown[1]}}}'"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
-from test_data_labels import SIDE, Array, Writer, followed, made, palette_image, rule_of, save, truth
+from test_data_labels import SIDE, Array, Writer, followed, made, rule_of, save, truth, with_margin
 
 from guidino_tune.config.data import IGNORED
 from guidino_tune.data.decoding import read_mask
@@ -91,6 +91,17 @@ def test_a_colour_that_fades_is_cut_at_its_half(form: str, tmp_path: Path) -> No
         assert np.array_equal(read_mask(path, rule), np.round(soft(truth(i)) * 255) > 127.5)
 
 
+def test_a_colour_that_fades_is_taken_the_other_way_round_as_its_note_says(tmp_path: Path) -> None:
+    def write(path: Path, mask: Array, i: int) -> Path:
+        share = np.round((1 - soft(mask)) * 255).astype(np.uint8)
+        return save(path.with_suffix(".png"), (share[..., None] * np.array((1, 0, 0.2))).astype(np.uint8))
+
+    files = made(tmp_path, write)
+    rule = followed(files, rule_of(files).turned)
+    for i, path in enumerate(files):
+        assert np.array_equal(read_mask(path, rule), np.round((1 - soft(truth(i))) * 255) < 127.5)
+
+
 def test_several_colours_in_a_compressed_file_are_refused(tmp_path: Path) -> None:
     def write(path: Path, mask: Array, i: int) -> Path:
         colours = np.zeros((SIDE, SIDE, 3), np.uint8)
@@ -168,13 +179,7 @@ def test_an_empty_mask_on_a_transparent_sheet_is_empty(tmp_path: Path) -> None:
 
 
 def test_a_margin_in_the_last_colour_of_a_palette_may_be_left_out(tmp_path: Path) -> None:
-    def write(path: Path, mask: Array, i: int) -> Path:
-        indices = mask.astype(np.uint8)
-        indices[:4] = 255
-        palette_image(indices, [(0, 0, 0), (128, 0, 0)] + [(9, 9, 9)] * 253 + [(224, 224, 192)]).save(path.with_suffix(".png"))
-        return path.with_suffix(".png")
-
-    files = made(tmp_path, write)
+    files = made(tmp_path, with_margin)
     with pytest.raises(UserError, match="which of them is the foreground") as caught:
         rule_of(files)
     mask = read_mask(files[0], followed(files, caught.value.todo.split("; ")[0]))
