@@ -23,3 +23,15 @@ def rules_of(path: Path, num_classes: int = 1) -> Rules:
     """The rules that this mask alone gives; images of 8 bits as they are, of more by their own range."""
     data = Data(kind="folder", num_classes=num_classes)
     return Rules(label_rule(survey_masks([Case("a", path, path, "a")], data), data), IntensityRule("8-bit"))
+
+
+def damage(file: Path, place: float, bit: int, length: int) -> None:
+    """As storage does: flips a bit (``length`` 1), or loses so many bytes, which are zero then, from this share of the file on."""
+    content = bytearray(file.read_bytes())
+    start = int(place * len(content))
+    if length == 1:
+        content[start] ^= 1 << bit
+    else:
+        content[start : start + length] = bytes(len(content[start : start + length]))
+    file.unlink()  # what has it mapped keeps what it has
+    file.write_bytes(content)

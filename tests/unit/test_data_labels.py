@@ -105,6 +105,14 @@ HARD: dict[str, Writer] = {
 }
 
 
+def with_margin(path: Path, mask: Array, i: int) -> Path:
+    """A palette whose last entry is a margin of no class, in its four top rows."""
+    indices = mask.astype(np.uint8)
+    indices[:4] = 255
+    palette_image(indices, [(0, 0, 0), (128, 0, 0)] + [(9, 9, 9)] * 253 + [(224, 224, 192)]).save(path.with_suffix(".png"))
+    return path.with_suffix(".png")
+
+
 def made(folder: Path, write: Writer, number: int = 8) -> list[Path]:
     folder.mkdir(exist_ok=True)
     return [write(folder / f"{i:03d}", truth(i), i) for i in range(number)]
@@ -276,13 +284,7 @@ def test_labels_map_values_and_colours_to_named_classes(tmp_path: Path) -> None:
 
 
 def test_labels_count_indices_of_a_palette_where_they_are_numbers(tmp_path: Path) -> None:
-    def write(path: Path, mask: Array, i: int) -> Path:
-        indices = mask.astype(np.uint8)
-        indices[:4] = 255
-        palette_image(indices, [(0, 0, 0), (128, 0, 0)] + [(9, 9, 9)] * 253 + [(224, 224, 192)]).save(path.with_suffix(".png"))
-        return path.with_suffix(".png")
-
-    files = made(tmp_path, write)
+    files = made(tmp_path, with_margin)
     for settings in ({"labels": {"lesion": 1}, "ignore_label": 255}, {"ignore_label": 255}):
         mask = read_mask(files[0], rule_of(files, **settings))
         assert (mask[:4] == IGNORED).all()

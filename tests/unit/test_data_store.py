@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
+from table_helpers import damage
 
 from guidino_tune.data import store as module
 from guidino_tune.data.store import ChunkStore
@@ -144,13 +145,7 @@ def test_no_flipped_bit_and_no_lost_page_is_ever_given_back(
     made = store.get("views-a/0/0", lambda: {"images": images, "masks": images[:, 0, :7]})
     assert made is not None
     file = folder / "views-a" / "0" / "0.arrow"
-    content = bytearray(file.read_bytes())
-    start = int(place * len(content))
-    if length == 1:
-        content[start] ^= 1 << bit
-    else:
-        content[start : start + length] = bytes(len(content[start : start + length]))
-    file.write_bytes(content)
+    damage(file, place, bit, length)
     back = ChunkStore(folder, 10**6).get("views-a/0/0", lambda: dict(made))
     assert back is not None
     for name, array in made.items():

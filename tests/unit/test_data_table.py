@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from table_helpers import table_of
+from table_helpers import damage, table_of
 
 from guidino_tune.config.data import IGNORED, Data
 from guidino_tune.data import table as module
@@ -262,14 +262,7 @@ def test_no_flipped_bit_and_no_lost_page_becomes_a_pixel(place: float, bit: int,
     cases = make_cases(folder, 3, (24, 20))
     first = table_of(cases, 32, folder / "cache")
     file, wanted = first.path, contents(first)
-    content = bytearray(file.read_bytes())
-    start = int(place * len(content))
-    if length == 1:
-        content[start] ^= 1 << bit
-    else:
-        content[start : start + length] = bytes(len(content[start : start + length]))
-    file.unlink()
-    file.write_bytes(content)
+    damage(file, place, bit, length)
     assert contents(table_of(cases, 32, folder / "cache")) == wanted
 
 

@@ -105,6 +105,26 @@ def test_renumbered_images_are_not_scored(made: Path, here: Path, capsys: Shown)
     assert f"1 of 4 cases have another image than in the search: {other}; {other} has that of {one}" in capsys.readouterr().err
 
 
+def test_validation_cases_are_scored_without_a_look_at_test_images(made: Path, here: Path) -> None:
+    split = json.loads((here / "model" / "split.json").read_text())
+    place = shutil.copytree(made / "data", here / "moved")
+    shutil.copy(made / "data" / "images" / f"{split['train'][0]}.png", place / "images" / f"{split['test'][0]}.png")
+    (place / "images" / f"{split['train'][0]}.png").write_bytes(b"lost")
+    assert evaluate([str(here / "model"), "--data-root", str(place)]) == 0
+
+
+def test_a_model_is_not_half_exported_from_spoiled_weights(here: Path) -> None:
+    best = here / "study" / "trials" / "00000" / "best"
+    content = bytearray((best / WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    (best / WEIGHTS).write_bytes(content)
+    experiment = Experiment.from_yaml(best.parent / "experiment.yaml")
+    with pytest.raises(UserError, match="not as they were written"):
+        export_model(best, experiment, here / "exported", {})
+    assert not list(here.glob(".exported*"))
+    assert not (here / "exported").exists()
+
+
 def test_a_copy_of_the_training_images_is_no_other_data_set(made: Path, here: Path, capsys: Shown) -> None:
     place = here / "other hospital"
     for kind in ("images", "masks"):

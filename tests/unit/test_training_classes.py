@@ -87,6 +87,13 @@ def test_two_epochs_give_metrics_of_each_class(
             assert record.metrics[f"val_{metric}"] == pytest.approx(sum(parts) / 2, abs=1e-9)
 
 
+def test_classes_are_called_as_the_user_calls_them(section: Data, data: SearchData, tmp_path: Path) -> None:
+    run = TrainingRun(experiment(section, data={"labels": {"disc": 1, "block": 2}}, training={"epochs": 1}), data, Listener(tmp_path))
+    run.run()
+    named = {name for name in run.history[0].metrics if name.startswith(("val_dice", "val_hd95"))}
+    assert named == {"val_dice", "val_dice_disc", "val_dice_block", "val_hd95", "val_hd95_disc", "val_hd95_block"}
+
+
 @pytest.mark.parametrize("normalisation", ["imagenet", "zscore"])
 def test_both_classes_are_learned(normalisation: str, section: Data, data: SearchData, tmp_path: Path) -> None:
     made = experiment(
