@@ -49,8 +49,8 @@ def _compare(options: argparse.Namespace) -> int:
 
     protocol = parse(Protocol, protocol_values(options), "--inference and others")
 
-    from guidino_tune.tuning.comparing import Request, compare_study
-    from guidino_tune.tuning.progress import make_console
+    from guidino_tune.workflows.compare import Request, compare_study
+    from guidino_tune.workflows.progress import make_console
 
     names = ("workers", "cpus_per_worker", "gpus_per_worker", "concurrent")
     request = Request(

@@ -241,7 +241,7 @@ def _home(options: argparse.Namespace) -> Iterator[Finding]:
 
 def _ray(options: argparse.Namespace) -> Iterator[Finding]:
     shell = dict(os.environ)  # before the import below sets what is not set
-    from guidino_tune.tuning import inspection
+    from guidino_tune.running import inspection
 
     yield from inspection.look(shell)
 
@@ -327,7 +327,7 @@ def _data(options: argparse.Namespace) -> Iterator[Finding]:
         try:
             data = Data(kind=kind, root=str(root))  # type: ignore[arg-type]  # it is one of KINDS
             if asked and getattr(options, "set", None):
-                from guidino_tune.tuning.checkups import told_data  # imports what a search does
+                from guidino_tune.workflows.doctor import told_data  # imports what a search does
 
                 data = told_data(kind, str(root), options.set)
             listing = find_cases(data)
@@ -350,7 +350,7 @@ def _studies(options: argparse.Namespace) -> Iterator[Finding]:
 
 def _asked_for(options: argparse.Namespace) -> Iterator[Finding]:
     if options.space or options.study or options.images:
-        from guidino_tune.tuning.checkups import look_at
+        from guidino_tune.workflows.doctor import look_at
 
         found = look_at(
             options.space,

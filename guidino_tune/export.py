@@ -34,7 +34,7 @@ def _export(options: argparse.Namespace) -> int:
 
     from guidino_tune.errors import UserError
     from guidino_tune.training.folder import write_text
-    from guidino_tune.tuning.recording import export_split, export_trial
+    from guidino_tune.workflows.export import export_split, export_trial
 
     printed = options.output == "-"
     text, line = export_trial(options.study, options.trial, options.storage, ids=printed)

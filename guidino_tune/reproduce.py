@@ -59,14 +59,14 @@ def _reproduce(options: argparse.Namespace) -> int:
     protocol = parse(Protocol, protocol_values(options), "--inference and others")
     plan = planned(request)
 
-    from guidino_tune.tuning.progress import make_console
+    from guidino_tune.workflows.progress import make_console
 
     console = make_console()
     if options.dry_run:
-        from guidino_tune.tuning.dry_run import show_plan
+        from guidino_tune.workflows.dry_run import show_plan
 
         return max(show_plan(space, console) for space in plan.spaces.values())
-    from guidino_tune.tuning.reproducing import framed, run_scaling, run_table
+    from guidino_tune.workflows.reproduce import framed, run_scaling, run_table
 
     if plan.table is None:
         ((dataset, space),) = plan.spaces.items()

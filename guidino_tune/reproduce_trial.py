@@ -58,7 +58,7 @@ def _repeat(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from guidino_tune.tuning.repeating import repeat_trial
+    from guidino_tune.workflows.repeat_trial import repeat_trial
 
     console = Console(markup=False, emoji=False)
     with Progress(console=console, transient=True) as progress:

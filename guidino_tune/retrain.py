@@ -73,11 +73,11 @@ def _retrain(options: argparse.Namespace) -> int:
     name += f"-{options.folds}-folds" if options.folds else ""
 
     from guidino_tune.models.known import chosen, expecting
-    from guidino_tune.tuning.backbones import retrained_backbone
-    from guidino_tune.tuning.cross_validation import cross_validate
-    from guidino_tune.tuning.progress import make_console
-    from guidino_tune.tuning.resolving import resolve_data
-    from guidino_tune.tuning.retraining import retrain
+    from guidino_tune.workflows.backbones import retrained_backbone
+    from guidino_tune.workflows.cross_validate import cross_validate
+    from guidino_tune.workflows.progress import make_console
+    from guidino_tune.workflows.resolve import resolve_data
+    from guidino_tune.workflows.retrain import retrain
 
     space = resolve_data(space)
     settings: Resources = space.resources

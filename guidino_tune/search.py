@@ -79,16 +79,16 @@ def _search(options: argparse.Namespace) -> int:
         assignments.append("study.min_epochs=1")
     space = absolute(without_idle(override(space, [*assignments, *options.set])))
 
-    from guidino_tune.tuning.backbones import moved
-    from guidino_tune.tuning.progress import make_console
+    from guidino_tune.workflows.backbones import moved
+    from guidino_tune.workflows.progress import make_console
 
     console = make_console()
     with moved(space, options.backbone):
         if options.dry_run:
-            from guidino_tune.tuning.dry_run import show_plan
+            from guidino_tune.workflows.dry_run import show_plan
 
             return show_plan(space, console, options.storage)
-        from guidino_tune.tuning.search import run_search
+        from guidino_tune.workflows.search import run_search
 
         return run_search(space, console, storage=options.storage, tracking=options.tracking)
 

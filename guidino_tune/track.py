@@ -34,9 +34,10 @@ def _track(options: argparse.Namespace) -> int:
     if options.all == (options.study is not None):
         raise UserError("name one study, or say --all", todo="guidino-tune track --help shows examples")
 
-    from guidino_tune.tuning.home import follow_home
-    from guidino_tune.tuning.progress import make_console
-    from guidino_tune.tuning.sending import known_studies, send, show
+    from guidino_tune.study.store import known_studies
+    from guidino_tune.workflows.home import follow_home
+    from guidino_tune.workflows.progress import make_console
+    from guidino_tune.workflows.track import send, show
 
     names = known_studies() if options.all else [options.study]
     console = make_console()

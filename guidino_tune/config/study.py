@@ -18,13 +18,14 @@ OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
     "parameters": "minimize",
     "operations": "minimize",
 }
-"""What a study may look for, and which way; where each comes from is in ``guidino_tune.tuning.objectives``."""
+"""What a study may look for, and which way; where each comes from is in ``guidino_tune.study.objectives``."""
 
 CONSTRAINTS = ("parameters", "operations", "latency", "memory")
 """What may be bounded from above."""
 
-MAIN = "val_dice"
-"""The objective of every study: its best epoch is the one whose weights are kept."""
+OBJECTIVE = "val_dice"
+"""The objective of every study, mean Dice over validation cases (and classes) at training size: its best epoch is the one whose weights
+are kept."""
 
 
 def _known(names: Iterable[Any], known: Iterable[str]) -> None:
@@ -37,8 +38,8 @@ def _objectives(value: tuple[str, ...]) -> tuple[str, ...]:
     _known(value, OBJECTIVES)
     if len(set(value)) < len(value):
         raise ValueError("the same objective stands twice")
-    if MAIN not in value:
-        raise ValueError(f"{MAIN} must be one of them, for the weights of its best epoch are those that are kept")
+    if OBJECTIVE not in value:
+        raise ValueError(f"{OBJECTIVE} must be one of them, for the weights of its best epoch are those that are kept")
     return value
 
 
@@ -84,8 +85,13 @@ class Study:
     validate_every: Count | None = None
     startup_trials: Count = 10
     seed: Seed = 0
-    objectives: Annotated[tuple[str, ...], AfterValidator(_objectives)] = (MAIN,)
+    objectives: Annotated[tuple[str, ...], AfterValidator(_objectives)] = (OBJECTIVE,)
     constraints: Annotated[dict[str, Positive], AfterValidator(_constraints)] = Field(default_factory=dict)
+
+    @property
+    def is_list(self) -> bool:
+        """True when every listed set of values is run once, as for a table of systems or a grid, and nothing is drawn."""
+        return self.sampler == "listed"
 
 
 _SHARES = frozenset(map(str, range(1, 65)))

@@ -110,7 +110,7 @@ def _mistakes(space: Space) -> Iterator[UserError]:
                 todo="correct the path or its condition, or remove the parameter",
             )
     for path, same in equal.items():
-        if path in alive and space.study.sampler != "listed":
+        if path in alive and not space.study.is_list:
             a, b, place = same
             yield UserError(
                 f"has no effect where {place}: there {a!r} and {b!r} are the same experiment, which would be trained twice"
@@ -259,7 +259,7 @@ def examples(space: Space) -> list[Experiment]:
     Raises:
         UserError: Some values make no valid experiment; names the parameter.
     """
-    if space.study.sampler == "listed":
+    if space.study.is_list:
         return [_build(space, values) for values in space.first_trials]
     generator = random.Random(0)
     fixed: list[Values] = [Values() for _ in range(4 * DRAWS)]

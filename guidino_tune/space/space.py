@@ -156,7 +156,7 @@ def read_space(values: Mapping[str, Any], *, source: str, default_name: str = "s
         source=source,
         recipes=recipes,
     )
-    return dataclasses.replace(space, first_trials=_listed(space)) if study.sampler == "listed" else space
+    return dataclasses.replace(space, first_trials=_listed(space)) if study.is_list else space
 
 
 def _listed(space: Space) -> tuple[Values, ...]:

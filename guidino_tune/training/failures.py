@@ -21,15 +21,13 @@ Of several workers Ray's memory monitor ends one without asking the others: such
 then recorded as out-of-memory; only an allocation that failed makes it go on in two parts.
 
 A *result* is what the search wanted to know of a configuration; it counts among the trials of a study, and does not stop it. When the
-others end a search, and which trials are not repeated, is told in ``guidino_tune.tuning.outcomes``.
+others end a search, and which trials are not repeated, is told in ``guidino_tune.study.outcomes``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, get_args
-
-import torch
 
 from guidino_tune.errors import UserError
 
@@ -94,7 +92,9 @@ def failure_kind(error: BaseException) -> FailureKind:
     if isinstance(error, Diverged):
         return "diverged"
     text = str(error).lower()
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in text for sign in _MEMORY_SIGNS):
+    # Torch's own exception by its name: who only reads of failures does without torch.
+    of_torch = type(error).__name__ == "OutOfMemoryError"
+    if isinstance(error, MemoryError) or of_torch or any(sign in text for sign in _MEMORY_SIGNS):
         return "out-of-memory"
     if isinstance(error, OSError):
         return "environment"

@@ -16,6 +16,7 @@ import torch.distributed
 from torch import nn
 
 from guidino_tune.config import Experiment
+from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.data.opening import SearchData
 from guidino_tune.data.store import ChunkStore
 from guidino_tune.data.views import Batch, TrainViews, validation_batches, view_seed
@@ -35,9 +36,6 @@ from guidino_tune.training.reporter import Decision, EpochRecord, Reporter
 from guidino_tune.training.tokens import make_encoder, shared_backbone, to_features
 
 log = logging.getLogger(__name__)
-
-OBJECTIVE = "val_dice"
-"""The metric that a study maximises: mean Dice over validation cases (and classes) at training size."""
 
 OVERLAP = 0.25
 """Of the windows in which patches are validated in a search; the full protocol takes its own."""

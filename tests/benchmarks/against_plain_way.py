@@ -40,6 +40,7 @@ from searching import BATCH, VALIDATION_SHARE
 from guidino_tune import config
 from guidino_tune.cli import positive
 from guidino_tune.config import Experiment
+from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.data.decoding import read_case
 from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.sources import find_cases
@@ -50,11 +51,11 @@ from guidino_tune.losses import SegmentationLoss
 from guidino_tune.metrics import mean_values, score_case, values
 from guidino_tune.models import GuidedSegmenter, build_model
 from guidino_tune.normalisation import normalise
+from guidino_tune.study.pruners import validated_epochs
 from guidino_tune.training.folder import TrialFolder
-from guidino_tune.training.loop import OBJECTIVE, TrainingRun, use_bf16
+from guidino_tune.training.loop import TrainingRun, use_bf16
 from guidino_tune.training.optimisers import make_optimizer, set_learning_rates
 from guidino_tune.training.reporter import Decision, EpochRecord
-from guidino_tune.tuning.study import validated_epochs
 
 CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
     "segguidino": [

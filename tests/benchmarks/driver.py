@@ -2,7 +2,7 @@
 
     python tests/benchmarks/driver.py --trials 2000
 
-Drives the bridge as Ray Tune would, with trials that compute nothing: asks, told epochs and endings through study, recorder, progress and
+Drives the driver as Ray Tune would, with trials that compute nothing: asks, told epochs and endings through study, recorder, progress and
 MLflow tracking on SQLite, all in a temporary folder. The space is that of Kvasir-SEG with its first trials; random scores make the pruner
 stop about nine trials of ten. Prints milliseconds per trial, and the growth: the last trials' median divided by the first trials', of the
 wall clock and of the CPU time of the driver's thread.
@@ -27,13 +27,13 @@ from rich.console import Console
 from guidino_tune.cli import positive
 from guidino_tune.config import Experiment
 from guidino_tune.space.space import Space, load_space, override
+from guidino_tune.study.driver import Driver
+from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.tracking import DatasetInfo, MLflowTracker, StudySnapshot, flatten
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.reporter import EpochRecord
-from guidino_tune.tuning.bridge import Bridge
-from guidino_tune.tuning.progress import Progress
-from guidino_tune.tuning.recording import Recorder
-from guidino_tune.tuning.study import StudyFolder, open_study
+from guidino_tune.workflows.progress import Progress
+from guidino_tune.workflows.recorder import Recorder
 
 Spent = npt.NDArray[np.float64]
 """Seconds of wall clock, and of CPU of the driver's thread."""
@@ -127,16 +127,16 @@ def measure(home: Path, trials: int, concurrent: int, sampler: str, tracking: in
                 progress.changed(number)
 
         recorder.sync()
-        bridge = Bridge(study, space, folder, listener, {"executor": "actor"})
+        driver = Driver(study, space, folder, listener, {"executor": "actor"})
         cpu = time.process_time()
-        seconds = run_trials(bridge, space, folder, concurrent)
+        seconds = run_trials(driver, space, folder, concurrent)
         waiting = time.perf_counter()
         if tracking is not None:
             tracker.close(timeout=tracking)
         return seconds, time.process_time() - cpu, time.perf_counter() - waiting
 
 
-def run_trials(bridge: Bridge, space: Space, folder: StudyFolder, concurrent: int) -> list[Spent]:
+def run_trials(driver: Driver, space: Space, folder: StudyFolder, concurrent: int) -> list[Spent]:
     """Keeps ``concurrent`` trials running, which tell an epoch in turn, until the study has all it wants; see ``measure``."""
     rng = np.random.default_rng(0)
     running: deque[tuple[str, TrialFolder, int]] = deque()
@@ -146,7 +146,7 @@ def run_trials(bridge: Bridge, space: Space, folder: StudyFolder, concurrent: in
         while len(running) < concurrent and len(spent) < space.study.trials:
             name = f"tune-{len(spent)}"
             start = now()
-            config = bridge.ask(name)
+            config = driver.ask(name)
             spent[name] = now() - start
             assert config  # the study wants more
             place = TrialFolder(Path(config["folder"]))
@@ -157,9 +157,9 @@ def run_trials(bridge: Bridge, space: Space, folder: StudyFolder, concurrent: in
         record = EpochRecord(epoch, values, time.time())
         place.append_history(record)  # as the trial's own process does
         start = now()
-        going_on = bridge.report(name, {"records": json.dumps([record.to_dict()]), "epoch": epoch})
+        going_on = driver.report(name, {"records": json.dumps([record.to_dict()]), "epoch": epoch})
         if not going_on:
-            bridge.tell(name, crashed=False)
+            driver.tell(name, crashed=False)
         spent[name] = spent[name] + now() - start
         if going_on:
             running.append((name, place, epoch + 1))

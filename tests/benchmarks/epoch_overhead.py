@@ -37,12 +37,12 @@ from guidino_tune.errors import UserError
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model
 from guidino_tune.models.precision import use_bf16
+from guidino_tune.running import executors
 from guidino_tune.space.space import load_space
+from guidino_tune.study.pruners import rungs, validated_epochs
 from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.optimisers import make_optimizer
 from guidino_tune.training.tokens import shared_backbone, to_features
-from guidino_tune.tuning import executors
-from guidino_tune.tuning.study import rungs, validated_epochs
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SEGMENTERS = "unet,nnwnet,segguidino"

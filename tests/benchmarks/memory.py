@@ -40,8 +40,8 @@ from guidino_tune.data.store import ChunkStore
 from guidino_tune.data.views import Batch
 from guidino_tune.framing import place, place_mask
 from guidino_tune.normalisation import normalise
+from guidino_tune.running import executors
 from guidino_tune.training.loop import TrainingRun
-from guidino_tune.tuning import executors
 
 AIM = 0.5
 EVERY = 0.2  # seconds between two looks

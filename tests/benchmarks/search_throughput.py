@@ -61,7 +61,7 @@ class Searched:
 def main(argv: Sequence[str] | None = None) -> int:
     """Searches and prints; the exit code is 1 when two searches differed in more than their speed."""
     options = arguments(argv)
-    from guidino_tune.tuning.cluster import connected
+    from guidino_tune.running.cluster import connected
 
     families = [options.family] if options.family else list(FAMILIES)
     with connected():
@@ -115,8 +115,9 @@ def compare(family: str, options: argparse.Namespace) -> int:
 
 def search(family: str, options: argparse.Namespace, images: int, size: int, *, share: bool) -> Searched:
     """One search in a home folder of its own."""
-    from guidino_tune.tuning.search import run_search
-    from guidino_tune.tuning.study import StudyFolder, load_study, ranking
+    from guidino_tune.study.store import StudyFolder, load_study
+    from guidino_tune.study.trials import ranking
+    from guidino_tune.workflows.search import run_search
 
     with tempfile.TemporaryDirectory() as home, open(os.devnull, "w") as nowhere:
         os.environ["GUIDINO_TUNE_HOME"] = home

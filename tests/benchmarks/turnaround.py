@@ -22,8 +22,8 @@ from typing import Any
 
 import measuring
 
+from guidino_tune.running.environment import prepare_environment
 from guidino_tune.space.space import Space, read_space
-from guidino_tune.tuning.environment import prepare_environment
 
 EXECUTORS = ("actor", "function", "train")
 NETWORKS = ("unet", "nnwnet")
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_environment()
     import ray
 
-    from guidino_tune.tuning.cluster import connected
+    from guidino_tune.running.cluster import connected
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import this file
     found: dict[str, dict[str, list[float]]] = {}
@@ -99,10 +99,11 @@ def run_study(searched: Space, home: Path, executor: str) -> list[dict[str, Any]
     from optuna.trial import TrialState
     from ray import tune
 
-    from guidino_tune.tuning.bridge import Bridge, StudyScheduler, StudySearcher
-    from guidino_tune.tuning.cluster import plan
-    from guidino_tune.tuning.executors import CONTROLLER_CPU, process_settings
-    from guidino_tune.tuning.study import StudyFolder, open_study
+    from guidino_tune.running.cluster import plan
+    from guidino_tune.running.executors import CONTROLLER_CPU, process_settings
+    from guidino_tune.running.tune_adapter import StudyScheduler, StudySearcher
+    from guidino_tune.study.driver import Driver
+    from guidino_tune.study.store import StudyFolder, open_study
 
     folder = StudyFolder(home / "studies" / executor)
     study = open_study(searched, folder)
@@ -110,13 +111,13 @@ def run_study(searched: Space, home: Path, executor: str) -> list[dict[str, Any]
     settings = process_settings(resources, searched.resources, split_file=folder.split, ray_folder=folder.ray)
     marks = folder.path / MARKS
     settings |= {"home": str(home), "views": (str(home / "views"), 5.0), "marks": str(marks)}
-    bridge = Bridge(study, searched, folder, lambda *_: None, settings)
+    driver = Driver(study, searched, folder, lambda *_: None, settings)
     booked = {"CPU": CONTROLLER_CPU if executor == "train" else float(resources.cpus)}
     trainable: Any = {"actor": noted_actor, "function": lambda: noted_function, "train": lambda: noted_group}[executor]()
     tuner = tune.Tuner(
         tune.with_resources(trainable, booked),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearcher(bridge), scheduler=StudyScheduler(bridge), num_samples=bridge.remaining, max_concurrent_trials=1,
+            search_alg=StudySearcher(driver), scheduler=StudyScheduler(driver), num_samples=driver.remaining, max_concurrent_trials=1,
             reuse_actors=executor == "actor",
         ),
         run_config=tune.RunConfig(name="run", storage_path=str(folder.ray), verbose=0),
@@ -141,7 +142,7 @@ def note_times(config: Mapping[str, Any]) -> None:
     import torch
 
     from guidino_tune.models import GuidedSegmenter
-    from guidino_tune.tuning import executors
+    from guidino_tune.running import executors
 
     seen: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
     current: dict[str, Any] = {}
@@ -171,7 +172,7 @@ def note_times(config: Mapping[str, Any]) -> None:
 
 def noted_actor() -> type:
     """The search's actor, with its times written down."""
-    from guidino_tune.tuning.executors import TrialActor
+    from guidino_tune.running.executors import TrialActor
 
     class NotedActor(TrialActor):
         def setup(self, config: dict[str, Any]) -> None:
@@ -185,7 +186,7 @@ def noted_function(config: dict[str, Any]) -> None:
     """The same loop as a plain Tune function."""
     from ray import tune
 
-    from guidino_tune.tuning import executors
+    from guidino_tune.running import executors
 
     note_times(config)
     executors._prepare_process(config)
@@ -197,10 +198,10 @@ def noted_function(config: dict[str, Any]) -> None:
 
 def noted_group(config: dict[str, Any]) -> None:
     """The search's worker group, with its times written down."""
-    from guidino_tune.tuning import executors
+    from guidino_tune.running import executors
 
     def worker(values: dict[str, Any]) -> None:
-        from guidino_tune.tuning.executors import train_worker  # of the worker's own process, not the one replaced below
+        from guidino_tune.running.executors import train_worker  # of the worker's own process, not the one replaced below
 
         note_times(values)
         train_worker(values)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from selenium.common.exceptions import StaleElementReferenceException
 
+from guidino_tune.analysis.pictures import contact_sheet, overlay, save_png
 from guidino_tune.tracking import DatasetInfo, EpochRecord, MLflowTracker, StudySnapshot, TrialSnapshot
-from guidino_tune.tracking.pictures import contact_sheet, overlay, save_png
 from guidino_tune.tracking.snapshots import Plain, TrialState
 
 SEARCHED: dict[str, Plain] = {"segmenter.kind": "unet", "loss.lambda_guide": 0.1, "guide.tokenbook.num_prototypes": 36}

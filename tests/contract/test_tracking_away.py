@@ -25,9 +25,9 @@ from test_tracking_server import PATIENCE, Server, trial, wait_for
 from guidino_tune import paths
 from guidino_tune.space.space import Space, read_space
 from guidino_tune.space.suggest import suggest
+from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.tracking import DatasetInfo, EpochRecord, MLflowTracker, StudySnapshot
 from guidino_tune.tracking.client import connect
-from guidino_tune.tuning.study import StudyFolder, open_study
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -90,7 +90,7 @@ class Machines:
     """
 
     def __init__(self) -> None:
-        from guidino_tune.tuning import prepare_environment
+        from guidino_tune.running import prepare_environment
 
         self.mark = os.environ[MARK] = uuid.uuid4().hex
         # As on macOS: without it, drivers look for the cluster at this machine's address in the network.

@@ -17,8 +17,8 @@ import pytest
 import yaml
 from optuna.trial import FrozenTrial
 
-from guidino_tune.tuning import prepare_environment
-from guidino_tune.tuning.study import StudyFolder, load_study
+from guidino_tune.running import prepare_environment
+from guidino_tune.study.store import StudyFolder, load_study
 
 SPACE: dict[str, Any] = {
     "experiment": {

@@ -16,12 +16,12 @@ import pytest
 from conftest import study_folder, trials_of
 
 from guidino_tune.space.space import read_space
+from guidino_tune.study.store import open_study
 from guidino_tune.tracking import MLflowTracker, StudySnapshot
 from guidino_tune.tracking.client import connect
 from guidino_tune.tracking.snapshots import TrialSnapshot
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.reporter import EpochRecord
-from guidino_tune.tuning.study import open_study
 
 
 @pytest.fixture(scope="module", autouse=True)

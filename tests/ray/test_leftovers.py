@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from guidino_tune.tuning import leftovers
-from guidino_tune.tuning.executors import CONTROLLER_CPU
-from guidino_tune.tuning.leftovers import Leftovers
+from guidino_tune.running import leftovers
+from guidino_tune.running.executors import CONTROLLER_CPU
+from guidino_tune.running.leftovers import Leftovers
 
 
 @pytest.fixture(autouse=True)

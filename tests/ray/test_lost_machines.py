@@ -17,9 +17,9 @@ import yaml
 from conftest import SPACE, study_folder, trials_of
 from ray import tune
 
+from guidino_tune.running import executors
 from guidino_tune.search import main as search
-from guidino_tune.tuning import executors
-from guidino_tune.tuning.outcomes import PATIENCE
+from guidino_tune.study.outcomes import PATIENCE
 
 MACHINES = 2
 

@@ -13,8 +13,8 @@ from conftest import SPACE
 from rich.console import Console
 
 from guidino_tune.config import Resources
+from guidino_tune.running.packing import pack
 from guidino_tune.space.space import read_space
-from guidino_tune.tuning.packing import pack
 
 TOO_MANY = 10**8
 """Images of a batch that no machine's memory holds; the system refuses it at once."""

@@ -23,7 +23,7 @@ from guidino_tune.search import main as search
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.measured import read_measured
 from guidino_tune.training.model_folder import load_model
-from guidino_tune.tuning.retraining import take_split
+from guidino_tune.workflows.retrain import take_split
 
 
 def test_export_retrain_test_evaluate_predict(

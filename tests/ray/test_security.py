@@ -18,7 +18,7 @@ import pytest
 from conftest import Command, trials_of
 
 from guidino_tune import doctor, export
-from guidino_tune.tuning.executors import _failure
+from guidino_tune.running.executors import _failure
 
 SECRETS = {
     "HF_TOKEN": "hf_Planted7WordForTheHub",

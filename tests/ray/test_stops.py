@@ -20,7 +20,7 @@ from conftest import Command, study_folder, trials_of
 from optuna.trial import TrialState
 from test_search import agrees_with_mlflow, check_history, running, slow_space
 
-from guidino_tune.tuning.study import PRUNERS
+from guidino_tune.study.pruners import PRUNERS
 
 Start = Callable[..., Command]
 

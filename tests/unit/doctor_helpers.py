@@ -25,9 +25,9 @@ from guidino_tune.data.splits import Split, make_split, write_split
 from guidino_tune.models.weights import random_config
 from guidino_tune.space.space import load_space
 from guidino_tune.space.suggest import suggest
+from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.tracking.client import connect
 from guidino_tune.training.checkpoints import write_checkpoint
-from guidino_tune.tuning.study import StudyFolder, open_study
 
 SPACE = """\
 experiment:
@@ -298,7 +298,7 @@ DRIVER = """
 import os, sys
 from guidino_tune.space.space import load_space
 from guidino_tune.space.suggest import suggest
-from guidino_tune.tuning.study import StudyFolder, open_study
+from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune import paths
 folder = StudyFolder(paths.studies() / "mine")
 space = load_space(sys.argv[1])

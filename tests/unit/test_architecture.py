@@ -28,7 +28,7 @@ HEAVY = {"torch", "monai", "transformers", "peft", "optuna", "mlflow", "ray", "p
 IMPORTERS = ("importlib.import_module", "import_module", "__import__")
 FOUNDATION = ("errors", "paths", "findings", "stopping")
 BELOW_TRAINING = ("config", "space", "normalisation", "framing", "monai_parts", "data", "models", "losses", "metrics", "inference")
-ALL = (*BELOW_TRAINING, "training", "tracking", "tuning", "analysis", "prediction_files", "prediction")
+BELOW_RUNNING = (*BELOW_TRAINING, "training", "study", "analysis")
 
 
 @dataclass(frozen=True)
@@ -60,23 +60,25 @@ LAYERS = {
     "metrics": layer("config", heavy="torch"),
     "inference": layer("config", "normalisation", "framing", "monai_parts", heavy="torch"),
     "training": layer(*BELOW_TRAINING, heavy="torch"),
+    "study": layer("config", "space", "data", "training", heavy="optuna"),
     "tracking": layer("config", "training.reporter", heavy="mlflow"),
     "analysis": layer("config", heavy="matplotlib pandas"),
-    "tuning": layer(*BELOW_TRAINING, "training", "tracking", "analysis", heavy="torch optuna ray"),
+    "running": layer(*BELOW_RUNNING, heavy="torch optuna ray"),
+    "workflows": layer(*BELOW_RUNNING, "tracking", "running", heavy="torch optuna"),
     "prediction_files": layer("data"),
     "prediction": layer(
         "config", "framing", "data", "prediction_files", "models", "inference", "training", "tracking.pictures", heavy="torch"
     ),
 }
-"""By folder or top-level module. Only ``monai_parts`` has monai, only ``tracking`` mlflow and only ``tuning`` ray."""
+"""By folder or top-level module. Only ``monai_parts`` has monai, only ``tracking`` mlflow and only ``running`` ray."""
 
 COMMAND_FILES = {*map(module_of, COMMANDS), "report"}
 """Top-level modules with a command each: they import their library inside functions, so that ``--help`` is quick."""
 
 SEALED = "data.sealed"
-OPENERS = {"tuning.testing", "training.evaluation"}
+OPENERS = {"running.measuring", "training.evaluation"}
 """Who may open the sealed test split: retraining, and the function behind ``evaluate``."""
-SEARCH = ("search", "tuning.search", "tuning.bridge", "tuning.executors", "tuning.dry_run", "training.loop")
+SEARCH = ("search", "workflows.search", "workflows.dry_run", "study.driver", "running.tune_adapter", "running.executors", "training.loop")
 """What runs in a search, which must not even reach it."""
 
 
@@ -167,8 +169,8 @@ def violations(package: Path) -> list[str]:
         top_package = item.target.partition(".")[0]
         if not item.own and top_package == "mlflow" and head != "tracking":
             found.append(f"{item}: only tracking imports mlflow")
-        elif not item.own and top_package == "ray" and head != "tuning":
-            found.append(f"{item}: only tuning imports ray")
+        elif not item.own and top_package == "ray" and head != "running":
+            found.append(f"{item}: only running imports ray")
         elif head in COMMAND_FILES or head in ("", "__main__"):
             allowed = item.inside("cli", *FOUNDATION) or item.target == "" if item.own else top_package in sys.stdlib_module_names
             if item.at_top and not allowed:
@@ -211,11 +213,11 @@ def test_every_import_keeps_the_layers() -> None:
 
 def test_the_package_is_really_seen() -> None:
     seen = {(item.module, item.target) for item in imports(PACKAGE)}
-    assert ("tuning.testing", "data.sealed") in seen
+    assert ("running.measuring", "data.sealed") in seen
     assert ("space.suggest", "optuna") in seen
-    assert ("search", "tuning.search") in seen
+    assert ("search", "workflows.search") in seen
     assert any(module.startswith("tracking") and target.startswith("mlflow") for module, target in seen)
-    assert any(module.startswith("tuning") and target.startswith("ray") for module, target in seen)
+    assert any(module.startswith("running") and target.startswith("ray") for module, target in seen)
 
 
 def test_layers_have_no_cycle() -> None:
@@ -226,15 +228,16 @@ def test_layers_have_no_cycle() -> None:
 
 CLEAN = {
     "__init__.py": "",
-    "search.py": "import argparse\nfrom guidino_tune.cli import run\ndef f():\n    from guidino_tune.tuning.search import g\n",
+    "search.py": "import argparse\nfrom guidino_tune.cli import run\ndef f():\n    from guidino_tune.workflows.search import g\n",
     "cli.py": "import os\n",
     "errors.py": "",
     "config/__init__.py": "import yaml\nfrom guidino_tune.errors import UserError\nfrom . import sections\n",
     "config/sections.py": "from pydantic import Field\n",
     "data/sealed.py": "import torch\nfrom guidino_tune.config import sections\n",
-    "tuning/__init__.py": "",
-    "tuning/search.py": "import ray\n",
-    "tuning/testing.py": "from guidino_tune.data.sealed import open_test\n",
+    "running/__init__.py": "import ray\n",
+    "workflows/__init__.py": "",
+    "workflows/search.py": "import guidino_tune.running\n",
+    "running/measuring.py": "from guidino_tune.data.sealed import open_test\n",
 }
 
 
@@ -249,19 +252,22 @@ CLEAN = {
         ("data/a.py", "from guidino_tune.models.gate import Gate\n", "data.a:1 imports models.gate: data may import config"),
         ("models/a.py", "from mlflow import log\n", "only tracking imports mlflow"),
         ("models/a.py", "from guidino_tune.data.views import x\n", "models may import config"),
-        ("training/a.py", "try:\n    import ray.train\nexcept ImportError:\n    pass\n", "only tuning imports ray"),
+        ("training/a.py", "try:\n    import ray.train\nexcept ImportError:\n    pass\n", "only running imports ray"),
         ("training/a.py", "import importlib\nimportlib.import_module('optuna')\n", "training may not import optuna"),
         ("tracking/a.py", "from guidino_tune.training.loop import x\n", "tracking may import config, training.reporter"),
-        ("tuning/a.py", "import mlflow\n", "only tracking imports mlflow"),
-        ("tuning/a.py", "from guidino_tune.data.sealed import open_test\n", "only training.evaluation, tuning.testing open"),
+        ("running/a.py", "import mlflow\n", "only tracking imports mlflow"),
+        ("workflows/a.py", "import ray\n", "only running imports ray"),
+        ("running/a.py", "from guidino_tune.workflows import search\n", "running.a:1 imports workflows.search: running may import"),
+        ("study/a.py", "def f():\n    import torch\n", "study may not import torch"),
+        ("workflows/a.py", "from guidino_tune.data.sealed import open_test\n", "only running.measuring, training.evaluation open"),
         (
-            "tuning/search.py",
-            "from guidino_tune.tuning.testing import x\n",
-            "reach the sealed test split: search -> tuning.search ->",
+            "workflows/search.py",
+            "from guidino_tune.running.measuring import x\n",
+            "reach the sealed test split: search -> workflows.search ->",
         ),
         ("search.py", "import torch\n", "a command imports its library inside a function"),
-        ("search.py", "from guidino_tune.tuning.search import g\n", "a command imports its library inside a function"),
-        ("search.py", "def f():\n    import ray\n", "only tuning imports ray"),
+        ("search.py", "from guidino_tune.workflows.search import g\n", "a command imports its library inside a function"),
+        ("search.py", "def f():\n    import ray\n", "only running imports ray"),
         ("extra/a.py", "", "'extra' has no layer"),
     ],
 )
@@ -324,6 +330,12 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     code, printed, heavy = loaded(f"importlib.import_module('{NAME}.{module_of(command)}').main(['--help'])")
     assert (code, heavy) == (0, set())
     assert printed > 200
+
+
+def test_a_study_needs_neither_ray_nor_torch_nor_mlflow() -> None:
+    every = ", ".join(f"{NAME}.{module}" for module in modules(PACKAGE) if module.partition(".")[0] == "study")
+    assert "study.driver" in every
+    assert loaded(f"import {every}")[2] & {"ray", "torch", "mlflow", "transformers", "monai"} == set()
 
 
 def test_the_probe_sees_what_is_heavy() -> None:

@@ -19,9 +19,9 @@ from guidino_tune.errors import UserError
 from guidino_tune.models import known
 from guidino_tune.models.backbone import check_backbone, fingerprint_of
 from guidino_tune.models.known import expecting
+from guidino_tune.study.store import StudyFolder, check_same_search, open_study
 from guidino_tune.training.backbones import read_known
-from guidino_tune.tuning import backbones
-from guidino_tune.tuning.study import StudyFolder, check_same_search, open_study
+from guidino_tune.workflows import backbones
 
 
 @pytest.fixture(autouse=True)

@@ -23,14 +23,14 @@ from guidino_tune.data.openings import OPENINGS, copied_from, openings, record_o
 from guidino_tune.data.sealed import open_test
 from guidino_tune.errors import UserError
 from guidino_tune.evaluate import main as evaluate
+from guidino_tune.running.trainings import _ended
 from guidino_tune.space.space import Space
+from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.measured import Measured, cases_file, read_measured, remember
-from guidino_tune.tuning.comparing import INFEASIBLE_FILE, Request, _at, _infeasible, _keep, _report_name, _resources, _trainings
-from guidino_tune.tuning.finalists import finalists
-from guidino_tune.tuning.retraining import take_split
-from guidino_tune.tuning.study import StudyFolder, open_study
-from guidino_tune.tuning.trainings import _ended
+from guidino_tune.workflows.compare import INFEASIBLE_FILE, Request, _at, _infeasible, _keep, _report_name, _resources, _trainings
+from guidino_tune.workflows.finalists import finalists
+from guidino_tune.workflows.retrain import take_split
 
 LISTED: dict[str, Any] = {
     "space": {

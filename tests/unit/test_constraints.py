@@ -10,31 +10,31 @@ import pytest
 import torch
 import yaml
 from optuna.trial import TrialState
-from test_objectives import TWO, Driver, real_parameters, shown, space_of
+from test_objectives import TWO, Run, real_parameters, shown, space_of
 from training_helpers import Listener, make_data, make_experiment, search_space
 
 from guidino_tune import paths
 from guidino_tune.errors import UserError
+from guidino_tune.study.samplers import RecentTPESampler
+from guidino_tune.study.trials import ranking
 from guidino_tune.training import costs
 from guidino_tune.training.loop import TrainingRun
-from guidino_tune.tuning.finalists import finalists
-from guidino_tune.tuning.progress import conclusions, leaderboard
-from guidino_tune.tuning.recording import export_trial
-from guidino_tune.tuning.sampling import RecentTPESampler
-from guidino_tune.tuning.study import ranking
+from guidino_tune.workflows.export import export_trial
+from guidino_tune.workflows.finalists import finalists
+from guidino_tune.workflows.progress import conclusions, leaderboard
 
 
 def test_a_network_with_too_many_parameters_is_not_trained(tmp_path: Path) -> None:
     sizes = {w: real_parameters(search_space().experiment({"segmenter.base_width": w})) for w in (2, 4)}
     limit = (sizes[2] + sizes[4]) / 2
     space = space_of(constraints={"parameters": limit}, sampler="random", trials=12)
-    driver = Driver(tmp_path, space)
+    driver = Run(tmp_path, space)
     trained = []
-    while driver.bridge.remaining and (asked := driver.bridge.ask("a")):
+    while driver.driver.remaining and (asked := driver.driver.ask("a")):
         trained.append(asked["number"])
         for epoch in (1, 2, 3, 4):
             driver.epoch("a", asked["number"], epoch, 0.5)
-        driver.bridge.tell("a", crashed=False)
+        driver.driver.tell("a", crashed=False)
     trials = driver.study.get_trials()
     assert len(trials) == 12
     assert 0 < len(trained) < 12
@@ -45,49 +45,49 @@ def test_a_network_with_too_many_parameters_is_not_trained(tmp_path: Path) -> No
         assert width == 2 or not t.intermediate_values
     small = next(t for t in trials if t.params["segmenter.base_width"] == 4)
     assert small.user_attrs["message"].startswith(f"parameters {sizes[4]:,} above")
-    assert driver.bridge.given_up == ""
+    assert driver.driver.given_up == ""
 
 
 def test_a_trial_that_turns_out_too_slow_is_not_trained_further(tmp_path: Path) -> None:
     space = space_of(constraints={"latency": 0.05, "memory": 2.0})
-    driver = Driver(tmp_path, space)
-    asked = driver.bridge.ask("a")
+    driver = Run(tmp_path, space)
+    asked = driver.driver.ask("a")
     assert asked
     assert asked["measure"]
     assert driver.epoch("a", 0, 1, 0.5, latency=0.04, memory=2.0)  # just within
-    assert driver.bridge.ask("b")
+    assert driver.driver.ask("b")
     assert not driver.epoch("b", 1, 1, 0.99, latency=0.2, memory=1.0)
-    driver.bridge.tell("b", crashed=False)
-    assert driver.bridge.ask("c")
+    driver.driver.tell("b", crashed=False)
+    assert driver.driver.ask("c")
     assert not driver.epoch("c", 2, 1, 0.9, latency=0.01, memory=3.0)
     for epoch in (2, 3, 4):
         driver.epoch("a", 0, epoch, 0.6, latency=9.0)  # measured once: after a restart it would be measured again
-    driver.bridge.tell("a", crashed=False)
-    alive = Driver(tmp_path, space)  # the driver died before it could close trial 2
-    assert [t.number for t in alive.bridge.orphans] == [2]
-    asked = alive.bridge.ask("d")
+    driver.driver.tell("a", crashed=False)
+    alive = Run(tmp_path, space)  # the driver died before it could close trial 2
+    assert [t.number for t in alive.driver.orphans] == [2]
+    asked = alive.driver.ask("d")
     assert asked
     assert asked["number"] == 3  # not trained any further
     states = [t.state.name for t in alive.study.get_trials()]
     assert states == ["COMPLETE", "PRUNED", "PRUNED", "RUNNING"]
     assert [t.user_attrs.get("message") for t in alive.study.get_trials()[1:3]] == ["latency 0.2 above 0.05", "memory 3 above 2"]
-    assert alive.bridge.remaining == space.study.trials - 3
-    assert not Driver(tmp_path / "other", space_of(TWO)).bridge.ask("a")["measure"]  # type: ignore[index]
+    assert alive.driver.remaining == space.study.trials - 3
+    assert not Run(tmp_path / "other", space_of(TWO)).driver.ask("a")["measure"]  # type: ignore[index]
 
 
 def test_tpe_learns_where_trials_are_feasible(tmp_path: Path) -> None:
     """The rate is best where it is forbidden, and most of it is; random search would find every fifth trial feasible."""
     shares = {}
     for sampler in ("tpe", "random"):
-        driver = Driver(tmp_path / sampler, space_of(constraints={"latency": 1.0}, sampler=sampler, trials=60, startup_trials=10))
+        driver = Run(tmp_path / sampler, space_of(constraints={"latency": 1.0}, sampler=sampler, trials=60, startup_trials=10))
         for _ in range(60):
-            asked = driver.bridge.ask("a")
+            asked = driver.driver.ask("a")
             assert asked
             rate = driver.study.get_trials(deepcopy=False)[-1].params["training.lr"]
             for epoch in (1, 2, 3, 4):
                 if not driver.epoch("a", asked["number"], epoch, 100 * rate, latency=rate / 2.5e-4):
                     break
-            driver.bridge.tell("a", crashed=False)
+            driver.driver.tell("a", crashed=False)
         shares[sampler] = sum(t.state == TrialState.COMPLETE for t in driver.study.trials[20:]) / 40
         best = ranking(driver.study)[0]
         assert best.params["training.lr"] <= 2.5e-4
@@ -146,7 +146,7 @@ def test_the_peak_of_what_was_before_is_forgotten() -> None:
 
 def test_the_best_trial_keeps_to_the_constraints(home: Path) -> None:
     space = space_of(constraints={"latency": 0.05})
-    driver = Driver(paths.studies() / "small", space)
+    driver = Run(paths.studies() / "small", space)
     driver.trial(0.99, latency=0.2)
     assert not driver.folder.best.exists()
     with pytest.raises(UserError, match="within the constraints") as caught:

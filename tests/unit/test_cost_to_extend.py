@@ -35,16 +35,9 @@ PLACES: dict[str, set[str]] = {
     "adamw": {SECTIONS, "training/optimisers.py"},
     "sgd": {SECTIONS, "training/optimisers.py", "config/experiment.py"},  # momentum has an effect with it only
     "poly": {SECTIONS, "training/optimisers.py"},
-    "listed": {
-        "config/study.py",
-        "tuning/study.py",
-        "tuning/backbones.py",
-        "space/space.py",
-        "space/check.py",
-        "space/recipes.py",
-    },  # checked on reading; tables are lists
-    "tpe": {"config/study.py", "tuning/study.py", "search.py"},
-    "asha": {"config/study.py", "tuning/study.py", "search.py", "tuning/dry_run.py"},  # the plan shows its rungs
+    "listed": {"config/study.py", "study/samplers.py", "space/recipes.py"},  # tables are lists
+    "tpe": {"config/study.py", "study/samplers.py", "search.py"},
+    "asha": {"config/study.py", "study/pruners.py", "search.py", "workflows/dry_run.py"},  # the plan shows its rungs
 }
 """Where the name of a kind may stand, besides docstrings: a new place is a new step for everyone who adds one."""
 

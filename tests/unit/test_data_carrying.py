@@ -36,7 +36,7 @@ from guidino_tune.data.splits import PARTS, Split, groups_digest, groups_of, mak
 from guidino_tune.errors import UserError
 from guidino_tune.retrain import main as retrain
 from guidino_tune.training.evaluation import find_split
-from guidino_tune.tuning.retraining import take_split
+from guidino_tune.workflows.retrain import take_split
 
 
 def listing(names: list[str]) -> Listing:

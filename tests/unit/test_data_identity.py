@@ -20,7 +20,7 @@ from guidino_tune.data.openings import openings
 from guidino_tune.data.sealed import open_test
 from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import UserError
-from guidino_tune.tuning.retraining import take_split
+from guidino_tune.workflows.retrain import take_split
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from guidino_tune.data.sources import apply_implied, find_cases
 from guidino_tune.data.splits import fold_of, fold_splits, make_split
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import load_space, override, read_space
-from guidino_tune.tuning.checkups import look_at_space
-from guidino_tune.tuning.dry_run import show_plan
-from guidino_tune.tuning.resolving import resolve_data
+from guidino_tune.workflows.doctor import look_at_space
+from guidino_tune.workflows.dry_run import show_plan
+from guidino_tune.workflows.resolve import resolve_data
 
 
 def nnunet(root: Path, names: list[str], channels: int = 2, end: str = ".png", **described) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from test_data_as_people_have_it import PAIRS, byte, folder, opened, pair, plain, png, right
 
 from guidino_tune.errors import UserError
-from guidino_tune.tuning.checkups import told_data
+from guidino_tune.workflows.doctor import told_data
 
 
 def test_images_that_are_turned_by_their_header_are_told(tmp_path: Path) -> None:

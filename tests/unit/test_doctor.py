@@ -19,8 +19,8 @@ from guidino_tune import doctor
 from guidino_tune.doctor import survey
 from guidino_tune.errors import UserError
 from guidino_tune.findings import Finding
+from guidino_tune.running import inspection
 from guidino_tune.tracking import inspection as tracking
-from guidino_tune.tuning import inspection
 
 ROOT = Path(__file__).parents[2]
 NOTHING = argparse.Namespace(kind=None, data_root=None, backbone=None)

@@ -54,7 +54,7 @@ from doctor_helpers import (
 )
 
 from guidino_tune import doctor
-from guidino_tune.tuning import checkups
+from guidino_tune.workflows import doctor as checkups
 
 
 @pytest.fixture

@@ -20,20 +20,20 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from rich.console import Console
-from test_tuning_bridge import Driver, result
-from test_tuning_executors import actor, config, demo, records  # noqa: F401
-from test_tuning_recording import Setup
+from test_running_executors import actor, config, demo, records  # noqa: F401
+from test_study_driver import Run, result
+from test_workflows_recorder import Setup
 from training_helpers import make_data, make_experiment, search_space, train, values
 
 from guidino_tune.data.opening import SearchData
 from guidino_tune.errors import UserError
+from guidino_tune.running.tune_adapter import StudyScheduler, StudySearcher
 from guidino_tune.search import main as search
+from guidino_tune.study.store import StudyFolder, load_study, open_study
 from guidino_tune.training.checkpoints import OPTIMIZER, STATE, WEIGHTS, read_checkpoint
 from guidino_tune.training.failures import failure_kind
 from guidino_tune.training.folder import TrialFolder, write_text
-from guidino_tune.tuning.bridge import StudyScheduler, StudySearcher
-from guidino_tune.tuning.progress import Progress
-from guidino_tune.tuning.study import StudyFolder, load_study, open_study
+from guidino_tune.workflows.progress import Progress
 
 TIMES = ("epoch_seconds", "images_per_second")
 
@@ -147,8 +147,8 @@ def test_a_journal_that_cannot_grow_keeps_whole_lines_only(tmp_path: Path, more:
 
 
 def test_a_search_whose_study_cannot_be_written_ends_and_goes_on(tmp_path: Path) -> None:
-    driver = Driver(tmp_path / "study")
-    searcher, scheduler = StudySearcher(driver.bridge), StudyScheduler(driver.bridge)
+    driver = Run(tmp_path / "study")
+    searcher, scheduler = StudySearcher(driver.driver), StudyScheduler(driver.driver)
 
     class Trial:
         trial_id = "a"
@@ -163,10 +163,10 @@ def test_a_search_whose_study_cannot_be_written_ends_and_goes_on(tmp_path: Path)
         searcher.on_trial_complete("a")
     # Room that comes too late changes nothing: what is half done is left to the next run.
     assert searcher.suggest("b") == Searcher.FINISHED
-    assert "File too large" in str(driver.bridge.unwritable)
-    again = Driver(tmp_path / "study")
+    assert "File too large" in str(driver.driver.unwritable)
+    again = Run(tmp_path / "study")
     assert [t.state for t in again.study.trials] == [TrialState.RUNNING]
-    asked = again.bridge.ask("c")
+    asked = again.driver.ask("c")
     assert asked is not None
     assert (asked["number"], asked["reported"]) == (0, 1)
 
@@ -306,7 +306,7 @@ def test_two_processes_write_whole_lines_into_one_journal(tmp_path: Path) -> Non
     folder = StudyFolder(tmp_path / "study")
     open_study(search_space(first_trials=[]), folder)
     code = (
-        "import sys; from pathlib import Path; from guidino_tune.tuning.study import StudyFolder, load_study\n"
+        "import sys; from pathlib import Path; from guidino_tune.study.store import StudyFolder, load_study\n"
         "study = load_study(StudyFolder(Path(sys.argv[1])))\n"
         "for _ in range(40): study.tell(study.ask(), 0.5)"
     )
@@ -323,12 +323,12 @@ def test_two_processes_write_whole_lines_into_one_journal(tmp_path: Path) -> Non
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_a_jump_of_the_clock_neither_ends_nor_extends_a_search(hours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.time
-    left, over = (Driver(tmp_path / name, deadline=time.monotonic() + s) for name, s in (("left", 600.0), ("over", -1.0)))
+    left, over = (Run(tmp_path / name, deadline=time.monotonic() + s) for name, s in (("left", 600.0), ("over", -1.0)))
     progress = Progress(left.study, left.space, Console(quiet=True))
     monkeypatch.setattr(time, "time", lambda: real() + 3600 * hours)
-    assert (left.bridge.expired, over.bridge.expired) == (False, True)
-    assert left.bridge.ask("a") is not None
-    assert left.bridge.report("a", result(1, 0.5))
+    assert (left.driver.expired, over.driver.expired) == (False, True)
+    assert left.driver.ask("a") is not None
+    assert left.driver.report("a", result(1, 0.5))
     assert progress._time_left().startswith("0m0")
 
 

@@ -7,61 +7,63 @@ from typing import Any
 import pytest
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
-from test_tuning_bridge import Driver, result
+from test_study_driver import Run, result
 from training_helpers import search_space
 
 from guidino_tune.config import Data, Experiment, Resources
 from guidino_tune.data import sealed
 from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import UserError
+from guidino_tune.running import cluster, environment
+from guidino_tune.running.tune_adapter import StudySearcher
+from guidino_tune.study.journal import mend_journal
+from guidino_tune.study.outcomes import PATIENCE
+from guidino_tune.study.store import StudyFolder, open_study
+from guidino_tune.study.trials import finished
 from guidino_tune.training.evaluation import choose_cases
 from guidino_tune.training.failures import failure_kind
-from guidino_tune.tuning import cluster, environment
-from guidino_tune.tuning.bridge import StudySearcher
-from guidino_tune.tuning.journal import mend_journal
-from guidino_tune.tuning.outcomes import PATIENCE
-from guidino_tune.tuning.search import _unwritable, check_workers
-from guidino_tune.tuning.study import StudyFolder, finished, open_study
+from guidino_tune.workflows.checks import check_workers
+from guidino_tune.workflows.search import _unwritable
 
 
-def fail(driver: Driver, kind: str) -> None:
-    driver.bridge.ask("t")
-    driver.bridge.report("t", result(1, 0.5))
-    driver.bridge.report("t", {"failure": kind, "message": "no space left on device", "epoch": 0})
-    driver.bridge.tell("t", crashed=False)
+def fail(driver: Run, kind: str) -> None:
+    driver.driver.ask("t")
+    driver.driver.report("t", result(1, 0.5))
+    driver.driver.report("t", {"failure": kind, "message": "no space left on device", "epoch": 0})
+    driver.driver.tell("t", crashed=False)
 
 
 def test_failures_of_the_machine_stop_a_search_and_do_not_use_it_up(tmp_path: Path) -> None:
-    driver = Driver(tmp_path)
+    driver = Run(tmp_path)
     for _ in range(PATIENCE - 1):
         fail(driver, "environment")
-    assert not driver.bridge.given_up
+    assert not driver.driver.given_up
     fail(driver, "environment")
-    assert "no space left" in driver.bridge.given_up
-    assert StudySearcher(driver.bridge).suggest("next") == "FINISHED"
-    again = Driver(tmp_path)
+    assert "no space left" in driver.driver.given_up
+    assert StudySearcher(driver.driver).suggest("next") == "FINISHED"
+    again = Run(tmp_path)
     assert [t.state for t in again.study.get_trials()] == [TrialState.FAIL] * PATIENCE
-    assert again.bridge.remaining == again.space.study.trials
+    assert again.driver.remaining == again.space.study.trials
 
 
 def test_infeasible_configurations_are_results(tmp_path: Path) -> None:
-    driver = Driver(tmp_path)
+    driver = Run(tmp_path)
     for kind in ("diverged", "out-of-memory", "diverged", "diverged"):
         fail(driver, kind)
-    assert not driver.bridge.given_up
+    assert not driver.driver.given_up
     assert len(finished(driver.study)) == 4
 
 
 def test_a_success_in_between_resets_the_patience(tmp_path: Path) -> None:
-    driver = Driver(tmp_path)
+    driver = Run(tmp_path)
     fail(driver, "bug")
     fail(driver, "bug")
-    driver.bridge.ask("good")
+    driver.driver.ask("good")
     for epoch in range(1, driver.space.base.training.epochs + 1):
-        driver.bridge.report("good", result(epoch, 0.9))
-    driver.bridge.tell("good", crashed=False)
+        driver.driver.report("good", result(epoch, 0.9))
+    driver.driver.tell("good", crashed=False)
     fail(driver, "bug")
-    assert not driver.bridge.given_up
+    assert not driver.driver.given_up
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ def test_another_data_set_has_other_names_of_files_and_patients(tmp_path: Path) 
 
 @pytest.mark.parametrize(("address", "named", "dead"), [("127.0.0.1:1", "", True), ("127.0.0.1:1", "auto", False), ("", "", False)])
 def test_a_cluster_that_died_with_its_driver_is_not_joined(address: str, named: str, dead: bool, tmp_path: Path) -> None:
-    from guidino_tune.tuning.inspection import remembers_dead_cluster
+    from guidino_tune.running.inspection import remembers_dead_cluster
 
     (tmp_path / "ray").mkdir()
     if address:
@@ -199,7 +201,7 @@ def test_a_cluster_that_died_with_its_driver_is_not_joined(address: str, named: 
 def test_a_cluster_that_answers_is_joined(tmp_path: Path) -> None:
     import socket
 
-    from guidino_tune.tuning.inspection import remembers_dead_cluster
+    from guidino_tune.running.inspection import remembers_dead_cluster
 
     (tmp_path / "ray").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as server:

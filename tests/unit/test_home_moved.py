@@ -26,15 +26,15 @@ from guidino_tune.models import known
 from guidino_tune.retrain import main as retrain
 from guidino_tune.space.space import read_space
 from guidino_tune.space.suggest import suggest
+from guidino_tune.study.store import StudyFolder, load_study
 from guidino_tune.track import main as track
 from guidino_tune.tracking import log_model_run
 from guidino_tune.tracking.client import OWN, connect, place, same_place
 from guidino_tune.tracking.inspection import MLFLOW_EXPERIMENT
 from guidino_tune.tracking.moved import _PLACES, BACKUP, find_moved, home_database
 from guidino_tune.training.folder import write_text
-from guidino_tune.tuning.home import follow_home
-from guidino_tune.tuning.progress import make_console
-from guidino_tune.tuning.study import StudyFolder, load_study
+from guidino_tune.workflows.home import follow_home
+from guidino_tune.workflows.progress import make_console
 
 Shown = pytest.CaptureFixture[str]
 
@@ -180,7 +180,7 @@ def test_other_experiments_of_the_database_are_left_alone(old: Path, tmp_path: P
 def test_nothing_is_mended_while_a_search_works_there(old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = old.rename(tmp_path / "new")
     monkeypatch.setenv("GUIDINO_TUNE_HOME", str(home))
-    holding = "import sys\nfrom guidino_tune.tuning.study import StudyFolder\nfrom pathlib import Path\n"
+    holding = "import sys\nfrom guidino_tune.study.store import StudyFolder\nfrom pathlib import Path\n"
     holding += "with StudyFolder(Path(sys.argv[1])).lock():\n    print(1, flush=True)\n    sys.stdin.read()\n"
     other = subprocess.Popen(
         [sys.executable, "-c", holding, str(home / "studies" / "small")], stdin=subprocess.PIPE, stdout=subprocess.PIPE

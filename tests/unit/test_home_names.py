@@ -127,7 +127,7 @@ def test_an_old_sqlalchemy_cannot_name_every_database(
 
 
 def test_brackets_and_colons_of_a_name_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from guidino_tune.tuning.progress import make_console
+    from guidino_tune.workflows.progress import make_console
 
     make_console().print(f"folder {tmp_path}/[/red]/[bold]/:smile:")
     assert f"folder {tmp_path}/[/red]/[bold]/:smile:" in capsys.readouterr().out

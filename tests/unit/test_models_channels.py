@@ -18,11 +18,11 @@ from guidino_tune.errors import UserError
 from guidino_tune.models import GuideView, build_model, check_segmenter
 from guidino_tune.models.cost import forward_cost
 from guidino_tune.normalisation import normalise
+from guidino_tune.running.probing import _two_steps, estimate, shape_of
 from guidino_tune.training.checkpoints import WEIGHTS, save_weights
 from guidino_tune.training.costs import forward_seconds
 from guidino_tune.training.model_folder import EXPERIMENT, load_model
 from guidino_tune.training.tokens import make_encoder
-from guidino_tune.tuning.probing import _two_steps, estimate, shape_of
 
 RNG = np.random.default_rng(0)
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
-from test_tuning_recording import Tracker
+from test_workflows_recorder import Tracker
 from training_helpers import search_space
 
 from guidino_tune import paths
@@ -23,14 +23,16 @@ from guidino_tune.errors import UserError
 from guidino_tune.models import build_model
 from guidino_tune.space.check import check_space
 from guidino_tune.space.space import Space, override
+from guidino_tune.study.driver import Driver
+from guidino_tune.study.objectives import COUNTED, MEASURED, SHORT, SOURCES
+from guidino_tune.study.store import StudyFolder, open_study
+from guidino_tune.study.trials import front, ranking
 from guidino_tune.tracking.snapshots import StudySnapshot
 from guidino_tune.training.reporter import EpochRecord
-from guidino_tune.tuning.bridge import Bridge
-from guidino_tune.tuning.finalists import finalists
-from guidino_tune.tuning.objectives import COUNTED, MEASURED, SHORT, SOURCES
-from guidino_tune.tuning.progress import conclusions, leaderboard
-from guidino_tune.tuning.recording import LABELS, Recorder, export_trial
-from guidino_tune.tuning.study import StudyFolder, front, open_study, ranking
+from guidino_tune.workflows.export import export_trial
+from guidino_tune.workflows.finalists import finalists
+from guidino_tune.workflows.progress import conclusions, leaderboard
+from guidino_tune.workflows.recorder import LABELS, Recorder
 
 ALL = ["val_dice", "val_hd95", "seconds", "parameters", "operations"]
 TWO = ["val_dice", "seconds"]
@@ -41,8 +43,8 @@ def space_of(objectives: list[str] | None = None, **study: Any) -> Space:
     return search_space(study=settings, first_trials=[], resources={"workers": study.pop("workers", 1)} if "workers" in study else {})
 
 
-class Driver:
-    """One run of the command: the study opened again, with a bridge and a recorder; a trial's process writes before it tells."""
+class Run:
+    """One run of the command: the study opened again, with a driver and a recorder; a trial's process writes before it tells."""
 
     def __init__(self, path: Path, space: Space) -> None:
         self.space, self.folder = space, StudyFolder(path)
@@ -50,7 +52,7 @@ class Driver:
         self.tracker = Tracker()
         self.recorder = Recorder(self.study, space, self.folder, self.tracker, StudySnapshot("small"))
         settings = {"workers": space.resources.workers, "executor": "actor"}
-        self.bridge = Bridge(self.study, space, self.folder, self.recorder.changed, settings)
+        self.driver = Driver(self.study, space, self.folder, self.recorder.changed, settings)
         self.recorder.sync()
 
     def epoch(self, name: str, number: int, epoch: int, dice: float, seconds: float = 1.0, **metrics: float) -> bool:
@@ -59,16 +61,16 @@ class Driver:
         place.path.mkdir(parents=True, exist_ok=True)
         if epoch not in {r.epoch for r in place.history()}:
             place.append_history(record)
-        return self.bridge.report(name, {"records": json.dumps([record.to_dict()]), "epoch": epoch})
+        return self.driver.report(name, {"records": json.dumps([record.to_dict()]), "epoch": epoch})
 
     def trial(self, dice: float, seconds: float = 1.0, **metrics: float) -> FrozenTrial:
         """A whole trial of four epochs, unless it is to stop."""
-        asked = self.bridge.ask("a")
+        asked = self.driver.ask("a")
         assert asked
         for epoch in range(1, 5):
             if not self.epoch("a", asked["number"], epoch, dice, seconds / 4, **metrics):
                 break
-        self.bridge.tell("a", crashed=False)
+        self.driver.tell("a", crashed=False)
         return self.study.get_trials()[asked["number"]]
 
 
@@ -131,14 +133,14 @@ def test_every_objective_is_complete() -> None:
 
 def test_every_objective_has_its_value(tmp_path: Path) -> None:
     space = search_space(study={"pruner": "none", "objectives": ALL}, first_trials=[], resources={"workers": 3})
-    driver = Driver(tmp_path, space)
+    driver = Run(tmp_path, space)
     assert [d.name for d in driver.study.directions] == ["MAXIMIZE"] + ["MINIMIZE"] * 4
-    config = driver.bridge.ask("a")
+    config = driver.driver.ask("a")
     assert config
     distances: dict[int, dict[str, float]] = {4: {"val_hd95": 7.5}}
     for epoch, dice in ((1, 0.3), (2, 0.8), (3, 0.5), (4, 0.6)):
         assert driver.epoch("a", 0, epoch, dice, seconds=epoch, **distances.get(epoch, {})) == (epoch < 4)
-    driver.bridge.tell("a", crashed=False)
+    driver.driver.tell("a", crashed=False)
     trial = driver.study.get_trials()[0]
     experiment = Experiment.from_dict(config["experiment"])
     assert trial.state == TrialState.COMPLETE
@@ -153,41 +155,41 @@ def test_every_objective_has_its_value(tmp_path: Path) -> None:
 
 def test_a_driver_that_is_killed_loses_nothing_of_several_objectives(tmp_path: Path) -> None:
     space = space_of(["val_dice", "val_hd95", "seconds"])
-    dead = Driver(tmp_path, space)
-    assert dead.bridge.ask("a")
+    dead = Run(tmp_path, space)
+    assert dead.driver.ask("a")
     for epoch in (1, 2):
         assert dead.epoch("a", 0, epoch, epoch / 10, seconds=5)
-    alive = Driver(tmp_path, space)
-    asked = alive.bridge.ask("b")
+    alive = Run(tmp_path, space)
+    asked = alive.driver.ask("b")
     assert asked
     assert (asked["number"], asked["reported"]) == (0, 2)
     alive.epoch("b", 0, 3, 0.9, seconds=7)
     alive.epoch("b", 0, 4, 0.4, seconds=7, val_hd95=3.0)
-    late = Driver(tmp_path, space)  # it died again, before it could close the trial
-    asked = late.bridge.ask("c")
+    late = Run(tmp_path, space)  # it died again, before it could close the trial
+    asked = late.driver.ask("c")
     assert asked
     assert asked["reported"] == 4
     assert not late.epoch("c", 0, 4, 0.4, seconds=7, val_hd95=3.0)
-    late.bridge.tell("c", crashed=False)
+    late.driver.tell("c", crashed=False)
     trial = late.study.get_trials()[0]
     assert (trial.state, trial.values) == (TrialState.COMPLETE, [0.9, 3.0, 24.0])
     assert len(late.study.trials) == 1
 
 
 def test_a_trial_whose_history_was_lost_is_made_up_for(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, space_of(TWO))
-    assert driver.bridge.ask("a")
+    driver = Run(tmp_path, space_of(TWO))
+    assert driver.driver.ask("a")
     driver.epoch("a", 0, 1, 0.5)
-    alive = Driver(tmp_path, space_of(TWO))
+    alive = Run(tmp_path, space_of(TWO))
     alive.folder.trial(0).history_file.unlink()
-    assert alive.bridge.ask("a")
+    assert alive.driver.ask("a")
     for epoch in (2, 3, 4):
         alive.epoch("a", 0, epoch, 0.5)
-    alive.bridge.tell("a", crashed=False)
+    alive.driver.tell("a", crashed=False)
     trial = alive.study.get_trials()[0]
     assert (trial.state, trial.user_attrs["failure"]) == (TrialState.FAIL, "environment")
     assert "history.jsonl" in trial.user_attrs["message"]
-    assert alive.bridge.remaining == alive.space.study.trials
+    assert alive.driver.remaining == alive.space.study.trials
 
 
 def results_of(params: dict[str, Any]) -> tuple[float, float]:
@@ -197,9 +199,9 @@ def results_of(params: dict[str, Any]) -> tuple[float, float]:
 
 def lives(path: Path, space: Space, dies: random.Random | None) -> optuna.Study:
     """A whole search, whose driver dies at random between two of its calls, and is started again."""
-    driver = Driver(path, space)
-    while driver.bridge.remaining:
-        asked = driver.bridge.ask("a")
+    driver = Run(path, space)
+    while driver.driver.remaining:
+        asked = driver.driver.ask("a")
         assert asked
         dice, seconds = results_of(driver.study.get_trials()[asked["number"]].params)
         for epoch in range(min(asked["reported"] + 1, 4), 5):
@@ -207,10 +209,10 @@ def lives(path: Path, space: Space, dies: random.Random | None) -> optuna.Study:
                 break
             if not driver.epoch("a", asked["number"], epoch, dice, seconds / 4):
                 break
-        if (dies and dies.random() < 0.3) or driver.bridge.frozen(driver.bridge.running["a"]).last_step != 4:
-            driver = Driver(path, space)
+        if (dies and dies.random() < 0.3) or driver.driver.frozen(driver.driver.running["a"]).last_step != 4:
+            driver = Run(path, space)
             continue
-        driver.bridge.tell("a", crashed=False)
+        driver.driver.tell("a", crashed=False)
     return driver.study
 
 
@@ -252,7 +254,7 @@ def shown(renderable: Any) -> str:
 
 def test_the_front_leads_everywhere(home: Path) -> None:
     space = space_of(TWO)
-    driver = Driver(paths.studies() / "small", space)
+    driver = Run(paths.studies() / "small", space)
     for dice, seconds in RESULTS:
         driver.trial(dice, seconds)
     assert [t.number for t in front(driver.study)] == [1, 0, 3]
@@ -282,19 +284,19 @@ def test_the_front_leads_everywhere(home: Path) -> None:
 
 
 def test_who_leaves_the_front_loses_the_mark_and_a_later_driver_knows(home: Path) -> None:
-    driver = Driver(paths.studies() / "small", space_of(TWO))
+    driver = Run(paths.studies() / "small", space_of(TWO))
     driver.trial(0.8, 30)
     driver.trial(0.8, 20)
     assert [(t.number, t.tags.get("guidino.pareto")) for t in driver.tracker.trials if t.state == "complete"][-2:] == [
         (0, "false"), (1, "true"),
     ]  # fmt: skip
-    again = Driver(paths.studies() / "small", space_of(TWO))
+    again = Run(paths.studies() / "small", space_of(TWO))
     assert [(t.number, t.tags.get("guidino.pareto")) for t in again.tracker.trials] == [(0, "false"), (1, "true")]
 
 
 def test_objectives_and_constraints_together(home: Path) -> None:
     space = space_of(["seconds", "val_dice"], constraints={"memory": 4})
-    driver = Driver(paths.studies() / "small", space)
+    driver = Run(paths.studies() / "small", space)
     driver.trial(0.99, 1, memory=5)
     driver.trial(0.7, 20, memory=3)
     driver.trial(0.6, 30, memory=3)

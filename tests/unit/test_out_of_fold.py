@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from training_helpers import make_experiment
 
+from guidino_tune.running.trainings import Training
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.measured import Measured, cases_file
-from guidino_tune.tuning.cross_validation import FoldModel, _write_out_of_fold
-from guidino_tune.tuning.trainings import Training
+from guidino_tune.workflows.cross_validate import FoldModel, _write_out_of_fold
 
 
 def test_folds_that_an_earlier_version_measured_join_those_of_this_one(tmp_path: Path) -> None:

@@ -13,21 +13,21 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError,
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
 from ray.tune.search import Searcher
-from test_tuning_bridge import Driver, result
-from test_tuning_executors import actor, config, demo  # noqa: F401
-from test_tuning_recording import Tracker
+from test_running_executors import actor, config, demo  # noqa: F401
+from test_study_driver import Run, result
+from test_workflows_recorder import Tracker
 from training_helpers import search_space
 
+from guidino_tune.running import executors
+from guidino_tune.running.tune_adapter import StudyScheduler, StudySearcher
 from guidino_tune.space.space import Space
+from guidino_tune.study.outcomes import INTERRUPTION, PREEMPTIONS, in_words, same_way
+from guidino_tune.study.tally import Tally
+from guidino_tune.study.trials import finished
 from guidino_tune.tracking.snapshots import StudySnapshot
 from guidino_tune.training import failures
 from guidino_tune.training.failures import POLICIES, FailureKind, death_kind
-from guidino_tune.tuning import executors
-from guidino_tune.tuning.bridge import StudyScheduler, StudySearcher
-from guidino_tune.tuning.outcomes import INTERRUPTION, PREEMPTIONS, in_words, same_way
-from guidino_tune.tuning.recording import Recorder
-from guidino_tune.tuning.study import finished
-from guidino_tune.tuning.tally import Tally
+from guidino_tune.workflows.recorder import Recorder
 
 KILLED = (
     "Worker unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was killed by the "
@@ -91,32 +91,32 @@ class Death:
     """Trials of a driver that end in some way."""
 
     def __init__(self, path: Path, space: Space | None = None, max_failures: int = 2) -> None:
-        self.driver = Driver(path, space or search_space(first_trials=[], study={"trials": 30}))
-        self.bridge = self.driver.bridge
-        self.bridge.outcomes.max_failures = max_failures
+        self.driver = Run(path, space or search_space(first_trials=[], study={"trials": 30}))
+        self.driver = self.driver.driver
+        self.driver.outcomes.max_failures = max_failures
         self.warnings: list[str] = []
-        self.bridge.warn = self.warnings.append
+        self.driver.warn = self.warnings.append
 
     def ask(self) -> dict[str, Any]:
-        asked = self.bridge.ask("t")
+        asked = self.driver.ask("t")
         assert asked is not None
         return asked
 
     def die(self, text: str) -> None:
-        self.bridge.died("t", text)
-        self.bridge.tell("t", crashed=True)
+        self.driver.died("t", text)
+        self.driver.tell("t", crashed=True)
 
     def fail(self, kind: str, message: str = "oh") -> int:
         number = int(self.ask()["number"])
-        self.bridge.report("t", {"failure": kind, "message": message, "epoch": 0})
-        self.bridge.tell("t", crashed=False)
+        self.driver.report("t", {"failure": kind, "message": message, "epoch": 0})
+        self.driver.tell("t", crashed=False)
         return number
 
     def succeed(self) -> None:
         self.ask()
         for epoch in (1, 2, 3, 4):
-            self.bridge.report("t", result(epoch, 0.5))
-        self.bridge.tell("t", crashed=False)
+            self.driver.report("t", result(epoch, 0.5))
+        self.driver.tell("t", crashed=False)
 
 
 def test_a_trial_whose_machine_is_lost_goes_on_and_nothing_counts_against_it(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_trial_whose_machine_is_lost_goes_on_and_nothing_counts_against_it(tmp
     for round_ in range(3 * PREEMPTIONS):
         epoch = 1 + round_ // PREEMPTIONS  # a new epoch now and then shows that it gets on
         if round_ % PREEMPTIONS == 0:
-            assert death.bridge.report("t", result(epoch, 0.5))
+            assert death.driver.report("t", result(epoch, 0.5))
         death.die(LOST)
         trial = death.driver.trial(0)
         assert trial.state == TrialState.RUNNING
@@ -133,12 +133,12 @@ def test_a_trial_whose_machine_is_lost_goes_on_and_nothing_counts_against_it(tmp
         again = death.ask()
         assert (again["number"], again["reported"], again["experiment"]) == (0, epoch, first["experiment"])
         assert death.driver.trial(0).user_attrs[INTERRUPTION] == ""
-    assert not death.bridge.given_up
-    assert death.driver.bridge.remaining == 30
+    assert not death.driver.given_up
+    assert death.driver.driver.remaining == 30
     assert "trial 0" in death.warnings[0]
     assert "node has died" in death.warnings[0]
-    assert not death.bridge.report("t", result(4, 0.7, (3, 0.6)))
-    death.bridge.tell("t", crashed=False)
+    assert not death.driver.report("t", result(4, 0.7, (3, 0.6)))
+    death.driver.tell("t", crashed=False)
     assert death.driver.trial(0).state == TrialState.COMPLETE
 
 
@@ -204,27 +204,27 @@ def test_the_scheduler_hears_what_ray_says(tmp_path: Path) -> None:
     death.ask()
     file = tmp_path / "error.txt"  # as Tune writes it: every failure with a heading
     file.write_text(f"Failure # 1 (occurred at noon)\n{KILLED}\nFailure # 1 (occurred at one)\n{LOST}\n")
-    StudyScheduler(death.bridge).on_trial_error(None, SimpleNamespace(trial_id="t", error_file=str(file)))  # type: ignore[arg-type]
-    StudySearcher(death.bridge).on_trial_complete("t", error=True)
+    StudyScheduler(death.driver).on_trial_error(None, SimpleNamespace(trial_id="t", error_file=str(file)))  # type: ignore[arg-type]
+    StudySearcher(death.driver).on_trial_complete("t", error=True)
     assert death.driver.trial(0).state == TrialState.RUNNING
-    StudyScheduler(death.bridge).on_trial_error(None, SimpleNamespace(trial_id="u", error_file=None))  # type: ignore[arg-type]
+    StudyScheduler(death.driver).on_trial_error(None, SimpleNamespace(trial_id="u", error_file=None))  # type: ignore[arg-type]
 
 
 def test_tune_is_asked_to_wait_while_a_trial_may_have_to_be_made_up_for(tmp_path: Path) -> None:
     death = Death(tmp_path, search_space(first_trials=[], study={"trials": 2}))
-    searcher, bridge = StudySearcher(death.bridge), death.bridge
+    searcher, driver = StudySearcher(death.driver), death.driver
     assert [searcher.suggest(name)["number"] for name in "ab"] == [0, 1]
     assert searcher.suggest("c") is None
-    bridge.report("a", result(4, 0.5))
-    bridge.tell("a", crashed=False)
+    driver.report("a", result(4, 0.5))
+    driver.tell("a", crashed=False)
     assert searcher.suggest("c") is None
-    bridge.report("b", {"failure": "bug", "message": "oh"})
-    bridge.tell("b", crashed=False)
+    driver.report("b", {"failure": "bug", "message": "oh"})
+    driver.tell("b", crashed=False)
     assert searcher.suggest("c")["number"] == 2
-    bridge.report("c", {"failure": "diverged", "message": "nan"})
-    bridge.tell("c", crashed=False)
+    driver.report("c", {"failure": "diverged", "message": "nan"})
+    driver.tell("c", crashed=False)
     assert searcher.suggest("d") == Searcher.FINISHED
-    assert death.driver.bridge.remaining == 0
+    assert death.driver.driver.remaining == 0
 
 
 def test_reasons_are_grouped_by_kind(tmp_path: Path) -> None:
@@ -256,11 +256,11 @@ def test_a_trial_that_waits_for_a_machine_is_shown_as_interrupted_with_its_reaso
     death, tracker = Death(tmp_path), Tracker()
     driver = death.driver
     recorder = Recorder(driver.study, driver.space, driver.folder, tracker, StudySnapshot("small"))
-    driver.bridge.listener = recorder.changed
+    driver.driver.listener = recorder.changed
     death.ask()
     death.die(LOST)
     death.ask()
-    death.bridge.report("t", {"failure": "diverged", "message": "nan", "epoch": 0})
-    death.bridge.tell("t", crashed=False)
+    death.driver.report("t", {"failure": "diverged", "message": "nan", "epoch": 0})
+    death.driver.tell("t", crashed=False)
     told = [(trial.state, trial.reason.split(":")[0]) for trial in tracker.trials]
     assert told == [("running", ""), ("interrupted", "preempted"), ("running", ""), ("fail", "diverged")]

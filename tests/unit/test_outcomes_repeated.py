@@ -8,14 +8,14 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from test_outcomes import LOST, Death
-from test_tuning_bridge import result
+from test_study_driver import result
 from training_helpers import search_space
 
+from guidino_tune.running.tune_adapter import StudySearcher
 from guidino_tune.space.space import read_space
-from guidino_tune.tuning.bridge import StudySearcher
-from guidino_tune.tuning.outcomes import LIMIT, PATIENCE, PREEMPTIONS, REFUSALS, Outcomes
-from guidino_tune.tuning.search import INTERRUPTED, OUT_OF_TIME, _why_ended
-from guidino_tune.tuning.study import finished, remaining, without_result
+from guidino_tune.study.outcomes import LIMIT, PATIENCE, PREEMPTIONS, REFUSALS, Outcomes
+from guidino_tune.study.trials import finished, remaining, without_result
+from guidino_tune.workflows.search import INTERRUPTED, OUT_OF_TIME, _why_ended
 
 
 def same_values(death: Death, times: int) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tuning_executors import actor, config, demo  # noqa: F401
+from test_running_executors import actor, config, demo  # noqa: F401
 from training_helpers import make_data, make_experiment, train
 
+from guidino_tune.running import executors
 from guidino_tune.space.space import load_space, names, shipped
 from guidino_tune.training.failures import Diverged
-from guidino_tune.tuning import executors
 
 
 def _shipped() -> list[str]:

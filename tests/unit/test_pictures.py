@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from guidino_tune.analysis.pictures import CLASSES, PREDICTION, TRUTH, TRUTH_BELOW, UNKNOWN, contact_sheet, heat_colours, overlay, save_png
 from guidino_tune.config.data import IGNORED
-from guidino_tune.tracking.pictures import CLASSES, PREDICTION, TRUTH, TRUTH_BELOW, UNKNOWN, contact_sheet, heat_colours, overlay, save_png
 
 
 def _mask(y0: int, y1: int, x0: int, x1: int, size: int = 96) -> np.ndarray:
@@ -227,7 +227,7 @@ def test_heat_colours_grow_brighter() -> None:
 
 
 def test_drawing_needs_neither_torch_nor_mlflow() -> None:
-    code = "import guidino_tune.tracking.pictures, sys; assert not {'torch', 'mlflow', 'scipy'} & set(sys.modules)"
+    code = "import guidino_tune.analysis.pictures, sys; assert not {'torch', 'mlflow', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -20,9 +20,9 @@ from guidino_tune.data.sources.demo import generate
 from guidino_tune.errors import UserError
 from guidino_tune.models import build_model
 from guidino_tune.predict import main as predict
-from guidino_tune.prediction_files import by_channels, check_output, find_images, is_own, output_names, png
 from guidino_tune.training.checkpoints import WEIGHTS, save_weights
 from guidino_tune.training.model_folder import export_model
+from guidino_tune.workflows.prediction_files import by_channels, check_output, find_images, is_own, output_names, png
 
 
 @pytest.fixture(scope="module")

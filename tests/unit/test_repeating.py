@@ -19,11 +19,11 @@ from guidino_tune.config import Experiment
 from guidino_tune.data.sources.demo import generate
 from guidino_tune.errors import UserError
 from guidino_tune.reproduce_trial import main
+from guidino_tune.running.executors import TrialActor
+from guidino_tune.study.driver import Driver
+from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.training.machine import read_machines
-from guidino_tune.tuning.bridge import Bridge
-from guidino_tune.tuning.executors import TrialActor
-from guidino_tune.tuning.repeating import repeat_trial
-from guidino_tune.tuning.study import StudyFolder, open_study
+from guidino_tune.workflows.repeat_trial import repeat_trial
 
 EPOCHS = 4
 
@@ -57,10 +57,10 @@ def search(home: Path) -> None:
         "home": str(home), "split_file": str(folder.split), "executor": "actor", "cpus": 1, "gpus": 0.0, "workers": 1,
         "views": (str(paths.views()), 1.0),
     }  # fmt: skip
-    bridge = Bridge(study, space, folder, lambda *_: None, settings)
+    driver = Driver(study, space, folder, lambda *_: None, settings)
     actor: TrialActor | None = None
     for number, epochs in enumerate((EPOCHS, 3, 2, 2, 0)):
-        values = bridge.ask(str(number))
+        values = driver.ask(str(number))
         for epoch in range(epochs):
             if epoch in (0, 1):  # a new process: it goes on from the checkpoint
                 if actor:
@@ -68,11 +68,11 @@ def search(home: Path) -> None:
                 actor = TrialActor.__new__(TrialActor)
                 actor.setup({**values, "reported": epoch})
             assert actor
-            bridge.report(str(number), actor.step())
+            driver.report(str(number), actor.step())
         if number == 2:
-            bridge.reasons[2] = ("diverged", "made up")
+            driver.reasons[2] = ("diverged", "made up")
         if number != 3:
-            bridge.tell(str(number), crashed=False)
+            driver.tell(str(number), crashed=False)
     assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "FAIL", "RUNNING", "PRUNED"]
     assert study.trials[3].state == TrialState.RUNNING
 
@@ -156,7 +156,7 @@ def test_another_machine_is_named(home: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_threads_and_precision_are_those_of_the_trial(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from guidino_tune.tuning import repeating
+    from guidino_tune.workflows import repeat_trial as repeating
 
     seen: list[tuple[int, str]] = []
     real = repeating.TrainingRun
@@ -220,7 +220,7 @@ def test_other_images_are_refused(home: Path, searched: Path) -> None:
     Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
     from guidino_tune.data.opening import open_for_search
     from guidino_tune.space.space import override
-    from guidino_tune.tuning.study import load_study
+    from guidino_tune.study.store import load_study
 
     folder = StudyFolder(paths.studies() / "small")
     study = load_study(folder)

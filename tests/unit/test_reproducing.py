@@ -13,7 +13,7 @@ from guidino_tune.metrics import hd95_percent, score_case
 from guidino_tune.reproduce import main as reproduce
 from guidino_tune.space.recipes import datasets, load_tables, recipe
 from guidino_tune.training.measured import Measured
-from guidino_tune.tuning.reproducing import Trained, _frame_remark, _table_row, framed
+from guidino_tune.workflows.reproduce import Trained, _frame_remark, _table_row, framed
 
 ROWS = {row.system: row for row in load_tables()["all"].rows}
 SCORES = {"dice": 0.9, "iou": 0.8, "hd95": 20.0, "asd": 5.0, "hd95_percent": 4.0}

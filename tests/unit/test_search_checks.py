@@ -10,7 +10,7 @@ import pytest
 from guidino_tune.errors import UserError
 from guidino_tune.space.check import check_space
 from guidino_tune.space.space import Space, read_space
-from guidino_tune.tuning.search import check_models
+from guidino_tune.workflows.checks import check_models
 
 TINY = {"kind": "dino", "backbone": "tiny", "weights": "random"}
 

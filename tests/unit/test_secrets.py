@@ -17,11 +17,11 @@ import pytest
 from guidino_tune import cli, compare, doctor, export, reproduce_trial, search, track
 from guidino_tune.doctor import survey
 from guidino_tune.errors import UserError, passwords, redacted
+from guidino_tune.running.environment import protect_token
 from guidino_tune.space.space import load_space
+from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.tracking import MLflowTracker, StudySnapshot
 from guidino_tune.tracking.client import explain
-from guidino_tune.tuning.environment import protect_token
-from guidino_tune.tuning.study import StudyFolder, open_study
 
 ROOT = Path(__file__).parents[2]
 SECRET = "s3cr3t/P@ss"  # as a password may be, and `%2F` and `%40` in a URL

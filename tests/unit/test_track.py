@@ -19,13 +19,13 @@ from guidino_tune import paths, track
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import read_space
 from guidino_tune.space.suggest import suggest
+from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.tracking import TrialSnapshot
 from guidino_tune.tracking.client import as_key, connect
 from guidino_tune.tracking.ledger import Ledger
 from guidino_tune.tracking.missing import missing
 from guidino_tune.training.reporter import EpochRecord
-from guidino_tune.tuning import sending
-from guidino_tune.tuning.study import StudyFolder, open_study
+from guidino_tune.workflows import track as sending
 
 
 def make_study(name: str = "small", trials: int = 2) -> StudyFolder:
@@ -175,7 +175,7 @@ def test_mistakes(shown: Shown, argv: list[str]) -> None:
 
 
 def test_it_needs_no_ray() -> None:
-    code = "import sys, guidino_tune.tuning.sending; print('ray' in sys.modules, 'mlflow' in sys.modules)"
+    code = "import sys, guidino_tune.workflows.track; print('ray' in sys.modules, 'mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False False\n"
 
 

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from training_helpers import GUIDE, SMALL, Listener, make_label_data
 
+from guidino_tune.analysis.pictures import CLASSES, overlay
 from guidino_tune.config import Data, Experiment
+from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.metrics import constant_mask_dice, score_cases, summarise
-from guidino_tune.tracking.pictures import CLASSES, overlay
-from guidino_tune.training.loop import OBJECTIVE, TrainingRun
+from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.showing import shown_cases
 
 
@@ -121,7 +122,7 @@ def test_both_classes_are_learned(normalisation: str, section: Data, data: Searc
 
 
 def test_the_baseline_of_a_search_is_that_of_the_classes(data: SearchData) -> None:
-    from guidino_tune.tuning.search import _baseline
+    from guidino_tune.workflows.search import _baseline
 
     tables = [[table.mask(i) for i in range(len(table))] for table in (data.train, data.validation)]
     assert _baseline(data) == constant_mask_dice(*tables, num_classes=2) != constant_mask_dice(*tables)

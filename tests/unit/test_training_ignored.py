@@ -17,7 +17,7 @@ from guidino_tune.data.table import CaseTable
 from guidino_tune.metrics import constant_mask_dice, score_cases, summarise
 from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.showing import shown_cases
-from guidino_tune.tuning.search import _baseline
+from guidino_tune.workflows.search import _baseline
 
 MARGIN = 7
 KNOWN = CaseTable.mask

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 from training_helpers import GUIDE, LORA, Listener, make_data, make_experiment, train, values
 
+from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.data.opening import SearchData
 from guidino_tune.metrics import score_cases, summarise
 from guidino_tune.models import build_model
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.training.checkpoints import OPTIMIZER, STATE, WEIGHTS, save_weights
 from guidino_tune.training.failures import Diverged, failure_kind
-from guidino_tune.training.loop import OBJECTIVE, TrainingRun
+from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.reporter import Decision
 from guidino_tune.training.showing import shown_cases
 

@@ -27,10 +27,10 @@ from guidino_tune.metrics import CaseScore, score_case
 from guidino_tune.models import build_model
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.predict import main as predict
-from guidino_tune.prediction import predict_folder
 from guidino_tune.training.checkpoints import WEIGHTS, save_weights
 from guidino_tune.training.evaluation import choose_cases, choose_largest_component, evaluate_cases, write_scores
 from guidino_tune.training.model_folder import export_model, find_rules, find_weights, load_model
+from guidino_tune.workflows.predict import predict_folder
 
 DATA = Data(kind="demo", image_size=32)
 SIZES = [(33, 47), (64, 20), (17, 90), (32, 32), (5, 7)]

@@ -10,10 +10,11 @@ import torch
 from training_helpers import GUIDE, LORA, Listener, make_data, make_experiment, values
 
 from guidino_tune.config import DINOGuide, Experiment
+from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.data.opening import SearchData
 from guidino_tune.data.store import ChunkStore
 from guidino_tune.models.backbone import load_backbone
-from guidino_tune.training.loop import OBJECTIVE, TrainingRun
+from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.tokens import TokenEncoder, fingerprint
 
 

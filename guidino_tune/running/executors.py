@@ -1,0 +1,393 @@
+"""Two ways to run the same training loop: a reused Tune actor, and a Ray Train worker group."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray.train
+import ray.train.torch
+from ray import tune
+
+from guidino_tune import paths
+from guidino_tune.config import Data, Experiment, Resources
+from guidino_tune.errors import redacted
+from guidino_tune.running.cluster import Plan
+from guidino_tune.running.environment import SEAL
+from guidino_tune.training.failures import FAILURE, FailureKind, death_kind, failure_kind
+from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
+from guidino_tune.training.reporter import Decision, EpochRecord
+
+# MONAI and transformers take seconds to import. Of the processes of a Ray Train trial only the workers need them; the one that waits for
+# the workers must be up before they are started.
+if TYPE_CHECKING:
+    from guidino_tune.data.opening import SearchData
+    from guidino_tune.data.store import ChunkStore
+    from guidino_tune.training.loop import TrainingRun
+
+log = logging.getLogger(__name__)
+
+PARTS = 2
+"""Micro-batches of the second attempt of a trial that ran out of memory. Several workers start again for it as after a crash, which counts
+in ``resources.max_failures``."""
+
+OUT_OF_MEMORY = "out-of-memory.txt"
+"""In the folder of a trial whose worker group is to start again with micro-batches."""
+
+CONTROLLER_CPU = 0.01
+"""CPU that Tune books for a Ray Train trial's controller; zero is refused, and a whole one would starve the workers."""
+
+
+class _TuneReporter(TrialFolder):
+    """Saves into the trial's folder and hands the epoch to Tune, which stops a trial by itself."""
+
+    def __init__(self, path: Path, tell: Callable[[dict[str, Any]], None], *, main: bool = True, every_epoch: bool = True) -> None:
+        super().__init__(path)
+        self.tell, self.main, self.every_epoch = tell, main, every_epoch
+        self.untold: list[EpochRecord] = []
+        self.store: ChunkStore | None = None
+        self.draw: Callable[[], None] = lambda: None
+        self.held = contextlib.ExitStack()
+
+    def report(self, record: EpochRecord) -> Decision:
+        # A finished trial tells its last epoch once more when the driver had died before closing it.
+        if self.main and record.epoch not in {r.epoch for r in self.history()}:
+            self.append_history(record)
+        self.draw()  # before it is told: with its last report a worker group ends
+        self.untold.append(record)
+        from guidino_tune.config.study import OBJECTIVE
+
+        # A report of a worker group waits for its controller; between two validations there is nothing to decide.
+        if self.every_epoch or OBJECTIVE in record.metrics:
+            # As text, for Tune flattens nested results and adds its own fields to them.
+            note = self.store.problem if self.store else ""
+            self.tell({"records": json.dumps([r.to_dict() for r in self.untold]), "epoch": record.epoch, "note": note})
+            self.untold = []
+        return Decision.CONTINUE
+
+
+@lru_cache(maxsize=4)
+def _opened(data: Data, split_file: Path) -> SearchData:
+    """The images, looked for once per process: the driver has compared them with the study's."""
+    from guidino_tune.data.opening import open_for_search
+
+    return open_for_search(data, split_file=split_file)
+
+
+@lru_cache(maxsize=1)
+def _store(folder: str, gigabytes: float | None) -> ChunkStore:
+    from guidino_tune.data.store import ChunkStore
+
+    return ChunkStore(Path(folder), None if gigabytes is None else int(gigabytes * 1e9))
+
+
+def _start(
+    config: Mapping[str, Any], tell: Callable[[dict[str, Any]], None], *, device: str, rank: int = 0, world_size: int = 1, parts: int = 1
+) -> TrainingRun:
+    import torch
+
+    from guidino_tune.training.loop import TrainingRun
+    from guidino_tune.training.machine import note_machine
+
+    experiment = Experiment.from_dict(config["experiment"])
+    reporter = _TuneReporter(Path(config["folder"]), tell, main=rank == 0, every_epoch=config["executor"] == "actor")
+    reporter.store = _store(*config["views"]) if config["views"] else None
+    if rank == 0:
+        reporter.held = reporter.hold()  # before the checkpoint is read: the process before this one may still write its last epoch
+    try:
+        if world_size > 1:
+            torch.distributed.barrier()  # else the others would read an older checkpoint than the first one, which has waited
+        run = TrainingRun(
+            experiment, _opened(experiment.data, Path(config["split_file"])), reporter,
+            device=device, rank=rank, world_size=world_size, reported=config["reported"], micro_batches=parts,
+            store=reporter.store, validated=config.get("validated"), measure=config.get("measure", False),
+        )  # fmt: skip
+        if rank == 0:
+            reporter.draw = lambda: _draw_where_due(run, config)
+            # The checkpoint knows what was trained; lines of a later, unsaved epoch would be written twice.
+            reporter.write_history(r for r in run.history if r.epoch <= config["reported"])
+            write_text(reporter.path / EXPERIMENT, experiment.to_yaml())
+            note_machine(reporter.path, run)
+    except BaseException:
+        reporter.held.close()
+        raise
+    return run
+
+
+def _close(run: TrainingRun) -> None:
+    assert isinstance(run.reporter, _TuneReporter)
+    with run.reporter.held:
+        run.close()
+
+
+def _draw_where_due(run: TrainingRun, config: Mapping[str, Any]) -> None:
+    """The picture of the best epoch so far, where the trial may end: it takes longer than many a small epoch."""
+    if run.best_shown and run.epoch in config.get("rungs", (run.epoch,)):
+        try:
+            _draw(run)
+        except Exception as error:
+            log.warning("no picture of epoch %d: %s", run.epoch, redacted(str(error)))  # the epoch itself is saved
+        run.best_shown = []
+
+
+def _draw(run: TrainingRun) -> None:
+    from guidino_tune.analysis.pictures import contact_sheet, overlay, save_png
+    from guidino_tune.training.showing import shown_cases
+
+    folder = run.reporter
+    assert isinstance(folder, TrialFolder)
+    names = run.experiment.data.class_names
+    cases = shown_cases(run, run.best_shown)
+    ignore = run.experiment.data.has_ignored
+    rows = [overlay(c.image, c.truth, c.guide, c.prediction, title=c.id, names=names, ignore=ignore) for c in cases]
+    save_png(contact_sheet(rows), folder.pictures / "validation.png")
+
+
+def _failure(error: Exception, config: Mapping[str, Any]) -> dict[str, Any]:
+    kind = failure_kind(error)
+    message = redacted(str(error)) or type(error).__name__
+    if kind == "bug":
+        file = Path(config["folder"]) / "traceback.txt"
+        write_text(file, redacted(traceback.format_exc()))
+        message += f" (traceback: {file})"
+    return {"failure": kind, "message": message, "epoch": 0}
+
+
+class TrialActor(tune.Trainable):
+    """Runs one trial after another in the same process: imports, the frozen guide and the data stay loaded."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """See ``Trainable.setup``."""
+        _prepare_process(config)
+        self.run: TrainingRun | None = None
+        self.failed = False
+        self.reset_config(config)
+
+    def reset_config(self, config: dict[str, Any]) -> bool:
+        """Takes the next trial; it is built in the first step, so that its failure belongs to it alone."""
+        self._end_run()
+        if self.failed:
+            _free_memory()  # what the exception held
+            self.failed = False
+        self.config = config
+        self.parts = PARTS if config.get("short_of_memory") else 1
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One epoch, or the failure of one.
+
+        Raises:
+            Exception: Any, where it left the GPU unusable for this process. The driver reads the failure from the trial's folder, or, when
+                it is gone, the next process tells it.
+        """
+        earlier = Path(self.config["folder"]) / FAILURE
+        if earlier.exists():
+            failure: dict[str, Any] = json.loads(earlier.read_text(encoding="utf-8"))
+            earlier.unlink()
+            return failure
+        told: dict[str, Any] = {}
+        try:
+            self._step(told)
+        except Exception as error:
+            if not _worth_parts(error, self.parts):
+                return self._failed(error)
+        else:
+            return told
+        # Outside the handler above, whose exception still holds the tensors that did not fit.
+        if self.run:
+            self.config = {**self.config, "reported": max(self.config["reported"], self.run.epoch)}
+        self._end_run()
+        _free_memory()
+        self.parts = PARTS
+        try:
+            self._step(told)
+        except Exception as error:
+            return self._failed(error)
+        return told
+
+    def cleanup(self) -> None:
+        """See ``Trainable.cleanup``."""
+        self._end_run()
+
+    def _step(self, told: dict[str, Any]) -> None:
+        if self.run is None:
+            self.run = _start(self.config, told.update, device="cuda" if self.config["gpus"] else "cpu", parts=self.parts)
+        self.run.reporter.tell = told.update  # type: ignore[attr-defined]
+        self.run.run_epoch()
+
+    def _end_run(self) -> None:
+        if self.run:
+            _close(self.run)
+        self.run = None
+        _free_memory(collect=False)
+
+    def _failed(self, error: Exception) -> dict[str, Any]:
+        self.failed = True
+        failure = _failure(error, self.config)
+        # To refuse the next trial instead would be its end: Tune gives a refused trial up, and tells nobody.
+        if self.config["gpus"] and _gpu_is_lost():
+            write_text(Path(self.config["folder"]) / FAILURE, json.dumps(failure))
+            raise error
+        return failure
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the loop saves into the trial's folder."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: the loop goes on from the trial's folder."""
+
+
+def train_trial(config: dict[str, Any]) -> None:
+    """Runs a trial as a Ray Train worker group; called by Tune."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    gpus, failure = config["gpus"], Path(config["folder"]) / FAILURE
+    failure.unlink(missing_ok=True)
+    per_worker = {"CPU": config["cpus"] - CONTROLLER_CPU} | ({"GPU": gpus} if gpus else {})
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(num_workers=config["workers"], use_gpu=bool(gpus), resources_per_worker=per_worker),
+        run_config=ray.train.RunConfig(
+            name=f"trial-{config['number']:05d}-{os.getpid()}",
+            storage_path=config["ray_folder"],
+            failure_config=ray.train.FailureConfig(max_failures=config["max_failures"]),
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        # Told as a result: an exception here would make Tune start again what Ray Train has tried often enough.
+        known = json.loads(failure.read_text(encoding="utf-8")) if failure.exists() else {}
+        kind, said = _group_death(error), redacted(str(error))
+        # What the others say when a worker is gone is that they cannot reach it.
+        gone = kind != "crashed" or "died unexpectedly" in said
+        tune.report({"failure": kind, "message": said, "epoch": 0} | ({} if gone else known))
+
+
+def _group_death(error: ray.train.TrainingFailedError) -> FailureKind:
+    """How a worker group ended; Ray has one exception for machines that were announced to go, and words for those that are gone."""
+    from ray.train.v2.api.exceptions import PreemptionError
+
+    if isinstance(error, PreemptionError):
+        return "preempted"
+    # The message of the group shortens those of its workers.
+    workers = getattr(error, "worker_failures", {}).values()
+    return death_kind("\n".join(map(str, (error, *workers))))
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """One worker of the group; all of them run the loop, the first one saves."""
+    _prepare_process(config)
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    if rank == 0:
+        (Path(config["folder"]) / FAILURE).unlink(missing_ok=True)  # of the attempt before this one
+    device = str(ray.train.torch.get_device())
+
+    def train(parts: int) -> None:
+        run = _start(config, ray.train.report, device=device, rank=rank, world_size=world_size, parts=parts)
+        try:
+            while not run.finished:
+                run.run_epoch()
+        finally:
+            _close(run)
+
+    try:
+        # Several workers wait for each other in the middle of a step: there all of them start again, with what their last report said.
+        parts = PARTS if (Path(config["folder"]) / OUT_OF_MEMORY).exists() else 1
+        try:
+            train(parts)
+        except Exception as error:
+            if not _worth_parts(error, parts):
+                raise
+            write_text(Path(config["folder"]) / OUT_OF_MEMORY, f"{error}\n")
+            if world_size > 1:
+                raise
+        else:
+            return
+        _free_memory()
+        train(PARTS)
+    except Exception as error:
+        # Divergence is seen by all workers at once; after any other failure of one, the others wait for it in a collective.
+        if world_size > 1 and failure_kind(error) != "diverged":
+            write_text(Path(config["folder"]) / FAILURE, json.dumps(_failure(error, config)))
+            raise
+        ray.train.report(_failure(error, config))
+
+
+def _worth_parts(error: Exception, parts: int) -> bool:
+    """True when less memory at a time may be enough; told in a warning of this process's log, and by the metric ``micro_batches``."""
+    if failure_kind(error) != "out-of-memory" or parts > 1:
+        return False
+    log.warning("out of memory (%s): once more with batches in %d parts", error, PARTS)
+    return True
+
+
+def _free_memory(*, collect: bool = True) -> None:
+    """Gives back what the last run held; a collection takes a tenth of a second, and finds what cycles of references keep alive."""
+    import torch
+
+    if collect:
+        gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _gpu_is_lost() -> bool:
+    """True when this process can compute no more on its GPU, as after a failed assertion there; running out of memory is no such error."""
+    import torch
+
+    try:
+        torch.zeros(1, device="cuda").item()
+        torch.cuda.synchronize()
+    except torch.OutOfMemoryError:
+        return False
+    except RuntimeError:
+        return True
+    return False
+
+
+def _prepare_process(config: Mapping[str, Any]) -> None:
+    import torch
+
+    os.environ["GUIDINO_TUNE_HOME"] = config["home"]
+    os.environ[SEAL] = "1"  # nobody who trains may see the test cases
+    torch.set_num_threads(config["cpus"])
+    from guidino_tune.models.known import adopt
+
+    adopt(config.get("backbones", ()))
+
+
+def process_settings(plan: Plan, resources: Resources, *, split_file: Path, ray_folder: Path) -> dict[str, Any]:
+    """What every training process must know beside its experiment; paths are absolute, for it runs in another folder or on another node."""
+    from guidino_tune.models.known import packed
+
+    return {
+        "home": str(paths.home()),
+        "backbones": packed(),
+        "split_file": str(split_file),
+        "ray_folder": str(ray_folder / "train"),
+        "executor": plan.executor,
+        "cpus": plan.cpus,
+        "gpus": plan.gpus,
+        "workers": resources.workers,
+        "max_failures": resources.max_failures,
+        "views": (resources.views_folder or str(paths.views()), resources.views_gigabytes) if resources.share_views else None,
+    }
+
+
+def trainable(plan: Plan) -> Any:
+    """What Tune runs for a trial, with what it books for it."""
+    if plan.executor == "actor":
+        return tune.with_resources(TrialActor, {"CPU": plan.cpus, "GPU": plan.gpus})
+    return tune.with_resources(train_trial, {"CPU": CONTROLLER_CPU})

@@ -1,0 +1,120 @@
+"""A study behind Ray Tune: a searcher that asks and tells, a scheduler that reports and prunes, and the run of both.
+
+Stock ``OptunaSearch`` keeps a second state and tells trials that were stopped early as complete. Here the study is the only state.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from guidino_tune.errors import UserError
+from guidino_tune.running.cluster import Plan
+from guidino_tune.running.executors import trainable
+from guidino_tune.running.leftovers import Leftovers
+from guidino_tune.stopping import stop_signals
+from guidino_tune.study.driver import Driver
+
+
+def run_trials(driver: Driver, resources: Plan) -> None:
+    """Runs what remains of a study on the cluster that is connected; ``driver.ended`` and ``driver.unwritable`` say how it ended.
+
+    Raises:
+        UserError: Ray ended the search.
+        KeyboardInterrupt: A second signal came while the first was stopping it.
+    """
+    folder = driver.folder
+    tuner = tune.Tuner(
+        trainable(resources),
+        tune_config=tune.TuneConfig(
+            search_alg=StudySearcher(driver),
+            scheduler=StudyScheduler(driver),
+            num_samples=-1,  # the searcher says when it is enough: some trials are made up for, or handed out again
+            max_concurrent_trials=resources.concurrent,
+            reuse_actors=resources.executor == "actor",
+        ),
+        # A name of its own for each run keeps Tune from looking for its earlier state: the study is the only one.
+        run_config=tune.RunConfig(
+            name=f"run-{uuid.uuid4().hex[:12]}",
+            storage_path=str(folder.ray),
+            verbose=0,
+            # The searcher hands out again what shall go on: Tune counts the loss of a machine as a failure of the trial.
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    # On a full disk Tune would tell, with a traceback, that it cannot copy its state there; nobody reads that state.
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+    try:
+        # Tune takes the first signal as a request to end, and leaves its handler behind.
+        with Leftovers(resources.executor), stop_signals():
+            tuner.fit()
+    except ray.tune.TuneError as error:
+        raise UserError(f"Ray ended the search: {error}", where=str(folder.path), todo="the same command continues it") from error
+    finally:
+        shutil.rmtree(folder.ray, ignore_errors=True)
+
+
+class StudySearcher(Searcher):
+    """Tune's side of ask and tell."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__()  # no metric: a result may be a failure, and the study knows its objective
+        self.driver = driver
+
+    def suggest(self, trial_id: str) -> Any:
+        """See ``Searcher.suggest``."""
+        return self.driver.stored(lambda: self._next(trial_id), Searcher.FINISHED)
+
+    def _next(self, trial_id: str) -> Any:
+        driver = self.driver
+        if driver.expired or driver.given_up:
+            return Searcher.FINISHED
+        if driver.waits:
+            return None  # Tune asks again
+        return (driver.ask(trial_id) if driver.remaining > 0 else None) or Searcher.FINISHED
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """The scheduler reports: it must know the answer."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """See ``Searcher.on_trial_complete``."""
+        self.driver.stored(lambda: self.driver.tell(trial_id, crashed=error), None)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is saved with every call."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study is opened instead."""
+
+
+class StudyScheduler(FIFOScheduler):
+    """Tune's side of report and should_prune."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__()
+        self.driver = driver
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        """See ``TrialScheduler.on_trial_result``."""
+        go_on = self.driver.stored(lambda: self.driver.report(trial.trial_id, result), False)
+        return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
+
+    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """See ``TrialScheduler.on_trial_error``; the searcher, which closes the trial, is not told what happened."""
+        self.driver.died(trial.trial_id, last_error(trial))
+
+
+def last_error(trial: TuneTrial) -> str:
+    """What Ray said of the last failure of a Tune trial; empty when it left no file."""
+    file = trial.error_file
+    text = Path(file).read_text(encoding="utf-8", errors="replace") if file and Path(file).exists() else ""
+    return text.rpartition("Failure # ")[2].partition("\n")[2]

@@ -1,0 +1,350 @@
+"""The driver of a study: it asks for trials, takes in their epochs, and tells their results, whoever runs them.
+
+The study is the only state. Whatever runs the trials (Ray Tune, a simulator, a loop in a test) does what the driver says, so a driver that
+dies can be started again with the same command.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from guidino_tune.config import Experiment
+from guidino_tune.config.study import OBJECTIVE
+from guidino_tune.space.space import Space
+from guidino_tune.space.suggest import suggest
+from guidino_tune.study.journal import sync_to_disk
+from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, values
+from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, REPEATED, TWICE, Outcomes
+from guidino_tune.study.pruners import is_stopped, rungs, validated_epochs
+from guidino_tune.study.samplers import ListedSampler
+from guidino_tune.study.store import StudyFolder
+from guidino_tune.study.trials import counts_as_finished, orphans, remaining
+from guidino_tune.training.failures import FAILURE, FailureKind, as_kind, death_kind
+from guidino_tune.training.reporter import EpochRecord
+
+INTERRUPTED, OUT_OF_TIME = "Interrupted", "The time budget is used up"
+"""Why a run ended before all its trials did; anything else is a failure in words."""
+
+
+def _uncounted(experiment: Experiment) -> Mapping[str, float]:
+    raise NotImplementedError("the study counts parameters or operations: hand the driver a function that does")
+
+
+class Driver:
+    """One run of a study, as whoever runs its trials sees it. A trial that runs has a key, which that runner chooses.
+
+    Args:
+        study: Where everything is decided and kept.
+        space: What is searched.
+        folder: Of the study.
+        listener: Told of a trial's number, its experiment and its new epoch (``None`` when its state changed).
+        settings: What every trial's process must know beside its experiment.
+        deadline: Time of the monotonic clock after which trials are left running in the study, to be continued by the next run.
+        warn: Told what a user should know of the machines, such as a full disk; each text once.
+        count: Gives what a study with such objectives or constraints knows of a network before it is trained.
+
+    Attributes:
+        remaining: Trials that are still to give a result; those that failed otherwise are made up for.
+        orphans: Trials to go on with: left by a dead driver, or by a machine that was lost.
+        unwritable: Set when the study could not be written, as on a full disk; nothing more is asked, reported or told.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        space: Space,
+        folder: StudyFolder,
+        listener: Callable[[int, Experiment, EpochRecord | None], None],
+        settings: Mapping[str, Any],
+        deadline: float = math.inf,
+        warn: Callable[[str], None] = lambda text: None,
+        count: Count = _uncounted,
+    ) -> None:
+        self.study, self.space, self.folder, self.listener = study, space, folder, listener
+        self.settings, self.deadline = settings, deadline
+        self._close_stopped()
+        self.orphans = orphans(study, space)
+        self.remaining = remaining(study, space)
+        self.running: dict[str, optuna.Trial] = {}
+        self.experiments: dict[int, Experiment] = {}
+        self.seen: dict[int, set[int]] = {}
+        self.records: dict[int, dict[int, EpochRecord]] = {}
+        self.reasons: dict[int, tuple[FailureKind, str]] = {}
+        self.last_words: dict[str, str] = {}
+        self.outcomes = Outcomes(study.get_trials(deepcopy=False), settings.get("max_failures", 0))
+        if isinstance(study.sampler, ListedSampler):
+            study.sampler.outcomes = self.outcomes
+        self.unwritable: Exception | None = None
+        self.refusal = ""
+        self.warn, self.warned, self.count = warn, {""}, count
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: a copy in another process could not work on the study."""
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Driver:
+        """Itself: there is one study."""
+        return self
+
+    @property
+    def expired(self) -> bool:
+        """True after the deadline."""
+        return time.monotonic() > self.deadline
+
+    def stored(self, action: Callable[[], Any], otherwise: Any) -> Any:
+        """Does what writes into the study, until something cannot be written: Tune would take the error for the trial's, and try again.
+
+        Args:
+            action: What to do; its result is given back.
+            otherwise: The result when it was not done, or only in part: trials stay running in the study, to be continued.
+        """
+        if self.unwritable is None:
+            try:
+                return action()
+            except (OSError, optuna.exceptions.StorageInternalError) as error:
+                self.unwritable = error
+        return otherwise
+
+    @property
+    def given_up(self) -> str:
+        """Why no more trials are started, in words; empty otherwise. See ``guidino_tune.study.outcomes`` for the rules.
+
+        What was said once holds: Tune asks no more, though a trial that still ran may succeed.
+        """
+        self.refusal = self.refusal or self.outcomes.given_up
+        return self.refusal
+
+    @property
+    def ended(self) -> str:
+        """Why the run ended before all its trials did; empty when all have."""
+        if self.given_up:
+            return self.given_up
+        if remaining(self.study, self.space, self.outcomes):
+            return OUT_OF_TIME if self.expired else INTERRUPTED
+        # Of a list: what the next run tries again.
+        left = remaining(self.study, self.space)
+        return f"{left} listed trials failed twice, and not through their configuration" if left else ""
+
+    @property
+    def waits(self) -> bool:
+        """True while running trials suffice; one of them may yet have to be made up for, or to go on elsewhere."""
+        return bool(self.running) and len(self.running) >= self.remaining
+
+    def ask(self, key: str) -> dict[str, Any] | None:
+        """The next trial: one that a dead driver or machine left running, else a new one; ``None`` when there shall be no more."""
+        refusals = 0
+        while refusals < REFUSALS:
+            if self.orphans:
+                frozen = self.orphans.pop(0)
+                trial = optuna.Trial(self.study, frozen._trial_id)
+                reported = dict(frozen.intermediate_values)
+                if frozen.user_attrs.get(INTERRUPTION):
+                    trial.set_user_attr(INTERRUPTION, "")
+            else:
+                trial, reported = self.study.ask(), {}
+            experiment = self.space.experiment(suggest(self.space, trial))
+            trial.set_user_attr("name", experiment.name)
+            trial.set_user_attr("hash", experiment.hash)
+            trial.set_user_attr("epochs", experiment.training.epochs)
+            note_counted(self.space.study, trial, experiment, self.count)
+            refused = self._refused(trial, experiment)
+            if not refused and not self._too_much(trial, experiment):
+                return self._started(key, trial, experiment, reported)
+            refusals += bool(refused)
+            if self.remaining <= 0:
+                return None
+        self.refusal = f"the sampler proposed {REFUSALS} configurations in a row that had failed before, the last one: {refused}"
+        return None
+
+    def _refused(self, trial: optuna.Trial, experiment: Experiment) -> str:
+        """Closes a trial that must not be run, and says why; empty for any other."""
+        kind = self.outcomes.repeated(trial.params)
+        if kind is None:
+            return ""
+        message = f"failed so {TWICE} times before ({experiment.hash}); not tried again"
+        trial.set_user_attr("failure", kind)
+        trial.set_user_attr("message", message)
+        trial.set_user_attr(REPEATED, True)
+        self.study.tell(trial, state=TrialState.FAIL)
+        sync_to_disk(self.study)
+        self.listener(trial.number, experiment, None)
+        return f"{kind}: {message}"
+
+    def _too_much(self, trial: optuna.Trial, experiment: Experiment) -> bool:
+        """Closes a trial that is beyond a constraint before it is trained, or trained any further; it counts as finished."""
+        if feasible(frozen := self.frozen(trial)):
+            return False
+        trial.set_user_attr("message", beyond(self.space.study, frozen))
+        self.study.tell(trial, state=TrialState.PRUNED)
+        sync_to_disk(self.study)
+        self.remaining -= 1
+        self.folder.trial(trial.number).tidy()
+        self.listener(trial.number, experiment, None)
+        return True
+
+    def _started(self, key: str, trial: optuna.Trial, experiment: Experiment, reported: Mapping[int, float]) -> dict[str, Any]:
+        number = trial.number
+        if text := self.outcomes.repetition(number, experiment.hash, trial.params):
+            self.warn(text)
+        sync_to_disk(self.study)  # its folder must not outlive what the study knows of it
+        self.running[key], self.experiments[number], self.seen[number] = trial, experiment, set(reported)
+        self.listener(number, experiment, None)
+        return {
+            **self.settings,
+            "number": number,
+            "experiment": experiment.to_dict(),
+            "reported": max(reported, default=0),
+            "short_of_memory": self.outcomes.is_short_of_memory(number),
+            "validated": validated_epochs(self.space.study, experiment.training.epochs),
+            "rungs": rungs(self.space.study, experiment.training.epochs),
+            "measure": any(name in self.space.study.constraints for name in MEASURED),
+            "folder": str(self.folder.trial(number).path),
+        }
+
+    def report(self, key: str, result: Mapping[str, Any]) -> bool:
+        """Takes one or several epochs in, oldest first; returns False when the trial shall stop."""
+        trial = self.running[key]
+        if "failure" in result:
+            self.reasons[trial.number] = as_kind(result["failure"]), result["message"]
+            return False
+        note = result.get("note", "")
+        if note not in self.warned:
+            self.warned.add(note)
+            self.warn(note)
+        number, epochs = trial.number, self.experiments[trial.number].training.epochs
+        validated, last = False, 0
+        for told in json.loads(result["records"]):
+            record = EpochRecord.from_dict(told)
+            last = record.epoch
+            self.records.setdefault(number, {})[last] = record
+            # A trial that was continued tells epochs again that the study may know already.
+            if last in self.seen[number]:
+                continue
+            note_measured(self.space.study, trial, record.metrics)
+            objective = record.metrics.get(OBJECTIVE)
+            if objective is not None:
+                if not math.isfinite(objective):
+                    self.reasons[number] = ("diverged", f"{OBJECTIVE} is not finite in epoch {last}")
+                    return False
+                self._report(trial, objective, last)
+                validated = True
+            self.seen[number].add(last)
+            self.outcomes.progressed(number, last)
+            self.listener(number, self.experiments[number], record)
+        if last >= epochs or self.expired:
+            return False
+        if self.space.study.constraints and not feasible(self.frozen(trial)):
+            return False
+        return not (validated and len(self.study.directions) == 1 and trial.should_prune())
+
+    def _report(self, trial: optuna.Trial, objective: float, epoch: int) -> None:
+        if len(self.study.directions) == 1:
+            trial.report(objective, epoch)
+        else:
+            # Optuna has no rule to prune by several objectives, and refuses the report; the study is to know its epochs all the same.
+            self.study._storage.set_trial_intermediate_value(trial._trial_id, epoch, objective)
+
+    def died(self, key: str, text: str) -> None:
+        """Remembers what is said of the end of a trial's process, until the trial is closed."""
+        self.last_words[key] = text
+
+    def tell(self, key: str, *, crashed: bool) -> None:
+        """Closes a trial with what really happened to it, or keeps it to go on."""
+        trial = self.running.pop(key, None)
+        text = self.last_words.pop(key, "")
+        if trial is None:
+            return
+        number = trial.number
+        if crashed and number not in self.reasons and (known := self._known_failure(number)):
+            self.reasons[number] = known
+        reason = self.reasons.get(number)
+        # A worker group tells its end as a result, after as many attempts as are allowed; only the loss of machines is no failure.
+        if (crashed and reason is None) or (reason and reason[0] == "preempted"):
+            kind, message, goes_on = self.outcomes.ended(number, *(reason or (death_kind(text), text)))
+            if goes_on:
+                self.reasons.pop(number, None)
+                self._keep(trial, kind, message)
+                return
+            self.reasons[number] = kind, message
+        stored = self.frozen(trial)
+        epochs, results = stored.intermediate_values, list[float]()
+        if number not in self.reasons and max(epochs, default=0) >= self.experiments[number].training.epochs:
+            results = self._results(stored)
+        if number in self.reasons:
+            kind, message = self.reasons[number]
+            if kind == "diverged":
+                shutil.rmtree(self.folder.trial(number).best, ignore_errors=True)  # no model to be exported by mistake
+            trial.set_user_attr("failure", kind)
+            trial.set_user_attr("message", message[:2000])
+            self.study.tell(trial, state=TrialState.FAIL)
+        elif not feasible(stored):
+            trial.set_user_attr("message", beyond(self.space.study, stored))
+            self.study.tell(trial, state=TrialState.PRUNED)
+        elif results:
+            self.study.tell(trial, results)
+        elif self.expired:
+            return  # stays RUNNING in the study: the next run goes on with it
+        else:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        sync_to_disk(self.study)
+        closed = self.frozen(trial)
+        self.outcomes.closed(closed)
+        lost = self.space.study.is_list and self.outcomes.repeated(closed.params)
+        if counts_as_finished(closed) or lost:
+            self.remaining -= 1
+        # The workers of a Ray Train trial end a little later than this; their folders are tidied after the search.
+        if self.settings["executor"] == "actor":
+            self.folder.trial(number).tidy()
+        self.listener(number, self.experiments.pop(number), None)
+        self.seen.pop(number)
+        self.records.pop(number, None)
+
+    def _results(self, trial: FrozenTrial) -> list[float]:
+        """The values of a trial that told its last epoch; empty, with a reason, when the study wants more than its epochs can tell."""
+        records = {record.epoch: record for record in self.folder.trial(trial.number).history()} if len(self.study.directions) > 1 else {}
+        try:
+            return values(self.space.study, trial, records | self.records.get(trial.number, {}), self.space.resources.workers)
+        except KeyError as error:
+            self.reasons[trial.number] = "environment", f"its history.jsonl is not whole: {error} is missing"
+            return []
+
+    def _known_failure(self, number: int) -> tuple[FailureKind, str] | None:
+        """What a process wrote of its failure before it ended."""
+        file = self.folder.trial(number).path / FAILURE
+        if not file.exists():
+            return None
+        known = json.loads(file.read_text(encoding="utf-8"))
+        file.unlink()
+        return as_kind(known["failure"]), known["message"]
+
+    def _keep(self, trial: optuna.Trial, kind: str, message: str) -> None:
+        """Leaves a trial running in the study, to be handed out again with the next question."""
+        number = trial.number
+        trial.set_user_attr(INTERRUPTION, f"{kind}: {message}"[:2000])
+        sync_to_disk(self.study)
+        self.orphans.append(self.frozen(trial))
+        self.warn(f"trial {number} was interrupted and goes on from its checkpoint ({kind}: {message[:300]})")
+        self.listener(number, self.experiments.pop(number), None)
+        self.seen.pop(number)
+        self.records.pop(number, None)
+
+    def _close_stopped(self) -> None:
+        """Closes trials whose driver died between the decision to stop them and its record: they are not to train another epoch."""
+        for frozen in orphans(self.study, self.space):
+            if is_stopped(self.study, self.space.study, frozen):
+                self.study.tell(optuna.Trial(self.study, frozen._trial_id), state=TrialState.PRUNED)
+                sync_to_disk(self.study)
+                self.folder.trial(frozen.number).tidy()
+                self.listener(frozen.number, self.space.experiment(frozen.params), None)
+
+    def frozen(self, trial: optuna.Trial) -> FrozenTrial:
+        """The stored state of a running trial."""
+        return self.study._storage.get_trial(trial._trial_id)

@@ -1,0 +1,207 @@
+"""Samplers whose draws for a trial follow from seed, trial and earlier results; TPE at a cost that does not grow with the study."""
+
+from __future__ import annotations
+
+import zlib
+from bisect import insort
+from collections import Counter, deque
+from collections.abc import Callable, Container, Sequence
+from typing import Any, cast
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers._tpe.sampler import default_gamma
+from optuna.trial import FrozenTrial, TrialState
+
+from guidino_tune.space.parameters import Values
+from guidino_tune.space.space import Space
+from guidino_tune.study.outcomes import Outcomes, as_key
+from guidino_tune.study.trials import counts_as_finished, unfinished
+
+BEST = 25
+"""Trials that TPE takes for good ones, at most: the best tenth until there are 250."""
+
+LATEST = 100
+"""Finished trials that are modelled besides. Up to so many in all, nothing differs from Optuna's own sampler."""
+
+
+def _seeds(seed: int, trial: FrozenTrial, name: str) -> list[int]:
+    """What the random numbers for one draw start from: a study that was closed and opened again goes on as if it had not been."""
+    # The zero was the upper half of a seed once; without it every study would draw anew.
+    return [seed, 0, trial.number, zlib.crc32(name.encode())]
+
+
+class RepeatingRandomSampler(optuna.samplers.RandomSampler):
+    """Optuna's random sampler, where a value follows from seed, trial number and the parameter's name alone.
+
+    Args:
+        seed: Of the study.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        """See ``BaseSampler``."""
+        self._rng.rng.seed(_seeds(self._seed, trial, param_name))
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+
+class RecentTPESampler(optuna.samplers.TPESampler):
+    """Optuna's TPE over the best, the latest and the running trials of a study instead of all of them.
+
+    TPE compares the density of good trials with that of all others. The good ones are the same as among all trials; of the others, whose
+    density is what costs time in proportion to their number, and in which Optuna gives later ones more weight, the latest are a sample.
+
+    What is drawn for a trial follows from the seed, its number and the trials before it: the sampler remembers no random state.
+
+    Args:
+        seed: Of the study.
+        latest: Finished trials that are modelled besides the best; ``None``: all, as with several objectives, which have no best ones.
+        options: Of ``optuna.samplers.TPESampler``.
+    """
+
+    def __init__(self, *, seed: int = 0, latest: int | None = LATEST, **options: Any) -> None:
+        super().__init__(**options)
+        self._seed = seed
+        self._random_sampler = RepeatingRandomSampler(seed)
+        # With fewer than its first random trials in sight it would take every trial for one of those.
+        latest = None if latest is None else max(latest, self._n_startup_trials)
+        self._known: set[int] = set()
+        self._best: list[tuple[tuple[float, ...], int, FrozenTrial]] = []
+        self._latest: deque[FrozenTrial] = deque(maxlen=latest)
+        self._window: tuple[int, list[FrozenTrial]] = (-1, [])
+        # Optuna's rule for how many are good ones, asked with the size of the study and not with that of the window.
+        if latest is not None:
+            self._gamma = lambda _: default_gamma(len(self._known))
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """See ``BaseSampler``; what was decomposed before is remembered, so only new trials are looked at."""
+        return super().infer_relative_search_space(_part(study, self._take_in(study, trial)), trial)
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        """See ``BaseSampler``."""
+        self._rng.rng.seed(_seeds(self._seed, trial, ""))
+        return super().sample_relative(_part(study, self._modelled(study, trial)), trial, search_space)
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        """See ``BaseSampler``."""
+        self._rng.rng.seed(_seeds(self._seed, trial, param_name))
+        return super().sample_independent(_part(study, self._modelled(study, trial)), trial, param_name, param_distribution)
+
+    def _modelled(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
+        if self._window[0] != trial.number:
+            self._take_in(study, trial)
+        return self._window[1]
+
+    def _take_in(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
+        """Prepares the window for ``trial``; returns the trials that have finished since the last time."""
+        new, window = [], {}
+        for other in study._get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)):
+            if other.state == TrialState.RUNNING:
+                window[other.number] = other
+            elif other.number not in self._known:
+                new.append(other)
+        for other in new:
+            self._known.add(other.number)
+            self._latest.append(other)
+            if self._latest.maxlen is not None:
+                insort(self._best, (_order(other), other.number, other))
+                del self._best[BEST:]
+        window |= {other.number: other for other in self._latest} | {number: other for _, number, other in self._best}
+        self._window = trial.number, [window[number] for number in sorted(window)]
+        return new
+
+
+def _order(trial: FrozenTrial) -> tuple[float, ...]:
+    """As TPE sorts the trials of a study that maximises: complete ones by value, then the others by how far they came, and by value.
+
+    Those beyond a constraint come last, by how far they are.
+    """
+    excess = sum(value for value in trial.constraints.values() if value > 0)
+    if excess > 0:
+        return 2.0, excess
+    if trial.state == TrialState.COMPLETE:
+        return 0.0, -cast("float", trial.value)
+    step, value = max(trial.intermediate_values.items(), default=(-1, 0.0))
+    return 1.0, -step, -value
+
+
+class _Part:
+    """A study that shows only some of its trials."""
+
+    def __init__(self, study: optuna.Study, trials: list[FrozenTrial]) -> None:
+        self._study, self._shown = study, trials
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False) -> list[FrozenTrial]:
+        return [trial for trial in self._shown if states is None or trial.state in states]
+
+
+def _part(study: optuna.Study, trials: list[FrozenTrial]) -> optuna.Study:
+    return cast("optuna.Study", _Part(study, trials))
+
+
+SAMPLERS: dict[str, Callable[[Space, int], optuna.samplers.BaseSampler]] = {
+    "tpe": lambda space, seed: RecentTPESampler(
+        seed=seed,
+        n_startup_trials=space.study.startup_trials,
+        multivariate=True,
+        group=True,
+        constant_liar=True,
+        latest=LATEST if len(space.study.objectives) == 1 else None,
+    ),
+    "random": lambda space, seed: RepeatingRandomSampler(seed),
+    "listed": lambda space, seed: ListedSampler(space.first_trials),
+}
+"""From a space and the seed of the study."""
+
+
+class ListedSampler(optuna.samplers.BaseSampler):
+    """Gives every listed set of values to one trial: those without a result first that were tried least often.
+
+    A set that failed twice the same way is not given again, see ``guidino_tune.study.outcomes``.
+
+    Args:
+        listed: Values by path; all have the same paths.
+
+    Attributes:
+        outcomes: Of the run that asks; ``None`` counts those of earlier runs.
+    """
+
+    def __init__(self, listed: Sequence[Values]) -> None:
+        self.listed = listed
+        self.outcomes: Outcomes | None = None
+        self._chosen: dict[int, Values] = {}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, optuna.distributions.BaseDistribution]:
+        """Nothing is drawn together."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, optuna.distributions.BaseDistribution]
+    ) -> dict[str, Any]:
+        """See ``infer_relative_search_space``."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: optuna.distributions.BaseDistribution
+    ) -> Any:
+        """The value of the set that this trial got."""
+        if trial.number not in self._chosen:
+            others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+            lost = (self.outcomes or Outcomes(others, 0)).hopeless
+            open_sets = [
+                values
+                for values in unfinished(self.listed, [t for t in others if t.state == TrialState.RUNNING or counts_as_finished(t)])
+                # A driver may have died between two values of a set.
+                if as_key(values) not in lost and trial.params.items() <= values.items()
+            ]
+            if not open_sets:
+                raise RuntimeError("every listed trial has its result or runs; nothing is left to ask for")
+            tried = Counter(as_key(t.params) for t in others)
+            self._chosen[trial.number] = min(open_sets, key=lambda values: tried[as_key(values)])
+        return self._chosen[trial.number][param_name]

@@ -1,0 +1,179 @@
+"""The study and its folder: the only state of a search, opened, resumed or extended by the same call."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+
+from guidino_tune import paths
+from guidino_tune.config.parsing import read_yaml
+from guidino_tune.data.rules import RULES
+from guidino_tune.errors import UserError
+from guidino_tune.space.space import Space, read_space
+from guidino_tune.study.journal import mend_journal, open_storage, sync_to_disk
+from guidino_tune.study.locking import hold, holder
+from guidino_tune.study.objectives import directions
+from guidino_tune.study.pruners import PRUNERS
+from guidino_tune.study.samplers import SAMPLERS
+from guidino_tune.training.folder import TrialFolder, write_text
+
+FREE_TO_CHANGE = ("study.trials", "study.time_budget", "resources.", "experiment.data.root")
+"""What may differ when a study goes on: everything else decides which trials are comparable."""
+
+
+class StudyFolder:
+    """Where a study lives: ``study.yaml``, ``optuna.journal``, ``split.json`` and a folder for each trial."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.definition = path / "study.yaml"
+        self.journal = path / "optuna.journal"
+        self.split = path / "split.json"
+        self.rules = path / RULES
+        self.ledger = path / "mlflow-sent.jsonl"
+        self.best = path / "best.yaml"
+        self.reports = path / "reports"
+        self.ray = path / "ray"
+
+    def trial(self, number: int) -> TrialFolder:
+        """The folder of one trial."""
+        return TrialFolder(self.path / "trials" / f"{number:05d}")
+
+    def lock(self, work: str = "search", todo: str = "wait for it, stop it, or start another study with --name") -> Any:
+        """Holds the study for this process until it ends, however it ends.
+
+        Args:
+            work: What is done with the study under this lock, for the message to who comes second.
+            todo: What that person can do.
+
+        Raises:
+            UserError: Another process works on this study.
+        """
+        return hold(self.path / "driver.lock", work, todo)
+
+    def holder(self) -> str:
+        """Who holds the study; empty when nobody does."""
+        return holder(self.path / "driver.lock")
+
+
+def open_study(space: Space, folder: StudyFolder, storage: str | None = None) -> optuna.Study:
+    """Creates the study, or opens it again after checking that it is the same search.
+
+    Args:
+        space: What is searched; its first trials are queued when the study is new.
+        folder: Of the study.
+        storage: A database URL for teams; by default a journal file in the folder.
+
+    Raises:
+        UserError: The folder holds a study of another space; the storage cannot be opened, or its trials are in another one.
+    """
+    wanted = space.to_dict()
+    check_same_search(space, folder)
+    mend_journal(folder.journal)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        study_name=space.study.name,
+        storage=open_storage(folder.journal, storage, name=space.study.name, new=not folder.definition.exists()),
+        directions=directions(space.study),
+        load_if_exists=True,
+        pruner=PRUNERS[space.study.pruner](space.study),
+    )
+    # A database may hold a study that another folder started.
+    if "definition" in study.user_attrs:
+        _compare(study.user_attrs["definition"], space, str(storage or folder.path))
+    study.set_user_attr("definition", wanted)
+    if not space.study.is_list:
+        for values in space.first_trials:
+            study.enqueue_trial(dict(values), skip_if_exists=True)
+    sync_to_disk(study)
+    # Written last: a study without it is created again from the start, and queues nothing twice.
+    write_text(folder.definition, yaml.safe_dump(wanted, sort_keys=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.sampler = SAMPLERS[space.study.sampler](space, space.study.seed)
+    return study
+
+
+def check_there(folder: StudyFolder) -> None:
+    """Raises where no study is.
+
+    Raises:
+        UserError: Names the studies that there are.
+    """
+    if not folder.definition.exists():
+        known = ", ".join(sorted(p.parent.name for p in folder.path.parent.glob("*/study.yaml")))
+        todo = f"studies: {known}" if known else "run `guidino-tune search` first, or name --home"
+        raise UserError("no such study", where=str(folder.path), todo=todo)
+
+
+def load_study(folder: StudyFolder, storage: str | None = None) -> optuna.Study:
+    """Opens an existing study to read it.
+
+    Raises:
+        UserError: There is none, or its trials are in another storage.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    check_there(folder)
+    name = read_yaml(folder.definition)["study"]["name"]
+    try:
+        return optuna.load_study(study_name=name, storage=open_storage(folder.journal, storage, name=name))
+    except KeyError:
+        raise UserError(
+            f"the journal holds no study {name!r}", where=str(folder.journal), todo="restore the file from a copy, or search again"
+        ) from None
+
+
+def check_same_search(space: Space, folder: StudyFolder) -> None:
+    """Raises when the folder holds a study whose trials could not be compared with new ones.
+
+    Raises:
+        UserError: Names what differs.
+    """
+    if not folder.definition.exists():
+        return
+    _compare(read_yaml(folder.definition), space, str(folder.path))
+
+
+def _compare(before: Mapping[str, Any], space: Space, where: str) -> None:
+    old, new = _flat(_renewed(before)), _flat(space.to_dict())
+    # A list may grow or shrink: its trials are compared with each other, whichever of them are asked for today.
+    free = (*FREE_TO_CHANGE, "first_trials") if space.study.is_list else FREE_TO_CHANGE
+    changed = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p) and not _is_free(p, free)]
+    if changed:
+        shown = "; ".join(f"{p}: {old.get(p, 'absent')} -> {new.get(p, 'absent')}" for p in changed[:5])
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        moved = any(".guide.backbone" in path for path in changed)
+        elsewhere = ", and name the folder of a backbone that has only moved by --backbone DIR" if moved else ""
+        raise UserError(
+            f"this study was started with other settings ({shown}{more}); its trials could not be compared with new ones",
+            where=where,
+            todo=f"repeat the first command to continue it{elsewhere}, or start another study with --name",
+        )
+
+
+def _renewed(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stored definition with the fields that later versions added, at their defaults."""
+    try:
+        return read_space(stored, source="stored study").to_dict()
+    except UserError:
+        return stored
+
+
+def _is_free(path: str, free: tuple[str, ...]) -> bool:
+    return path.startswith(free) or (path.startswith("recipes.") and path.endswith(".data.root"))
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, dict) and values:
+        return {k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): values}
+
+
+def known_studies() -> list[str]:
+    """Names of the studies in the home folder."""
+    return sorted(file.parent.name for file in paths.studies().glob("*/study.yaml"))

@@ -1,0 +1,97 @@
+"""What the trials of a study are: finished or left running, ranked, on the front, and how many are still to come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from guidino_tune.space.parameters import Values
+from guidino_tune.space.space import Space
+from guidino_tune.study.objectives import feasible
+from guidino_tune.study.outcomes import REPEATED, Outcomes, as_key
+from guidino_tune.training.failures import INFEASIBLE
+
+
+def unfinished(listed: Sequence[Values], trials: Sequence[FrozenTrial]) -> list[Values]:
+    """The listed sets of values that none of these trials has."""
+    known = {as_key(trial.params) for trial in trials}
+    return [values for values in listed if as_key(values) not in known]
+
+
+def remaining(study: optuna.Study, space: Space, outcomes: Outcomes | None = None) -> int:
+    """How many trials are still to be finished; listed ones that failed twice the same way are not.
+
+    Args:
+        study: The study.
+        space: What it searches.
+        outcomes: Of the run that asks; ``None`` asks for a run to come.
+    """
+    if space.study.is_list:
+        lost = (outcomes or Outcomes(study.get_trials(deepcopy=False), 0)).hopeless
+        return sum(as_key(values) not in lost for values in unfinished(space.first_trials, finished(study)))
+    return max(0, space.study.trials - len(finished(study)))
+
+
+def without_result(study: optuna.Study, space: Space) -> list[str]:
+    """A line for each listed set of values whose trials all failed through no fault of theirs, with the last reason."""
+    if not space.study.is_list:
+        return []
+    failed = {as_key(t.params): t for t in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))}
+    tried = [(values, failed[as_key(values)]) for values in unfinished(space.first_trials, finished(study)) if as_key(values) in failed]
+    return [f"no result: {dict(values)} ({t.user_attrs.get('failure')}: {t.user_attrs.get('message', '')[:200]})" for values, t in tried]
+
+
+def orphans(study: optuna.Study, space: Space) -> list[FrozenTrial]:
+    """Trials that a dead driver left running; of a list only those that are asked for now."""
+    running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+    if space.study.is_list:
+        # One whose driver died while it got its values has some of them, or none.
+        return [t for t in running if any(t.params.items() <= values.items() for values in space.first_trials)]
+    return running
+
+
+def stored_trial(study: optuna.Study, number: int) -> FrozenTrial:
+    """One trial as it is stored, whatever their number; not to be changed."""
+    storage = study._storage
+    return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that gave a result; see ``counts_as_finished``."""
+    return [t for t in study.get_trials(deepcopy=False) if counts_as_finished(t)]
+
+
+def counts_as_finished(trial: FrozenTrial) -> bool:
+    """True when it is complete, stopped early, or infeasible. One that failed for another reason is made up for by a new one.
+
+    So is one that was not run because its values had failed twice before.
+    """
+    if trial.state == TrialState.FAIL:
+        return trial.user_attrs.get("failure") in INFEASIBLE and REPEATED not in trial.user_attrs
+    return trial.state.is_finished()
+
+
+def best_value(trial: FrozenTrial) -> float | None:
+    """The trial's best validation Dice at any epoch: the epoch whose weights are kept."""
+    return max(trial.intermediate_values.values(), default=None)
+
+
+def ranking(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that ran their whole budget within the constraints, best Dice first; one stopped early is never ranked before them."""
+    return sorted(filter(feasible, study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))), key=rank)
+
+
+def front(study: optuna.Study) -> list[FrozenTrial]:
+    """The Pareto front of a study with several objectives, best Dice first: no trial is better in one and as good in all others.
+
+    Only trials that ran their whole budget within the constraints count; a study with one objective has no front.
+    """
+    return sorted(study.best_trials, key=rank) if len(study.directions) > 1 else []
+
+
+def rank(trial: FrozenTrial) -> tuple[float, ...]:
+    """What complete trials are sorted by: Dice, best first, then other objectives, which are all minimised, then the number."""
+    several = trial.values if len(trial.values) > 1 else []
+    return -float((best_value(trial) if several else trial.value) or 0.0), *several, trial.number

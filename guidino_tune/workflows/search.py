@@ -1,0 +1,261 @@
+"""One search from its checks to its leaderboard."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+
+import optuna
+from optuna.trial import TrialState
+from rich.console import Console
+
+from guidino_tune import paths
+from guidino_tune.config import Experiment
+from guidino_tune.data.dividing import keep_split
+from guidino_tune.data.opening import SearchData, open_for_search
+from guidino_tune.data.rules import write_rules
+from guidino_tune.data.sources import find_cases
+from guidino_tune.errors import UserError, storage_error
+from guidino_tune.framing import place_mask
+from guidino_tune.metrics import constant_mask_dice
+from guidino_tune.models.cost import network_cost
+from guidino_tune.models.known import expecting
+from guidino_tune.running.cluster import Plan, connected, plan
+from guidino_tune.running.environment import sealed_tests
+from guidino_tune.running.packing import pack
+from guidino_tune.space.advice import training_notes
+from guidino_tune.space.space import Space
+from guidino_tune.study.driver import INTERRUPTED, OUT_OF_TIME, Driver
+from guidino_tune.study.outcomes import in_words, same_way
+from guidino_tune.study.store import StudyFolder, open_study
+from guidino_tune.study.trials import best_value, finished, ranking, remaining, without_result
+from guidino_tune.tracking import MLflowTracker
+from guidino_tune.training.folder import write_text
+from guidino_tune.training.reporter import EpochRecord
+from guidino_tune.workflows.backbones import continued, note
+from guidino_tune.workflows.checks import check_search
+from guidino_tune.workflows.home import follow_home
+from guidino_tune.workflows.progress import Progress, conclusions, leaderboard
+from guidino_tune.workflows.recorder import Recorder
+from guidino_tune.workflows.resolve import resolve_data
+from guidino_tune.workflows.track import Tracking, await_mlflow, open_tracker, remember_data, study_snapshot
+
+CONTINUES = "Nothing is lost; the same command goes on from here."
+
+
+SENDING, STOPPING, AT_ONCE = 60.0, 5.0, 1.0
+"""Seconds for what MLflow has not got yet: at the end of a search, when it was stopped, and when it was stopped twice. The rest is sent by
+the next run."""
+
+
+def run_search(space: Space, console: Console, storage: str | None = None, tracking: Tracking = "spool") -> int:
+    """Starts, continues or extends the study of this space, and prints what came of it.
+
+    Args:
+        space: What to search, with its study settings and resources.
+        console: For progress and results.
+        storage: Database URL of the Optuna study; by default a journal file in the study's folder.
+        tracking: What to do when MLflow is away at the start.
+
+    Returns:
+        Exit code: 0; 1 when no trial gave a result; 75 (try again later) when it gave up after some had; 130 when it was interrupted.
+
+    Raises:
+        UserError: Before anything is spent, see ``check_search``; or the study can no longer be written. What it has stays readable, and
+            trials that were running go on with the next call.
+        KeyboardInterrupt: Stopped before its trials ran, or a second time while it was stopping.
+    """
+    follow_home(console)
+    space = resolve_data(space)
+    folder = StudyFolder(paths.studies() / space.study.name)
+    with contextlib.ExitStack() as known:
+        space = known.enter_context(continued(space, folder))
+        noted = check_search(space, folder)
+        await_mlflow(tracking, console)
+        known.enter_context(folder.lock())
+        known.enter_context(sealed_tests())
+        data = _read_images(space, folder, console)
+        baseline = _baseline(data, space.base.data.has_ignored)
+        study = open_study(space, folder, storage)
+        _same_data(study, data, folder)
+        if not folder.split.exists():
+            keep_split(data.split, find_cases(space.base.data), folder.split)
+        if not folder.rules.exists():
+            write_rules(data.rules, folder.rules)
+        epoch, *advice = training_notes(space.base, len(data.train), len(data.validation), space.resources.workers)
+        backbones, unnoted = note(study, space, folder)
+        known.enter_context(expecting(backbones))
+        for line in (*noted, *space.notes, *data.notes, *advice, *unnoted):
+            console.print(f"note: {line}", style="yellow", highlight=False)
+        for line in data.rules.lines:
+            console.print(line, highlight=False, soft_wrap=True)
+        console.print(
+            f"{len(data.train)} training and {len(data.validation)} validation cases ({data.split.origin}); the test split is sealed. "
+            f"Best constant mask: Dice {baseline:.4f}"
+        )
+        console.print(epoch, highlight=False, soft_wrap=True)
+        remember_data(study, data, baseline)
+        snapshot = study_snapshot(study, space, folder)
+        tracker = open_tracker(
+            snapshot, folder, lambda line: console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        )
+        recorder = Recorder(study, space, folder, tracker, snapshot)
+        tracker.start()
+        end, patience = INTERRUPTED, STOPPING
+        try:
+            recorder.sync()
+            end = _run_trials(study, space, folder, recorder, console)
+            recorder.draw_front()
+            patience = STOPPING if end == INTERRUPTED else SENDING
+        except KeyboardInterrupt:
+            patience = AT_ONCE
+            console.print(f"{INTERRUPTED}. {CONTINUES}", style="yellow", highlight=False, soft_wrap=True)
+            raise
+        finally:
+            if end:
+                recorder.interrupted()
+            for trial in study.get_trials(deepcopy=False):
+                if trial.state.is_finished():
+                    folder.trial(trial.number).tidy()
+            tracker.close(timeout=patience, interrupted=bool(end))
+        return _closing(study, space, folder, console, baseline=baseline, tracking=tracker, end=end)
+
+
+def _read_images(space: Space, folder: StudyFolder, console: Console) -> SearchData:
+    with console.status("reading the images") as status:
+        return open_for_search(
+            space.base.data,
+            # A lost split is drawn again, and kept only once its images are known to be the study's.
+            split_file=None if folder.definition.exists() and not folder.split.exists() else folder.split,
+            progress=lambda done, total: status.update(f"reading the images: {done} of {total}"),
+        )
+
+
+def _run_trials(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, console: Console) -> str:
+    """Runs what remains of the study; says why when it ended before all trials did."""
+    before, left = len(finished(study)), remaining(study, space)
+    if before:
+        console.print(f"continuing study {space.study.name!r}: {before} trials finished before, {left} to go")
+    if not left:
+        return ""
+    with connected() as dashboard:
+        resources = plan(pack(space, folder.path, console))
+        console.print(
+            f"{resources.concurrent} trials side by side ({resources.executor} executor; {space.resources.workers} worker(s) of "
+            f"{resources.cpus} CPU(s) and {resources.gpus:g} GPU(s) each)",
+            highlight=False,
+        )
+        console.print(f"study folder {folder.path}; Ray dashboard {dashboard or 'off'}", highlight=False)
+        return _search(study, space, folder, recorder, resources, console)
+
+
+def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, resources: Plan, console: Console) -> str:
+    """Runs what remains; see ``_run_trials``."""
+    from guidino_tune.running.executors import process_settings
+    from guidino_tune.running.tune_adapter import run_trials
+
+    deadline = time.monotonic() + space.study.time_budget if space.study.time_budget else math.inf
+    with Progress(study, space, console) as progress:
+
+        def listener(number: int, experiment: Experiment, record: EpochRecord | None) -> None:
+            recorder.changed(number, experiment, record)
+            if record is None:
+                progress.changed(number)
+
+        settings = process_settings(resources, space.resources, split_file=folder.split, ray_folder=folder.ray)
+
+        def warn(text: str) -> None:
+            console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
+
+        driver = Driver(study, space, folder, listener, settings, deadline, warn, count=network_cost)
+        run_trials(driver, resources)
+    if driver.unwritable:
+        raise _unwritable(driver.unwritable, folder)
+    return driver.ended
+
+
+def _unwritable(error: Exception, folder: StudyFolder) -> Exception:
+    todo = "put it right; nothing is lost, the same command goes on"
+    if not isinstance(error, OSError):
+        return UserError(f"the study's database refuses ({error})", where=str(folder.path), todo=todo)
+    # Not every file that is opened here is the study's: weights may be read to count a network's operations.
+    place = str(error.filename or folder.path)
+    return storage_error(error, place) or UserError(error.strerror or str(error) or type(error).__name__, where=place, todo=todo)
+
+
+def _baseline(data: SearchData, ignore: bool = False) -> float:
+    train, validation = (
+        # One mask for images of all sizes: at that of the patches.
+        [place_mask(table.mask(i), table.size, "squash", "nearest") if table.native else table.mask(i) for i in range(len(table))]
+        for table in (data.train, data.validation)
+    )
+    return constant_mask_dice(train, validation, num_classes=data.train.num_classes, ignore=ignore)
+
+
+def _same_data(study: optuna.Study, data: SearchData, folder: StudyFolder) -> None:
+    known = study.user_attrs.get("data_fingerprint")
+    if known is None:
+        study.set_user_attr("data_fingerprint", data.fingerprint)
+    elif known != data.fingerprint:
+        raise UserError(
+            "the images differ from those this study was started with, or this version reads them otherwise; its trials could not be "
+            "compared with new ones",
+            where=str(folder.path),
+            todo="restore the images, go on with the version of guidino_tune that began it, or start another study with --name",
+        )
+
+
+def _closing(
+    study: optuna.Study, space: Space, folder: StudyFolder, console: Console, *, baseline: float, tracking: MLflowTracker, end: str
+) -> int:
+    console.print(leaderboard(study, space))
+    ranked = ranking(study)
+    failed = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.FAIL]
+    if failed:
+        lines = [f"{len(failed)} trials failed:", *in_words(failed), *without_result(study, space)]
+        console.print("\n  ".join(lines), style="red", highlight=False, soft_wrap=True, markup=False)
+        if kind := same_way(t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING):
+            console.print(f"No trial has a result: all of them failed the same way ({kind}).", style="red", highlight=False)
+    if ranked:
+        best = best_value(ranked[0]) or 0.0
+        verdict = "beats" if best > baseline else "does NOT beat"
+        worst = best_value(ranked[-1]) or 0.0
+        console.print(
+            f"Best validation Dice {best:.4f} {verdict} the best constant mask ({baseline:.4f}); worst complete trial {worst:.4f}."
+        )
+    for line in conclusions(study, space):
+        console.print(line, highlight=False, soft_wrap=True)
+    if tracking.pending or tracking.last_error:
+        console.print(tracking.message, style="yellow", highlight=False, soft_wrap=True)
+    left = [str(t.number) for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+    if left and not end:
+        console.print(
+            f"{len(left)} trials were left unfinished (trial {', '.join(left[:8])}), for as many as were asked for have their result; a "
+            "search for more goes on with them.",
+            style="yellow", highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    name = space.study.name
+    steps = [("browse", tracking.ui_command), ("open", tracking.url)]
+    if end:
+        console.print(f"{end}. {CONTINUES}", style="yellow", highlight=False, soft_wrap=True)
+    if ranked:
+        steps += [
+            ("export", paths.next_command(f"export {name} --output best.yaml")),
+            ("retrain", paths.next_command("retrain best.yaml --seeds 3")),
+            ("compare", paths.next_command(f"compare {name}")),
+        ]
+    for label, command in (step for step in steps if step[1]):
+        console.print(f"{label:>8}: {command}", highlight=False, soft_wrap=True)
+    write_text(folder.path / "leaderboard.txt", _plain(study, space))
+    if end:
+        # What ends a search that had results before is to be mended, and the search to be continued.
+        return {INTERRUPTED: 130, OUT_OF_TIME: 0}.get(end, os.EX_TEMPFAIL if ranked else 1)
+    return 0 if ranked else 1
+
+
+def _plain(study: optuna.Study, space: Space) -> str:
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(leaderboard(study, space, rows=1000))
+    return console.export_text()
