@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 from pydantic.dataclasses import dataclass
 
-from guidino_tune.config.fields import PATCH, STRICT, Count, Fraction, Index, Number, PathText
+from guidino_tune.config.fields import PATCH, STRICT, About, Count, Fraction, Index, Number, PathText, whole
+
+if TYPE_CHECKING:
+    from guidino_tune.config.experiment import Experiment
 
 INSTANCES = "instances"
 """What ``data.masks`` begins with where masks number their objects: 1 to N in each image, and all of them are foreground."""
@@ -85,6 +89,13 @@ Window = Annotated[tuple[float, float], AfterValidator(_window)]
 """Values of a file that become black and white."""
 
 
+def _shows_no_view_twice(experiment: Experiment) -> bool:
+    """No view of a case is shown twice, or all of them are the same."""
+    training, data = experiment.training, experiment.data
+    passes = training.epochs if training.steps_per_epoch == "cases" else math.inf  # else it depends on the cases
+    return data.augmentation == "none" or (data.view_cycle or 0) >= passes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Data:
     """What is segmented: a source of cases, how they are read, split, resized and augmented.
@@ -133,34 +144,37 @@ class Data:
             so that a long training needs no more of them on disk. ``None``: new ones in every pass.
     """
 
-    kind: Literal["kvasir", "isic2017", "tn3k", "folder", "demo"]
-    root: PathText | None = None
-    images: PathText | None = None
-    masks: PathText | None = None
-    group: str | None = None
-    labels: Annotated[dict[str, Any] | None, WrapValidator(_labels_once)] = None
-    ignore_label: Annotated[int, Field(ge=-32768, le=65535), Number] | None = None
-    image_size: Annotated[int, Field(ge=2 * PATCH, le=4096, multiple_of=PATCH), Number] = 256
-    num_classes: Annotated[int, Field(ge=1, le=254), Number] = 1
-    channels: Annotated[int, Field(ge=1, le=64), Number] = 3
-    window: Literal["percentiles", "file"] | Window | tuple[Window, ...] | None = None
-    resize: Literal["squash", "pad"] = "squash"
-    mask_resize: Literal["area", "nearest"] = "area"
-    view: Literal["image", "patch"] = "image"
-    patch_foreground: Fraction = 0.33
-    normalisation: Literal["imagenet", "zscore"] = "imagenet"
+    kind: Annotated[Literal["kvasir", "isic2017", "tn3k", "folder", "demo"], About(shared="the images")]
+    root: Annotated[PathText | None, About(idle=lambda e: True, only_how="where the images lie")] = None
+    images: Annotated[PathText | None, About(before=None, shared="the images")] = None
+    masks: Annotated[PathText | None, About(before=None, shared="the masks")] = None
+    group: Annotated[str | None, About(before=None, shared="the split")] = None
+    labels: Annotated[dict[str, Any] | None, WrapValidator(_labels_once), About(before=None, shared="the classes")] = None
+    ignore_label: Annotated[
+        Annotated[int, Field(ge=-32768, le=65535), Number] | None,
+        About(before=None, shared="the classes", memory=lambda value: value is not None),
+    ] = None
+    image_size: Annotated[int, Field(ge=2 * PATCH, le=4096, multiple_of=PATCH), Number, About(memory=whole, heading="image size")] = 256
+    num_classes: Annotated[int, Field(ge=1, le=254), Number, About(before=1, shared="the classes", memory=whole)] = 1
+    channels: Annotated[int, Field(ge=1, le=64), Number, About(before=3, memory=whole)] = 3
+    window: Annotated[Literal["percentiles", "file"] | Window | tuple[Window, ...] | None, About(before=None)] = None
+    resize: Annotated[Literal["squash", "pad"], About(before="squash", memory=lambda value: value == "pad")] = "squash"
+    mask_resize: Annotated[Literal["area", "nearest"], About(before="nearest")] = "area"
+    view: Annotated[Literal["image", "patch"], About(before="image")] = "image"
+    patch_foreground: Annotated[Fraction, About(idle=lambda e: e.data.view == "image")] = 0.33
+    normalisation: Annotated[Literal["imagenet", "zscore"], About(before="imagenet")] = "imagenet"
     augmentation: Literal["nnunet", "none"] = "nnunet"
-    bad_cases: Literal["error", "skip"] = "error"
-    validation_fraction: Fraction = 0.1
-    test_fraction: Fraction = 0.1
-    split_seed: Index = 0
-    folds: Annotated[int, Field(ge=2, le=100), Number] | None = None
-    fold: Index = 0
-    stratify: bool = True
-    group_duplicates: bool = False
+    bad_cases: Annotated[Literal["error", "skip"], About(only_how="what a damaged image does")] = "error"
+    validation_fraction: Annotated[Fraction, About(shared="the split")] = 0.1
+    test_fraction: Annotated[Fraction, About(shared="the split")] = 0.1
+    split_seed: Annotated[Index, About(shared="the split")] = 0
+    folds: Annotated[Annotated[int, Field(ge=2, le=100), Number] | None, About(before=None, shared="the split")] = None
+    fold: Annotated[Index, About(before=0, shared="the split")] = 0
+    stratify: Annotated[bool, About(before=False, shared="the split")] = True
+    group_duplicates: Annotated[bool, About(before=False, shared="the split")] = False
     max_train_cases: Count | None = None
-    max_validation_cases: Count | None = None
-    view_cycle: Count | None = None
+    max_validation_cases: Annotated[Count | None, About(shared="the validation cases")] = None
+    view_cycle: Annotated[Count | None, About(before=None, idle=_shows_no_view_twice)] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Data:

@@ -3,57 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from guidino_tune.config.data import Data
-from guidino_tune.config.fields import PATCH, STRICT
+from guidino_tune.config.fields import PATCH, STRICT, About, known_of, whole
 from guidino_tune.config.parsing import parse, read_yaml
 from guidino_tune.config.sections import DINOGuide, Guide, Loss, Training
-from guidino_tune.config.segmenters import H2Former, NNUNet, NNWNet, Segmenter, SwinUNet
-
-LATER_FIELDS = (
-    ("data", "images", None),
-    ("data", "masks", None),
-    ("data", "group", None),
-    ("data", "labels", None),
-    ("data", "ignore_label", None),
-    ("data", "channels", 3),
-    ("data", "window", None),
-    ("data", "resize", "squash"),
-    ("data", "mask_resize", "nearest"),
-    ("data", "view", "image"),
-    ("data", "folds", None),
-    ("data", "fold", 0),
-    ("data", "stratify", False),
-    ("data", "group_duplicates", False),
-    ("data", "num_classes", 1),
-    ("data", "normalisation", "imagenet"),
-    ("data", "view_cycle", None),
-    ("guide", "sha256", None),
-    ("guide", "channels", None),
-    ("loss", "head_target", "nearest"),
-    ("training", "compile", "none"),
-    ("training", "steps_per_epoch", "cases"),
-)
-"""Section, field, and the value with which everything is as it was before the field came."""
-
-ONLY_HOW = {
-    "data.root": "where the images lie",
-    "data.bad_cases": "what a damaged image does",
-    "guide.sha256": "a check of the file",
-    "training.channels_last": "the memory format",
-    "training.compile": "how fast it is",
-}
-"""Fields by their path that say how something is computed or checked, and never what comes of it but for rounding."""
+from guidino_tune.config.segmenters import NNWNet, Segmenter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -62,7 +27,7 @@ class Experiment:
 
     data: Data
     guide: Guide = DINOGuide()
-    segmenter: Segmenter = NNWNet()
+    segmenter: Annotated[Segmenter, About(memory=whole, heading="segmenter")] = NNWNet()
     loss: Loss = Loss()
     training: Training = Training()
 
@@ -168,55 +133,41 @@ class Experiment:
         return cls.from_dict(values.get("experiment", values), source=str(path))
 
     def effective(self) -> dict[str, Any]:
-        """``to_dict`` without the fields that change nothing here (such as LoRA's alpha at rank 0)."""
+        """``to_dict`` without the fields that change nothing here (such as LoRA's alpha at rank 0), and with what defaults stand for."""
         values = self.to_dict()
-        guide, loss, training = values["guide"], values["loss"], values["training"]
         if self.data.labels is not None:
             values["data"]["labels"] = list(values["data"]["labels"].items())  # their order, which a hash of a mapping leaves out, is meant
-        del values["data"]["root"]  # where the images lie is no part of what is trained
-        # Fields that came later are left out where they change nothing, so that older exports keep their hash.
-        for section, key, unchanged in LATER_FIELDS:
-            if values[section].get(key, unchanged) == unchanged:
-                values[section].pop(key, None)
-        lora = isinstance(self.guide, DINOGuide) and self.guide.lora.rank > 0
         if isinstance(self.guide, DINOGuide):
-            guide["gate"] = self.gate
-            guide["tokenbook"]["num_prototypes"] = self.num_prototypes
-        if isinstance(self.segmenter, SwinUNet | H2Former):
-            values["segmenter"]["window"] = self.segmenter.window_at(self.data.image_size)
-        if isinstance(self.segmenter, NNUNet):
-            deepest = self.segmenter.base_width << (self.segmenter.num_stages - 1)
-            values["segmenter"]["max_width"] = min(self.segmenter.max_width, deepest)
-        if self.data.view == "image":
-            del values["data"]["patch_foreground"]
-        passes = self.training.epochs if self.training.steps_per_epoch == "cases" else math.inf  # else it depends on the cases
-        if self.data.augmentation == "none" or (self.data.view_cycle or 0) >= passes:
-            values["data"].pop("view_cycle", None)  # no view is shown twice, or all of a case are the same
-        if self.training.batch_size == 1 or self.loss.dice_weight == 0:
-            del loss["batch_dice"]
-        if not getattr(self.segmenter, "deep_supervision", False):
-            loss.pop("head_target", None)  # its only output is as fine as the mask
-        if self.training.epochs == 1:
-            del training["schedule"]  # every schedule starts at the full rate
-        if lora and str(guide["backbone"]).startswith("convnext"):
-            del guide["lora"]["targets"]  # both mean the same there
-        if not self.gate:
-            guide.pop("tokenbook", None)
-            for key in ("lambda_guide", "guide_loss", "guide_target"):
-                del loss[key]
-        elif loss["lambda_guide"] == 0:
-            del loss["guide_loss"], loss["guide_target"]
-        if not lora:
-            guide.pop("lora", None)
-            del training["lora_lr"]
-        if loss["hinge_weight"] == 0:
-            del loss["hinge_margin"], loss["hinge_band"]
-        if training["optimizer"] != "sgd":
-            del training["momentum"]
+            values["guide"]["gate"] = self.gate
+            values["guide"]["tokenbook"]["num_prototypes"] = self.num_prototypes
+        values["segmenter"] |= self.segmenter.as_built(self.data.image_size)
+        for path, about in self.known_fields():
+            *above, name = path.split(".")
+            section = functools.reduce(lambda inner, key: inner.get(key, {}), above, values)
+            if name in section and about.unseen(self, section[name]):
+                del section[name]
         return values
+
+    def known_fields(self) -> Iterator[tuple[str, About]]:
+        """The paths of its fields of which something is known, and what; see ``About``."""
+        return _known_fields(self, "")
 
     @property
     def hash(self) -> str:
         """Twelve hexadecimal digits, the same on every machine for the same effective experiment."""
         text = json.dumps(self.effective(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _known_fields(section: Any, prefix: str) -> Iterator[tuple[str, About]]:
+    cls: type = type(section)
+    known = known_of(cls)
+    for field in dataclasses.fields(section):
+        if field.name in known:
+            yield prefix + field.name, known[field.name]
+        if dataclasses.is_dataclass(value := getattr(section, field.name)):
+            yield from _known_fields(value, f"{prefix}{field.name}.")
+
+
+KNOWN: dict[str, About] = dict(Experiment(data=Data(kind="demo")).known_fields())
+"""What is known of fields by their path; of ``guide`` with a backbone, and of ``segmenter`` as a whole."""

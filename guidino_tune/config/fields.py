@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from guidino_tune.config.experiment import Experiment
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -41,3 +47,42 @@ Count = Annotated[int, Field(ge=1, le=LARGEST), Number]
 Index = Annotated[int, Field(ge=0, lt=2**63), Number]
 Seed = Annotated[int, Field(ge=0, lt=2**32), Number]
 """What NumPy's older generators take, which Optuna uses."""
+
+SAME: Any = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What is known of a field beside its type and range; it stands in the field's ``Annotated``, for all who ask.
+
+    Attributes:
+        idle: Says of an experiment that the field changes nothing in it, whatever its value.
+        before: The value with which everything is as it was before the field came: with it, an experiment has the hash it had then.
+        only_how: What the field is that says how something is computed or checked, and changes no result but for rounding.
+        shared: What all trials of a study have in common through this field, so that they can be compared.
+        memory: What of its value decides about the memory that training takes; ``None``: nothing.
+        heading: Of its column in tables; empty where none shows it.
+    """
+
+    idle: Callable[[Experiment], bool] | None = None
+    before: Any = SAME
+    only_how: str = ""
+    shared: str = ""
+    memory: Callable[[Any], Any] | None = None
+    heading: str = ""
+
+    def unseen(self, experiment: Experiment, value: Any) -> bool:
+        """True when the field, with this value (as JSON has it), leaves no trace in the hash of this experiment."""
+        return value == self.before or (self.idle is not None and self.idle(experiment))
+
+
+@cache
+def known_of(cls: type) -> dict[str, About]:
+    """What is known of the fields of a section, by name; fields of which nothing is known are left out."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {name: note for name, hint in hints.items() for note in getattr(hint, "__metadata__", ()) if isinstance(note, About)}
+
+
+def whole(value: Any) -> Any:
+    """For ``About.memory``: the value itself decides."""
+    return value

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
-from guidino_tune.config.fields import STRICT, Count, Fraction, Index, NonNegative, Number, Positive
+from guidino_tune.config.fields import STRICT, About, Count, Fraction, Index, NonNegative, Number, Positive, whole
 from guidino_tune.config.segmenters import Segmenter
 from guidino_tune.errors import nearest
+
+if TYPE_CHECKING:
+    from guidino_tune.config.experiment import Experiment
 
 BACKBONES: dict[str, str | None] = {
     "tiny": None,  # a two-layer ViT for the demo and for tests; random weights only
@@ -42,6 +45,32 @@ def is_local_backbone(name: str) -> bool:
     return name not in BACKBONES and ("/" in name or name.startswith((".", "~")) or os.path.exists(name))
 
 
+def _without_mask(experiment: Experiment) -> bool:
+    return experiment.gate is None
+
+
+def _guide_not_taught(experiment: Experiment) -> bool:
+    return experiment.gate is None or experiment.loss.lambda_guide == 0
+
+
+def _without_lora(experiment: Experiment) -> bool:
+    return not (isinstance(experiment.guide, DINOGuide) and experiment.guide.lora.rank)
+
+
+def _on_convnext(experiment: Experiment) -> bool:
+    """Both targets mean the same there."""
+    return isinstance(experiment.guide, DINOGuide) and experiment.guide.backbone.startswith("convnext")
+
+
+def _without_hinge(experiment: Experiment) -> bool:
+    return experiment.loss.hinge_weight == 0
+
+
+def _one_head(experiment: Experiment) -> bool:
+    """The only output is as fine as the mask."""
+    return not getattr(experiment.segmenter, "deep_supervision", False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class TokenBook:
     """How tokens become a guide mask: our reading of GuiDINO's equation 1.
@@ -57,9 +86,9 @@ class TokenBook:
             with learned temperature, the only one in which different prototypes can stand for different tissues.
     """
 
-    num_prototypes: Count | None = None
-    similarity: Literal["cosine", "dot"] = "cosine"
-    aggregation: Literal["weighted", "mean", "softmax"] = "weighted"
+    num_prototypes: Annotated[Count | None, About(memory=whole, heading="prototypes")] = None
+    similarity: Annotated[Literal["cosine", "dot"], About(memory=whole)] = "cosine"
+    aggregation: Annotated[Literal["weighted", "mean", "softmax"], About(memory=whole)] = "weighted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -74,10 +103,10 @@ class LoRA:
             pointwise convolutions.
     """
 
-    rank: Annotated[int, Field(ge=0, le=512), Number] = 0
+    rank: Annotated[int, Field(ge=0, le=512), Number, About(memory=whole, heading="LoRA rank")] = 0
     alpha: Positive = 16.0
-    dropout: Fraction = 0.05
-    targets: Literal["attention", "attention+mlp"] = "attention"
+    dropout: Annotated[Fraction, About(memory=bool)] = 0.05
+    targets: Annotated[Literal["attention", "attention+mlp"], About(idle=_on_convnext, memory=whole)] = "attention"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -103,13 +132,15 @@ class DINOGuide:
     """
 
     kind: Literal["dino"] = "dino"
-    backbone: str = "vits16"
+    backbone: Annotated[str, About(memory=whole, heading="backbone")] = "vits16"
     weights: Literal["pretrained", "random"] = "pretrained"
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    gate: Literal["default", "none", "input", "bottleneck", "skips", "decoder", "features"] = "default"
-    channels: tuple[Index, Index, Index] | None = None
-    tokenbook: TokenBook = TokenBook()
-    lora: LoRA = LoRA()
+    sha256: Annotated[Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None, About(before=None, only_how="a check of the file")] = None
+    gate: Annotated[
+        Literal["default", "none", "input", "bottleneck", "skips", "decoder", "features"], About(memory=whole, heading="gate")
+    ] = "default"
+    channels: Annotated[tuple[Index, Index, Index] | None, About(before=None)] = None
+    tokenbook: Annotated[TokenBook, About(idle=_without_mask)] = TokenBook()
+    lora: Annotated[LoRA, About(idle=_without_lora)] = LoRA()
 
     @field_validator("backbone")
     @classmethod
@@ -140,14 +171,14 @@ class Loss:
 
     dice_weight: NonNegative = 1.0
     bce_weight: NonNegative = 1.0
-    lambda_guide: NonNegative = 0.1
-    guide_loss: Literal["bce", "mse"] = "bce"
-    guide_target: Literal["area", "nearest"] = "area"
-    head_target: Literal["nearest-exact", "nearest"] = "nearest-exact"
-    hinge_weight: NonNegative = 0.0
-    hinge_margin: Positive = 1.0
-    hinge_band: Annotated[int, Field(ge=3, le=31), Number] = 3
-    batch_dice: bool = True
+    lambda_guide: Annotated[NonNegative, About(idle=_without_mask, heading="lambda")] = 0.1
+    guide_loss: Annotated[Literal["bce", "mse"], About(idle=_guide_not_taught)] = "bce"
+    guide_target: Annotated[Literal["area", "nearest"], About(idle=_guide_not_taught)] = "area"
+    head_target: Annotated[Literal["nearest-exact", "nearest"], About(before="nearest", idle=_one_head)] = "nearest-exact"
+    hinge_weight: Annotated[NonNegative, About(memory=bool, heading="hinge")] = 0.0
+    hinge_margin: Annotated[Positive, About(idle=_without_hinge)] = 1.0
+    hinge_band: Annotated[int, Field(ge=3, le=31), Number, About(idle=_without_hinge)] = 3
+    batch_dice: Annotated[bool, About(idle=lambda e: e.training.batch_size == 1 or e.loss.dice_weight == 0)] = True
 
     @field_validator("hinge_band")
     @classmethod
@@ -179,19 +210,19 @@ class Training:
     """
 
     epochs: Count = 400
-    steps_per_epoch: Count | Literal["cases"] | None = None
-    batch_size: Count = 4
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: Positive = 1e-4
-    lora_lr: Positive = 5e-4
+    steps_per_epoch: Annotated[Count | Literal["cases"] | None, About(before="cases")] = None
+    batch_size: Annotated[Count, About(memory=whole)] = 4
+    optimizer: Annotated[Literal["adamw", "sgd"], About(memory=whole)] = "adamw"
+    lr: Annotated[Positive, About(heading="lr")] = 1e-4
+    lora_lr: Annotated[Positive, About(idle=_without_lora)] = 5e-4
     weight_decay: NonNegative = 3e-5
-    momentum: Fraction = 0.99
-    schedule: Literal["poly", "cosine", "constant"] = "poly"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    channels_last: bool = True
-    compile: Literal["none", "default", "cuda-graphs"] = "none"
+    momentum: Annotated[Fraction, About(idle=lambda e: e.training.optimizer != "sgd", memory=bool)] = 0.99
+    schedule: Annotated[Literal["poly", "cosine", "constant"], About(idle=lambda e: e.training.epochs == 1)] = "poly"
+    precision: Annotated[Literal["auto", "fp32", "bf16"], About(memory=whole)] = "auto"
+    channels_last: Annotated[bool, About(only_how="the memory format", memory=whole)] = True
+    compile: Annotated[Literal["none", "default", "cuda-graphs"], About(before="none", only_how="how fast it is", memory=whole)] = "none"
     grad_clip: Positive | None = 12.0
-    seed: Index = 0
+    seed: Annotated[Index, About(heading="seed")] = 0
 
 
 Guide = Annotated[NoGuide | DINOGuide, Field(discriminator="kind")]

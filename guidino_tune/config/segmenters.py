@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -44,6 +44,10 @@ class Common:
         """What both sides of an image must be a multiple of, in pixels, in a network built for ``image_size``."""
         return PATCH
 
+    def as_built(self, image_size: int) -> dict[str, Any]:
+        """Options by name as a network for ``image_size`` is built with them, where they differ from what was set."""
+        return {}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class UNet(Common):
@@ -83,6 +87,10 @@ class NNUNet(Common):
         deepest = 1 << (self.num_stages - 1)
         # A deepest map of a single pixel is nothing that instance norm could normalise.
         return max(PATCH, deepest if image_size > deepest else 2 * deepest)
+
+    def as_built(self, image_size: int) -> dict[str, Any]:
+        """See ``Common.as_built``: a limit that no stage reaches changes nothing."""
+        return {"max_width": min(self.max_width, self.base_width << (self.num_stages - 1))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -130,6 +138,10 @@ class SwinUNet(Common):
         """See ``Common.size_multiple``."""
         return 32 * self.window_at(image_size)
 
+    def as_built(self, image_size: int) -> dict[str, Any]:
+        """See ``Common.as_built``."""
+        return {"window": self.window_at(image_size)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class H2Former(Common):
@@ -167,6 +179,10 @@ class H2Former(Common):
     def size_multiple(self, image_size: int) -> int:
         """See ``Common.size_multiple``."""
         return 16 * self.window_at(image_size)
+
+    def as_built(self, image_size: int) -> dict[str, Any]:
+        """See ``Common.as_built``."""
+        return {"window": self.window_at(image_size)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

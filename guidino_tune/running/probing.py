@@ -19,41 +19,25 @@ from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model
 from guidino_tune.models.known import adopt
 from guidino_tune.models.precision import use_bf16
+from guidino_tune.space.parameters import get_path, has_path
 from guidino_tune.training.failures import failure_kind
 from guidino_tune.training.optimisers import make_optimizer
 
 MOST_PROBES = 8
 """A probe takes a new process and its imports, so of many models only the largest are measured."""
 
+RANK, PROTOTYPES = "guide.lora.rank", "guide.tokenbook.num_prototypes"
+
 Shape = dict[str, Any]
-"""Those fields of an experiment on which the memory of its training depends."""
+"""Those fields of an experiment on which the memory of its training depends, by path; see ``About.memory``."""
 
 
 def shape_of(experiment: Experiment, workers: int) -> Shape:
-    """What decides about the memory of one of an experiment's workers."""
-    guide, training = experiment.guide, experiment.training
-    lora = guide.lora if isinstance(guide, DINOGuide) and guide.lora.rank else None
-    return {
-        "segmenter": dataclasses.asdict(experiment.segmenter),
-        "backbone": guide.backbone if isinstance(guide, DINOGuide) else None,
-        "rank": lora.rank if lora else 0,
-        "lora": (lora.targets, lora.dropout > 0) if lora else None,
-        "gate": experiment.gate,
-        "prototypes": experiment.num_prototypes if experiment.gate else 0,
-        "tokenbook": (guide.tokenbook.similarity, guide.tokenbook.aggregation)
-        if isinstance(guide, DINOGuide) and experiment.gate
-        else None,
-        "image_size": experiment.data.image_size,
-        "channels": experiment.data.channels,
-        "outputs": experiment.num_outputs,
-        "batch": -(-training.batch_size // workers),
-        "precision": training.precision,
-        "channels_last": training.channels_last,
-        "compile": training.compile,
-        "optimizer": (training.optimizer, training.momentum > 0),
-        "hinge": experiment.loss.hinge_weight > 0,
-        "ignored": experiment.data.has_ignored,
-    }
+    """What decides about the memory of one of an experiment's workers, by path; fields that are idle in it are left out."""
+    values = experiment.effective()
+    known = ((path, about.memory) for path, about in experiment.known_fields() if about.memory)
+    shape = {path: decides(get_path(values, path)) for path, decides in known if has_path(values, path)}
+    return shape | {"training.batch_size": -(-experiment.training.batch_size // workers)}
 
 
 def shapes(experiments: Iterable[Experiment], workers: int) -> list[Experiment]:
@@ -61,7 +45,7 @@ def shapes(experiments: Iterable[Experiment], workers: int) -> list[Experiment]:
     found: dict[str, Experiment] = {}
     for experiment in experiments:
         shape = shape_of(experiment, workers)
-        key = digest({**shape, "rank": shape["rank"] > 0, "prototypes": None})
+        key = digest({**shape, RANK: shape.get(RANK, 0) > 0, PROTOTYPES: None})
         found[key] = _larger(found.get(key, experiment), experiment)
     return list(found.values())
 
@@ -85,7 +69,8 @@ def largest_shapes(found: Sequence[Experiment], workers: int) -> list[Experiment
     families: dict[str, list[Experiment]] = {}
     for experiment in found:
         shape = shape_of(experiment, workers)
-        key = digest({**shape, "gate": bool(shape["gate"]), "rank": shape["rank"] > 0, "prototypes": None, "tokenbook": None})
+        gate, rank = bool(shape.get("guide.gate")), shape.get(RANK, 0) > 0
+        key = digest({p: v for p, v in shape.items() if not p.startswith("guide.tokenbook")} | {"guide.gate": gate, RANK: rank})
         families.setdefault(key, []).append(experiment)
     # An estimate takes a third of a second: any member tells families apart, and only those of the largest are compared.
     largest = sorted(families.values(), key=lambda members: size(members[0]), reverse=True)[:MOST_PROBES]

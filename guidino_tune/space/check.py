@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from guidino_tune.config import DINOGuide, Experiment
-from guidino_tune.config.experiment import ONLY_HOW
+from guidino_tune.config.experiment import KNOWN
 from guidino_tune.errors import UserError, nearest
 from guidino_tune.space.parameters import Parameter, Scalar, Values, get_path, leaf_paths
 from guidino_tune.space.space import Space
@@ -19,23 +19,7 @@ DRAWS = 48
 
 NUMBER = "guide.tokenbook.num_prototypes"
 
-SHARED = {
-    "data.kind": "the images",
-    "data.images": "the images",
-    "data.masks": "the masks",
-    "data.group": "the split",
-    "data.num_classes": "the classes",
-    "data.labels": "the classes",
-    "data.ignore_label": "the classes",
-    "data.folds": "the split",
-    "data.fold": "the split",
-    "data.stratify": "the split",
-    "data.group_duplicates": "the split",
-    "data.validation_fraction": "the split",
-    "data.test_fraction": "the split",
-    "data.split_seed": "the split",
-    "data.max_validation_cases": "the validation cases",
-}
+SHARED = {path: about.shared for path, about in KNOWN.items() if about.shared}
 """What all trials of a study have in common, so that they can be compared; it is made once, and a trial's own value would be ignored."""
 
 
@@ -248,7 +232,7 @@ def _where(path: str, unlike: Sequence[Values], like: Sequence[Values]) -> str:
 def _computed(experiment: Experiment) -> str:
     """Equal for experiments that compute the same, fast or slow."""
     values: dict[str, Any] = experiment.effective()
-    for section, _, name in (path.partition(".") for path in ONLY_HOW):
+    for section, _, name in (path.partition(".") for path, about in KNOWN.items() if about.only_how):
         values[section].pop(name, None)
     return json.dumps(values, sort_keys=True)
 
@@ -333,8 +317,8 @@ def _why_idle(space: Space, path: str) -> str:
     for other in parameter.when or {}:
         if other not in known:
             return f"its condition looks at {other!r}, which no experiment of this space has; {nearest(other, known)}"
-    if path in ONLY_HOW:
-        return f"it is {ONLY_HOW[path]} and changes no result"
+    if path in KNOWN and KNOWN[path].only_how:
+        return f"it is {KNOWN[path].only_how} and changes no result"
     if any(path in values for values, _ in draws):
         return "its value changes nothing in the experiment"
     return f"its condition is never met ({parameter.describe()})"

@@ -11,18 +11,19 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from guidino_tune.config.experiment import KNOWN
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.space.space import Space
-from guidino_tune.study.objectives import SHORT as SHORT_NAMES
-from guidino_tune.study.objectives import beyond, feasible, in_words
+from guidino_tune.study.objectives import SHORT, beyond, feasible, in_words
 from guidino_tune.study.objectives import shown as shown_value
 from guidino_tune.study.tally import Tally
 from guidino_tune.study.trials import best_value, front, ranking, remaining, stored_trial
 
-SHORT = {"data.image_size": "image size", "training.seed": "seed", "segmenter.kind": "segmenter", "guide.backbone": "backbone",
-         "guide.gate": "gate", "guide.lora.rank": "LoRA rank", "loss.lambda_guide": "lambda",
-         "guide.tokenbook.num_prototypes": "prototypes", "loss.hinge_weight": "hinge", "training.lr": "lr"}  # fmt: skip
-"""Columns of the tables, where they are searched."""
+
+def columns(space: Space) -> dict[str, str]:
+    """Headings of what is searched, by path, in the space's order."""
+    known = {path: KNOWN[path.removesuffix(".kind")] for path in space.parameters if path.removesuffix(".kind") in KNOWN}
+    return {path: about.heading for path, about in known.items() if about.heading}
 
 
 class Progress:
@@ -77,11 +78,11 @@ class Progress:
         return Group(Text(self._summary(), style="bold"), table)
 
     def _columns(self) -> list[str]:
-        return [short for path, short in SHORT.items() if path in self.space.parameters]
+        return list(columns(self.space).values())
 
     def _row(self, trial: FrozenTrial) -> list[str]:
         value = best_value(trial)
-        cells = [_cell(trial.params[path]) if path in trial.params else "-" for path in SHORT if path in self.space.parameters]
+        cells = [_cell(trial.params[path]) if path in trial.params else "-" for path in columns(self.space)]
         epoch = f"{max(trial.intermediate_values, default=0)}/{trial.user_attrs.get('epochs', '?')}"
         return [str(trial.number), trial.user_attrs.get("name", ""), *cells, epoch, "-" if value is None else f"{value:.4f}"]
 
@@ -135,10 +136,10 @@ def leaderboard(study: optuna.Study, space: Space, rows: int = 10) -> Table:
     if len(complete) > rows:
         shown = [*shown, complete[-1]]
     table = Table(title=f"Study {study.study_name}", title_justify="left", header_style="bold")
-    paths = [p for p in SHORT if p in space.parameters]
+    paths = columns(space)
     more = {name: place for place, name in enumerate(space.study.objectives) if name != OBJECTIVE}
-    numbers = ("rank", "trial", "epochs", *SHORT_NAMES.values())
-    for column in ("rank", "trial", "system", *(SHORT[p] for p in paths), "epochs", "val Dice", *(SHORT_NAMES[n] for n in more), ""):
+    numbers = ("rank", "trial", "epochs", *SHORT.values())
+    for column in ("rank", "trial", "system", *paths.values(), "epochs", "val Dice", *(SHORT[n] for n in more), ""):
         table.add_column(column, justify="right" if column in numbers else "left")
     for trial in [*shown, *others[: max(0, rows + 2 - len(shown))]]:
         value = best_value(trial)

@@ -33,7 +33,7 @@ PLACES: dict[str, set[str]] = {
     "mse": {SECTIONS, "losses.py"},
     "softmax": {SECTIONS, "models/tokenbook.py", "space/check.py"},  # the only one in which prototypes count
     "adamw": {SECTIONS, "training/optimisers.py"},
-    "sgd": {SECTIONS, "training/optimisers.py", "config/experiment.py"},  # momentum has an effect with it only
+    "sgd": {SECTIONS, "training/optimisers.py"},
     "poly": {SECTIONS, "training/optimisers.py"},
     "listed": {"config/study.py", "study/samplers.py", "space/recipes.py"},  # tables are lists
     "tpe": {"config/study.py", "study/samplers.py", "search.py"},

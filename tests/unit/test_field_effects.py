@@ -22,7 +22,7 @@ from PIL import Image
 from training_helpers import Listener, make_label_data
 
 from guidino_tune.config import Data, Experiment
-from guidino_tune.config.experiment import ONLY_HOW
+from guidino_tune.config.experiment import KNOWN
 from guidino_tune.config.sections import DINOGuide, Loss, Training
 from guidino_tune.config.segmenters import Segmenter
 from guidino_tune.data.opening import open_for_search
@@ -307,7 +307,7 @@ def pair(root: Path, name: str) -> tuple[Experiment, Experiment]:
 
 
 def test_every_field_is_here() -> None:
-    known = [*EFFECTS, *KINDS, *ONLY_HOW]
+    known = [*EFFECTS, *KINDS, *(path for path, about in KNOWN.items() if about.only_how)]
     assert sorted(known) == sorted(fields())
 
 

@@ -21,6 +21,7 @@ from guidino_tune.config import Experiment
 from guidino_tune.config.study import CONSTRAINTS, OBJECTIVES
 from guidino_tune.errors import UserError
 from guidino_tune.models import build_model
+from guidino_tune.models.cost import network_cost
 from guidino_tune.space.check import check_space
 from guidino_tune.space.space import Space, override
 from guidino_tune.study.driver import Driver
@@ -52,7 +53,7 @@ class Run:
         self.tracker = Tracker()
         self.recorder = Recorder(self.study, space, self.folder, self.tracker, StudySnapshot("small"))
         settings = {"workers": space.resources.workers, "executor": "actor"}
-        self.driver = Driver(self.study, space, self.folder, self.recorder.changed, settings)
+        self.driver = Driver(self.study, space, self.folder, self.recorder.changed, settings, count=network_cost)
         self.recorder.sync()
 
     def epoch(self, name: str, number: int, epoch: int, dice: float, seconds: float = 1.0, **metrics: float) -> bool:

@@ -17,7 +17,7 @@ from guidino_tune.config.parsing import parse
 from guidino_tune.errors import UserError
 from guidino_tune.running import cluster, packing, probing
 from guidino_tune.running.packing import candidates, pack, processes_per_node, trials_per_gpu
-from guidino_tune.running.probing import estimate, largest_shapes, shape_of, shapes
+from guidino_tune.running.probing import PROTOTYPES, RANK, estimate, largest_shapes, shape_of, shapes
 from guidino_tune.space.space import read_space
 
 GB = 10**9
@@ -118,7 +118,7 @@ def test_shapes_differ_in_what_takes_memory_only() -> None:
 def test_the_largest_rank_and_tokenbook_stand_for_the_others() -> None:
     guides = [{**GUIDE, "lora": {"rank": rank}, "tokenbook": {"num_prototypes": n}} for rank, n in ((0, 4), (2, 64), (8, 4), (4, 16))]
     found = [shape_of(e, 1) for e in shapes([make_experiment(guide=g) for g in guides], 1)]
-    assert [(s["rank"], s["prototypes"]) for s in found] == [(0, 4), (8, 64)]
+    assert [(s.get(RANK, 0), s[PROTOTYPES]) for s in found] == [(0, 4), (8, 64)]
 
 
 def test_candidates_reach_the_upper_ends_together() -> None:
@@ -215,7 +215,7 @@ def test_a_gpu_is_packed_and_remembered(tmp_path: Path, monkeypatch: pytest.Monk
     assert "96 x 96: does not fit" in text
     assert sorted(tasks.asked) == [32, 64, 96]
     stored = json.loads((tmp_path / "memory.json").read_text())["peaks"]
-    assert {p["shape"]["image_size"]: p["bytes"] for p in stored.values()} == {32: 5 * GB, 64: 20 * GB, 96: None}
+    assert {p["shape"]["data.image_size"]: p["bytes"] for p in stored.values()} == {32: 5 * GB, 64: 20 * GB, 96: None}
     assert packed(tmp_path, [32, 64, 96]) == (result, text)  # the notes too
     assert len(tasks.asked) == 3
     assert packed(tmp_path, [32, 64, 96], cpus_per_worker=8)[0].trials_per_gpu == 2  # by CPUs
