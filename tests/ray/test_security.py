@@ -17,8 +17,9 @@ from urllib.parse import quote
 import pytest
 from conftest import Command, trials_of
 
-from guidino_tune import doctor, export
+from guidino_tune import export
 from guidino_tune.running.executors import _failure
+from guidino_tune.workflows import survey
 
 SECRETS = {
     "HF_TOKEN": "hf_Planted7WordForTheHub",
@@ -100,7 +101,7 @@ def test_a_search_leaves_no_secret_behind(
 
     assert export.main(["small", "--home", str(home), "--output", str(tmp_path / "best.yaml")]) == 0
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{quote(SECRETS['MLFLOW_TRACKING_PASSWORD'])}@127.0.0.1:1")  # nobody answers
-    told = [*doctor.survey({"MLflow": doctor.CHECKS["MLflow"]}, argparse.Namespace())]
+    told = [*survey.survey({"MLflow": survey.CHECKS["MLflow"]}, argparse.Namespace())]
     shown = "".join(capfd.readouterr()) + repr(told)
     (tmp_path / "shown.txt").write_text(shown)
     assert "://***@127.0.0.1:1" in shown

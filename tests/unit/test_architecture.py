@@ -356,8 +356,7 @@ def test_commands_are_thin(command: str) -> None:
     assert "main" in functions
     assert any(isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXAMPLES" for node in tree.body)
     assert "__main__" in text  # `python -m guidino_tune.NAME` works as `guidino-tune NAME` does
-    if command != "doctor":  # its checks are used nowhere else
-        assert len(text.splitlines()) <= 150
+    assert len(text.splitlines()) <= 150
 
 
 # ------------------------------------------------------------------------------------------------------------------------ sizes

@@ -16,11 +16,11 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 from guidino_tune import doctor
-from guidino_tune.doctor import survey
 from guidino_tune.errors import UserError
 from guidino_tune.findings import Finding
 from guidino_tune.running import inspection
 from guidino_tune.tracking import inspection as tracking
+from guidino_tune.workflows import survey
 
 ROOT = Path(__file__).parents[2]
 NOTHING = argparse.Namespace(kind=None, data_root=None, backbone=None)
@@ -60,20 +60,22 @@ def refuse(options):
 
 def test_a_check_that_fails_is_a_row_and_the_others_go_on():
     rows = list(
-        survey({"Python": crash, "MLflow": refuse, "Ray": refuse, "GPU": crash, "studies": lambda _: [Finding("ok", "last", "")]}, NOTHING)
+        survey.survey(
+            {"Python": crash, "MLflow": refuse, "Ray": refuse, "GPU": crash, "studies": lambda _: [Finding("ok", "last", "")]}, NOTHING
+        )
     )
     assert [(row.mark, row.name) for row in rows] == [
         ("ok", "first"), ("missing", "Python"), ("note", "MLflow"), ("missing", "Ray"), ("ok", "first"), ("note", "GPU"), ("ok", "last"),
     ]  # fmt: skip
     assert "OSError: disk on fire" in rows[1].found
     assert (rows[2].found, rows[2].todo) == ("the thing: is broken", "mend it")
-    assert set(doctor.CHECKS) > doctor.NEEDED
+    assert set(survey.CHECKS) > survey.NEEDED
 
 
 @pytest.mark.parametrize(("marks", "code"), [(["ok", "note"], 0), (["note", "missing", "ok"], 1)])
 def test_exit_code_and_table(marks, code, monkeypatch, capsys):
     monkeypatch.setattr(
-        doctor, "CHECKS", {"all": lambda _: [Finding(m, f"thing {i}", "a\n b [/red]", "x" * 200) for i, m in enumerate(marks)]}
+        survey, "CHECKS", {"all": lambda _: [Finding(m, f"thing {i}", "a\n b [/red]", "x" * 200) for i, m in enumerate(marks)]}
     )
     assert doctor.main([]) == code
     lines = capsys.readouterr().out.splitlines()
@@ -92,7 +94,7 @@ def test_exit_code_and_table(marks, code, monkeypatch, capsys):
     ],
 )
 def test_questions_that_cannot_be_answered(argv, hint, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "CHECKS", {})
+    monkeypatch.setattr(survey, "CHECKS", {})
     assert doctor.main(argv) == 2
     assert hint in capsys.readouterr().err
 
@@ -108,17 +110,17 @@ def test_help_is_light():
 
 
 def test_packages_here_are_as_needed_and_the_dashboard_is_among_them():
-    (row,) = doctor._packages(NOTHING)
+    (row,) = survey._packages(NOTHING)
     assert row.mark == "ok"
-    names = {canonicalize_name(r.name) for r in doctor._requirements()}
+    names = {canonicalize_name(r.name) for r in survey._requirements()}
     assert {"ray", "torch", "aiohttp-cors"} <= names
     assert "pytest" not in names
 
 
 def test_wrong_and_absent_packages_are_named(monkeypatch):
     needed = ["numpy>=99", "no-such-package>=1", "no-such-other[extra]>=1", "pytest>=99; extra == 'dev'", "PyYAML>=6"]
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: needed if name == doctor.NAME else metadata.distribution(name).requires)
-    (row,) = doctor._packages(NOTHING)
+    monkeypatch.setattr(survey.metadata, "requires", lambda name: needed if name == survey.NAME else metadata.distribution(name).requires)
+    (row,) = survey._packages(NOTHING)
     assert row.mark == "missing"
     version = metadata.version("numpy")
     assert row.found == f"numpy is {version}, needed >=99; no-such-package is not installed; no-such-other is not installed"
@@ -126,24 +128,24 @@ def test_wrong_and_absent_packages_are_named(monkeypatch):
 
 def test_an_old_python_is_missing(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 10, 9))
-    (row,) = doctor._python(NOTHING)
+    (row,) = survey._python(NOTHING)
     assert row.mark == "missing"
 
 
 def test_home_is_checked_without_being_made(tmp_path):
-    (row,) = doctor._home(NOTHING)
+    (row,) = survey._home(NOTHING)
     assert row.mark in ("ok", "note")
     assert "made by the first search" in row.found
     assert not (tmp_path / "home").exists()
     (tmp_path / "home").write_text("a file where the folder should be")
-    (row,) = doctor._home(NOTHING)
+    (row,) = survey._home(NOTHING)
     assert row.mark == "missing"
     assert "GUIDINO_TUNE_HOME" in row.todo
 
 
 def test_little_room_is_noted(monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: argparse.Namespace(free=2 * doctor.GIB))
-    (row,) = doctor._home(NOTHING)
+    monkeypatch.setattr(survey.shutil, "disk_usage", lambda _: argparse.Namespace(free=2 * survey.GIB))
+    (row,) = survey._home(NOTHING)
     assert (row.mark, "2.0 GiB free" in row.found) == ("note", True)
 
 
@@ -179,7 +181,7 @@ def test_token_rows(environ, file, mark, hint, tmp_path, monkeypatch):
         (tmp_path / ".ray" / "auth_token").write_text("very secret")
         (tmp_path / ".ray" / "auth_token").chmod(file)
     monkeypatch.setattr(inspection, "ray_version", lambda: "2")
-    rows = list(doctor._ray(NOTHING))
+    rows = list(survey._ray(NOTHING))
     last = [row for row in rows if row.name == "Ray token"][-1]
     assert (last.mark, hint in last.todo) == (mark, True)
     assert "very secret" not in str(rows)
@@ -309,7 +311,7 @@ def make_kvasir(root: Path) -> None:
 
 def test_data_sets_in_their_places_and_where_the_user_says(tmp_path):
     make_kvasir(tmp_path / "home" / "datasets" / "kvasir")
-    rows = {row.name: row for row in doctor._data(NOTHING)}
+    rows = {row.name: row for row in survey._data(NOTHING)}
     assert {name: row.mark for name, row in rows.items()} == {
         "data: kvasir": "ok", "data: isic2017": "note", "data: tn3k": "note", "data: demo": "ok",
     }  # fmt: skip
@@ -318,9 +320,9 @@ def test_data_sets_in_their_places_and_where_the_user_says(tmp_path):
     assert not (tmp_path / "home" / "datasets" / "demo").exists()
     make_kvasir(tmp_path / "mine")
     asked = argparse.Namespace(kind="folder", data_root=str(tmp_path / "mine"))
-    assert {row.name: row.mark for row in doctor._data(asked)}["data: folder"] == "ok"
+    assert {row.name: row.mark for row in survey._data(asked)}["data: folder"] == "ok"
     (tmp_path / "mine" / "masks" / "1.jpg").unlink()
-    assert {row.name: row.mark for row in doctor._data(asked)}["data: folder"] == "missing"
+    assert {row.name: row.mark for row in survey._data(asked)}["data: folder"] == "missing"
 
 
 def test_an_empty_or_unreadable_data_set_is_told_and_the_others_are_looked_at(tmp_path, monkeypatch):
@@ -332,7 +334,7 @@ def test_an_empty_or_unreadable_data_set_is_told_and_the_others_are_looked_at(tm
     (tmp_path / "home" / "datasets" / "kvasir" / "images").mkdir(parents=True)
     (tmp_path / "home" / "datasets" / "kvasir" / "masks").mkdir()
     monkeypatch.setitem(SOURCES, "isic2017", unreadable)
-    rows = {row.name: row for row in doctor._data(NOTHING)}
+    rows = {row.name: row for row in survey._data(NOTHING)}
     assert [row.mark for row in rows.values()] == ["note", "note", "note", "ok"]
     assert "Permission denied" in rows["data: isic2017"].found
     assert not rows["data: kvasir"].found.startswith(":")
@@ -342,7 +344,7 @@ def test_a_damaged_demo_set_stops_a_demo_search(tmp_path):
     from guidino_tune.data.sources.demo import VERSION
 
     (tmp_path / "home" / "datasets" / "demo" / f"v{VERSION}").mkdir(parents=True)
-    assert {row.name: row.mark for row in doctor._data(NOTHING)}["data: demo"] == "missing"
+    assert {row.name: row.mark for row in survey._data(NOTHING)}["data: demo"] == "missing"
 
 
 def test_absent_weights_are_a_note_with_the_licence_and_never_downloaded(monkeypatch):
@@ -360,21 +362,21 @@ def test_absent_weights_are_a_note_with_the_licence_and_never_downloaded(monkeyp
 
     monkeypatch.setattr(hub, "get_hf_file_metadata", head)
     monkeypatch.setattr(hub, "hf_hub_download", download)
-    rows = list(doctor._weights(NOTHING))
+    rows = list(survey._weights(NOTHING))
     assert [(row.mark, row.name) for row in rows] == [("note", "DINOv3 weights"), ("note", "DINOv2 weights")]
     assert len(asked) == 2
     assert "vits16, vits16plus, vitb16" in rows[0].found
     assert "https://huggingface.co/facebook/dinov3-vits16-pretrain-lvd1689m" in rows[0].todo
     assert "licence" not in rows[1].todo  # anybody may download those
     monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *_, **__: argparse.Namespace(size=86_000_000))
-    rows = list(doctor._weights(NOTHING))
+    rows = list(survey._weights(NOTHING))
     assert "may be downloaded (86 MB)" in rows[0].found
     assert "hf download" in rows[0].todo
 
 
 def test_the_backbone_asked_for_must_load(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "_hub_answer", lambda *_: "the hub is not asked")
-    ask = lambda name: next(iter(doctor._weights(argparse.Namespace(backbone=name))))  # noqa: E731
+    monkeypatch.setattr(survey, "_hub_answer", lambda *_: "the hub is not asked")
+    ask = lambda name: next(iter(survey._weights(argparse.Namespace(backbone=name))))  # noqa: E731
     row = ask(str(tmp_path / "absent"))
     assert (row.mark, row.found) == ("missing", "no such folder")
     assert ask("tiny").mark == "ok"
@@ -385,5 +387,5 @@ def test_studies_are_listed(tmp_path):
         (tmp_path / "home" / "studies" / name).mkdir(parents=True)
         (tmp_path / "home" / "studies" / name / "study.yaml").touch()
     (tmp_path / "home" / "studies" / "no-study").mkdir()
-    (row,) = doctor._studies(NOTHING)
+    (row,) = survey._studies(NOTHING)
     assert row.found == "a, b"

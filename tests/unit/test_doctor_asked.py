@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from guidino_tune import doctor
+from guidino_tune.workflows import survey
 
 
 @pytest.mark.parametrize(
     ("asked", "checks"),
     [
-        ({}, set(doctor.CHECKS)),
+        ({}, set(survey.CHECKS)),
         ({"kind": "folder"}, {"data", "asked for"}),
         ({"backbone": "vits16"}, {"weights"}),
         ({"space": "demo"}, {"home folder", "asked for"}),
@@ -22,8 +23,8 @@ from guidino_tune import doctor
     ],
 )
 def test_only_what_belongs_to_the_question_is_looked_at(asked, checks):
-    assert set(doctor.asked(doctor.CHECKS, argparse.Namespace(**asked))) == checks
-    assert {name for names in doctor.BELONGING.values() for name in names} <= set(doctor.CHECKS)
+    assert set(survey.asked(survey.CHECKS, argparse.Namespace(**asked))) == checks
+    assert {name for names in survey.BELONGING.values() for name in names} <= set(survey.CHECKS)
 
 
 def test_a_question_about_a_data_set_has_one_answer_and_needs_no_torch(tmp_path):

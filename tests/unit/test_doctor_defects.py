@@ -55,6 +55,7 @@ from doctor_helpers import (
 
 from guidino_tune import doctor
 from guidino_tune.workflows import doctor as checkups
+from guidino_tune.workflows import survey
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ DEFECTS: dict[str, tuple[str, Callable[[Place], list[str]], str, str, str]] = {
 
 def examine(check: str, argv: list[str], place: Place, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
     """Runs one of the checks as the command does; gives its exit code and its lines, each with the next step below it."""
-    place.monkeypatch.setattr(doctor, "CHECKS", {check: doctor.CHECKS[check]})
+    place.monkeypatch.setattr(survey, "CHECKS", {check: survey.CHECKS[check]})
     code = doctor.main(argv)
     shown = capsys.readouterr()
     assert "Traceback" not in shown.err + shown.out
@@ -224,6 +225,6 @@ def test_every_problem_of_a_space_is_told_at_once(place: Place) -> None:
 
 @pytest.mark.parametrize("argv", [["--images"], ["--data-root", "/x"]])
 def test_what_cannot_be_answered(argv: list[str], capsys: pytest.CaptureFixture[str], place: Place) -> None:
-    place.monkeypatch.setattr(doctor, "CHECKS", {})
+    place.monkeypatch.setattr(survey, "CHECKS", {})
     assert doctor.main(argv) == 2
     assert "add --space, or --kind" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from guidino_tune import doctor
+from guidino_tune.workflows import survey
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,7 +18,7 @@ def test_constraints_pin_every_direct_dependency_inside_its_range():
     pinned = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins}
     assert len(pinned) == len(pins)
     assert not [version for version in pinned.values() if "+" in version]
-    direct = [Requirement(text) for text in metadata.requires(doctor.NAME)]
+    direct = [Requirement(text) for text in metadata.requires(survey.NAME)]
     outside = [r.name for r in direct if not r.specifier.contains(pinned.get(canonicalize_name(r.name), "0"))]
     assert outside == []
 

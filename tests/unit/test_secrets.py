@@ -15,13 +15,13 @@ import optuna
 import pytest
 
 from guidino_tune import cli, compare, doctor, export, reproduce_trial, search, track
-from guidino_tune.doctor import survey
 from guidino_tune.errors import UserError, passwords, redacted
 from guidino_tune.running.environment import protect_token
 from guidino_tune.space.space import load_space
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.tracking import MLflowTracker, StudySnapshot
 from guidino_tune.tracking.client import explain
+from guidino_tune.workflows import survey
 
 ROOT = Path(__file__).parents[2]
 SECRET = "s3cr3t/P@ss"  # as a password may be, and `%2F` and `%40` in a URL
@@ -101,7 +101,7 @@ def test_a_failing_check_of_the_doctor_is_told_without_the_secret(monkeypatch: p
     def ill(options):
         raise RuntimeError("Bearer hf_abcdefgh")
 
-    (row,) = survey({"weights": ill}, None)
+    (row,) = survey.survey({"weights": ill}, None)
     assert row.found == "could not be checked (RuntimeError: Bearer ***)"
 
 
