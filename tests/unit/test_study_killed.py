@@ -38,23 +38,23 @@ class Lines:
 
 def drive(path: Path, space: Space, saved: dict[int, list[int]]) -> Run:
     """Runs a study as Tune would; ``saved`` is what the trials' processes have on the disk, whoever drives."""
-    driver = Run(path, space)
-    driver, runs = driver.driver, 0
+    run = Run(path, space)
+    driver, runs = run.driver, 0
     while driver.remaining > 0:
         name = str(runs)
         runs += 1
         config = driver.ask(name)
         assert config is not None
         done = saved.setdefault(config["number"], [])
-        told = config["reported"]
+        reported = config["reported"]
         goes_on = True
         while goes_on:
-            if told < EPOCHS and told == len(done):
-                done.append(told + 1)
-            told = min(told + 1, EPOCHS)  # a trial that has told all its epochs tells the last one again
-            goes_on = driver.report(name, result(told, dice(config, told)))
+            if reported < EPOCHS and reported == len(done):
+                done.append(reported + 1)
+            reported = min(reported + 1, EPOCHS)  # a trial that has reported all its epochs tells the last one again
+            goes_on = driver.report(name, result(reported, dice(config, reported)))
         driver.tell(name, crashed=False)
-    return driver
+    return run
 
 
 def dice(config: dict[str, Any], epoch: int) -> float:
