@@ -29,7 +29,7 @@ from guidino_tune.space.advice import training_notes
 from guidino_tune.space.space import Space
 from guidino_tune.study.driver import INTERRUPTED, OUT_OF_TIME, Driver
 from guidino_tune.study.outcomes import in_words, same_way
-from guidino_tune.study.store import StudyFolder, open_study
+from guidino_tune.study.store import StudyFolder, folder_of, open_study
 from guidino_tune.study.trials import best_value, finished, ranking, remaining, without_result
 from guidino_tune.tracking import MLflowTracker
 from guidino_tune.training.folder import write_text
@@ -69,7 +69,7 @@ def run_search(space: Space, console: Console, storage: str | None = None, track
     """
     follow_home(console)
     space = resolve_data(space)
-    folder = StudyFolder(paths.studies() / space.study.name)
+    folder = folder_of(space.study.name)
     with contextlib.ExitStack() as known:
         space = known.enter_context(continued(space, folder))
         noted = check_search(space, folder)
