@@ -16,7 +16,7 @@ from guidino_tune.data.rules import RULES_KEY, read_rules
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import as_dict, beyond, feasible, in_words
-from guidino_tune.study.store import StudyFolder, folder_of, stored_study
+from guidino_tune.study.store import StoredStudy, StudyFolder, folder_of, stored_study
 from guidino_tune.study.trials import best_value, front, ranking
 from guidino_tune.training.folder import write_text
 from guidino_tune.workflows.backbones import noted
@@ -55,19 +55,19 @@ def export_yaml(study: optuna.Study, space: Space, folder: StudyFolder, trial: F
     )
 
 
-def export_trial(name: str, number: int | None, storage: str | None = None, *, ids: bool = False) -> tuple[str, str]:
-    """A trial of a study by its name, as YAML, with a line that says which one it is.
+def export_trial(name: str | StoredStudy, number: int | None, storage: str | None = None, *, ids: bool = False) -> tuple[str, str]:
+    """A trial of a study as YAML, with a line that says which one it is.
 
     Args:
-        name: Of the study.
+        name: Of the study; or the study itself.
         number: Of the trial; ``None`` takes the best Dice that ran its whole budget within the constraints; it is on the Pareto front.
-        storage: Database URL of the study; by default the file in its folder.
+        storage: Database URL of a study that is given by its name; by default the file in its folder.
         ids: See ``export_yaml``.
 
     Raises:
         UserError: No such study or trial, or none that ran its whole budget.
     """
-    folder, study, space = stored_study(name, storage)
+    folder, study, space = stored_study(name, storage) if isinstance(name, str) else name
     trials = {t.number: t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING}
     ranked = ranking(study)
     if number is None and not ranked and (too_much := [t for t in trials.values() if not feasible(t)]):

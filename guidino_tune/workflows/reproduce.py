@@ -85,7 +85,7 @@ def run_table(
     found: list[tables.TableRow] = []
     code = 0
     for dataset, space in spaces.items():
-        code = run_search(space, console) or code
+        code = run_search(space, console=console).exit_code or code
         if code == 130:
             return code
         folder = folder_of(space.study.name)
@@ -130,7 +130,7 @@ def run_scaling(space: Space, protocol: Protocol, console: Console, *, dataset: 
     with contextlib.ExitStack() as known:
         space = known.enter_context(continued(space, folder))
         _check(space)
-        code = run_search(space, console)
+        code = run_search(space, console=console).exit_code
         if code == 130:
             return code
         known.enter_context(folder.lock())
