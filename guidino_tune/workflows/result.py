@@ -131,7 +131,7 @@ class StudyResult:
         self.folder, self.study, self.space = stored.folder.path, stored.study, stored.space
         self.name: str = stored.space.study.name
         self.storage = storage
-        self._stored, self._ended = stored, ended
+        self.stored, self._ended = stored, ended
 
     def __repr__(self) -> str:
         trials = self.trials()
@@ -147,7 +147,7 @@ class StudyResult:
         """
         if self._ended is not None:
             return self._ended
-        if holder := self._stored.folder.holder():
+        if holder := self.stored.folder.holder():
             return f"a search works on it ({holder})"
         left = remaining(self.study, self.space)
         return f"{left} trial(s) still to be run" if left else ""
@@ -178,7 +178,7 @@ class StudyResult:
             UserError: No such trial, or none that ran its whole budget.
         """
         # Where `retrain` would not find the study by its name, the configuration carries the split itself.
-        text, _ = export_trial(self._stored, trial, ids=not self.folder.is_relative_to(paths.studies()))
+        text, _ = export_trial(self.stored, trial, ids=not self.folder.is_relative_to(paths.studies()))
         values = yaml.safe_load(text)
         return Exported(Experiment.from_dict(values["experiment"]), values["provenance"], text)
 
@@ -261,13 +261,13 @@ class StudyResult:
             values=dict(trial.intermediate_values),
             objectives=dict(zip(self.space.study.objectives, trial.values or (), strict=False)),
             failure=f"{failure}: {message}" if failure and trial.state == TrialState.FAIL else "",
-            folder=self._stored.folder.trial(trial.number).path,
+            folder=self.stored.folder.trial(trial.number).path,
             _space=self.space,
         )
 
     def _is_left(self, trial: FrozenTrial) -> bool:
         """Whether nobody runs a trial that the study counts as running."""
-        return bool(trial.user_attrs.get(INTERRUPTION)) or not self._stored.folder.holder()
+        return bool(trial.user_attrs.get(INTERRUPTION)) or not self.stored.folder.holder()
 
 
 def open_study(name: str | Path, *, storage: str | None = None) -> StudyResult:
