@@ -125,6 +125,8 @@ class StudyResult:
         folder: Where it lives.
         space: What it searches.
         study: Of Optuna, for its own tools, as in ``optuna.visualization``.
+        stored: All three, as the other workflows take them.
+        storage: Database URL that was named; ``None``: that of the environment, or the journal in the folder.
     """
 
     def __init__(self, stored: StoredStudy, ended: str | None = None, storage: str | None = None) -> None:

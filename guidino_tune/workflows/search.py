@@ -85,6 +85,11 @@ def run_search(
         UserError: Before anything is spent, see ``check_search``; or the study can no longer be written, or a callback failed. What the
             study has stays readable, and trials that were running go on with the next call.
         KeyboardInterrupt: Stopped before its trials ran, or a second time while it was stopping.
+
+    Example:
+        >>> result = run_search(load_space("demo", {"study.trials": 4}))  # doctest: +SKIP
+        >>> result.ended, result.best.provenance["val_dice"]  # doctest: +SKIP
+        ('', 0.4801)
     """
     console = console or silent_console()
     follow_home(console)
