@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 State = Literal["complete", "stopped early", "failed", "running", "interrupted"]
 """Of a trial: it ran its whole budget; it was ended early, by the pruner or a constraint; it failed; it runs; it is to go on."""
 
+_ENDS: dict[TrialState, State] = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed"}
+
 FEWEST = 10
 """Trials that ran their whole budget, below which nothing is said of the importance of parameters."""
 
@@ -194,10 +196,10 @@ class StudyResult:
         Raises:
             UserError: There is none of this number.
         """
-        try:
-            return self._result(stored_trial(self.study, number))
-        except KeyError:
-            raise UserError(f"no trial {number}", where=str(self.folder), todo=f"there are {len(self._begun())} trials") from None
+        found = {t.number: t for t in self._begun()}
+        if number not in found:
+            raise UserError(f"no trial {number}", where=str(self.folder), todo=f"there are {len(found)} trials")
+        return self._result(found[number])
 
     def front(self) -> tuple[TrialResult, ...]:
         """The Pareto front, best Dice first: no other trial is better in one objective and as good in all others.
@@ -251,13 +253,9 @@ class StudyResult:
 
     def _result(self, trial: FrozenTrial) -> TrialResult:
         failure, message = trial.user_attrs.get("failure"), trial.user_attrs.get("message", "")
-        states: dict[TrialState, State] = {
-            TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed",
-            TrialState.RUNNING: "interrupted" if self._is_left(trial) else "running",
-        }  # fmt: skip
         return TrialResult(
             number=trial.number,
-            state=states[trial.state],
+            state=_ENDS.get(trial.state) or ("interrupted" if self._is_left(trial) else "running"),
             parameters=dict(trial.params),
             value=best_value(trial),
             values=dict(trial.intermediate_values),
@@ -303,7 +301,7 @@ def callback_listener(callbacks: tuple[Callback, ...], result: StudyResult) -> L
     """Calls every callback for each change that a driver tells; an exception in one becomes a ``UserError`` that names it."""
 
     def tell(number: int, record: EpochRecord | None) -> None:
-        trial = result.trial(number)
+        trial = result._result(stored_trial(result.study, number))
         if record is None and trial.state == "interrupted":
             return
         event = "epoch_ended" if record else "trial_started" if trial.state == "running" else "trial_ended"
