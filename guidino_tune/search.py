@@ -90,7 +90,7 @@ def _search(options: argparse.Namespace) -> int:
             return show_plan(space, console, options.storage)
         from guidino_tune.workflows.search import run_search
 
-        return run_search(space, console, storage=options.storage, tracking=options.tracking)
+        return run_search(space, console=console, storage=options.storage, tracking=options.tracking).exit_code
 
 
 if __name__ == "__main__":

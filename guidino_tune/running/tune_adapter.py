@@ -5,6 +5,7 @@ Stock ``OptunaSearch`` keeps a second state and tells trials that were stopped e
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import uuid
@@ -23,10 +24,12 @@ from guidino_tune.running.executors import trainable
 from guidino_tune.running.leftovers import Leftovers
 from guidino_tune.stopping import stop_signals
 from guidino_tune.study.driver import Driver
+from guidino_tune.training.failures import as_kind
+from guidino_tune.training.reporter import EpochRecord
 
 
 def run_trials(driver: Driver, resources: Plan) -> None:
-    """Runs what remains of a study on the cluster that is connected; ``driver.ended`` and ``driver.unwritable`` say how it ended.
+    """Runs what remains of a study on the cluster that is connected; ``driver.ended`` and ``driver.error`` say how it ended.
 
     Raises:
         UserError: Ray ended the search.
@@ -105,8 +108,14 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """See ``TrialScheduler.on_trial_result``."""
-        go_on = self.driver.stored(lambda: self.driver.report(trial.trial_id, result), False)
+        go_on = self.driver.stored(lambda: self._take(trial.trial_id, result), False)
         return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
+
+    def _take(self, key: str, result: dict[str, Any]) -> bool:
+        if "failure" in result:
+            self.driver.fail(key, as_kind(result["failure"]), result["message"])
+            return False
+        return self.driver.report(key, map(EpochRecord.from_dict, json.loads(result["records"])), result.get("note", ""))
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         """See ``TrialScheduler.on_trial_error``; the searcher, which closes the trial, is not told what happened."""

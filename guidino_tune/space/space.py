@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -205,8 +205,26 @@ def read_setting(path: str, text: str) -> Any:
     return text if path in TEXT and text not in ("", "null") else read_value(text)
 
 
-def override(space: Space, assignments: Iterable[str]) -> Space:
-    """Applies ``a.b=c`` assignments; a searched parameter that is set is fixed and no longer searched.
+def _assigned(assignments: Mapping[str, Any] | Iterable[str]) -> Iterator[tuple[str, Any, str]]:
+    """Path, value and where it was said, of each assignment."""
+    if isinstance(assignments, Mapping):
+        for path, value in assignments.items():
+            plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            yield path, plain, f"{path} = {value!r}"
+        return
+    for text in assignments:
+        path, equals, raw = text.partition("=")
+        where = f"--set {text}"
+        if not equals:
+            raise UserError("has no '='", where=where, todo="write --set path=value, such as --set training.epochs=20")
+        try:
+            yield path, read_setting(path, raw), where
+        except ValueError:
+            raise UserError(f"{shown(raw)} is no YAML value", where=where) from None
+
+
+def override(space: Space, assignments: Mapping[str, Any] | Iterable[str]) -> Space:
+    """Applies values by path, or texts ``path=value``; a searched parameter that is set is fixed and no longer searched.
 
     Raises:
         UserError: No ``=``, no such path, or an invalid value.
@@ -217,15 +235,7 @@ def override(space: Space, assignments: Iterable[str]) -> Space:
         "resources": _plain(space.resources, keep_none=True),
     }
     fixed: dict[str, Any] = {}
-    for text in assignments:
-        path, equals, raw = text.partition("=")
-        where = f"--set {text}"
-        if not equals:
-            raise UserError("has no '='", where=where, todo="write --set path=value, such as --set training.epochs=20")
-        try:
-            value = read_setting(path, raw)
-        except ValueError:
-            raise UserError(f"{shown(raw)} is no YAML value", where=where) from None
+    for path, value, where in _assigned(assignments):
         head, _, rest = path.partition(".")
         if head in settings:
             if rest not in settings[head]:

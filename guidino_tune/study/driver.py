@@ -10,7 +10,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -46,7 +47,8 @@ class Driver:
         space: What is searched.
         folder: Of the study.
         listener: Told of a trial's number, its experiment and its new epoch (``None`` when its state changed).
-        settings: What every trial's process must know beside its experiment.
+        settings: What every trial's process must know beside its experiment; ``max_failures`` counts here too, and a trial of the ``train``
+            executor keeps its checkpoints until the search is over.
         deadline: Time of the monotonic clock after which trials are left running in the study, to be continued by the next run.
         warn: Told what a user should know of the machines, such as a full disk; each text once.
         count: Gives what a study with such objectives or constraints knows of a network before it is trained.
@@ -54,7 +56,8 @@ class Driver:
     Attributes:
         remaining: Trials that are still to give a result; those that failed otherwise are made up for.
         orphans: Trials to go on with: left by a dead driver, or by a machine that was lost.
-        unwritable: Set when the study could not be written, as on a full disk; nothing more is asked, reported or told.
+        error: Set when the study could not be written, as on a full disk, or when something that was handed in (a listener, a sampler, a
+            pruner) raised; nothing more is asked, reported or told.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Driver:
         space: Space,
         folder: StudyFolder,
         listener: Callable[[int, Experiment, EpochRecord | None], None],
-        settings: Mapping[str, Any],
+        settings: Mapping[str, Any] = MappingProxyType({}),
         deadline: float = math.inf,
         warn: Callable[[str], None] = lambda text: None,
         count: Count = _uncounted,
@@ -82,7 +85,7 @@ class Driver:
         self.outcomes = Outcomes(study.get_trials(deepcopy=False), settings.get("max_failures", 0))
         if isinstance(study.sampler, ListedSampler):
             study.sampler.outcomes = self.outcomes
-        self.unwritable: Exception | None = None
+        self.error: Exception | None = None
         self.refusal = ""
         self.warn, self.warned, self.count = warn, {""}, count
 
@@ -100,17 +103,17 @@ class Driver:
         return time.monotonic() > self.deadline
 
     def stored(self, action: Callable[[], Any], otherwise: Any) -> Any:
-        """Does what writes into the study, until something cannot be written: Tune would take the error for the trial's, and try again.
+        """Does what changes the study, until that fails once: Tune would take the error for the trial's, and try again.
 
         Args:
             action: What to do; its result is given back.
             otherwise: The result when it was not done, or only in part: trials stay running in the study, to be continued.
         """
-        if self.unwritable is None:
+        if self.error is None:
             try:
                 return action()
-            except (OSError, optuna.exceptions.StorageInternalError) as error:
-                self.unwritable = error
+            except Exception as error:
+                self.error = error
         return otherwise
 
     @property
@@ -209,20 +212,28 @@ class Driver:
             "folder": str(self.folder.trial(number).path),
         }
 
-    def report(self, key: str, result: Mapping[str, Any]) -> bool:
-        """Takes one or several epochs in, oldest first; returns False when the trial shall stop."""
+    def fail(self, key: str, kind: FailureKind, message: str) -> None:
+        """Remembers how a trial failed, by its own account, until it is closed."""
+        self.reasons[self.running[key].number] = kind, message
+
+    def report(self, key: str, records: Iterable[EpochRecord], note: str = "") -> bool:
+        """Takes one or several epochs in, oldest first.
+
+        Args:
+            key: Of the trial.
+            records: Its new epochs; those that the study knows already count once.
+            note: What a user should know of the trial's machine.
+
+        Returns:
+            False when the trial shall stop.
+        """
         trial = self.running[key]
-        if "failure" in result:
-            self.reasons[trial.number] = as_kind(result["failure"]), result["message"]
-            return False
-        note = result.get("note", "")
         if note not in self.warned:
             self.warned.add(note)
             self.warn(note)
         number, epochs = trial.number, self.experiments[trial.number].training.epochs
         validated, last = False, 0
-        for told in json.loads(result["records"]):
-            record = EpochRecord.from_dict(told)
+        for record in records:
             last = record.epoch
             self.records.setdefault(number, {})[last] = record
             # A trial that was continued tells epochs again that the study may know already.
@@ -301,7 +312,7 @@ class Driver:
         if counts_as_finished(closed) or lost:
             self.remaining -= 1
         # The workers of a Ray Train trial end a little later than this; their folders are tidied after the search.
-        if self.settings["executor"] == "actor":
+        if self.settings.get("executor") != "train":
             self.folder.trial(number).tidy()
         self.listener(number, self.experiments.pop(number), None)
         self.seen.pop(number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 import yaml
@@ -59,6 +59,34 @@ class StudyFolder:
     def holder(self) -> str:
         """Who holds the study; empty when nobody does."""
         return holder(self.path / "driver.lock")
+
+
+class StoredStudy(NamedTuple):
+    """A study as it is kept: where it lives, its trials, and what it searches."""
+
+    folder: StudyFolder
+    study: optuna.Study
+    space: Space
+
+
+def folder_of(name: str | Path) -> StudyFolder:
+    """The folder of a study by its name in the home folder; or by its path, which is a ``Path`` or has a slash in it."""
+    return StudyFolder(Path(name).expanduser().absolute() if isinstance(name, Path) or "/" in name else paths.studies() / name)
+
+
+def stored_study(name: str | Path, storage: str | None = None) -> StoredStudy:
+    """Opens an existing study to read it, while it runs too.
+
+    Args:
+        name: See ``folder_of``.
+        storage: Database URL of the study; by default the journal in its folder.
+
+    Raises:
+        UserError: There is none, its definition or journal is damaged, or its trials are in another storage.
+    """
+    folder = folder_of(name)
+    study = load_study(folder, storage)
+    return StoredStudy(folder, study, read_space(read_yaml(folder.definition), source=str(folder.definition)))
 
 
 def open_study(space: Space, folder: StudyFolder, storage: str | None = None) -> optuna.Study:

@@ -17,7 +17,7 @@ from guidino_tune import __version__, paths
 from guidino_tune.analysis import comparison
 from guidino_tune.analysis.statistics import read_scores
 from guidino_tune.config import DINOGuide, Experiment, Protocol, Resources
-from guidino_tune.config.parsing import parse, read_yaml
+from guidino_tune.config.parsing import parse
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.carrying import provenance_of
 from guidino_tune.data.identity import check_images
@@ -31,8 +31,8 @@ from guidino_tune.models.known import key_of
 from guidino_tune.running.cluster import connected, plan
 from guidino_tune.running.measuring import measure_models
 from guidino_tune.running.trainings import Training, check_finished, train_side_by_side, with_seed
-from guidino_tune.space.space import Space, read_space
-from guidino_tune.study.store import StudyFolder, load_study
+from guidino_tune.space.space import Space
+from guidino_tune.study.store import StudyFolder, stored_study
 from guidino_tune.training.backbones import read_known, write_known
 from guidino_tune.training.failures import INFEASIBLE
 from guidino_tune.training.folder import TrialFolder, write_text
@@ -95,9 +95,8 @@ def compare_study(request: Request, console: Console) -> int:
         UserError: No such study, nothing to compare, missing data or weights, or a training or measurement that can be continued.
     """
     follow_home(console)
-    folder = StudyFolder(paths.studies() / request.study)
-    study = load_study(folder, request.storage)
-    space = _at(read_space(read_yaml(folder.definition), source=str(folder.definition)), request.data_root)
+    folder, study, space = stored_study(request.study, request.storage)
+    space = _at(space, request.data_root)
     configurations = finalists(study, space, top=request.top, against=request.against, epochs=request.epochs)
     resources = _resources(space.resources, request.resources)
     split = read_split(folder.split)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from guidino_tune import paths
 from guidino_tune.config import Data, DINOGuide
-from guidino_tune.config.parsing import parse, read_yaml
+from guidino_tune.config.parsing import parse
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import check_split, read_split
 from guidino_tune.errors import UserError
@@ -21,10 +21,10 @@ from guidino_tune.findings import Finding
 from guidino_tune.models import check_backbone
 from guidino_tune.models.known import Known, name_in
 from guidino_tune.space.check import check_space
-from guidino_tune.space.space import Space, absolute, load_space, override, read_setting, read_space
+from guidino_tune.space.space import Space, absolute, load_space, override, read_setting
 from guidino_tune.study.journal import database
 from guidino_tune.study.outcomes import in_words
-from guidino_tune.study.store import StudyFolder, check_same_search, check_there, load_study
+from guidino_tune.study.store import StudyFolder, check_same_search, check_there, folder_of, stored_study
 from guidino_tune.study.trials import orphans
 from guidino_tune.training.backbones import read_known
 from guidino_tune.training.checkpoints import WEIGHTS, read_checkpoint
@@ -125,7 +125,7 @@ def look_at_space(name: str, data_root: str | None = None, *, images: bool = Fal
         space = resolve_data(space)
     except UserError as error:
         untold = list(_refused("space's data", error))
-    folder = StudyFolder(paths.studies() / space.study.name)
+    folder = folder_of(space.study.name)
     problems = _problem("space", lambda: check_space(space, begun=folder.definition.exists()))
     if not problems:  # else its experiments cannot be built
         problems += _problem("models", lambda: check_models(space))
@@ -158,14 +158,13 @@ def look_at_study(name: str, storage: str | None = None) -> Iterator[Finding]:
     Raises:
         UserError: There is no such study, or its definition or journal is damaged.
     """
-    folder = StudyFolder(paths.studies() / name)
+    folder = folder_of(name)
     check_there(folder)
-    space = read_space(read_yaml(folder.definition), source=str(folder.definition))
     yield from _journal(folder, storage)
+    study, space = stored_study(name, storage)[1:]
     holder = folder.holder()
     if holder:
         yield Finding("note", "study", f"a search works on it ({holder})", "wait for it, or stop it, before you start another one")
-    study = load_study(folder, storage)
     yield from _trials(study, space, folder, running=bool(holder))
     yield from _backbones(folder)
     if folder.split.exists():

@@ -20,7 +20,7 @@ from guidino_tune.space.advice import training_notes
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import in_words
 from guidino_tune.study.pruners import rungs, validated_epochs
-from guidino_tune.study.store import StudyFolder, load_study
+from guidino_tune.study.store import StudyFolder, folder_of, load_study
 from guidino_tune.study.trials import orphans
 from guidino_tune.workflows.backbones import continued
 from guidino_tune.workflows.checks import check_search
@@ -41,7 +41,7 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
         UserError: What would stop the search itself: a mistake in the space, missing data, weights that cannot be loaded.
     """
     space = resolve_data(space)
-    folder = StudyFolder(paths.studies() / space.study.name)
+    folder = folder_of(space.study.name)
     with continued(space, folder) as space:
         check_search(space, folder)
     opened = _read(space, folder, console)

@@ -10,14 +10,13 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from guidino_tune import __version__, paths
-from guidino_tune.config.parsing import read_yaml
+from guidino_tune import __version__
 from guidino_tune.data.carrying import beside, provenance_of
 from guidino_tune.data.rules import RULES_KEY, read_rules
 from guidino_tune.errors import UserError
-from guidino_tune.space.space import Space, read_space
+from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import as_dict, beyond, feasible, in_words
-from guidino_tune.study.store import StudyFolder, load_study
+from guidino_tune.study.store import StoredStudy, StudyFolder, folder_of, stored_study
 from guidino_tune.study.trials import best_value, front, ranking
 from guidino_tune.training.folder import write_text
 from guidino_tune.workflows.backbones import noted
@@ -56,21 +55,19 @@ def export_yaml(study: optuna.Study, space: Space, folder: StudyFolder, trial: F
     )
 
 
-def export_trial(name: str, number: int | None, storage: str | None = None, *, ids: bool = False) -> tuple[str, str]:
-    """A trial of a study by its name, as YAML, with a line that says which one it is.
+def export_trial(name: str | StoredStudy, number: int | None, storage: str | None = None, *, ids: bool = False) -> tuple[str, str]:
+    """A trial of a study as YAML, with a line that says which one it is.
 
     Args:
-        name: Of the study.
+        name: Of the study; or the study itself.
         number: Of the trial; ``None`` takes the best Dice that ran its whole budget within the constraints; it is on the Pareto front.
-        storage: Database URL of the study; by default the file in its folder.
+        storage: Database URL of a study that is given by its name; by default the file in its folder.
         ids: See ``export_yaml``.
 
     Raises:
         UserError: No such study or trial, or none that ran its whole budget.
     """
-    folder = StudyFolder(paths.studies() / name)
-    study = load_study(folder, storage)
-    space = read_space(read_yaml(folder.definition), source=str(folder.definition))
+    folder, study, space = stored_study(name, storage) if isinstance(name, str) else name
     trials = {t.number: t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING}
     ranked = ranking(study)
     if number is None and not ranked and (too_much := [t for t in trials.values() if not feasible(t)]):
@@ -114,7 +111,7 @@ def export_split(name: str, file: Path, *, force: bool = False) -> Path | None:
     Raises:
         UserError: A file that holds something else is there already.
     """
-    source, target = StudyFolder(paths.studies() / name).split, beside(file)
+    source, target = folder_of(name).split, beside(file)
     if not source.is_file():
         return None
     text = source.read_text(encoding="utf-8")

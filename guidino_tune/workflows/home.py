@@ -6,7 +6,7 @@ from rich.console import Console
 
 from guidino_tune import paths
 from guidino_tune.errors import UserError
-from guidino_tune.study.store import StudyFolder, known_studies
+from guidino_tune.study.store import folder_of, known_studies
 from guidino_tune.tracking.moved import BACKUP, find_moved, home_database, mend, why_not
 from guidino_tune.workflows.track import mlflow_uri
 
@@ -26,7 +26,7 @@ def follow_home(console: Console) -> None:
                 console.print(f"note: {why_not(moved)}", style="yellow", highlight=False, soft_wrap=True)
                 continue
             for name in known_studies():
-                if holder := StudyFolder(paths.studies() / name).holder():
+                if holder := folder_of(name).holder():
                     raise UserError(
                         f"the home folder was moved here from {moved.former} while study {name!r} is at work ({holder})",
                         where=str(home),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 
 import optuna
@@ -193,6 +194,11 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def silent_console() -> Console:
+    """Prints nothing, nowhere, not even in a notebook."""
+    return Console(quiet=True, file=io.StringIO(), force_jupyter=False)
 
 
 def make_console() -> Console:

@@ -13,16 +13,14 @@ from rich.table import Table
 
 from guidino_tune import paths
 from guidino_tune.config import DINOGuide, Experiment, Resources
-from guidino_tune.config.parsing import read_yaml
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.store import ChunkStore
 from guidino_tune.errors import UserError
 from guidino_tune.models.known import Known, expecting, key_of
 from guidino_tune.running.environment import sealed_tests
-from guidino_tune.space.space import read_space
 from guidino_tune.study.pruners import validated_epochs
-from guidino_tune.study.store import StudyFolder, load_study
+from guidino_tune.study.store import stored_study
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.machine import describe, note_machine, read_machines
@@ -131,9 +129,7 @@ def repeat_trial(
         UserError: No such study or trial, a trial without an epoch or with a torn history, other images than those of the study,
             or a folder that is not empty.
     """
-    folder = StudyFolder(paths.studies() / name)
-    study = load_study(folder, storage)
-    space = read_space(read_yaml(folder.definition), source=str(folder.definition))
+    folder, study, space = stored_study(name, storage)
     trials = {t.number: t for t in study.get_trials(deepcopy=False) if t.state.is_finished() or t.params}
     if number not in trials:
         raise UserError(

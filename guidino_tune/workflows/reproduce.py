@@ -13,7 +13,6 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from guidino_tune import paths
 from guidino_tune.analysis import scaling, tables
 from guidino_tune.config import Experiment, Protocol
 from guidino_tune.data.sources import find_cases
@@ -24,7 +23,7 @@ from guidino_tune.running.measuring import measure_models
 from guidino_tune.space.parameters import Values
 from guidino_tune.space.recipes import FRAMES, PaperTable, Row, paper_sizes
 from guidino_tune.space.space import RECIPE, Space
-from guidino_tune.study.store import StudyFolder, load_study
+from guidino_tune.study.store import folder_of, load_study
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.measured import Measured
 from guidino_tune.workflows.backbones import continued
@@ -86,10 +85,10 @@ def run_table(
     found: list[tables.TableRow] = []
     code = 0
     for dataset, space in spaces.items():
-        code = run_search(space, console) or code
+        code = run_search(space, console=console).exit_code or code
         if code == 130:
             return code
-        folder = StudyFolder(paths.studies() / space.study.name)
+        folder = folder_of(space.study.name)
         with folder.lock():
             protocol = protocols[dataset]
             trained = measure_study(space, protocol, console, limit)
@@ -127,11 +126,11 @@ def framed(protocol: Protocol, dataset: str, asked: str | None = None) -> Protoc
 
 def run_scaling(space: Space, protocol: Protocol, console: Console, *, dataset: str, about: str, limit: int | None = None) -> int:
     """Trains and tests every backbone at every image size, and draws Dice against cost; see ``run_table``."""
-    folder = StudyFolder(paths.studies() / space.study.name)
+    folder = folder_of(space.study.name)
     with contextlib.ExitStack() as known:
         space = known.enter_context(continued(space, folder))
         _check(space)
-        code = run_search(space, console)
+        code = run_search(space, console=console).exit_code
         if code == 130:
             return code
         known.enter_context(folder.lock())
@@ -165,7 +164,7 @@ def measure_study(space: Space, protocol: Protocol, console: Console, limit: int
     Returns:
         The newest trial of each listed set of values, in the list's order.
     """
-    folder = StudyFolder(paths.studies() / space.study.name)
+    folder = folder_of(space.study.name)
     newest = _newest(load_study(folder), space)
     names = {t.number: f"{', '.join(map(str, t.params.values()))} (trial {t.number})" for t in newest if t.state == TrialState.COMPLETE}
     results: dict[str, Measured] = {}
@@ -186,7 +185,7 @@ def measure_study(space: Space, protocol: Protocol, console: Console, limit: int
 
 def _check(space: Space) -> None:
     """Everything that can be known before training, the test cases at its end included."""
-    folder = StudyFolder(paths.studies() / space.study.name)
+    folder = folder_of(space.study.name)
     with continued(space, folder) as space:
         check_search(space, folder)
     data = space.base.data

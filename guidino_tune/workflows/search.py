@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import time
+from collections.abc import Sequence
 
 import optuna
 from optuna.trial import TrialState
@@ -26,10 +27,10 @@ from guidino_tune.running.cluster import Plan, connected, plan
 from guidino_tune.running.environment import sealed_tests
 from guidino_tune.running.packing import pack
 from guidino_tune.space.advice import training_notes
-from guidino_tune.space.space import Space
-from guidino_tune.study.driver import INTERRUPTED, OUT_OF_TIME, Driver
+from guidino_tune.space.space import Space, override
+from guidino_tune.study.driver import INTERRUPTED, Driver
 from guidino_tune.study.outcomes import in_words, same_way
-from guidino_tune.study.store import StudyFolder, open_study
+from guidino_tune.study.store import StoredStudy, StudyFolder, folder_of, open_study
 from guidino_tune.study.trials import best_value, finished, ranking, remaining, without_result
 from guidino_tune.tracking import MLflowTracker
 from guidino_tune.training.folder import write_text
@@ -37,9 +38,10 @@ from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.backbones import continued, note
 from guidino_tune.workflows.checks import check_search
 from guidino_tune.workflows.home import follow_home
-from guidino_tune.workflows.progress import Progress, conclusions, leaderboard
+from guidino_tune.workflows.progress import Progress, conclusions, leaderboard, silent_console
 from guidino_tune.workflows.recorder import Recorder
 from guidino_tune.workflows.resolve import resolve_data
+from guidino_tune.workflows.result import Callback, Listener, StudyResult, callback_listener
 from guidino_tune.workflows.track import Tracking, await_mlflow, open_tracker, remember_data, study_snapshot
 
 CONTINUES = "Nothing is lost; the same command goes on from here."
@@ -50,26 +52,50 @@ SENDING, STOPPING, AT_ONCE = 60.0, 5.0, 1.0
 the next run."""
 
 
-def run_search(space: Space, console: Console, storage: str | None = None, tracking: Tracking = "spool") -> int:
-    """Starts, continues or extends the study of this space, and prints what came of it.
+def run_search(
+    space: Space,
+    *,
+    callbacks: Sequence[Callback] = (),
+    sampler: str | optuna.samplers.BaseSampler | None = None,
+    pruner: str | optuna.pruners.BasePruner | None = None,
+    storage: str | None = None,
+    tracking: Tracking = "spool",
+    console: Console | None = None,
+) -> StudyResult:
+    """Starts, continues or extends the study of this space.
+
+    It may be called in a notebook, and in any thread. Ctrl-C, or the button that stops a cell, lets it end within seconds with what it has:
+    it returns, and ``result.ended`` says ``Interrupted``. The same call goes on from there. Other threads than the main one get no Ctrl-C.
 
     Args:
-        space: What to search, with its study settings and resources.
-        console: For progress and results.
+        space: What to search, with its study settings and resources, from ``load_space``.
+        callbacks: Told of every trial and epoch, see ``Callback``.
+        sampler: In place of the space's: a name as in ``study.sampler``, or a sampler of Optuna. A study that was begun with one is
+            continued with one of its class.
+        pruner: In place of the space's: a name as in ``study.pruner``, or a pruner of Optuna; of the epochs that are validated, it may stop
+            a trial after each.
         storage: Database URL of the Optuna study; by default a journal file in the study's folder.
-        tracking: What to do when MLflow is away at the start.
+        tracking: What to do when MLflow is away at the start: ``spool`` keeps everything for later, ``wait`` waits, ``stop`` raises.
+        console: For progress and results; without one nothing is printed.
 
     Returns:
-        Exit code: 0; 1 when no trial gave a result; 75 (try again later) when it gave up after some had; 130 when it was interrupted.
+        The study; its ``ended`` tells why it ended before all trials did.
 
     Raises:
-        UserError: Before anything is spent, see ``check_search``; or the study can no longer be written. What it has stays readable, and
-            trials that were running go on with the next call.
+        UserError: Before anything is spent, see ``check_search``; or the study can no longer be written, or a callback failed. What the
+            study has stays readable, and trials that were running go on with the next call.
         KeyboardInterrupt: Stopped before its trials ran, or a second time while it was stopping.
+
+    Example:
+        >>> result = run_search(load_space("demo", {"study.trials": 4}))  # doctest: +SKIP
+        >>> result.ended, result.best.provenance["val_dice"]  # doctest: +SKIP
+        ('', 0.4801)
     """
+    console = console or silent_console()
     follow_home(console)
-    space = resolve_data(space)
-    folder = StudyFolder(paths.studies() / space.study.name)
+    named = {f"study.{what}": name for what, name in (("sampler", sampler), ("pruner", pruner)) if isinstance(name, str)}
+    space = resolve_data(override(space, named) if named else space)
+    folder = folder_of(space.study.name)
     with contextlib.ExitStack() as known:
         space = known.enter_context(continued(space, folder))
         noted = check_search(space, folder)
@@ -80,6 +106,9 @@ def run_search(space: Space, console: Console, storage: str | None = None, track
         baseline = _baseline(data, space.base.data.has_ignored)
         study = open_study(space, folder, storage)
         _same_data(study, data, folder)
+        _take_own(study, space, folder, sampler=sampler, pruner=pruner)
+        stored = StoredStudy(folder, study, space)
+        listener = callback_listener(tuple(callbacks), StudyResult(stored)) if callbacks else None
         if not folder.split.exists():
             keep_split(data.split, find_cases(space.base.data), folder.split)
         if not folder.rules.exists():
@@ -106,7 +135,7 @@ def run_search(space: Space, console: Console, storage: str | None = None, track
         end, patience = INTERRUPTED, STOPPING
         try:
             recorder.sync()
-            end = _run_trials(study, space, folder, recorder, console)
+            end = _run_trials(study, space, folder, recorder, console, listener)
             recorder.draw_front()
             patience = STOPPING if end == INTERRUPTED else SENDING
         except KeyboardInterrupt:
@@ -120,7 +149,8 @@ def run_search(space: Space, console: Console, storage: str | None = None, track
                 if trial.state.is_finished():
                     folder.trial(trial.number).tidy()
             tracker.close(timeout=patience, interrupted=bool(end))
-        return _closing(study, space, folder, console, baseline=baseline, tracking=tracker, end=end)
+        _closing(study, space, folder, console, baseline=baseline, tracking=tracker, end=end)
+    return StudyResult(stored, end, storage)
 
 
 def _read_images(space: Space, folder: StudyFolder, console: Console) -> SearchData:
@@ -133,7 +163,30 @@ def _read_images(space: Space, folder: StudyFolder, console: Console) -> SearchD
         )
 
 
-def _run_trials(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, console: Console) -> str:
+def _take_own(study: optuna.Study, space: Space, folder: StudyFolder, **given: object) -> None:
+    """Puts a sampler or pruner that was handed over in the place of the space's; its class is noted, and stays the study's."""
+    begun = any(t.state.is_finished() or t.params for t in study.get_trials(deepcopy=False))
+    for what, own in given.items():
+        kind = "" if own is None or isinstance(own, str) else f"{type(own).__module__}.{type(own).__qualname__}"
+        before = study.user_attrs.get(f"own_{what}", "")
+        if begun and before != kind:
+            raise UserError(
+                f"this study was begun with {before or f'the {what} of its space'}, not with {kind or f'the {what} of its space'}",
+                where=str(folder.path),
+                todo=f"hand over the same kind of {what} again, or start another study with another study.name",
+            )
+        if kind and (space.study.is_list or (what == "pruner" and len(space.study.objectives) > 1)):
+            why = "a list has nothing to choose" if space.study.is_list else "trials with several objectives are not stopped early"
+            raise UserError(f"an own {what} would have no effect: {why}", where=str(folder.path), todo="leave it out")
+        if before != kind:
+            study.set_user_attr(f"own_{what}", kind)
+        if kind:
+            setattr(study, what, own)
+
+
+def _run_trials(
+    study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, console: Console, told: Listener | None = None
+) -> str:
     """Runs what remains of the study; says why when it ended before all trials did."""
     before, left = len(finished(study)), remaining(study, space)
     if before:
@@ -148,10 +201,12 @@ def _run_trials(study: optuna.Study, space: Space, folder: StudyFolder, recorder
             highlight=False,
         )
         console.print(f"study folder {folder.path}; Ray dashboard {dashboard or 'off'}", highlight=False)
-        return _search(study, space, folder, recorder, resources, console)
+        return _search(study, space, folder, recorder, resources, console, told)
 
 
-def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, resources: Plan, console: Console) -> str:
+def _search(
+    study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, resources: Plan, console: Console, told: Listener | None
+) -> str:
     """Runs what remains; see ``_run_trials``."""
     from guidino_tune.running.executors import process_settings
     from guidino_tune.running.tune_adapter import run_trials
@@ -163,6 +218,8 @@ def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Re
             recorder.changed(number, experiment, record)
             if record is None:
                 progress.changed(number)
+            if told:
+                told(number, record)
 
         settings = process_settings(resources, space.resources, split_file=folder.split, ray_folder=folder.ray)
 
@@ -171,8 +228,9 @@ def _search(study: optuna.Study, space: Space, folder: StudyFolder, recorder: Re
 
         driver = Driver(study, space, folder, listener, settings, deadline, warn, count=network_cost)
         run_trials(driver, resources)
-    if driver.unwritable:
-        raise _unwritable(driver.unwritable, folder)
+    if driver.error:
+        unwritable = isinstance(driver.error, OSError | optuna.exceptions.StorageInternalError)
+        raise _unwritable(driver.error, folder) if unwritable else driver.error
     return driver.ended
 
 
@@ -209,7 +267,7 @@ def _same_data(study: optuna.Study, data: SearchData, folder: StudyFolder) -> No
 
 def _closing(
     study: optuna.Study, space: Space, folder: StudyFolder, console: Console, *, baseline: float, tracking: MLflowTracker, end: str
-) -> int:
+) -> None:
     console.print(leaderboard(study, space))
     ranked = ranking(study)
     failed = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.FAIL]
@@ -249,10 +307,6 @@ def _closing(
     for label, command in (step for step in steps if step[1]):
         console.print(f"{label:>8}: {command}", highlight=False, soft_wrap=True)
     write_text(folder.path / "leaderboard.txt", _plain(study, space))
-    if end:
-        # What ends a search that had results before is to be mended, and the search to be continued.
-        return {INTERRUPTED: 130, OUT_OF_TIME: 0}.get(end, os.EX_TEMPFAIL if ranked else 1)
-    return 0 if ranked else 1
 
 
 def _plain(study: optuna.Study, space: Space) -> str:

@@ -13,13 +13,12 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from guidino_tune import paths
-from guidino_tune.config.parsing import read_yaml
 from guidino_tune.data.opening import SearchData
 from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError, redacted
-from guidino_tune.space.space import Space, read_space
+from guidino_tune.space.space import Space
 from guidino_tune.study.journal import mend_journal
-from guidino_tune.study.store import StudyFolder, load_study
+from guidino_tune.study.store import StudyFolder, folder_of, load_study, stored_study
 from guidino_tune.study.trials import remaining
 from guidino_tune.tracking import DatasetInfo, MLflowTracker, StudySnapshot, TrialSnapshot, flatten, tracking_uri
 from guidino_tune.tracking.inspection import MLFLOW_EXPERIMENT, reach, unreachable
@@ -129,7 +128,7 @@ def send_results(space: Space, console: Console, storage: str | None = None) -> 
     Returns:
         Whether everything arrived; if not, it prints why.
     """
-    folder = StudyFolder(paths.studies() / space.study.name)
+    folder = folder_of(space.study.name)
     study = load_study(folder, storage)
     snapshot = study_snapshot(study, space, folder)
     tracker = open_tracker(snapshot, folder)
@@ -170,7 +169,7 @@ def send(names: Sequence[str], console: Console, storage: str | None = None) -> 
     code = 0
     for name in names:
         try:
-            folder, space = _stored(name)
+            folder, _, space = stored_study(name, storage)
             reason = unreachable(mlflow_uri(), 4 * PROBE)
             if reason is not None:
                 waits = waiting(name, storage)
@@ -206,7 +205,7 @@ def show(names: Sequence[str], console: Console, storage: str | None = None) -> 
             console.print(f"{name}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             code = 2
             continue
-        searching = "; a search works on it and sends by itself" if StudyFolder(paths.studies() / name).holder() else ""
+        searching = "; a search works on it and sends by itself" if folder_of(name).holder() else ""
         console.print(
             f"{name}: " + (f"{waits} not yet in MLflow" if waits else "everything is in MLflow") + searching, markup=False, highlight=False
         )
@@ -227,8 +226,7 @@ def waiting(name: str, storage: str | None = None) -> Missing:
     Raises:
         UserError: There is no such study.
     """
-    folder, space = _stored(name)
-    study = load_study(folder, storage)
+    folder, study, space = stored_study(name, storage)
     found = _Collected()
     Recorder(study, space, folder, found, StudySnapshot(name)).hand_over()
     return missing(Ledger(folder.ledger, read_only=True), found.trials, study_files(folder), mlflow_uri())
@@ -243,10 +241,3 @@ class _Collected:
     def update(self, trial: TrialSnapshot) -> None:
         """Keeps one."""
         self.trials.append(trial)
-
-
-def _stored(name: str) -> tuple[StudyFolder, Space]:
-    folder = StudyFolder(paths.studies() / name)
-    if not folder.definition.exists():
-        load_study(folder)  # says which studies there are
-    return folder, read_space(read_yaml(folder.definition), source=str(folder.definition))

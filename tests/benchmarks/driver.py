@@ -10,7 +10,6 @@ wall clock and of the CPU time of the driver's thread.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -157,7 +156,7 @@ def run_trials(driver: Driver, space: Space, folder: StudyFolder, concurrent: in
         record = EpochRecord(epoch, values, time.time())
         place.append_history(record)  # as the trial's own process does
         start = now()
-        going_on = driver.report(name, {"records": json.dumps([record.to_dict()]), "epoch": epoch})
+        going_on = driver.report(name, [record])
         if not going_on:
             driver.tell(name, crashed=False)
         spent[name] = spent[name] + now() - start

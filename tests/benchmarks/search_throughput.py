@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from measuring import kvasir_root, parser, ratios, report
-from rich.console import Console
 from searching import FAMILIES, make_space
 
 from guidino_tune.cli import positive
@@ -119,7 +118,7 @@ def search(family: str, options: argparse.Namespace, images: int, size: int, *, 
     from guidino_tune.study.trials import ranking
     from guidino_tune.workflows.search import run_search
 
-    with tempfile.TemporaryDirectory() as home, open(os.devnull, "w") as nowhere:
+    with tempfile.TemporaryDirectory() as home:
         os.environ["GUIDINO_TUNE_HOME"] = home
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         space = make_space(
@@ -137,7 +136,7 @@ def search(family: str, options: argparse.Namespace, images: int, size: int, *, 
             },
         )
         start = time.perf_counter()
-        code = run_search(space, Console(file=nowhere, width=160))
+        code = run_search(space).exit_code
         whole = time.perf_counter() - start
         if code:
             raise RuntimeError(f"the search ended with exit code {code}")

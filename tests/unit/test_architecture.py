@@ -64,7 +64,8 @@ LAYERS = {
     "tracking": layer("config", "training.reporter", heavy="mlflow"),
     "analysis": layer("config", heavy="matplotlib pandas"),
     "running": layer(*BELOW_RUNNING, heavy="torch optuna ray"),
-    "workflows": layer(*BELOW_RUNNING, "tracking", "running", heavy="torch optuna"),
+    "workflows": layer(*BELOW_RUNNING, "tracking", "running", heavy="torch optuna pandas"),
+    "api": layer("config", "space"),
     "prediction_files": layer("data"),
     "prediction": layer(
         "config", "framing", "data", "prediction_files", "models", "inference", "training", "tracking.pictures", heavy="torch"

@@ -21,7 +21,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from rich.console import Console
 from test_running_executors import actor, config, demo, records  # noqa: F401
-from test_study_driver import Run, result
+from test_study_driver import Run, of_tune, result
 from test_workflows_recorder import Setup
 from training_helpers import make_data, make_experiment, search_space, train, values
 
@@ -154,7 +154,7 @@ def test_a_search_whose_study_cannot_be_written_ends_and_goes_on(tmp_path: Path)
         trial_id = "a"
 
     def report(epoch: int) -> str:
-        return scheduler.on_trial_result(None, Trial, result(epoch, 0.5))  # type: ignore[arg-type]
+        return scheduler.on_trial_result(None, Trial, of_tune(epoch, 0.5))  # type: ignore[arg-type]
 
     assert searcher.suggest("a")["number"] == 0
     assert report(1) == TrialScheduler.CONTINUE
@@ -163,7 +163,7 @@ def test_a_search_whose_study_cannot_be_written_ends_and_goes_on(tmp_path: Path)
         searcher.on_trial_complete("a")
     # Room that comes too late changes nothing: what is half done is left to the next run.
     assert searcher.suggest("b") == Searcher.FINISHED
-    assert "File too large" in str(driver.driver.unwritable)
+    assert "File too large" in str(driver.driver.error)
     again = Run(tmp_path / "study")
     assert [t.state for t in again.study.trials] == [TrialState.RUNNING]
     asked = again.driver.ask("c")

@@ -29,7 +29,7 @@ from guidino_tune.workflows.search import _unwritable
 def fail(driver: Run, kind: str) -> None:
     driver.driver.ask("t")
     driver.driver.report("t", result(1, 0.5))
-    driver.driver.report("t", {"failure": kind, "message": "no space left on device", "epoch": 0})
+    driver.driver.fail("t", kind, "no space left on device")
     driver.driver.tell("t", crashed=False)
 
 

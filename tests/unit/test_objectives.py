@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -52,8 +51,7 @@ class Run:
         self.study = open_study(space, self.folder)
         self.tracker = Tracker()
         self.recorder = Recorder(self.study, space, self.folder, self.tracker, StudySnapshot("small"))
-        settings = {"workers": space.resources.workers, "executor": "actor"}
-        self.driver = Driver(self.study, space, self.folder, self.recorder.changed, settings, count=network_cost)
+        self.driver = Driver(self.study, space, self.folder, self.recorder.changed, count=network_cost)
         self.recorder.sync()
 
     def epoch(self, name: str, number: int, epoch: int, dice: float, seconds: float = 1.0, **metrics: float) -> bool:
@@ -62,7 +60,7 @@ class Run:
         place.path.mkdir(parents=True, exist_ok=True)
         if epoch not in {r.epoch for r in place.history()}:
             place.append_history(record)
-        return self.driver.report(name, {"records": json.dumps([record.to_dict()]), "epoch": epoch})
+        return self.driver.report(name, [record])
 
     def trial(self, dice: float, seconds: float = 1.0, **metrics: float) -> FrozenTrial:
         """A whole trial of four epochs, unless it is to stop."""

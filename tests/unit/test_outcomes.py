@@ -108,7 +108,7 @@ class Death:
 
     def fail(self, kind: str, message: str = "oh") -> int:
         number = int(self.ask()["number"])
-        self.driver.report("t", {"failure": kind, "message": message, "epoch": 0})
+        self.driver.fail("t", kind, message)
         self.driver.tell("t", crashed=False)
         return number
 
@@ -218,10 +218,10 @@ def test_tune_is_asked_to_wait_while_a_trial_may_have_to_be_made_up_for(tmp_path
     driver.report("a", result(4, 0.5))
     driver.tell("a", crashed=False)
     assert searcher.suggest("c") is None
-    driver.report("b", {"failure": "bug", "message": "oh"})
+    driver.fail("b", "bug", "oh")
     driver.tell("b", crashed=False)
     assert searcher.suggest("c")["number"] == 2
-    driver.report("c", {"failure": "diverged", "message": "nan"})
+    driver.fail("c", "diverged", "nan")
     driver.tell("c", crashed=False)
     assert searcher.suggest("d") == Searcher.FINISHED
     assert death.run.driver.remaining == 0
@@ -254,13 +254,13 @@ def test_weights_of_a_trial_that_diverges_later_are_removed(tmp_path: Path) -> N
 
 def test_a_trial_that_waits_for_a_machine_is_shown_as_interrupted_with_its_reason(tmp_path: Path) -> None:
     death, tracker = Death(tmp_path), Tracker()
-    driver = death.run
-    recorder = Recorder(driver.study, driver.space, driver.folder, tracker, StudySnapshot("small"))
-    driver.driver.listener = recorder.changed
+    run = death.run
+    recorder = Recorder(run.study, run.space, run.folder, tracker, StudySnapshot("small"))
+    run.driver.listener = recorder.changed
     death.ask()
     death.die(LOST)
     death.ask()
-    death.driver.report("t", {"failure": "diverged", "message": "nan", "epoch": 0})
+    death.driver.fail("t", "diverged", "nan")
     death.driver.tell("t", crashed=False)
     told = [(trial.state, trial.reason.split(":")[0]) for trial in tracker.trials]
     assert told == [("running", ""), ("interrupted", "preempted"), ("running", ""), ("fail", "diverged")]

@@ -88,7 +88,7 @@ def test_listed_sets_that_fail_twice_are_left_and_named(tmp_path: Path) -> None:
     while (asked := searcher.suggest("t")) != Searcher.FINISHED:
         rates.append(asked["experiment"]["training"]["lr"])
         bad = rates[-1] == 1e-4
-        death.driver.report("t", {"failure": "bug", "message": "shapes differ"} if bad else result(4, 0.5))
+        death.driver.fail("t", "bug", "shapes differ") if bad else death.driver.report("t", result(4, 0.5))
         death.driver.tell("t", crashed=False)
     assert rates == [1e-4, 1e-3, 1e-4]
     assert not death.driver.given_up
@@ -110,7 +110,7 @@ def test_listed_sets_that_the_machine_spoiled_are_tried_again_by_the_next_run(tm
         while (sent := searcher.suggest("t")) != Searcher.FINISHED:
             asked.append(sent["number"])
             bad = run == 0 and sent["experiment"]["training"]["lr"] == 1e-4
-            death.driver.report("t", {"failure": "environment", "message": "full"} if bad else result(4, 0.5))
+            death.driver.fail("t", "environment", "full") if bad else death.driver.report("t", result(4, 0.5))
             death.driver.tell("t", crashed=False)
         assert asked == numbers
         assert remaining(death.run.study, space, death.driver.outcomes) == 0  # this run is through
@@ -125,7 +125,7 @@ def test_a_search_that_gave_up_stays_so_though_a_running_trial_succeeds(tmp_path
     for name in ("slow", "a", "b", "c"):
         assert searcher.suggest(name) != Searcher.FINISHED
     for name in ("a", "b", "c"):
-        driver.report(name, {"failure": "environment", "message": "no space left on device"})
+        driver.fail(name, "environment", "no space left on device")
         driver.tell(name, crashed=False)
     assert searcher.suggest("next") == Searcher.FINISHED
     driver.report("slow", result(4, 0.5))

@@ -23,6 +23,7 @@ from guidino_tune.running.executors import TrialActor
 from guidino_tune.study.driver import Driver
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.training.machine import read_machines
+from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.repeat_trial import repeat_trial
 
 EPOCHS = 4
@@ -68,7 +69,7 @@ def search(home: Path) -> None:
                 actor = TrialActor.__new__(TrialActor)
                 actor.setup({**values, "reported": epoch})
             assert actor
-            driver.report(str(number), actor.step())
+            driver.report(str(number), map(EpochRecord.from_dict, json.loads(actor.step()["records"])))
         if number == 2:
             driver.reasons[2] = ("diverged", "made up")
         if number != 3:

@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 from training_helpers import search_space
 
 from guidino_tune.config import Experiment
+from guidino_tune.models.cost import network_cost
 from guidino_tune.running.tune_adapter import StudyScheduler, StudySearcher
 from guidino_tune.space.space import Space
 from guidino_tune.study.driver import Driver
@@ -26,12 +27,16 @@ from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.training.reporter import EpochRecord
 
 
-def result(epoch: int, dice: float | None, *earlier: tuple[int, float | None]) -> dict[str, Any]:
-    """What an executor gives Tune for an epoch, or for several, with some of what Tune adds; ``None`` was not validated."""
-    records = [
-        EpochRecord(e, {"train_loss_total": 1.0} | ({} if d is None else {"val_dice": d}), 1.7e9 + e).to_dict()
-        for e, d in (*earlier, (epoch, dice))
+def result(epoch: int, dice: float | None, *earlier: tuple[int, float | None]) -> list[EpochRecord]:
+    """An epoch, or several; ``None`` was not validated."""
+    return [
+        EpochRecord(e, {"train_loss_total": 1.0} | ({} if d is None else {"val_dice": d}), 1.7e9 + e) for e, d in (*earlier, (epoch, dice))
     ]
+
+
+def of_tune(epoch: int, dice: float | None) -> dict[str, Any]:
+    """The same as an executor gives it to Tune, with some of what Tune adds."""
+    records = [record.to_dict() for record in result(epoch, dice)]
     return {"records": json.dumps(records), "epoch": epoch, "training_iteration": 1, "done": False}
 
 
@@ -43,7 +48,7 @@ class Run:
         self.folder = StudyFolder(path)
         self.study = open_study(self.space, self.folder)
         self.heard: list[tuple[int, int | None]] = []
-        self.driver = Driver(self.study, self.space, self.folder, self._listen, {"workers": 1, "executor": "actor"}, deadline)
+        self.driver = Driver(self.study, self.space, self.folder, self._listen, {"workers": 1}, deadline, count=network_cost)
 
     def _listen(self, number: int, experiment: Experiment, record: EpochRecord | None) -> None:
         self.heard.append((number, record.epoch if record else None))
@@ -91,7 +96,7 @@ def test_a_failure_is_told_with_its_reason_and_the_search_goes_on(tmp_path: Path
     driver = Run(tmp_path)
     driver.driver.ask("a")
     assert driver.driver.report("a", result(1, 0.4))
-    assert not driver.driver.report("a", {"failure": "diverged", "message": "the loss is nan" * 1000, "epoch": 0})
+    assert not driver.driver.fail("a", "diverged", "the loss is nan" * 1000)
     driver.driver.tell("a", crashed=False)
     trial = driver.trial(0)
     assert (trial.state, trial.user_attrs["failure"]) == (TrialState.FAIL, "diverged")
@@ -107,7 +112,7 @@ def test_what_a_machine_has_to_say_is_passed_on_once(tmp_path: Path) -> None:
     for name in ("a", "b"):
         driver.driver.ask(name)
         for epoch, note in ((1, ""), (2, "the disk is full"), (3, "the disk is full")):
-            driver.driver.report(name, {**result(epoch, 0.5), "note": note})
+            driver.driver.report(name, result(epoch, 0.5), note)
     assert heard == ["the disk is full"]
 
 
@@ -216,7 +221,7 @@ def test_after_the_deadline_trials_stay_running(tmp_path: Path) -> None:
     driver.driver.deadline = time.monotonic() - 1
     assert not driver.driver.report("a", result(1, 0.5))
     assert not driver.driver.report("b", result(4, 0.5))
-    assert not driver.driver.report("c", {"failure": "bug", "message": "oh"})
+    assert not driver.driver.fail("c", "bug", "oh")
     for name in ("a", "b", "c"):
         driver.driver.tell(name, crashed=False)
     assert states(driver.study) == ["RUNNING", "COMPLETE", "FAIL"]
@@ -232,7 +237,7 @@ def test_checkpoints_of_closed_trials_are_tidied_and_others_stay(tmp_path: Path)
         folder = driver.folder.trial(number)
         (folder.path / "checkpoints" / "epoch-00001").mkdir(parents=True)
         (folder.best).mkdir()
-    driver.driver.report("a", {"failure": "bug", "message": "oh"})
+    driver.driver.fail("a", "bug", "oh")
     driver.driver.tell("a", crashed=False)
     assert [p.name for p in driver.folder.trial(0).path.iterdir()] == ["best"]
     assert driver.folder.trial(1).checkpoints()
@@ -242,7 +247,7 @@ def test_no_more_remain_than_the_study_wants(tmp_path: Path) -> None:
     driver = Run(tmp_path, search_space(first_trials=[], study={"trials": 2}))
     for name in ("a", "b"):
         driver.driver.ask(name)
-        driver.driver.report(name, {"failure": "diverged", "message": "oh"})
+        driver.driver.fail(name, "diverged", "oh")
         driver.driver.tell(name, crashed=False)
     assert Run(tmp_path, search_space(first_trials=[], study={"trials": 2})).driver.remaining == 0
     assert Run(tmp_path, search_space(first_trials=[], study={"trials": 5})).driver.remaining == 3
@@ -253,10 +258,10 @@ def test_tune_sees_a_searcher_and_a_scheduler(tmp_path: Path) -> None:
     searcher, scheduler = StudySearcher(driver.driver), StudyScheduler(driver.driver)
     assert searcher.suggest("a")["number"] == 0
     tune_trial: Any = SimpleNamespace(trial_id="a")
-    answers = [scheduler.on_trial_result(None, tune_trial, result(e, 0.5)) for e in (1, 2, 3, 4)]
+    answers = [scheduler.on_trial_result(None, tune_trial, of_tune(e, 0.5)) for e in (1, 2, 3, 4)]
     assert answers == [TrialScheduler.CONTINUE] * 3 + [TrialScheduler.STOP]
-    searcher.on_trial_result("a", result(4, 0.5))
-    searcher.on_trial_complete("a", result(4, 0.5))
+    searcher.on_trial_result("a", of_tune(4, 0.5))
+    searcher.on_trial_complete("a", of_tune(4, 0.5))
     assert states(driver.study) == ["COMPLETE"]
     assert copy.deepcopy(driver.driver) is driver.driver
     assert len(pickle.dumps(driver.driver)) < 1000
@@ -282,7 +287,7 @@ def test_nothing_is_lost_or_doubled_whatever_happens(tmp_path_factory: pytest.Te
         if n in closed:
             continue
         if what == "fail":
-            driver.driver.report(names[n], {"failure": "bug", "message": "oh"})
+            driver.driver.fail(names[n], "bug", "oh")
             closed[n] = TrialState.FAIL
         else:
             epoch = max(told[n], default=0) + (what == "epoch")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from guidino_tune.space.suggest import suggest
 from guidino_tune.study.driver import Driver
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.study.trials import orphans
+from guidino_tune.training.reporter import EpochRecord
 
 TRIALS = 24
 
@@ -156,8 +156,7 @@ def _live(driver: Driver, dies: random.Random | None) -> None:
     values = driver.study.get_trials(deepcopy=False)[asked["number"]].params
     go_on()
     for epoch in range(min(asked["reported"] + 1, 4), 5):  # a finished trial tells its last epoch once more
-        record = {"epoch": epoch, "metrics": {"val_dice": score(values, epoch)}, "time": 0.0}
-        answer = driver.report("trial", {"records": json.dumps([record]), "epoch": epoch})
+        answer = driver.report("trial", [EpochRecord(epoch, {"val_dice": score(values, epoch)}, 0.0)])
         go_on()
         if not answer:
             break

@@ -1,0 +1,22 @@
+from guidino_tune.api import load_space
+from guidino_tune.errors import UserError
+from guidino_tune.workflows.compare import compare_study
+from guidino_tune.workflows.predict import load_model  # type: ignore[attr-defined]
+from guidino_tune.workflows.result import Callback, StudyResult, TrialResult, open_study
+from guidino_tune.workflows.retrain import retrain_model as retrain  # type: ignore[attr-defined]
+from guidino_tune.workflows.search import run_search
+
+__version__: str
+__all__ = [
+    "Callback",
+    "StudyResult",
+    "TrialResult",
+    "UserError",
+    "__version__",
+    "compare_study",
+    "load_model",
+    "load_space",
+    "open_study",
+    "retrain",
+    "run_search",
+]
