@@ -18,7 +18,7 @@ from guidino_tune.config.data import Data
 from guidino_tune.config.fields import PATCH, STRICT
 from guidino_tune.config.parsing import parse, read_yaml
 from guidino_tune.config.sections import DINOGuide, Guide, Loss, Training
-from guidino_tune.config.segmenters import H2Former, NNUNet, NNWNet, Segmenter, SwinUNet
+from guidino_tune.config.segmenters import Custom, H2Former, NNUNet, NNWNet, Segmenter, SwinUNet
 
 LATER_FIELDS = (
     ("data", "images", None),
@@ -41,6 +41,7 @@ LATER_FIELDS = (
     ("guide", "sha256", None),
     ("guide", "channels", None),
     ("loss", "head_target", "nearest"),
+    ("loss", "custom", None),
     ("training", "compile", "none"),
     ("training", "steps_per_epoch", "cases"),
 )
@@ -70,6 +71,8 @@ class Experiment:
     def _consistent(self) -> Experiment:
         if self.loss.dice_weight == 0 and self.loss.bce_weight == 0:
             raise ValueError("loss: dice_weight and bce_weight are both 0; the coarse outputs would learn nothing")
+        if isinstance(self.segmenter, Custom) and not self.segmenter.target:
+            raise ValueError("segmenter.target: is missing; name a class or function that gives the network, as module:name")
         size = self.data.image_size
         multiple = self.segmenter.size_multiple(size)
         if size % multiple:
@@ -131,6 +134,12 @@ class Experiment:
         return 1 if self.data.num_classes == 1 else self.data.num_classes + 1
 
     @property
+    def targets(self) -> dict[str, str]:
+        """The user's own code that is used here: ``module:name`` by the path of the setting."""
+        found = {"segmenter.target": self.segmenter.target} if isinstance(self.segmenter, Custom) else {}
+        return found | ({"loss.custom.target": self.loss.custom.target} if self.loss.custom and self.loss.custom.weight else {})
+
+    @property
     def name(self) -> str:
         """The name the field uses for this combination, such as ``GuiDINO-W-LoRA``."""
         lora = isinstance(self.guide, DINOGuide) and self.guide.lora.rank > 0
@@ -187,6 +196,10 @@ class Experiment:
         if isinstance(self.segmenter, NNUNet):
             deepest = self.segmenter.base_width << (self.segmenter.num_stages - 1)
             values["segmenter"]["max_width"] = min(self.segmenter.max_width, deepest)
+        if isinstance(self.segmenter, Custom):
+            del values["segmenter"]["gates"]  # of the places that there are one is used, which `guide.gate` names
+        if self.loss.custom and self.loss.custom.weight == 0:
+            loss.pop("custom")
         if self.data.view == "image":
             del values["data"]["patch_foreground"]
         passes = self.training.epochs if self.training.steps_per_epoch == "cases" else math.inf  # else it depends on the cases

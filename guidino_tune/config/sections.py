@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
-from guidino_tune.config.fields import STRICT, Count, Fraction, Index, NonNegative, Number, Positive
+from guidino_tune.config.fields import STRICT, Count, Fraction, FrozenOptions, Index, NonNegative, Number, Options, Positive, Target
 from guidino_tune.config.segmenters import Segmenter
 from guidino_tune.errors import nearest
 
@@ -120,6 +120,21 @@ class DINOGuide:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class CustomTerm:
+    """A loss term of the user's own, see ``custom_loss.py`` for what is called with what.
+
+    Attributes:
+        target: ``module:name`` of a function, or of a class whose instances are called.
+        weight: Of the term; 0 switches it off.
+        options: Keyword arguments of the function or class.
+    """
+
+    target: Target
+    weight: NonNegative = 1.0
+    options: Options = Field(default_factory=FrozenOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Loss:
     """``L = dice_weight * Dice + bce_weight * BCE + lambda_guide * guide + hinge_weight * hinge`` (GuiDINO, section "Loss").
 
@@ -136,6 +151,7 @@ class Loss:
         hinge_margin: Margin in logits.
         hinge_band: Width of the boundary band, in pixels (odd).
         batch_dice: Dice over the whole batch (as nnU-Net in 2D) rather than per case.
+        custom: A term of the user's own, added to the sum.
     """
 
     dice_weight: NonNegative = 1.0
@@ -148,6 +164,7 @@ class Loss:
     hinge_margin: Positive = 1.0
     hinge_band: Annotated[int, Field(ge=3, le=31), Number] = 3
     batch_dice: bool = True
+    custom: CustomTerm | None = None
 
     @field_validator("hinge_band")
     @classmethod
