@@ -19,6 +19,8 @@ EXAMPLES = """\
   guidino-tune search kvasir --name sizes --pruner none --set 'study.objectives=[val_dice,parameters]'
                                                             a Pareto front of Dice against size, not one best trial
   guidino-tune search my_space.yaml --set data.kind=folder --data-root /data/mine
+  guidino-tune search kvasir --name mine --set segmenter.kind=custom --set segmenter.target=my_parts:MyNet
+                                                            a network of your own (README, "Your own parts")
   ray job submit --working-dir . -- python -m guidino_tune.search kvasir
                                                             the same on a cluster
 

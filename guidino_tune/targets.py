@@ -112,7 +112,8 @@ def blaming(target: str, where: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"it {_raised(error)}", where=f"{where}={target}", todo="mend it there, or its options") from None
+        todo = "install that package" if isinstance(error, ImportError) else "mend it there, or its options"
+        raise UserError(f"it {_raised(error)}", where=f"{where}={target}", todo=todo) from None
 
 
 def digests(targets: Iterable[str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +23,13 @@ from guidino_tune.errors import UserError
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model
 from guidino_tune.space.check import check_space
-from guidino_tune.space.space import Space, override, read_space
+from guidino_tune.space.space import Space, load_space, override, read_space
 from guidino_tune.study.pruners import rungs, validated_epochs
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.training.checkpoints import WEIGHTS, save_weights
 from guidino_tune.training.failures import failure_kind
 from guidino_tune.training.model_folder import export_model, load_model
-from guidino_tune.workflows.checks import changed_code, check_decisions, check_models
+from guidino_tune.workflows.checks import changed_code, check_decisions, check_models, check_search
 
 NET = {"kind": "custom", "target": "own_parts:plain"}
 TINY = {"kind": "custom", "target": "own_parts:TinyNet", "gates": ["bottleneck"]}
@@ -63,6 +64,17 @@ def space_of(segmenter: dict[str, Any] = NET, space: dict[str, Any] | None = Non
     made = read_space({"experiment": experiment | sections, "space": space or {}, "study": study}, source="mine.yaml")
     targets.trust(*(made.targets if trusted else ()))
     return made
+
+
+def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text().partition("### Your own parts")[2].partition("\n## ")[0]
+    (code,), (space,) = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("python", "yaml"))
+    (tmp_path / code.split()[1]).write_text(code)
+    (tmp_path / "mine.yaml").write_text(space)
+    made = load_space("mine.yaml")
+    assert check_search(made, StudyFolder(tmp_path / "study")) == []
+    assert build_model(made.base).segmenter.network.last.in_channels == 16  # type: ignore[union-attr]
+    assert SegmentationLoss(made.base.loss).custom is not None
 
 
 # -------------------------------------------------------------------------------------------------------------- configuration
