@@ -109,6 +109,14 @@ def add_backbone_option(arguments: argparse.ArgumentParser, *, several: bool = T
     )  # fmt: skip
 
 
+def add_trust_option(arguments: argparse.ArgumentParser) -> None:
+    """Adds ``--trust``: import the code that a file from elsewhere names."""
+    arguments.add_argument(
+        "--trust", action="store_true",
+        help="import the code of its own that the file names (segmenter.target, loss.custom.target), though no study here names it",
+    )  # fmt: skip
+
+
 def _without_password(url: str) -> str:
     """Refuses what every user of the machine could read in the list of processes, and Ray's dashboard shows as the job's command."""
     if passwords(url):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from guidino_tune.config.data import IGNORED
 from guidino_tune.config.sections import Loss
+from guidino_tune.custom_loss import load_term
 from guidino_tune.errors import UserError
 
 _SMOOTH = 1e-5
@@ -150,7 +151,7 @@ class SegmentationLoss(nn.Module):
 
     Dice and cross-entropy are averaged over all heads with ``deep_supervision_weights``, every head once, against the mask on the head's
     grid (``loss.head_target``). The guide term counts once, and the hinge is on the finest head only: a band of pixels has no meaning on
-    coarse heads.
+    coarse heads. A term of the user's own sees the finest head too.
 
     Args:
         loss: Weights and choices.
@@ -171,6 +172,7 @@ class SegmentationLoss(nn.Module):
                 todo="give at least one of them a weight above 0",
             )
         self.loss, self.ignore = loss, ignore
+        self.custom = load_term(loss.custom) if loss.custom and loss.custom.weight else None
         self.num_outputs = 1 if num_classes == 1 else num_classes + 1
 
     def forward(self, logits: Sequence[Tensor], guide: Tensor | None, masks: Tensor) -> dict[str, Tensor]:
@@ -183,7 +185,7 @@ class SegmentationLoss(nn.Module):
 
         Returns:
             ``total``, which carries the gradient, and the unweighted, detached value of each term in use: ``dice``, ``bce`` (with several
-            classes ``cross_entropy``), ``guide``, ``hinge``. All are float32 scalars on the device of the logits.
+            classes ``cross_entropy``), ``guide``, ``hinge``, ``custom``. All are float32 scalars on the device of the logits.
 
         Raises:
             ValueError: The logits have another number of channels.
@@ -223,6 +225,8 @@ class SegmentationLoss(nn.Module):
             logits, target = foreground_logits(heads[0]), _union(targets[0])
             value = hinge_loss(logits, target, margin=loss.hinge_margin, band=loss.hinge_band, known=known[0])
             terms["hinge"] = (loss.hinge_weight, value)
+        if self.custom is not None and loss.custom is not None:
+            terms["custom"] = (loss.custom.weight, self.custom(heads[0], targets[0]))
         return terms
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from guidino_tune.cli import add_backbone_option, add_protocol_options, parser, protocol_values, run
+from guidino_tune.cli import add_backbone_option, add_protocol_options, add_trust_option, parser, protocol_values, run
 
 EXAMPLES = """\
   guidino-tune predict ~/guidino_tune/retrained/kvasir-12/model images/ --output masks
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--output", required=True, metavar="DIR", help="folder for masks and overlays")
     made.add_argument("--threshold", type=float, default=0.5, help="of the probability, between 0 and 1; for binary masks (default: 0.5)")
     add_backbone_option(made, several=False)
+    add_trust_option(made)
     add_protocol_options(made, scores=False)
     made.add_argument("--no-overlays", action="store_true", help="masks only")
     return run(_predict, made, argv)
@@ -39,6 +40,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from guidino_tune import targets
     from guidino_tune.config import Protocol
     from guidino_tune.config.parsing import parse
     from guidino_tune.errors import UserError
@@ -48,6 +50,7 @@ def _predict(options: argparse.Namespace) -> int:
     for where, text in (("MODEL", options.model), ("IMAGES", options.images), ("--output", options.output)):
         if not text:
             raise UserError("is empty", where=where, todo="name a path; an empty one would be the present folder")
+    targets.trust(*([targets.EVERYTHING] if options.trust else ()))
     protocol = parse(Protocol, protocol_values(options), "options")
     console = Console(markup=False, emoji=False)
     notes: list[str] = []

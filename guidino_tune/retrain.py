@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from guidino_tune import paths
-from guidino_tune.cli import add_backbone_option, add_protocol_options, parser, positive, protocol_values, run
+from guidino_tune.cli import add_backbone_option, add_protocol_options, add_trust_option, parser, positive, protocol_values, run
 
 EXAMPLES = """\
   guidino-tune retrain best.yaml                    three seeds with the full budget of the file
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--name", help="of the result (default: study and trial, or the file's name)")
     made.add_argument("--data-root", metavar="DIR", help="folder of the data set")
     add_backbone_option(made, several=False)
+    add_trust_option(made)
     made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="another value in the experiment")
     made.add_argument("--split-file", metavar="FILE", help="split of the search (default: beside the file, or in the study's folder)")
     made.add_argument("--workers", type=positive, default=1, help="processes of one training (default: 1)")
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _retrain(options: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from guidino_tune import targets
     from guidino_tune.config import Protocol, Resources
     from guidino_tune.config.parsing import parse, read_yaml
     from guidino_tune.data.carrying import provenance_beside
@@ -67,6 +69,8 @@ def _retrain(options: argparse.Namespace) -> int:
     if any(text.partition(".")[0] in ("study", "resources") for text in assignments):
         raise UserError("takes paths of the experiment only", where="--set", todo="see the options --workers, --concurrent and others")
     space = absolute(override(space, assignments))
+    # What is typed on the command line is named by whoever runs it.
+    targets.trust(*(text.partition("=")[2] for text in assignments), *([targets.EVERYTHING] if options.trust else ()))
     if options.folds == 1:
         raise UserError("one fold is no cross-validation", where="--folds 1", todo="choose 2 or more, or leave it out")
     name = f"{provenance['study']}-{provenance['trial']}" if "study" in provenance and "trial" in provenance else Path(options.file).stem

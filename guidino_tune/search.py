@@ -19,6 +19,8 @@ EXAMPLES = """\
   guidino-tune search kvasir --name sizes --pruner none --set 'study.objectives=[val_dice,parameters]'
                                                             a Pareto front of Dice against size, not one best trial
   guidino-tune search my_space.yaml --set data.kind=folder --data-root /data/mine
+  guidino-tune search kvasir --name mine --set segmenter.kind=custom --set segmenter.target=my_parts:MyNet
+                                                            a network of your own (README, "Your own parts")
   ray job submit --working-dir . -- python -m guidino_tune.search kvasir
                                                             the same on a cluster
 
@@ -55,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--max-epochs", type=positive, help="full budget of a trial")
     made.add_argument("--concurrent", type=positive, help="trials side by side (default: as many as fit)")
     made.add_argument("--seed", type=int, help="of the sampler, of initial weights and of views")
-    made.add_argument("--sampler", choices=["tpe", "random"], help="how configurations are chosen; random is the control")
-    made.add_argument("--pruner", choices=["asha", "none"], help="how trials are stopped early")
+    made.add_argument("--sampler", help="how configurations are chosen: tpe, random (the control), or another one as module:name")
+    made.add_argument("--pruner", help="how trials are stopped early: asha, none, or another one as module:name")
     made.add_argument("--executor", choices=["auto", "actor", "train"], help="reused actor, or a Ray Train worker group per trial")
     add_storage_option(made)
     made.add_argument(

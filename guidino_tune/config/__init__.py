@@ -6,6 +6,7 @@ from guidino_tune.config.fields import PATCH
 from guidino_tune.config.protocol import Protocol
 from guidino_tune.config.sections import (
     BACKBONES,
+    CustomTerm,
     DINOGuide,
     Guide,
     LoRA,
@@ -18,6 +19,7 @@ from guidino_tune.config.sections import (
 )
 from guidino_tune.config.segmenters import (
     UKAN,
+    Custom,
     DinoUNet,
     H2Former,
     MedDINO,
@@ -32,7 +34,7 @@ from guidino_tune.config.segmenters import (
 from guidino_tune.config.study import Resources, Study
 
 __all__ = [
-    "BACKBONES", "IGNORED", "PATCH", "UKAN", "DINOGuide", "Data", "DinoUNet", "Experiment", "Guide", "H2Former", "LoRA", "Loss", "MedDINO",
-    "NNUNet", "NNWNet", "NoGuide", "Protocol", "Resources", "SegDINO", "SegGuiDINO", "Segmenter", "Study", "SwinUNet", "TokenBook",
-    "Training", "UNet", "is_local_backbone", "section_defaults",
+    "BACKBONES", "IGNORED", "PATCH", "UKAN", "Custom", "CustomTerm", "DINOGuide", "Data", "DinoUNet", "Experiment", "Guide", "H2Former",
+    "LoRA", "Loss", "MedDINO", "NNUNet", "NNWNet", "NoGuide", "Protocol", "Resources", "SegDINO", "SegGuiDINO", "Segmenter", "Study",
+    "SwinUNet", "TokenBook", "Training", "UNet", "is_local_backbone", "section_defaults",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from guidino_tune.config.data import Data
 from guidino_tune.config.fields import PATCH, STRICT, About, known_of, whole
 from guidino_tune.config.parsing import parse, read_yaml
 from guidino_tune.config.sections import DINOGuide, Guide, Loss, Training
-from guidino_tune.config.segmenters import NNWNet, Segmenter
+from guidino_tune.config.segmenters import Custom, NNWNet, Segmenter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -35,6 +35,8 @@ class Experiment:
     def _consistent(self) -> Experiment:
         if self.loss.dice_weight == 0 and self.loss.bce_weight == 0:
             raise ValueError("loss: dice_weight and bce_weight are both 0; the coarse outputs would learn nothing")
+        if isinstance(self.segmenter, Custom) and not self.segmenter.target:
+            raise ValueError("segmenter.target: is missing; name a class or function that gives the network, as module:name")
         size = self.data.image_size
         multiple = self.segmenter.size_multiple(size)
         if size % multiple:
@@ -94,6 +96,12 @@ class Experiment:
     def num_outputs(self) -> int:
         """Channels of the logits: one for binary masks (sigmoid), else background and every class (softmax)."""
         return 1 if self.data.num_classes == 1 else self.data.num_classes + 1
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """The user's own code that is used here: ``module:name`` by the path of the setting."""
+        found = {"segmenter.target": self.segmenter.target} if isinstance(self.segmenter, Custom) else {}
+        return found | ({"loss.custom.target": self.loss.custom.target} if self.loss.custom and self.loss.custom.weight else {})
 
     @property
     def name(self) -> str:

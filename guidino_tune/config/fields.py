@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
+
+from guidino_tune.targets import TARGET
 
 if TYPE_CHECKING:
     from guidino_tune.config.experiment import Experiment
@@ -86,3 +89,39 @@ def known_of(cls: type) -> dict[str, About]:
 def whole(value: Any) -> Any:
     """For ``About.memory``: the value itself decides."""
     return value
+
+
+EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+"""``1e-4``, which PyYAML takes for text: YAML 1.1 wants ``1.0e-4``."""
+
+
+class FrozenOptions(dict[str, Any]):
+    """Keyword arguments for a user's own code; not to be changed, and so they can be hashed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
+def _options(given: Any) -> FrozenOptions:
+    if not isinstance(given, Mapping):
+        raise ValueError("keyword arguments are needed, such as {width: 8}")
+    found = FrozenOptions()
+    for name, value in given.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"{name!r} is no name of a keyword argument")
+        number = float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
+        if not isinstance(number, str | int | float | None) or (isinstance(number, float) and not abs(number) < float("inf")):
+            raise ValueError(f"{name}: one value is needed: a finite number, text, true, false or null")
+        found[name] = number
+    return found
+
+
+def target(value: str) -> str:
+    """Checks the form of a target, ``module:name``."""
+    if not TARGET.fullmatch(value):
+        raise ValueError("your own code is named as module:name, such as my_package.nets:MyNet")
+    return value
+
+
+Options = Annotated[dict[str, Any], PlainValidator(_options)]
+Target = Annotated[str, AfterValidator(target)]

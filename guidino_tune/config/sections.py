@@ -13,7 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
-from guidino_tune.config.fields import STRICT, About, Count, Fraction, Index, NonNegative, Number, Positive, whole
+from guidino_tune.config.fields import (
+    STRICT,
+    About,
+    Count,
+    Fraction,
+    FrozenOptions,
+    Index,
+    NonNegative,
+    Number,
+    Options,
+    Positive,
+    Target,
+    whole,
+)
 from guidino_tune.config.segmenters import Segmenter
 from guidino_tune.errors import nearest
 
@@ -64,6 +77,10 @@ def _on_convnext(experiment: Experiment) -> bool:
 
 def _without_hinge(experiment: Experiment) -> bool:
     return experiment.loss.hinge_weight == 0
+
+
+def _without_custom(experiment: Experiment) -> bool:
+    return experiment.loss.custom is not None and experiment.loss.custom.weight == 0
 
 
 def _one_head(experiment: Experiment) -> bool:
@@ -151,6 +168,21 @@ class DINOGuide:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class CustomTerm:
+    """A loss term of the user's own, see ``custom_loss.py`` for what is called with what.
+
+    Attributes:
+        target: ``module:name`` of a function, or of a class whose instances are called.
+        weight: Of the term; 0 switches it off.
+        options: Keyword arguments of the function or class.
+    """
+
+    target: Target
+    weight: NonNegative = 1.0
+    options: Options = Field(default_factory=FrozenOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Loss:
     """``L = dice_weight * Dice + bce_weight * BCE + lambda_guide * guide + hinge_weight * hinge`` (GuiDINO, section "Loss").
 
@@ -167,6 +199,7 @@ class Loss:
         hinge_margin: Margin in logits.
         hinge_band: Width of the boundary band, in pixels (odd).
         batch_dice: Dice over the whole batch (as nnU-Net in 2D) rather than per case.
+        custom: A term of the user's own, added to the sum.
     """
 
     dice_weight: NonNegative = 1.0
@@ -179,6 +212,7 @@ class Loss:
     hinge_margin: Annotated[Positive, About(idle=_without_hinge)] = 1.0
     hinge_band: Annotated[int, Field(ge=3, le=31), Number, About(idle=_without_hinge)] = 3
     batch_dice: Annotated[bool, About(idle=lambda e: e.training.batch_size == 1 or e.loss.dice_weight == 0)] = True
+    custom: Annotated[CustomTerm | None, About(before=None, idle=_without_custom, memory=whole)] = None
 
     @field_validator("hinge_band")
     @classmethod

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from guidino_tune.config.fields import PATCH, STRICT, Count, Fraction, Number
+from guidino_tune.config.fields import PATCH, STRICT, About, Count, Fraction, FrozenOptions, Number, Options, Target
 
 GATES: dict[str, str] = {
     "input": "the image",
@@ -296,6 +296,37 @@ class MedDINO(Common):
     final_norm: bool = True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Custom(Common):
+    """A network of the user's own, see ``models/segmenters/custom.py`` for what is called with what.
+
+    Attributes:
+        target: ``module:name`` of a class or function that gives the network.
+        options: Its keyword arguments, besides ``in_channels``, ``num_outputs`` and ``image_size``: one number, text or switch each.
+        gates: Places at which it can be gated, the default first. ``input`` needs nothing of the network; for any other it is called as
+            ``network(images, gate)`` and calls ``gate(place, x)`` itself.
+    """
+
+    deep_supervision: ClassVar[bool] = True  # it may have coarse outputs; only the built network tells
+    kind: Literal["custom"] = "custom"
+    target: Target = ""
+    options: Options = Field(default_factory=FrozenOptions)
+    # Of the places that there are one is used, which `guide.gate` names.
+    gates: Annotated[tuple[Literal["input", "bottleneck", "skips", "decoder"], ...], Field(min_length=1), About(idle=lambda e: True)] = (  # type: ignore[misc]
+        "input",
+    )
+
+    @property
+    def plain_name(self) -> str:  # type: ignore[override]
+        """The name of the class or function."""
+        return self.target.rpartition(":")[2]
+
+    @property
+    def guided_name(self) -> str:  # type: ignore[override]
+        """That name, as the field builds such names."""
+        return f"GuiDINO-{self.plain_name}"
+
+
 Segmenter = Annotated[
-    UNet | NNUNet | NNWNet | SwinUNet | H2Former | UKAN | SegDINO | SegGuiDINO | DinoUNet | MedDINO, Field(discriminator="kind")
+    UNet | NNUNet | NNWNet | SwinUNet | H2Former | UKAN | SegDINO | SegGuiDINO | DinoUNet | MedDINO | Custom, Field(discriminator="kind")
 ]

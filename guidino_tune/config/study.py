@@ -8,7 +8,19 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from guidino_tune.config.fields import LARGEST, STRICT, Count, NonNegative, Number, PathText, Positive, Seed
+from guidino_tune.config.fields import (
+    LARGEST,
+    STRICT,
+    Count,
+    FrozenOptions,
+    NonNegative,
+    Number,
+    Options,
+    PathText,
+    Positive,
+    Seed,
+    target,
+)
 from guidino_tune.errors import nearest
 
 OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
@@ -26,6 +38,22 @@ CONSTRAINTS = ("parameters", "operations", "latency", "memory")
 OBJECTIVE = "val_dice"
 """The objective of every study, mean Dice over validation cases (and classes) at training size: its best epoch is the one whose weights
 are kept."""
+
+
+SAMPLERS = ("tpe", "random", "listed")
+PRUNERS = ("asha", "none")
+"""By name; any other one of Optuna or of the user's own is named as ``module:name``."""
+
+
+def _one_of(names: tuple[str, ...]) -> AfterValidator:
+    def check(value: str) -> str:
+        if value in names:
+            return value
+        if ":" in value:
+            return target(value)
+        raise ValueError(f"unknown name; {nearest(value, names)}, or another one as module:name")
+
+    return AfterValidator(check)
 
 
 def _known(names: Iterable[Any], known: Iterable[str]) -> None:
@@ -57,8 +85,11 @@ class Study:
         trials: Trials in all; the same study with a larger number is extended. Without effect with sampler ``listed``.
         time_budget: Seconds after which no new trial starts and running ones are left to be continued; ``None``: no limit.
         sampler: ``tpe`` (multivariate, aware of conditions), ``random``, the control, or ``listed``: the first trials, each once, and
-            nothing else, as for a table of systems or a grid.
-        pruner: ``asha`` (asynchronous successive halving) or ``none``.
+            nothing else, as for a table of systems or a grid. Any other as ``module:name`` of a class or function that gives an Optuna
+            sampler, such as ``optuna.samplers:CmaEsSampler``.
+        sampler_options: Keyword arguments of a sampler that is named so; ``seed`` follows from the study where it takes one.
+        pruner: ``asha`` (asynchronous successive halving), ``none``, or another one as ``module:name``, which is asked at every validation.
+        pruner_options: Keyword arguments of a pruner that is named so.
         min_epochs: First rung: no trial is stopped before.
         reduction_factor: One in so many trials goes on at each rung.
         validate_every: Epochs between two validations; ``None``: about twenty validations over the whole budget. Rungs and the last epoch
@@ -78,8 +109,10 @@ class Study:
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "study"
     trials: Count = 32
     time_budget: Positive | None = None
-    sampler: Literal["tpe", "random", "listed"] = "tpe"
-    pruner: Literal["asha", "none"] = "asha"
+    sampler: Annotated[str, _one_of(SAMPLERS)] = "tpe"
+    sampler_options: Options = Field(default_factory=FrozenOptions)
+    pruner: Annotated[str, _one_of(PRUNERS)] = "asha"
+    pruner_options: Options = Field(default_factory=FrozenOptions)
     min_epochs: Count = 1
     reduction_factor: Annotated[int, Field(ge=2, le=LARGEST), Number] = 3
     validate_every: Count | None = None
@@ -87,6 +120,13 @@ class Study:
     seed: Seed = 0
     objectives: Annotated[tuple[str, ...], AfterValidator(_objectives)] = (OBJECTIVE,)
     constraints: Annotated[dict[str, Positive], AfterValidator(_constraints)] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _takes_options(self) -> Study:
+        for name, chosen, options in (("sampler", self.sampler, self.sampler_options), ("pruner", self.pruner, self.pruner_options)):
+            if options and ":" not in chosen:
+                raise ValueError(f"{name}_options: {name} {chosen!r} takes none; they are for one that is named as module:name")
+        return self
 
     @property
     def is_list(self) -> bool:

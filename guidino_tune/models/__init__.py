@@ -6,13 +6,13 @@ import copy
 
 import torch
 
-from guidino_tune.config import DINOGuide, Experiment
+from guidino_tune.config import Custom, DINOGuide, Experiment
 from guidino_tune.models.backbone import Backbone, BackboneShape, Features, check_backbone, fingerprint_of, load_backbone, shape_of
 from guidino_tune.models.guide_view import GuideView
 from guidino_tune.models.guided import GuidedSegmenter, Prediction
 from guidino_tune.models.lora import add_lora
 from guidino_tune.models.seeding import seeded
-from guidino_tune.models.segmenters import SEGMENTERS, Segmenter
+from guidino_tune.models.segmenters import SEGMENTERS, Segmenter, check_custom
 from guidino_tune.models.tokenbook import TokenBook
 from guidino_tune.models.weights import random_config
 
@@ -30,12 +30,16 @@ __all__ = [
 ]
 
 
-def check_segmenter(experiment: Experiment) -> None:
+def check_segmenter(experiment: Experiment, *, counted: bool = False) -> None:
     """Checks that the segmenter of an experiment can be built on its backbone. It is built without memory for its weights.
+
+    A network of the user's own is built with them, and tried; ``counted`` is for ``segmenters.custom.check``.
 
     Raises:
         UserError: The segmenter's options do not fit each other, or its backbone; the backbone's folder holds no configuration.
     """
+    if isinstance(experiment.segmenter, Custom):
+        return check_custom(experiment, counted=counted)
     guide = experiment.guide
     shape = shape_of(random_config(guide.backbone)) if isinstance(guide, DINOGuide) else None
     with torch.device("meta"):

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from guidino_tune import paths
+from guidino_tune import paths, targets
 from guidino_tune.config import Data, Protocol, Resources
 from guidino_tune.data.cases import Case
 from guidino_tune.data.openings import openings, told
@@ -103,7 +103,10 @@ def measure_models(
     with connected():
         booked = plan(dataclasses.replace(resources, workers=1, executor="actor"))
         remote = ray.remote(num_cpus=booked.cpus, num_gpus=booked.gpus, max_retries=resources.max_failures)(_measure)
-        settings = {"home": str(paths.home()), "backbones": packed(), "cpus": booked.cpus, "device": "cuda" if booked.gpus else "cpu"}
+        settings = {
+            "home": str(paths.home()), "backbones": packed(), "own_code": targets.packed(),
+            "cpus": booked.cpus, "device": "cuda" if booked.gpus else "cpu",
+        }  # fmt: skip
         waiting, jobs = list(missing), dict[Any, str]()
         while waiting or jobs:
             while waiting and len(jobs) < booked.concurrent:
@@ -131,6 +134,7 @@ def _measure(
     os.environ["GUIDINO_TUNE_HOME"] = settings["home"]
     torch.set_num_threads(settings["cpus"])
     adopt(settings["backbones"])
+    targets.adopt(settings["own_code"])
     model, experiment = load_model(Path(folder), settings["device"])
     rules, choice = find_rules(Path(folder), experiment.data), dict[str, float]()
     if protocol.largest_component == "validation":

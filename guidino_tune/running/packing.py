@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from guidino_tune import targets
 from guidino_tune.config import DINOGuide, Experiment, Resources
 from guidino_tune.errors import UserError
 from guidino_tune.models.known import packed
@@ -189,7 +190,7 @@ def _measured(experiment: Experiment, device: Device, resources: Resources) -> i
     """Runs the probe in a process of its own, with what a trial gets, or a whole GPU."""
     cpus = resources.cpus_per_worker or 1
     result: int | None = _on_node(device.node, probe, cpus, int(device.is_gpu))(
-        experiment.to_dict(), resources.workers, cpus, "cuda" if device.is_gpu else "cpu", packed()
+        experiment.to_dict(), resources.workers, cpus, "cuda" if device.is_gpu else "cpu", packed(), targets.packed()
     )
     return result
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from guidino_tune import targets
 from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model
@@ -104,7 +105,14 @@ def _with_random_weights(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, guide=dataclasses.replace(guide, weights="random", sha256=None))
 
 
-def probe(values: Mapping[str, Any], workers: int, cpus: int, device: str, backbones: Sequence[Any] = ()) -> int | None:
+def probe(
+    values: Mapping[str, Any],
+    workers: int,
+    cpus: int,
+    device: str,
+    backbones: Sequence[Any] = (),
+    own_code: dict[str, list[str]] | None = None,
+) -> int | None:
     """Peak memory of this process in bytes over two training steps; ``None`` when there is not enough.
 
     Args:
@@ -113,8 +121,10 @@ def probe(values: Mapping[str, Any], workers: int, cpus: int, device: str, backb
         cpus: Threads.
         device: Of the model.
         backbones: What is known of them, from ``known.packed``.
+        own_code: From ``targets.packed``.
     """
     adopt(backbones)
+    targets.adopt(own_code or {})
     torch.set_num_threads(cpus)
     if device == "cpu":
         # A trial's process has its imports too; whoever makes views needs the augmentation's.

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from guidino_tune.config import BACKBONES, Experiment, Resources, Study, is_local_backbone
+from guidino_tune.config.fields import EXPONENT
 from guidino_tune.config.parsing import parse, read_value, read_yaml, shown
 from guidino_tune.errors import UserError, nearest
 from guidino_tune.space.parameters import Parameter, Scalar, Values, get_path, has_path, is_scalar, leaf_paths, set_path
 
-EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 RECIPE = "recipe"
 """The parameter that chooses one of a space's recipes."""
 
@@ -45,6 +44,13 @@ class Space:
     recipes: Mapping[str, Experiment] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     origin: Space | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def targets(self) -> set[str]:
+        """The user's own code that this space may use: networks, loss terms, sampler and pruner."""
+        varied = {str(c) for path, parameter in self.parameters.items() if path.endswith(".target") for c in parameter.choices}
+        named = {target for made in (self.base, *self.recipes.values()) for target in made.targets.values()}
+        return varied | named | {name for name in (self.study.sampler, self.study.pruner) if ":" in name}
 
     def walk(self, choose: Callable[[str, Parameter], Scalar]) -> tuple[Values, dict[str, Any]]:
         """Chooses a value for each active parameter in order.
@@ -298,7 +304,8 @@ def _backbone(name: Scalar) -> Scalar:
 
 def _plain(item: Any, *, keep_none: bool = False) -> dict[str, Any]:
     values = dataclasses.asdict(item)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if keep_none or not (v is None or v is False or v == ())}
+    plain = {k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+    return {k: v for k, v in plain.items() if keep_none or not (v is None or v is False or v == [])}
 
 
 def _line(values: Mapping[str, Scalar]) -> str:

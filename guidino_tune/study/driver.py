@@ -254,7 +254,8 @@ class Driver:
             return False
         if self.space.study.constraints and not feasible(self.frozen(trial)):
             return False
-        return not (validated and len(self.study.directions) == 1 and trial.should_prune())
+        single = len(self.study.directions) == 1
+        return not (validated and single and last >= self.space.study.min_epochs and trial.should_prune())
 
     def _report(self, trial: optuna.Trial, objective: float, epoch: int) -> None:
         if len(self.study.directions) == 1:

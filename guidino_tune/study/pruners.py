@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import optuna
 from optuna.trial import FrozenTrial
 
+from guidino_tune import targets
 from guidino_tune.config import Study
+from guidino_tune.errors import UserError
 
 PRUNERS: dict[str, Callable[[Study], optuna.pruners.BasePruner]] = {
     "asha": lambda s: optuna.pruners.SuccessiveHalvingPruner(min_resource=s.min_epochs, reduction_factor=s.reduction_factor),
     "none": lambda s: optuna.pruners.NopPruner(),
 }
+
+
+def make_pruner(settings: Study) -> optuna.pruners.BasePruner:
+    """The pruner of a study: one of ``PRUNERS``, or whatever its target gives.
+
+    Raises:
+        UserError: That is no pruner, or fails; see ``targets.load``.
+    """
+    if settings.pruner in PRUNERS:
+        return PRUNERS[settings.pruner](settings)
+    with targets.blaming(settings.pruner, "study.pruner"):
+        made = targets.load(settings.pruner, "study.pruner")(**settings.pruner_options)
+    if isinstance(made, optuna.pruners.BasePruner):
+        return made
+    raise UserError(f"gives a {type(made).__name__}, no Optuna pruner", where=f"study.pruner={settings.pruner}", todo="return a pruner")
 
 
 VALIDATIONS = 20
@@ -30,16 +47,24 @@ def validated_epochs(study: Study, epochs: int) -> tuple[int, ...]:
         In ascending order; a rung is an epoch at which the trial may be stopped, and only a validated epoch can be compared.
     """
     every = study.validate_every or max(1, epochs // VALIDATIONS)
-    return tuple(sorted({*range(every, epochs + 1, every), *rungs(study, epochs)}))
+    return tuple(sorted({*range(every, epochs + 1, every), *(_halvings(study, epochs) if study.pruner == "asha" else ()), epochs}))
 
 
 def rungs(study: Study, epochs: int) -> tuple[int, ...]:
-    """The epochs, from 1, after which a trial of ``epochs`` epochs may end: those at which trials are compared, and the last."""
-    found, rung = [], study.min_epochs
-    while study.pruner == "asha" and rung < epochs:
-        found.append(rung)
+    """The epochs, from 1, after which a trial of ``epochs`` epochs may end: those at which trials are compared, and the last.
+
+    A pruner that is not one of ``PRUNERS`` may have any rule, and is asked at every validation.
+    """
+    if study.pruner not in PRUNERS:
+        return tuple(epoch for epoch in validated_epochs(study, epochs) if epoch >= study.min_epochs or epoch == epochs)
+    return (*(_halvings(study, epochs) if study.pruner == "asha" else ()), epochs)
+
+
+def _halvings(study: Study, epochs: int) -> Iterator[int]:
+    rung = study.min_epochs
+    while rung < epochs:
+        yield rung
         rung *= study.reduction_factor
-    return (*found, epochs)
 
 
 def is_stopped(study: optuna.Study, settings: Study, trial: FrozenTrial) -> bool:
@@ -51,7 +76,7 @@ def is_stopped(study: optuna.Study, settings: Study, trial: FrozenTrial) -> bool
     if last not in rungs(settings, epochs)[:-1]:
         return False
     key = f"completed_rung_{rungs(settings, epochs).index(last)}"
-    if key not in trial.system_attrs:
+    if settings.pruner not in PRUNERS or key not in trial.system_attrs:
         return study.pruner.prune(study, trial)
     values = sorted(t.system_attrs[key] for t in study.get_trials(deepcopy=False) if key in t.system_attrs)
     return bool(trial.system_attrs[key] < values[-max(1, len(values) // settings.reduction_factor)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from bisect import insort
 from collections import Counter, deque
@@ -13,6 +14,8 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers._tpe.sampler import default_gamma
 from optuna.trial import FrozenTrial, TrialState
 
+from guidino_tune import targets
+from guidino_tune.errors import UserError
 from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
 from guidino_tune.study.outcomes import Outcomes, as_key
@@ -158,6 +161,29 @@ SAMPLERS: dict[str, Callable[[Space, int], optuna.samplers.BaseSampler]] = {
     "listed": lambda space, seed: ListedSampler(space.first_trials),
 }
 """From a space and the seed of the study."""
+
+
+def make_sampler(space: Space, begun: int = 0) -> optuna.samplers.BaseSampler:
+    """The sampler of a study: one of ``SAMPLERS``, or whatever its target gives.
+
+    Args:
+        space: With the settings of the study.
+        begun: Trials that the study has begun. Unlike ours, another sampler would draw the same again from the same seed when the study
+            is continued; so its seed is that of the study and this number together.
+
+    Raises:
+        UserError: That is no sampler, or fails; see ``targets.load``.
+    """
+    settings = space.study
+    if settings.sampler in SAMPLERS:
+        return SAMPLERS[settings.sampler](space, settings.seed)
+    with targets.blaming(settings.sampler, "study.sampler"):
+        found = targets.load(settings.sampler, "study.sampler")
+        seed = {"seed": (settings.seed + begun) % 2**32} if "seed" in inspect.signature(found).parameters else {}
+        made = found(**{**seed, **settings.sampler_options})
+    if isinstance(made, optuna.samplers.BaseSampler):
+        return made
+    raise UserError(f"gives a {type(made).__name__}, no Optuna sampler", where=f"study.sampler={settings.sampler}", todo="return a sampler")
 
 
 class ListedSampler(optuna.samplers.BaseSampler):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import optuna
 import yaml
+from optuna.trial import TrialState
 
 from guidino_tune import paths
 from guidino_tune.config.parsing import read_yaml
@@ -18,8 +19,8 @@ from guidino_tune.space.space import Space, read_space
 from guidino_tune.study.journal import mend_journal, open_storage, sync_to_disk
 from guidino_tune.study.locking import hold, holder
 from guidino_tune.study.objectives import directions
-from guidino_tune.study.pruners import PRUNERS
-from guidino_tune.study.samplers import SAMPLERS
+from guidino_tune.study.pruners import make_pruner
+from guidino_tune.study.samplers import make_sampler
 from guidino_tune.training.folder import TrialFolder, write_text
 
 FREE_TO_CHANGE = ("study.trials", "study.time_budget", "resources.", "experiment.data.root")
@@ -109,7 +110,7 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
         storage=open_storage(folder.journal, storage, name=space.study.name, new=not folder.definition.exists()),
         directions=directions(space.study),
         load_if_exists=True,
-        pruner=PRUNERS[space.study.pruner](space.study),
+        pruner=make_pruner(space.study),
     )
     # A database may hold a study that another folder started.
     if "definition" in study.user_attrs:
@@ -123,7 +124,8 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
     write_text(folder.definition, yaml.safe_dump(wanted, sort_keys=False))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.sampler = SAMPLERS[space.study.sampler](space, space.study.seed)
+        begun = sum(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
+        study.sampler = make_sampler(space, begun)
     return study
 
 

@@ -9,7 +9,8 @@ out-of-memory  an allocation failed, or Ray's memory  yes       once more with e
                monitor ended the process
 bad data       an image, a mask or the weights are    no        recorded; another trial makes up for it
                missing or damaged
-environment    disk, files, network                   no        recorded; another trial makes up for it
+environment    disk, files, network, or a module is   no        recorded; another trial makes up for it
+               not on this machine
 bug            any other error of the code            no        recorded with its traceback; another trial makes up for it
 crashed        the process died on a living machine   no        goes on from its checkpoint, ``resources.max_failures`` times;
                                                                 then recorded, and another trial makes up for it
@@ -30,6 +31,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from guidino_tune.errors import UserError
+from guidino_tune.targets import NotImportable
 
 FailureKind = Literal["diverged", "out-of-memory", "bad data", "environment", "bug", "crashed", "preempted"]
 
@@ -96,7 +98,7 @@ def failure_kind(error: BaseException) -> FailureKind:
     of_torch = type(error).__name__ == "OutOfMemoryError"
     if isinstance(error, MemoryError) or of_torch or any(sign in text for sign in _MEMORY_SIGNS):
         return "out-of-memory"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError | NotImportable):
         return "environment"
     return "bad data" if isinstance(error, UserError) else "bug"
 

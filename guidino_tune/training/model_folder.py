@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from guidino_tune import targets
 from guidino_tune.config import Data, Experiment
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.data.carrying import DIGEST
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 WEIGHTS_CRC = "weights_crc32"
 """In the provenance of a model."""
+
+OWN_CODE = "own_code"
+"""In the provenance of a model: SHA-256 of the file of each of the user's own targets."""
 
 EXPERIMENT, PROVENANCE, SPLIT, ENSEMBLE = "experiment.yaml", "provenance.yaml", "split.json", "ensemble.yaml"
 
@@ -55,7 +59,8 @@ def export_model(source: Path, experiment: Experiment, target: Path, provenance:
     shutil.copy2(source / WEIGHTS, draft / WEIGHTS)
     (draft / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
     split = {DIGEST: split_digest(read_split(split_file))} if split_file is not None else {}
-    said = {**provenance, **split, **provenance_of(experiment, source), WEIGHTS_CRC: checksum_of(draft / WEIGHTS)}
+    own = {OWN_CODE: targets.digests(experiment.targets.values())} if experiment.targets else {}
+    said = {**provenance, **split, **own, **provenance_of(experiment, source), WEIGHTS_CRC: checksum_of(draft / WEIGHTS)}
     (draft / PROVENANCE).write_text(yaml.safe_dump(said, sort_keys=False), encoding="utf-8")
     if split_file is not None:
         if (target / SPLIT).is_file():
@@ -123,6 +128,10 @@ def load_single(folder: Path, device: str = "cpu") -> tuple[GuidedSegmenter, Exp
     check_of_use(experiment.guide)
     with expecting(known_of_model(file.parent, experiment)):
         model = build_model(experiment)
+    noted = read_yaml(file.parent / PROVENANCE).get(OWN_CODE) if (file.parent / PROVENANCE).is_file() else None
+    for target, digest in targets.digests(experiment.targets.values()).items():
+        if isinstance(noted, dict) and noted.get(target, digest) != digest:
+            log.warning("note: the file of %s is not as it was when this model was trained; see that it computes the same", target)
     weights = load_weights(file)
     check_finite(weights, file)
     check_unchanged(file)

@@ -19,6 +19,7 @@ from guidino_tune.analysis.statistics import read_scores
 from guidino_tune.config import DINOGuide, Experiment, Protocol, Resources
 from guidino_tune.config.parsing import parse
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
+from guidino_tune.custom_loss import check_term
 from guidino_tune.data.carrying import provenance_of
 from guidino_tune.data.identity import check_images
 from guidino_tune.data.opening import open_for_search
@@ -211,6 +212,7 @@ def _check(configurations: Sequence[Configuration], folder: StudyFolder, resourc
         if isinstance(experiment.guide, DINOGuide):
             found[key_of(experiment.guide)] = check_backbone(experiment.guide)
         check_segmenter(experiment)
+        check_term(experiment)
         notes |= dict.fromkeys(open_for_search(experiment.data, split_file=folder.split).notes)
     listing = find_cases(configurations[0].experiment.data)
     check_images(listing, read_split(folder.split), images_of(folder.split), str(folder.split))

@@ -37,7 +37,7 @@ from guidino_tune.tracking import SeedRun
 from guidino_tune.training.ensemble_folder import Member, export_ensemble, list_members
 from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.measured import Measured, cases_file
-from guidino_tune.workflows.checks import check_workers
+from guidino_tune.workflows.checks import check_own_code, check_workers
 from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.register import register_model
 from guidino_tune.workflows.retrain import check_same, take_split
@@ -104,6 +104,7 @@ def cross_validate(
     split_file = home / "split.json"
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, folds=folds, fold=0))
     check_workers(experiment, resources.workers)
+    check_own_code(experiment)
     check_same(home, experiment)
     take_split(provenance, split_file, experiment.data, console, file=file, given=given)
     write_text(home / EXPERIMENT, experiment.to_yaml())

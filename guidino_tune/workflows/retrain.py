@@ -32,7 +32,7 @@ from guidino_tune.tracking import SeedRun
 from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.measured import Measured, cases_file
 from guidino_tune.training.model_folder import export_model
-from guidino_tune.workflows.checks import check_workers
+from guidino_tune.workflows.checks import check_own_code, check_workers
 from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.register import register_model
 
@@ -91,6 +91,7 @@ def retrain(
     home = paths.home() / "retrained" / name
     split_file = home / "split.json"
     check_workers(experiment, resources.workers)
+    check_own_code(experiment)
     check_same(home, experiment)
     take_split(provenance, split_file, experiment.data, console, file=file, given=given)
     write_text(home / EXPERIMENT, experiment.to_yaml())

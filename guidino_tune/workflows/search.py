@@ -36,7 +36,7 @@ from guidino_tune.tracking import MLflowTracker
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.backbones import continued, note
-from guidino_tune.workflows.checks import check_search
+from guidino_tune.workflows.checks import changed_code, check_search
 from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.progress import Progress, conclusions, leaderboard, silent_console
 from guidino_tune.workflows.recorder import Recorder
@@ -116,7 +116,7 @@ def run_search(
         epoch, *advice = training_notes(space.base, len(data.train), len(data.validation), space.resources.workers)
         backbones, unnoted = note(study, space, folder)
         known.enter_context(expecting(backbones))
-        for line in (*noted, *space.notes, *data.notes, *advice, *unnoted):
+        for line in (*noted, *space.notes, *data.notes, *advice, *unnoted, *changed_code(study, space)):
             console.print(f"note: {line}", style="yellow", highlight=False)
         for line in data.rules.lines:
             console.print(line, highlight=False, soft_wrap=True)

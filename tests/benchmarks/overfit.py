@@ -35,7 +35,7 @@ NUM_IMAGES = 8
 EVERY = 10  # steps from one check to the next
 ENOUGH = 0.95  # mean Dice over the images
 
-OPTIONS: dict[str, Any] = {type_().kind: type_ for type_ in get_args(get_args(config.Segmenter)[0])}
+OPTIONS: dict[str, Any] = {type_().kind: type_ for type_ in get_args(get_args(config.Segmenter)[0]) if type_ is not config.Custom}
 TINY = {"kind": "dino", "backbone": "tiny", "weights": "random"}
 GUIDED = ("unet", "nnwnet", "segguidino")
 """Those that GuiDINO gates."""

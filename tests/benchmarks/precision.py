@@ -34,7 +34,7 @@ from guidino_tune.models import build_model
 from guidino_tune.training.optimisers import make_optimizer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-KINDS = [type_().kind for type_ in get_args(get_args(config.Segmenter)[0])]
+KINDS = [type_().kind for type_ in get_args(get_args(config.Segmenter)[0]) if type_ is not config.Custom]
 BATCH = 4
 NUM_BATCHES = 4
 LAST = 10  # steps whose mean loss is compared

@@ -54,7 +54,7 @@ def copy(tmp_path: Path) -> Path:
 
     sections = named(r"`(guidino_tune/config/\w+\.py)`")
     edit(sections, "\n\nSegmenter = Annotated[", f"\n\n{options}\n\nSegmenter = Annotated[")
-    edit(sections, " | MedDINO, Field", " | MedDINO | PlainNet, Field")
+    edit(sections, " | Custom, Field", " | Custom | PlainNet, Field")
     exports = package / "config" / "__init__.py"
     edit(exports, "    NNWNet,\n", "    NNWNet,\n    PlainNet,\n")
     edit(exports, '"NoGuide",', '"NoGuide", "PlainNet",')

@@ -15,6 +15,7 @@ from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model
 from guidino_tune.models.gate import Gate
 from guidino_tune.models.segmenters import SEGMENTERS
+from guidino_tune.targets import trust
 
 CONFIGS: dict[str, Any] = {c().kind: c for c in get_args(get_args(Segmenter)[0])}
 SMALL: dict[str, dict[str, Any]] = {
@@ -27,6 +28,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dinounet": {"widths": (4, 8, 8, 16), "rank": 8, "attention_heads": 4},
     "segdino": {"features": 8, "branch_widths": (4, 4, 8, 8)},
     "segguidino": {"hidden": 16},
+    "custom": {"target": "own_parts:TinyNet", "gates": ("bottleneck", "input")},
 }
 """Options that make them quick; a segmenter without an entry is tested as it is."""
 
@@ -51,8 +53,9 @@ def possible(kind: str, guide: Any) -> bool:
     return bool(guide != "plain") if needs else bool(guide != "ungated")
 
 
+trust("own_parts:TinyNet")
 CASES = [(kind, guide, extra) for kind in SEGMENTERS for guide in GUIDES if possible(kind, guide) for extra in options(kind)]
-PLACES = [(kind, place) for kind in SEGMENTERS for place in CONFIGS[kind].gates]
+PLACES = [(kind, place) for kind in SEGMENTERS for place in CONFIGS[kind](**SMALL.get(kind, {})).gates]
 
 
 def build(kind: str, guide: Any, **extra: dict[str, Any]) -> Any:
@@ -141,10 +144,11 @@ def test_a_place_is_every_map_of_its_name(kind: str) -> None:
     images = torch.randn(1, 3, 64, 64)
     features = model.backbone(images, model.feature_request.layers, model.feature_request.final_norm)
     model.segmenter(images, gate, features)
-    counts = {place: sum(p == place for p, _ in gate.maps) for place in CONFIGS[kind].gates}
+    gates = CONFIGS[kind](**SMALL.get(kind, {})).gates
+    counts = {place: sum(p == place for p, _ in gate.maps) for place in gates}
     assert counts == MAPS.get(kind, counts)  # of a new one it is not known how many
     assert all(counts.values())
-    assert {p for p, _ in gate.maps} == set(CONFIGS[kind].gates)
+    assert {p for p, _ in gate.maps} == set(gates)
     skips = [shape for place, shape in gate.maps if place == "skips"]
     if kind != "nnwnet":  # its two passes meet the same resolutions again
         assert len(set(skips)) == len(skips)

@@ -26,8 +26,9 @@ HEAVY = {"torch", "monai", "transformers", "peft", "optuna", "mlflow", "ray", "p
 """Third-party packages that only some layers may import; the others are light."""
 
 IMPORTERS = ("importlib.import_module", "import_module", "__import__")
-FOUNDATION = ("errors", "paths", "findings", "stopping")
-BELOW_TRAINING = ("config", "space", "normalisation", "framing", "monai_parts", "data", "models", "losses", "metrics", "inference")
+FOUNDATION = ("errors", "paths", "findings", "stopping", "targets")
+LOSSES = ("custom_loss", "losses")
+BELOW_TRAINING = ("config", "space", "normalisation", "framing", "monai_parts", "data", "models", *LOSSES, "metrics", "inference")
 BELOW_RUNNING = (*BELOW_TRAINING, "training", "study", "analysis")
 
 
@@ -48,6 +49,7 @@ LAYERS = {
     "paths": layer(),
     "findings": layer(),
     "stopping": layer(),
+    "targets": layer(),
     "cli": layer(),
     "config": layer(),
     "space": layer("config", heavy="optuna"),
@@ -56,7 +58,8 @@ LAYERS = {
     "monai_parts": layer(heavy="monai"),
     "data": layer("config", "normalisation", "framing", "monai_parts", heavy="torch pyarrow"),
     "models": layer("config", "normalisation", heavy="torch transformers peft"),
-    "losses": layer("config", heavy="torch"),
+    "custom_loss": layer("config", heavy="torch"),
+    "losses": layer("config", "custom_loss", heavy="torch"),
     "metrics": layer("config", heavy="torch"),
     "inference": layer("config", "normalisation", "framing", "monai_parts", heavy="torch"),
     "training": layer(*BELOW_TRAINING, heavy="torch"),
@@ -66,10 +69,6 @@ LAYERS = {
     "running": layer(*BELOW_RUNNING, heavy="torch optuna ray"),
     "workflows": layer(*BELOW_RUNNING, "tracking", "running", heavy="torch optuna pandas"),
     "api": layer("config", "space"),
-    "prediction_files": layer("data"),
-    "prediction": layer(
-        "config", "framing", "data", "prediction_files", "models", "inference", "training", "tracking.pictures", heavy="torch"
-    ),
 }
 """By folder or top-level module. Only ``monai_parts`` has monai, only ``tracking`` mlflow and only ``running`` ray."""
 

@@ -82,7 +82,7 @@ def test_unknown_option(command: str, capsys: pytest.CaptureFixture[str]) -> Non
         (["demo", "--time-budget", "-5m"], ["--time-budget"]),
         (["demo", "--trials", "0"], ["--trials", "'0' is no whole number from 1"]),
         (["demo", "--trials", "many"], ["--trials", "'many' is no whole number from 1"]),
-        (["demo", "--sampler", "grid"], ["--sampler", "'grid'"]),
+        (["demo", "--sampler", "grid"], ["'sampler' = 'grid'", "module:name"]),
         (["demo", "--seed", "x"], ["--seed", "'x'"]),
         ([], ["space"]),
     ],

@@ -138,6 +138,7 @@ OTHER_VALUES: dict[str, Any] = {
     "segmenter.kind": "nnwnet", "segmenter.base_width": 16,
     "loss.dice_weight": 0.5, "loss.bce_weight": 0.5, "loss.lambda_guide": 0.2, "loss.guide_loss": "mse", "loss.guide_target": "nearest",
     "loss.hinge_weight": 0.2, "loss.hinge_margin": 2.0, "loss.hinge_band": 5, "loss.batch_dice": False,
+    "loss.custom": {"target": "own:term"},
     "training.epochs": 100, "training.steps_per_epoch": 7, "training.batch_size": 8, "training.optimizer": "adamw",
     "training.lr": 1e-3, "training.lora_lr": 1e-3,
     "training.weight_decay": 0.0, "training.momentum": 0.9, "training.schedule": "cosine", "training.precision": "fp32",
@@ -168,6 +169,7 @@ SEGMENTER_VALUES: dict[str, dict[str, Any]] = {
     "meddino": {"layers": "last", "final_norm": False},
     "segdino": {"features": 64, "branch_widths": [96, 192, 384, 769], "final_norm": False},
     "segguidino": {"hidden": 64, "dropout": 0.1},
+    "custom": {"target": "nets:Other", "options": {"width": 3}, "gates": ["bottleneck", "input"]},
 }  # fmt: skip
 
 
@@ -193,7 +195,7 @@ def test_every_field_of_a_segmenter_changes_the_hash(kind: str) -> None:
     defaults = section_defaults("segmenter", kind)
     assert defaults is not None
     assert set(SEGMENTER_VALUES[kind]) == set(defaults) - {"kind"}
-    base = changed(EVERYTHING, segmenter__kind=kind)
+    base = changed(EVERYTHING, **({"segmenter": {"kind": kind, "target": "nets:Net"}} if kind == "custom" else {"segmenter.kind": kind}))
     hashes = {changed(base, **{f"segmenter.{name}": value}).hash for name, value in SEGMENTER_VALUES[kind].items()}
     assert len({base.hash, *hashes}) == 1 + len(SEGMENTER_VALUES[kind])
 

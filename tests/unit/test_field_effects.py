@@ -29,9 +29,11 @@ from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.sources.demo import generate
 from guidino_tune.space.check import _computed
 from guidino_tune.space.parameters import leaf_paths, set_path
+from guidino_tune.targets import trust
 from guidino_tune.training.loop import TrainingRun
 
 Values = dict[str, Any]
+trust("own_parts:TinyNet", "own_parts:OtherNet", "own_parts:absolute_error")
 GUIDE: Values = {"guide.kind": "dino", "guide.backbone": "tiny", "guide.weights": "random", "guide.tokenbook.num_prototypes": 3}
 LORA: Values = {**GUIDE, "guide.lora.rank": 2, "guide.lora.dropout": 0.0}
 HINGE: Values = {"loss.hinge_weight": 0.5}
@@ -50,6 +52,7 @@ SMALL: dict[str, Values] = {
     "segguidino": {"hidden": 4},
     "dinounet": {"widths": [2, 2, 2, 2], "rank": 2, "attention_heads": 2, "attention_points": 2},
     "meddino": {},
+    "custom": {"target": "own_parts:TinyNet", "gates": ["bottleneck", "input"], "options": {"width": 2}},
 }
 """A tiny network of each kind."""
 
@@ -110,6 +113,7 @@ EFFECTS: dict[str, tuple[Values, Any]] = {
     "loss.hinge_margin": (HINGE, 2.0),
     "loss.hinge_band": (HINGE, 7),
     "loss.batch_dice": ({}, False),
+    "loss.custom": ({}, {"target": "own_parts:absolute_error"}),
     "training.epochs": ({}, 3),
     "training.steps_per_epoch": ({}, 4),
     "training.batch_size": ({}, 3),
@@ -160,6 +164,9 @@ EFFECTS: dict[str, tuple[Values, Any]] = {
     "dinounet.deep_supervision": ({}, True),
     "meddino.layers": ({}, "last"),
     "meddino.final_norm": ({}, False),
+    "custom.target": ({}, "own_parts:OtherNet"),
+    "custom.options": ({}, {"width": 3}),
+    "custom.gates": (GUIDE, ["input", "bottleneck"]),
 }
 """By the field (``KIND.FIELD`` of a segmenter): what else must be set, and a second value that gives other results."""
 
@@ -195,6 +202,8 @@ WITHOUT: list[tuple[Values, str, Any]] = [
     ({**segmenter("segdino"), "guide.gate": "none"}, "loss.lambda_guide", 0.7),
     ({**segmenter("segdino"), "guide.gate": "none"}, "loss.guide_loss", "mse"),
     (segmenter("nnunet"), "segmenter.max_width", 8),
+    (segmenter("custom"), "segmenter.gates", ["input", "bottleneck"]),  # nothing is gated
+    ({"loss.custom": {"target": "own_parts:absolute_error", "weight": 0}}, "loss.custom", None),
     (segmenter("swinunet"), "segmenter.window", 2),
     (segmenter("h2former"), "segmenter.window", 2),
 ]

@@ -6,6 +6,8 @@ file here with a ``Segmenter`` subclass (see ``base.Segmenter`` for the construc
 """
 
 from guidino_tune.models.segmenters.base import Segmenter
+from guidino_tune.models.segmenters.custom import Custom
+from guidino_tune.models.segmenters.custom import check as check_custom
 from guidino_tune.models.segmenters.dinounet import DinoUNet
 from guidino_tune.models.segmenters.h2former import H2Former
 from guidino_tune.models.segmenters.meddino import MedDINO
@@ -28,7 +30,8 @@ SEGMENTERS: dict[str, type[Segmenter]] = {
     "segguidino": SegGuiDINO,
     "dinounet": DinoUNet,
     "meddino": MedDINO,
+    "custom": Custom,
 }
 """Segmenter classes by ``kind``."""
 
-__all__ = ["SEGMENTERS", "Segmenter"]
+__all__ = ["SEGMENTERS", "Segmenter", "check_custom"]
