@@ -41,6 +41,10 @@ LATER_FIELDS = (
     ("guide", "sha256", None),
     ("guide", "channels", None),
     ("loss", "head_target", "nearest"),
+    ("loss", "class_weights", None),
+    *(("loss", f"{term}_weight", 0) for term in ("focal", "tversky", "top_k", "boundary")),
+    ("segmenter", "pretrained", None),
+    ("segmenter", "sha256", None),
     ("training", "compile", "none"),
     ("training", "steps_per_epoch", "cases"),
 )
@@ -68,8 +72,11 @@ class Experiment:
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
-        if self.loss.dice_weight == 0 and self.loss.bce_weight == 0:
-            raise ValueError("loss: dice_weight and bce_weight are both 0; the coarse outputs would learn nothing")
+        if not self.loss.on_every_head:
+            raise ValueError(
+                "loss: the weights of Dice, cross-entropy, focal, Tversky and top-k are all 0; coarse outputs would learn nothing"
+            )
+        self.loss.weights_of(self.data.num_classes)
         size = self.data.image_size
         multiple = self.segmenter.size_multiple(size)
         if size % multiple:
@@ -133,8 +140,8 @@ class Experiment:
     @property
     def name(self) -> str:
         """The name the field uses for this combination, such as ``GuiDINO-W-LoRA``."""
-        lora = isinstance(self.guide, DINOGuide) and self.guide.lora.rank > 0
-        return (self.segmenter.guided_name if self.gate else self.segmenter.plain_name) + ("-LoRA" if lora else "")
+        trained = {"frozen": "", "lora": "-LoRA", "full": "-full"}[self.guide.trained] if isinstance(self.guide, DINOGuide) else ""
+        return (self.segmenter.guided_name if self.gate else self.segmenter.plain_name) + trained
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, nested, in plain YAML types."""
@@ -178,10 +185,15 @@ class Experiment:
         for section, key, unchanged in LATER_FIELDS:
             if values[section].get(key, unchanged) == unchanged:
                 values[section].pop(key, None)
-        lora = isinstance(self.guide, DINOGuide) and self.guide.lora.rank > 0
+        trained = self.guide.trained if isinstance(self.guide, DINOGuide) else "frozen"
         if isinstance(self.guide, DINOGuide):
+            if trained != "full":
+                guide.pop("train", None)  # the adapters' rank says it
             guide["gate"] = self.gate
             guide["tokenbook"]["num_prototypes"] = self.num_prototypes
+        if file := values["segmenter"].get("pretrained"):
+            values["segmenter"]["pretrained"] = values["segmenter"].get("sha256", file)  # where it lies says nothing of what it is
+        values["segmenter"].pop("sha256", None)
         if isinstance(self.segmenter, SwinUNet | H2Former):
             values["segmenter"]["window"] = self.segmenter.window_at(self.data.image_size)
         if isinstance(self.segmenter, NNUNet):
@@ -192,13 +204,13 @@ class Experiment:
         passes = self.training.epochs if self.training.steps_per_epoch == "cases" else math.inf  # else it depends on the cases
         if self.data.augmentation == "none" or (self.data.view_cycle or 0) >= passes:
             values["data"].pop("view_cycle", None)  # no view is shown twice, or all of a case are the same
-        if self.training.batch_size == 1 or self.loss.dice_weight == 0:
+        if self.training.batch_size == 1 or not (self.loss.dice_weight or self.loss.tversky_weight):
             del loss["batch_dice"]
         if not getattr(self.segmenter, "deep_supervision", False):
             loss.pop("head_target", None)  # its only output is as fine as the mask
         if self.training.epochs == 1:
             del training["schedule"]  # every schedule starts at the full rate
-        if lora and str(guide["backbone"]).startswith("convnext"):
+        if trained == "lora" and str(guide["backbone"]).startswith("convnext"):
             del guide["lora"]["targets"]  # both mean the same there
         if not self.gate:
             guide.pop("tokenbook", None)
@@ -206,11 +218,20 @@ class Experiment:
                 del loss[key]
         elif loss["lambda_guide"] == 0:
             del loss["guide_loss"], loss["guide_target"]
-        if not lora:
+        if trained != "lora":
             guide.pop("lora", None)
             del training["lora_lr"]
-        if loss["hinge_weight"] == 0:
-            del loss["hinge_margin"], loss["hinge_band"]
+        if trained != "full":
+            del training["backbone_lr"]
+        options = {"hinge": ("margin", "band"), "focal": ("gamma",), "tversky": ("alpha", "beta"), "top_k": ("fraction",)}
+        for term, names in options.items():
+            if not loss.get(f"{term}_weight"):
+                for option in names:
+                    del loss[f"{term}_{option}"]
+        if weights := self.loss.weights_of(self.data.num_classes):
+            loss["class_weights"] = list(weights)
+        else:
+            loss.pop("class_weights", None)
         if training["optimizer"] != "sgd":
             del training["momentum"]
         return values

@@ -35,7 +35,7 @@ def shape_of(experiment: Experiment, workers: int) -> Shape:
     lora = guide.lora if isinstance(guide, DINOGuide) and guide.lora.rank else None
     return {
         "segmenter": dataclasses.asdict(experiment.segmenter),
-        "backbone": guide.backbone if isinstance(guide, DINOGuide) else None,
+        "backbone": (guide.backbone, guide.trained) if isinstance(guide, DINOGuide) else None,
         "rank": lora.rank if lora else 0,
         "lora": (lora.targets, lora.dropout > 0) if lora else None,
         "gate": experiment.gate,
@@ -51,7 +51,7 @@ def shape_of(experiment: Experiment, workers: int) -> Shape:
         "channels_last": training.channels_last,
         "compile": training.compile,
         "optimizer": (training.optimizer, training.momentum > 0),
-        "hinge": experiment.loss.hinge_weight > 0,
+        "terms": [weight > 0 for weight in (experiment.loss.hinge_weight, experiment.loss.top_k_weight, experiment.loss.boundary_weight)],
         "ignored": experiment.data.has_ignored,
     }
 
