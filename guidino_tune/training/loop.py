@@ -24,7 +24,7 @@ from guidino_tune.errors import UserError
 from guidino_tune.inference import slide, to_labels
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.metrics import mean_values, overlap_scores, score_case, values, with_classes
-from guidino_tune.models import build_model
+from guidino_tune.models import build_model, start_pretrained
 from guidino_tune.models.backbone import Features
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.training import checkpoints
@@ -304,7 +304,7 @@ class TrainingRun:
         )  # fmt: skip
 
     def _continue(self) -> None:
-        """Goes on from the newest checkpoint that is whole, if there is one."""
+        """Goes on from the newest checkpoint that is whole; where there is none, from pretrained weights if any are named."""
         for folder in self.reporter.checkpoints():
             try:
                 saved = checkpoints.read_checkpoint(folder)
@@ -318,3 +318,4 @@ class TrainingRun:
             checkpoints.restore_optimizer(self.optimizer, saved.optimizer)
             self.history = saved.history
             return
+        start_pretrained(self.model.segmenter, self.experiment)

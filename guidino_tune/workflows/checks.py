@@ -30,7 +30,7 @@ def check_search(space: Space, folder: StudyFolder) -> list[str]:
     """
     notes = check_space(space, begun=folder.definition.exists())
     check_storage(folder.path)
-    check_models(space)
+    notes += check_models(space)
     check_workers(space.base, space.resources.workers)
     find_cases(space.base.data)
     check_same_search(space, folder)
@@ -67,8 +67,11 @@ def check_workers(experiment: Experiment, workers: int) -> None:
         )
 
 
-def check_models(space: Space) -> None:
+def check_models(space: Space) -> list[str]:
     """Every guide backbone that a trial may use can be loaded, and every segmenter built on it.
+
+    Returns:
+        Notes for the user.
 
     Raises:
         UserError: Which one cannot, why, and what else to do.
@@ -84,5 +87,4 @@ def check_models(space: Space) -> None:
         segmenters[experiment.segmenter, backbone, experiment.data.image_size, experiment.data.channels] = experiment
     for guide in guides.values():
         check_backbone(guide)
-    for experiment in segmenters.values():
-        check_segmenter(experiment)
+    return list(dict.fromkeys(filter(None, map(check_segmenter, segmenters.values()))))
