@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,8 @@ class Layout:
         anchor: A weight that every such file has once.
         names: Own names as regular expressions, with the published name of each; the first that matches the whole name counts. Weights
             that match none start at random.
-        left_out: Regular expression of published names that are not used on purpose, where no own weight has that name.
+        left_out: Regular expression of published names that are not used on purpose; the group that matches is what a person is told.
+            A block of that name must be used altogether or not at all.
         fitting: The options with which the segmenter has the published shapes.
         tables: Regular expression of own tables of relative positions, ((2 * window - 1)^2, heads), which are interpolated.
     """
@@ -67,8 +67,9 @@ def start_from(segmenter: nn.Module, layout: Layout, file: str, sha256: str | No
     wanted = {name: theirs for name in own if (theirs := layout.published(name)) is not None}
     counters = {name for name in wanted.values() if name.endswith("num_batches_tracked")}  # older files have none
     missing = wanted.values() - read.weights.keys() - counters
-    left = read.weights.keys() - wanted.values()
-    unknown = [name for name in left if not re.fullmatch(layout.left_out, name)]
+    left = {name: re.fullmatch(layout.left_out, name) for name in read.weights.keys() - wanted.values()}
+    parts = {name: match[match.lastindex or 0] for name, match in left.items() if match}
+    unknown = [name for name in left if name not in parts or any(theirs.startswith(f"{parts[name]}.") for theirs in wanted.values())]
     found = {name: _fitted(read.weights[theirs], own[name], re.fullmatch(layout.tables, name) is not None)
              for name, theirs in wanted.items() if theirs in read.weights}  # fmt: skip
     other = [f"{wanted[name]} {tuple(read.weights[wanted[name]].shape)}, not {tuple(own[name].shape)}" for name, value in found.items()
@@ -89,7 +90,7 @@ def start_from(segmenter: nn.Module, layout: Layout, file: str, sha256: str | No
         for name, value in found.items():
             if not own[name].is_meta:
                 own[name].copy_(value)
-    return _left_out(left, read.left_out)
+    return ", ".join(sorted({*parts.values(), *read.left_out}))
 
 
 def _fitted(value: Tensor, own: Tensor, is_table: bool) -> Tensor:
@@ -101,9 +102,3 @@ def _fitted(value: Tensor, own: Tensor, is_table: bool) -> Tensor:
         return value
     maps = value.float().T.reshape(1, -1, theirs, theirs)
     return F.interpolate(maps, size=(ours, ours), mode="bicubic", align_corners=False).flatten(2)[0].T
-
-
-def _left_out(names: Iterable[str], others: Mapping[str, int]) -> str:
-    """Names, with those of one layer or block together."""
-    heads = sorted({re.sub(r"(?<=\d)\.\D.*|\.(weight|bias)$", "", name) for name in names} | set(others))
-    return ", ".join(heads)

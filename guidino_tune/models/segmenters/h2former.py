@@ -130,7 +130,7 @@ class H2Former(Segmenter):
                 )
             ),
         ),
-        left_out=r"fc\..+",
+        left_out=r"(fc)\..+",
         fitting="data.channels=3, segmenter.base_width=64 and segmenter.blocks=[3, 4, 6, 3]",
     )  # fmt: skip
 

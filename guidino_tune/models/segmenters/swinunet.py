@@ -86,7 +86,7 @@ class SwinUNet(Segmenter):
             (r"merge\.(\d)\.reduce\.(.+)", r"layers.\1.downsample.reduction.\2"),
             (r"norm\.(.+)", r"norm.\1"),
         ),
-        left_out=r"head\..+|layers\.\d\.blocks\.\d+\..+",
+        left_out=r"(head)\..+|.+\.(relative_position_index|attn_mask)|(layers\.\d\.blocks\.\d+)\..+",
         fitting="data.channels=3, segmenter.embed_width=96 and segmenter.heads=[3, 6, 12, 24], with depths up to [2, 2, 6, 2]",
         tables=r".+\.bias_table",
     )
