@@ -66,8 +66,8 @@ class TrainingRun:
         store: Where views and tokens are shared with other trials; ``None``: they are made here, with the same content.
         validated: Epochs (from 1) after which the model is validated, besides the last; ``None``: all.
         micro_batches: Parts in which a batch goes through the network, one after the other, to take less memory. Gradients add up to those
-            of the whole batch but for what is computed over a batch: batch normalisation, the Dice loss with ``batch_dice``, and, where
-            pixels are ignored, the means over the other ones.
+            of the whole batch but for what is computed over a batch: batch normalisation, Dice and Tversky with ``batch_dice``, the hardest
+            pixels (top-k), and, where pixels are ignored or classes have weights, the means over pixels.
         measure: The first epoch in this process also tells ``memory`` (10^9 bytes) and ``latency`` (seconds), see ``training.costs``.
     """
 
