@@ -1,4 +1,4 @@
-"""The training loss: soft Dice, cross-entropy, guide term and boundary hinge, with deep supervision (GuiDINO, section "Loss").
+"""The training loss: terms on regions, pixels, borders and the guide, with deep supervision (GuiDINO, section "Loss").
 
 Binary masks have one channel of logits (sigmoid). Label maps have one for the background and one per class (softmax); Dice then leaves
 the background out, as nnU-Net does, and the guide term and the hinge see all classes as one foreground.
@@ -6,12 +6,13 @@ the background out, as nnU-Net does, and the guide term and the hinge see all cl
 Where masks may hold ``IGNORED``, those pixels are in none of the terms: means are over the other pixels, and sums leave them out.
 
 Everything is computed in float32, whatever autocast the caller runs under: a bf16 sum over 65,536 pixels keeps two digits.
-Nothing here waits for the device; the caller decides when a value is read.
+Nothing here waits for the device; the caller decides when a value is read. MONAI's focal and Tversky losses know of no ignored pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,9 @@ def deep_supervision_weights(num_heads: int) -> list[float]:
     return [0.5**i / total for i in range(num_heads)]
 
 
-def soft_dice_loss(logits: Tensor, masks: Tensor, *, batch: bool = True, known: Tensor | None = None) -> Tensor:
+def soft_dice_loss(
+    logits: Tensor, masks: Tensor, *, batch: bool = True, known: Tensor | None = None, weights: Sequence[float] | None = None
+) -> Tensor:
     """``1 - (2 * sum(p * y) + s) / (sum(p) + sum(y) + s)`` with ``s = 1e-5``: 0 is perfect, 1 is no overlap.
 
     Args:
@@ -43,39 +46,99 @@ def soft_dice_loss(logits: Tensor, masks: Tensor, *, batch: bool = True, known: 
         masks: (B, 1, H, W), 0 or 1, or labels 0 to K; float32.
         batch: Sum over the whole batch before the ratio (nnU-Net in 2D, "batch Dice"); else one ratio per case, then their mean.
         known: (B, 1, H, W), 1 for the pixels that count and 0 for those that do not; ``None``: all do.
+        weights: Of background and classes, see ``Loss.class_weights``; ``None``: all alike.
 
     Returns:
         A scalar, the mean over the classes without the background. In distributed training the batch is that of one worker.
     """
-    axes = (0, 2, 3) if batch else (2, 3)
-    probabilities = logits.sigmoid()
-    if logits.shape[1] > 1:
-        probabilities = logits.softmax(1)[:, 1:]
-        masks = (masks == torch.arange(1, logits.shape[1], device=masks.device).view(1, -1, 1, 1)).to(masks.dtype)
-    if known is not None:
-        probabilities, masks = probabilities * known, masks * known
-    overlap = (probabilities * masks).sum(axes)
-    size = probabilities.sum(axes) + masks.sum(axes)
-    return (1 - (2 * overlap + _SMOOTH) / (size + _SMOOTH)).mean()
+    overlap, predicted, true = _areas(logits, masks, batch, known)
+    size = predicted + true
+    return _over_classes(1 - (2 * overlap + _SMOOTH) / (size + _SMOOTH), weights)
 
 
-def cross_entropy_loss(logits: Tensor, masks: Tensor, known: Tensor | None = None) -> Tensor:
+def tversky_loss(
+    logits: Tensor, masks: Tensor, alpha: float, beta: float, *, batch: bool = True, known: Tensor | None = None,
+    weights: Sequence[float] | None = None,
+) -> Tensor:  # fmt: skip
+    """``1 - (TP + s) / (TP + alpha * FP + beta * FN + s)`` of soft counts (Salehi et al., 2017); with 0.5 and 0.5 it is Dice.
+
+    Other arguments and result as in ``soft_dice_loss``.
+    """
+    overlap, predicted, true = _areas(logits, masks, batch, known)
+    size = overlap + alpha * (predicted - overlap) + beta * (true - overlap)
+    return _over_classes(1 - (overlap + _SMOOTH / 2) / (size + _SMOOTH / 2), weights)
+
+
+def cross_entropy_loss(logits: Tensor, masks: Tensor, known: Tensor | None = None, weights: Sequence[float] | None = None) -> Tensor:
     """Binary cross-entropy of one channel, or softmax cross-entropy of several; the mean over all pixels that count, 0 of none.
 
-    Args:
-        logits: As in ``soft_dice_loss``.
-        masks: As there.
-        known: As there.
+    Args as in ``soft_dice_loss``. With weights it is the weighted mean, as ``torch.nn.CrossEntropyLoss`` has it.
     """
-    if known is not None:
-        if logits.shape[1] == 1:
-            losses = F.binary_cross_entropy_with_logits(logits, masks * known, reduction="none")
-        else:
-            losses = F.cross_entropy(logits, (masks * known)[:, 0].long(), reduction="none")[:, None]
-        return _mean(losses, known)
+    if known is not None or weights is not None:
+        return _mean(_weighed(_entropy(logits, masks, known), masks, known, weights), known)
     if logits.shape[1] == 1:
         return F.binary_cross_entropy_with_logits(logits, masks)
     return F.cross_entropy(logits, masks[:, 0].long())
+
+
+def focal_loss(
+    logits: Tensor, masks: Tensor, gamma: float, *, known: Tensor | None = None, weights: Sequence[float] | None = None
+) -> Tensor:
+    """The mean of ``-(1 - p)^gamma * log(p)``, where ``p`` is the probability of a pixel's true class (Lin et al., 2017, equation 4).
+
+    Other arguments as in ``soft_dice_loss``; the paper's alpha is a weight of the classes.
+    """
+    entropy = _entropy(logits, masks, known)
+    missed = -torch.expm1(-entropy)  # 1 - p, also where p is 1 but for the last digits
+    # A root has no finite slope at 0.
+    return _mean(_weighed(missed.clamp(min=_PROBABILITY_EPS) ** gamma * entropy, masks, known, weights), known)
+
+
+def top_k_loss(
+    logits: Tensor, masks: Tensor, fraction: float, *, known: Tensor | None = None, weights: Sequence[float] | None = None
+) -> Tensor:
+    """The mean cross-entropy of those pixels of the batch that have the largest (nnU-Net's ``TopKLoss``), at least of one.
+
+    Args as in ``soft_dice_loss``; ``fraction``, above 0, is of the pixels that count. Losses are weighed before they are compared.
+    """
+    losses = _weighed(_entropy(logits, masks, known), masks, known, weights)
+    if known is None:
+        return losses.flatten().topk(_share(losses.numel(), fraction)).values.mean()
+    # How many pixels count is only known on the device: the largest share that could be meant is taken, and cut there.
+    hardest = losses.where(known > 0, -1).flatten().topk(_share(losses.numel(), fraction)).values
+    count = (known.sum().double() * fraction).floor().clamp(min=1)
+    return _mean(hardest.clamp(min=0), (torch.arange(len(hardest), device=hardest.device) < count).to(hardest.dtype))
+
+
+def squared_distances(there: Tensor) -> Tensor:
+    """Squared Euclidean distance of every pixel to the nearest one that is true, infinite where an image has none; exact, on any device.
+
+    First along rows, then the least over rows (Felzenszwalb and Huttenlocher, 2012, section 2.1): ``H`` passes over the image.
+
+    Args:
+        there: (..., H, W), bool.
+    """
+    height, width = there.shape[-2:]
+    column, row = (torch.arange(side, device=there.device, dtype=torch.float32) for side in (width, height))
+    before = torch.where(there, column, -math.inf).cummax(-1).values
+    after = torch.where(there, column, math.inf).flip(-1).cummin(-1).values.flip(-1)
+    across = torch.minimum(column - before, after - column) ** 2
+    return torch.stack([(across + ((row - y) ** 2)[:, None]).amin(-2) for y in range(height)], -2)
+
+
+def boundary_loss(logits: Tensor, masks: Tensor, known: Tensor | None = None) -> Tensor:
+    """The mean of ``p * d`` over pixels and classes (Kervadec et al., 2019, equation 5).
+
+    ``d`` is the distance to the class in pixels; inside it, the distance to what is not of it, minus 1, with a minus sign, as in the
+    authors' code. It is 0 for a class that is not in the image, or fills it. Ignored pixels are neither inside nor outside.
+
+    Args as in ``soft_dice_loss``.
+    """
+    probabilities, inside = _foreground(logits, masks, known)
+    outside = (1 - inside if known is None else (1 - inside) * known) > 0
+    to_class, to_others = squared_distances(torch.stack([inside > 0, outside])).sqrt()
+    distance = torch.where(inside > 0, 1 - to_others, to_class)
+    return _mean((probabilities * distance.where(distance.isfinite(), 0)).mean(1, keepdim=True), known)
 
 
 def foreground_logits(logits: Tensor) -> Tensor:
@@ -103,12 +166,12 @@ def guide_loss(guide: Tensor, masks: Tensor, *, kind: str = "bce", target: str =
         seen = _cells(known, guide, target)
         cells, weights = _cells(masks * known, guide, target) / seen.clamp(min=1e-12), (seen > 0).to(seen.dtype)
     if kind == "mse":
-        return F.mse_loss(guide, cells) if weights is None else _mean((guide - cells) ** 2, weights)
+        return _mean((guide - cells) ** 2, weights)
     # The logarithm's slope at 0 and 1 is infinite; a cosine can get there exactly. Written out, for torch's own function refuses NaN, on
     # a GPU by ending the process: a diverged guide must reach the loss as NaN instead.
     likely = guide.clamp(_PROBABILITY_EPS, 1 - _PROBABILITY_EPS)
     losses = cells * likely.log() + (1 - cells) * (1 - likely).log()
-    return -losses.mean() if weights is None else -_mean(losses, weights)
+    return -_mean(losses, weights)
 
 
 def boundary_band(masks: Tensor, width: int, known: Tensor | None = None) -> Tensor:
@@ -146,12 +209,37 @@ def hinge_loss(logits: Tensor, masks: Tensor, *, margin: float = 1.0, band: int 
     return _mean(F.relu(margin - (2 * masks - 1) * logits), boundary_band(masks, band, known))
 
 
-class SegmentationLoss(nn.Module):
-    """``dice_weight * Dice + bce_weight * cross-entropy + lambda_guide * guide + hinge_weight * hinge``.
+Term = Callable[[Loss, Tensor, Tensor, Tensor | None, Sequence[float] | None], Tensor]
+"""A term's value for one head: of options, logits, masks on the head's grid, the pixels that count, and class weights."""
 
-    Dice and cross-entropy are averaged over all heads with ``deep_supervision_weights``, every head once, against the mask on the head's
-    grid (``loss.head_target``). The guide term counts once, and the hinge is on the finest head only: a band of pixels has no meaning on
-    coarse heads. A term of the user's own sees the finest head too.
+EVERY_HEAD: dict[str, tuple[str, Term]] = {
+    "dice": ("dice_weight", lambda o, x, y, k, w: soft_dice_loss(x, y, batch=o.batch_dice, known=k, weights=w)),
+    "bce": ("bce_weight", lambda o, x, y, k, w: cross_entropy_loss(x, y, k, w)),
+    "focal": ("focal_weight", lambda o, x, y, k, w: focal_loss(x, y, o.focal_gamma, known=k, weights=w)),
+    "tversky": (
+        "tversky_weight",
+        lambda o, x, y, k, w: tversky_loss(x, y, o.tversky_alpha, o.tversky_beta, batch=o.batch_dice, known=k, weights=w),
+    ),
+    "top_k": ("top_k_weight", lambda o, x, y, k, w: top_k_loss(x, y, o.top_k_fraction, known=k, weights=w)),
+}
+"""Terms on all heads by the name of their metric: the field of their weight, and the term."""
+
+FINEST_HEAD: dict[str, tuple[str, Term]] = {
+    "hinge": (
+        "hinge_weight",
+        lambda o, x, y, k, w: hinge_loss(foreground_logits(x), _union(y), margin=o.hinge_margin, band=o.hinge_band, known=k),
+    ),
+    "boundary": ("boundary_weight", lambda o, x, y, k, w: boundary_loss(x, y, k)),
+}
+"""Terms on the finest head only: a band or a distance of pixels has no meaning on coarse heads."""
+
+
+class SegmentationLoss(nn.Module):
+    """The sum of the terms in use, each times its weight.
+
+    Those of ``EVERY_HEAD`` are averaged over all heads with ``deep_supervision_weights``, every head once, against the mask on the head's
+    grid (``loss.head_target``). The guide term counts once, as do those of ``FINEST_HEAD`` and
+    a term of the user's own, on the finest head.
 
     Args:
         loss: Weights and choices.
@@ -160,18 +248,20 @@ class SegmentationLoss(nn.Module):
             altogether has a loss of 0.
 
     Raises:
-        UserError: Neither Dice nor BCE nor hinge has a weight, so that nothing would train the segmenter.
+        UserError: No term on the segmenter's output has a weight, so that nothing would train it.
+        ValueError: The class weights are those of another number of classes.
     """
 
     def __init__(self, loss: Loss, num_classes: int = 1, ignore: bool = False) -> None:
         super().__init__()
-        if not (loss.dice_weight or loss.bce_weight or loss.hinge_weight):
+        fields = [field for field, _ in (EVERY_HEAD | FINEST_HEAD).values()]
+        if not any(getattr(loss, field) for field in fields):
             raise UserError(
-                "dice_weight, bce_weight and hinge_weight are all 0, so nothing would train the segmenter",
+                f"{', '.join(fields)} are all 0, so nothing would train the segmenter",
                 where="loss",
                 todo="give at least one of them a weight above 0",
             )
-        self.loss, self.ignore = loss, ignore
+        self.loss, self.ignore, self.class_weights = loss, ignore, loss.weights_of(num_classes)
         self.custom = load_term(loss.custom) if loss.custom and loss.custom.weight else None
         self.num_outputs = 1 if num_classes == 1 else num_classes + 1
 
@@ -184,8 +274,9 @@ class SegmentationLoss(nn.Module):
             masks: (B, 1, H, W), 0 or 1, or labels 0 to ``num_classes``, and ``IGNORED`` where that was said; floating point.
 
         Returns:
-            ``total``, which carries the gradient, and the unweighted, detached value of each term in use: ``dice``, ``bce`` (with several
-            classes ``cross_entropy``), ``guide``, ``hinge``, ``custom``. All are float32 scalars on the device of the logits.
+            ``total``, which carries the gradient, and the unweighted, detached value of each term in use: ``guide``, ``custom``, and
+            those of ``EVERY_HEAD`` and ``FINEST_HEAD`` (``bce`` is called ``cross_entropy`` with several classes). All are float32 scalars
+            on the device of the logits.
 
         Raises:
             ValueError: The logits have another number of channels.
@@ -210,29 +301,71 @@ class SegmentationLoss(nn.Module):
             known = [there.to(masks.dtype) for there in seen]
         parts = list(zip(weights, heads, targets, known, strict=True))
         terms: dict[str, tuple[float, Tensor]] = {}
-        if loss.dice_weight:
-            dice = [w * soft_dice_loss(h, t, batch=loss.batch_dice, known=k) for w, h, t, k in parts]
-            terms["dice"] = (loss.dice_weight, torch.stack(dice).sum())
-        if loss.bce_weight:
-            name = "bce" if self.num_outputs == 1 else "cross_entropy"
-            entropy = [w * cross_entropy_loss(h, t, k) for w, h, t, k in parts]
-            terms[name] = (loss.bce_weight, torch.stack(entropy).sum())
+        for name, (field, term) in EVERY_HEAD.items():
+            if weight := getattr(loss, field):
+                name = "cross_entropy" if name == "bce" and self.num_outputs > 1 else name
+                values = [w * term(loss, h, t, k, self.class_weights) for w, h, t, k in parts]
+                terms[name] = (weight, torch.stack(values).sum())
         if loss.lambda_guide and guide is not None:
             there = (masks != IGNORED).to(masks.dtype) if self.ignore else None
             value = guide_loss(guide, _union(masks), kind=loss.guide_loss, target=loss.guide_target, known=there)
             terms["guide"] = (loss.lambda_guide, value)
-        if loss.hinge_weight:
-            logits, target = foreground_logits(heads[0]), _union(targets[0])
-            value = hinge_loss(logits, target, margin=loss.hinge_margin, band=loss.hinge_band, known=known[0])
-            terms["hinge"] = (loss.hinge_weight, value)
+        for name, (field, term) in FINEST_HEAD.items():
+            if weight := getattr(loss, field):
+                terms[name] = (weight, term(loss, heads[0], targets[0], known[0], self.class_weights))
         if self.custom is not None and loss.custom is not None:
             terms["custom"] = (loss.custom.weight, self.custom(heads[0], targets[0]))
         return terms
 
 
-def _mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """The mean of what has a weight of 1 and not of 0; of nothing 0."""
-    return (losses * weights).sum() / weights.sum().clamp(min=1)
+def _foreground(logits: Tensor, masks: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Probabilities and truth of each foreground class, (B, K, H, W); 0 where pixels do not count."""
+    probabilities = logits.sigmoid()
+    if logits.shape[1] > 1:
+        probabilities = logits.softmax(1)[:, 1:]
+        masks = (masks == torch.arange(1, logits.shape[1], device=masks.device).view(1, -1, 1, 1)).to(masks.dtype)
+    return (probabilities, masks) if known is None else (probabilities * known, masks * known)
+
+
+def _areas(logits: Tensor, masks: Tensor, batch: bool, known: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Soft areas of overlap, prediction and truth in pixels, (K,) over the batch or (B, K)."""
+    axes = (0, 2, 3) if batch else (2, 3)
+    probabilities, masks = _foreground(logits, masks, known)
+    return (probabilities * masks).sum(axes), probabilities.sum(axes), masks.sum(axes)
+
+
+def _over_classes(losses: Tensor, weights: Sequence[float] | None) -> Tensor:
+    """The mean of (..., K), of the classes by their weights; those of the background come first."""
+    if weights is None:
+        return losses.mean()
+    parts = [weight * part for weight, part in zip(weights[1:], losses.unbind(-1), strict=True)]
+    return torch.stack(parts).sum(0).mean() / sum(weights[1:])
+
+
+def _entropy(logits: Tensor, masks: Tensor, known: Tensor | None) -> Tensor:
+    """Cross-entropy of every pixel, (B, 1, H, W); that of pixels that do not count means nothing."""
+    masks = masks if known is None else masks * known
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    return F.cross_entropy(logits, masks[:, 0].long(), reduction="none")[:, None]
+
+
+def _weighed(losses: Tensor, masks: Tensor, known: Tensor | None, weights: Sequence[float] | None) -> Tensor:
+    """Losses of pixels, times the weight of their true class over the mean weight of the pixels that count."""
+    if weights is None:
+        return losses
+    # A sum of products with numbers: a tensor of the weights would have to travel to the device, which waits for it.
+    shares = torch.stack([weight * (masks == label) for label, weight in enumerate(weights)]).sum(0)
+    return losses * shares / _mean(shares, known).clamp(min=1e-12)
+
+
+def _share(number: int, fraction: float) -> int:
+    return max(1, int(number * fraction))
+
+
+def _mean(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean of what has a weight of 1 and not of 0, or of all; of nothing 0."""
+    return losses.mean() if weights is None else (losses * weights).sum() / weights.sum().clamp(min=1)
 
 
 def _cells(maps: Tensor, guide: Tensor, target: str) -> Tensor:

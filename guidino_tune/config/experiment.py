@@ -33,10 +33,13 @@ class Experiment:
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
-        if self.loss.dice_weight == 0 and self.loss.bce_weight == 0:
-            raise ValueError("loss: dice_weight and bce_weight are both 0; the coarse outputs would learn nothing")
+        if not self.loss.on_every_head:
+            raise ValueError(
+                "loss: the weights of Dice, cross-entropy, focal, Tversky and top-k are all 0; coarse outputs would learn nothing"
+            )
         if isinstance(self.segmenter, Custom) and not self.segmenter.target:
             raise ValueError("segmenter.target: is missing; name a class or function that gives the network, as module:name")
+        self.loss.weights_of(self.data.num_classes)
         size = self.data.image_size
         multiple = self.segmenter.size_multiple(size)
         if size % multiple:
@@ -106,8 +109,8 @@ class Experiment:
     @property
     def name(self) -> str:
         """The name the field uses for this combination, such as ``GuiDINO-W-LoRA``."""
-        lora = isinstance(self.guide, DINOGuide) and self.guide.lora.rank > 0
-        return (self.segmenter.guided_name if self.gate else self.segmenter.plain_name) + ("-LoRA" if lora else "")
+        trained = {"frozen": "", "lora": "-LoRA", "full": "-full"}[self.guide.trained] if isinstance(self.guide, DINOGuide) else ""
+        return (self.segmenter.guided_name if self.gate else self.segmenter.plain_name) + trained
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, nested, in plain YAML types."""
@@ -148,6 +151,8 @@ class Experiment:
         if isinstance(self.guide, DINOGuide):
             values["guide"]["gate"] = self.gate
             values["guide"]["tokenbook"]["num_prototypes"] = self.num_prototypes
+        weights = self.loss.weights_of(self.data.num_classes)
+        values["loss"]["class_weights"] = list(weights) if weights else None
         values["segmenter"] |= self.segmenter.as_built(self.data.image_size)
         for path, about in self.known_fields():
             *above, name = path.split(".")

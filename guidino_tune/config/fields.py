@@ -48,6 +48,7 @@ NonNegative = Annotated[float, Field(ge=0), Number]
 Fraction = Annotated[float, Field(ge=0, lt=1), Number]
 Count = Annotated[int, Field(ge=1, le=LARGEST), Number]
 Index = Annotated[int, Field(ge=0, lt=2**63), Number]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32), Number]
 """What NumPy's older generators take, which Optuna uses."""
 

@@ -10,13 +10,14 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from guidino_tune.config.fields import (
     STRICT,
     About,
     Count,
+    Digest,
     Fraction,
     FrozenOptions,
     Index,
@@ -67,7 +68,16 @@ def _guide_not_taught(experiment: Experiment) -> bool:
 
 
 def _without_lora(experiment: Experiment) -> bool:
-    return not (isinstance(experiment.guide, DINOGuide) and experiment.guide.lora.rank)
+    return not isinstance(experiment.guide, DINOGuide) or experiment.guide.trained != "lora"
+
+
+def _not_all_trained(experiment: Experiment) -> bool:
+    return not isinstance(experiment.guide, DINOGuide) or experiment.guide.trained != "full"
+
+
+def _same_in_a_batch(experiment: Experiment) -> bool:
+    """A batch is one case, or no term is one of regions."""
+    return experiment.training.batch_size == 1 or not (experiment.loss.dice_weight or experiment.loss.tversky_weight)
 
 
 def _on_convnext(experiment: Experiment) -> bool:
@@ -110,7 +120,7 @@ class TokenBook:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class LoRA:
-    """Low-rank adapters in the guide backbone; rank 0 leaves it frozen.
+    """Low-rank adapters in the guide backbone; rank 0 has none.
 
     Attributes:
         rank: Rank of the update; 0 means no adapters.
@@ -146,16 +156,22 @@ class DINOGuide:
         channels: The three channels of the image, from 0, that the backbone sees as red, green and blue; ``None``: the first three, the
             first of two also as blue, and a single one as all three. A frozen backbone sees the same numbers in every trial, so that its
             tokens can be shared; a learned projection would change them with every step.
+        train: What of the backbone is trained: ``frozen`` nothing, ``lora`` its adapters, ``full`` all of its weights, from those it comes
+            with, at ``training.backbone_lr``. ``None``: ``lora`` where ``lora.rank`` is above 0, else ``frozen``.
     """
 
     kind: Literal["dino"] = "dino"
     backbone: Annotated[str, About(memory=whole, heading="backbone")] = "vits16"
     weights: Literal["pretrained", "random"] = "pretrained"
-    sha256: Annotated[Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None, About(before=None, only_how="a check of the file")] = None
+    sha256: Annotated[Digest | None, About(before=None, only_how="a check of the file")] = None
     gate: Annotated[
         Literal["default", "none", "input", "bottleneck", "skips", "decoder", "features"], About(memory=whole, heading="gate")
     ] = "default"
     channels: Annotated[tuple[Index, Index, Index] | None, About(before=None)] = None
+    train: Annotated[
+        Literal["frozen", "lora", "full"] | None,
+        About(idle=_not_all_trained, memory=whole),  # the adapters' rank says the rest
+    ] = None
     tokenbook: Annotated[TokenBook, About(idle=_without_mask)] = TokenBook()
     lora: Annotated[LoRA, About(idle=_without_lora)] = LoRA()
 
@@ -165,6 +181,18 @@ class DINOGuide:
         if name in BACKBONES or is_local_backbone(name):
             return name
         raise ValueError(f"unknown backbone; {nearest(name, BACKBONES)} (or the path of a model folder)")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> DINOGuide:
+        if self.train is not None and (self.train == "lora") != (self.lora.rank > 0):
+            todo = "set guide.lora.rank above 0" if self.train == "lora" else "set guide.lora.rank=0"
+            raise ValueError(f"guide.train: {self.train!r} and guide.lora.rank: {self.lora.rank} contradict each other; {todo}")
+        return self
+
+    @property
+    def trained(self) -> Literal["frozen", "lora", "full"]:
+        """What of the backbone is trained, see ``train``."""
+        return self.train or ("lora" if self.lora.rank else "frozen")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -184,7 +212,7 @@ class CustomTerm:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Loss:
-    """``L = dice_weight * Dice + bce_weight * BCE + lambda_guide * guide + hinge_weight * hinge`` (GuiDINO, section "Loss").
+    """The sum of the terms, each times its weight; 0 switches a term off. The first two and the guide's are GuiDINO's (section "Loss").
 
     Attributes:
         dice_weight: Of soft Dice; with several classes the mean over the foreground classes.
@@ -195,10 +223,22 @@ class Loss:
             code).
         head_target: Masks on the grid of a coarser output: ``nearest-exact`` takes the pixel in the middle of each cell, ``nearest`` the
             one in its corner, which shifts the target by half a cell (reference code).
-        hinge_weight: Weight of the boundary hinge loss; 0 switches it off.
+        hinge_weight: Of the boundary hinge loss.
         hinge_margin: Margin in logits.
         hinge_band: Width of the boundary band, in pixels (odd).
-        batch_dice: Dice over the whole batch (as nnU-Net in 2D) rather than per case.
+        batch_dice: Dice and Tversky over the whole batch (as nnU-Net in 2D) rather than per case.
+        focal_weight: Of focal loss (Lin et al., 2017): cross-entropy in which pixels that are already right count less.
+        focal_gamma: How much less; 0 is cross-entropy.
+        tversky_weight: Of the Tversky loss (Salehi et al., 2017): Dice with separate prices for what is too much and what is missing.
+        tversky_alpha: Price of false positives; 0.5 for both prices is Dice.
+        tversky_beta: Price of false negatives.
+        top_k_weight: Of cross-entropy of the hardest pixels only (as nnU-Net's TopK loss).
+        top_k_fraction: Which share of a batch's pixels these are.
+        boundary_weight: Of the boundary loss (Kervadec et al., 2019): the mean of foreground probability times signed distance to the
+            border, in pixels. It is large and may be negative: start near 0.01, beside a term on regions such as Dice.
+        class_weights: The background's and each class's, or one number: that of every class, the background's being 1. They multiply the
+            cross-entropy of each pixel (also in the focal and top-k terms) by the weight of its true class over the mean weight of the
+            batch's pixels; and Dice and Tversky are the weighted mean over the foreground classes. A common factor means nothing.
         custom: A term of the user's own, added to the sum.
     """
 
@@ -211,8 +251,42 @@ class Loss:
     hinge_weight: Annotated[NonNegative, About(memory=bool, heading="hinge")] = 0.0
     hinge_margin: Annotated[Positive, About(idle=_without_hinge)] = 1.0
     hinge_band: Annotated[int, Field(ge=3, le=31), Number, About(idle=_without_hinge)] = 3
-    batch_dice: Annotated[bool, About(idle=lambda e: e.training.batch_size == 1 or e.loss.dice_weight == 0)] = True
+    batch_dice: Annotated[bool, About(idle=_same_in_a_batch)] = True
+    focal_weight: Annotated[NonNegative, About(before=0, memory=bool)] = 0.0
+    focal_gamma: Annotated[NonNegative, About(idle=lambda e: e.loss.focal_weight == 0)] = 2.0
+    tversky_weight: Annotated[NonNegative, About(before=0, memory=bool)] = 0.0
+    tversky_alpha: Annotated[Positive, About(idle=lambda e: e.loss.tversky_weight == 0)] = 0.3
+    tversky_beta: Annotated[Positive, About(idle=lambda e: e.loss.tversky_weight == 0)] = 0.7
+    top_k_weight: Annotated[NonNegative, About(before=0, memory=bool)] = 0.0
+    top_k_fraction: Annotated[float, Field(gt=0, le=1), Number, About(idle=lambda e: e.loss.top_k_weight == 0)] = 0.1
+    boundary_weight: Annotated[NonNegative, About(before=0, memory=bool)] = 0.0
+    class_weights: Annotated[Positive | tuple[NonNegative, ...] | None, About(before=None)] = None
     custom: Annotated[CustomTerm | None, About(before=None, idle=_without_custom, memory=whole)] = None
+
+    @property
+    def on_every_head(self) -> bool:
+        """Whether any term trains the coarse outputs of a network too."""
+        return any((self.dice_weight, self.bce_weight, self.focal_weight, self.tversky_weight, self.top_k_weight))
+
+    def weights_of(self, num_classes: int) -> tuple[float, ...] | None:
+        """The class weights of background and classes, the largest 1; ``None`` where all are equal, or change nothing in the terms in use.
+
+        Raises:
+            ValueError: They are not those of so many classes, or no class has any.
+        """
+        given = self.class_weights
+        if given is None:
+            return None
+        weights = given if isinstance(given, tuple) else (1.0, *(given,) * num_classes)
+        if len(weights) != num_classes + 1 or not any(weights[1:]):
+            raise ValueError(
+                f"loss.class_weights: {len(weights)} weights for background and {num_classes} class(es); give {num_classes + 1}, "
+                "the background's first, and not 0 for every class"
+            )
+        if not (self.bce_weight or self.focal_weight or self.top_k_weight):
+            weights = (max(weights[1:]), *weights[1:])  # only those of regions are left, which know no background
+        used = self.on_every_head and len(set(weights)) > 1
+        return tuple(weight / max(weights) for weight in weights) if used else None
 
     @field_validator("hinge_band")
     @classmethod
@@ -231,10 +305,12 @@ class Training:
         steps_per_epoch: Optimiser steps of an epoch. ``cases``: every case once. ``None``: every case once, but at least 50 steps, for
             trials are compared after epochs, and a few steps tell nothing.
         batch_size: Images per optimiser step, over all workers.
-        lr: Learning rate of everything but the adapters.
+        lr: Learning rate of everything but the backbone and its adapters.
         lora_lr: Learning rate of the adapters.
+        backbone_lr: Learning rate of a backbone that is trained in full (``guide.train``), the same in all of its layers; the default is
+            MedDINOv3's.
         momentum: Of SGD (Nesterov).
-        schedule: ``poly``: ``(1 - e/E) ** 0.9``; ``cosine``: to zero; per epoch ``e`` of ``E``.
+        schedule: ``poly``: ``(1 - e/E) ** 0.9``; ``cosine`` and ``linear``: to zero; per epoch ``e`` of ``E``.
         precision: ``auto`` takes bf16 autocast where the hardware computes in it, else fp32.
         channels_last: Memory format of the segmenter.
         compile: ``torch.compile`` of the segmenter: ``default``, or ``cuda-graphs`` (mode ``reduce-overhead``, on a GPU); it takes tens
@@ -249,9 +325,10 @@ class Training:
     optimizer: Annotated[Literal["adamw", "sgd"], About(memory=whole)] = "adamw"
     lr: Annotated[Positive, About(heading="lr")] = 1e-4
     lora_lr: Annotated[Positive, About(idle=_without_lora)] = 5e-4
+    backbone_lr: Annotated[Positive, About(idle=_not_all_trained)] = 3e-5
     weight_decay: NonNegative = 3e-5
     momentum: Annotated[Fraction, About(idle=lambda e: e.training.optimizer != "sgd", memory=bool)] = 0.99
-    schedule: Annotated[Literal["poly", "cosine", "constant"], About(idle=lambda e: e.training.epochs == 1)] = "poly"
+    schedule: Annotated[Literal["poly", "cosine", "linear", "constant"], About(idle=lambda e: e.training.epochs == 1)] = "poly"
     precision: Annotated[Literal["auto", "fp32", "bf16"], About(memory=whole)] = "auto"
     channels_last: Annotated[bool, About(only_how="the memory format", memory=whole)] = True
     compile: Annotated[Literal["none", "default", "cuda-graphs"], About(before="none", only_how="how fast it is", memory=whole)] = "none"

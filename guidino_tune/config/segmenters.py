@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from guidino_tune.config.fields import PATCH, STRICT, About, Count, Fraction, FrozenOptions, Number, Options, Target
+from guidino_tune.config.fields import PATCH, STRICT, About, Count, Digest, Fraction, FrozenOptions, Number, Options, PathText, Target
 
 GATES: dict[str, str] = {
     "input": "the image",
@@ -116,6 +116,9 @@ class SwinUNet(Common):
         depths: Blocks of each encoder stage, and of its counterpart in the decoder.
         heads: Attention heads of each stage.
         drop_path: Largest rate of stochastic depth; it grows linearly over the encoder's blocks.
+        pretrained: A file of ImageNet weights that trainings start from, as the original does: microsoft's
+            ``swin_tiny_patch4_window7_224.pth``. Bias tables of other windows are interpolated. ``None``: random weights.
+        sha256: Of that file; noted by itself where the experiment names the file, so that another one is noticed.
     """
 
     gates: ClassVar[tuple[str, ...]] = ("skips", "input", "bottleneck", "decoder")
@@ -127,6 +130,8 @@ class SwinUNet(Common):
     depths: tuple[Count, Count, Count, Count] = (2, 2, 2, 2)
     heads: tuple[Count, Count, Count, Count] = (3, 6, 12, 24)
     drop_path: Fraction = 0.1
+    pretrained: Annotated[PathText | None, About(before=None)] = None
+    sha256: Annotated[Digest | None, About(idle=lambda e: True)] = None
 
     def window_at(self, image_size: int) -> int:
         """The window of a network for this image size."""
@@ -139,8 +144,8 @@ class SwinUNet(Common):
         return 32 * self.window_at(image_size)
 
     def as_built(self, image_size: int) -> dict[str, Any]:
-        """See ``Common.as_built``."""
-        return {"window": self.window_at(image_size)}
+        """See ``Common.as_built``; where pretrained weights lie says nothing of what they are."""
+        return {"window": self.window_at(image_size), "pretrained": self.pretrained and (self.sha256 or self.pretrained)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -158,6 +163,8 @@ class H2Former(Common):
         drop_path: Largest rate of stochastic depth.
         scrambled_mlp: Reproduce a mistake of the original code: its MLPs read (B, N, C) as (B, C, H, W) without transposing, so that
             channel attention averages over mixtures of tokens and channels. Weights trained with it need it.
+        pretrained: A file of ImageNet weights that the residual blocks start from, as the original does: torchvision's ``resnet34-*.pth``.
+        sha256: See ``SwinUNet``.
     """
 
     gates: ClassVar[tuple[str, ...]] = ("skips", "input", "bottleneck", "decoder")
@@ -171,6 +178,8 @@ class H2Former(Common):
     heads: tuple[Count, Count, Count, Count] = (2, 4, 8, 16)
     drop_path: Fraction = 0.1
     scrambled_mlp: bool = False
+    pretrained: Annotated[PathText | None, About(before=None)] = None
+    sha256: Annotated[Digest | None, About(idle=lambda e: True)] = None
 
     def window_at(self, image_size: int) -> int:
         """The window of a network for this image size."""
@@ -181,8 +190,8 @@ class H2Former(Common):
         return 16 * self.window_at(image_size)
 
     def as_built(self, image_size: int) -> dict[str, Any]:
-        """See ``Common.as_built``."""
-        return {"window": self.window_at(image_size)}
+        """See ``Common.as_built``; where pretrained weights lie says nothing of what they are."""
+        return {"window": self.window_at(image_size), "pretrained": self.pretrained and (self.sha256 or self.pretrained)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

@@ -71,7 +71,7 @@ class Features:
 
 
 class Backbone(nn.Module):
-    """A DINO backbone that gives its features as maps on the grid of 16-pixel cells. Its weights are frozen.
+    """A DINO backbone that gives its features as maps on the grid of 16-pixel cells. Its weights are frozen until ``unfreeze``.
 
     - A vision transformer of patch 16 (DINOv3) gives its patch tokens as they are.
     - With patches of 14 pixels (DINOv2) the images are first resized to 14/16 of their size (bilinear, with antialiasing), so that every
@@ -82,7 +82,8 @@ class Backbone(nn.Module):
       itself would leave the rest of them out.
 
     It never leaves eval mode, whatever ``train()`` is called with: in train mode Hugging Face's DINOv3 scales the coordinates of its
-    position encoding at random, which makes even a frozen guide noisy. Only the dropout of LoRA adapters follows ``train()``.
+    position encoding at random, which makes even a frozen guide noisy. Only the dropout of LoRA adapters follows ``train()``. So a backbone
+    that is trained in full sees in training what it sees in validation, unlike in its authors' pretraining.
 
     Args:
         vit: The network, a ConvNeXt included, of a type in ``ARCHITECTURES``; ``add_lora`` may wrap it later.
@@ -105,8 +106,18 @@ class Backbone(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """True while no weight is trainable, that is without LoRA."""
+        """True while no weight is trainable, that is without LoRA and before ``unfreeze``."""
         return not any(p.requires_grad for p in self.parameters())
+
+    def unfreeze(self, *, final_norm: bool = True) -> None:
+        """Makes all weights trainable but those that no output depends on, for which distributed training would wait in vain.
+
+        Args:
+            final_norm: Something that is read is normalised by the last LayerNorm.
+        """
+        for name, parameter in self.vit.named_parameters():
+            unused = name.endswith("mask_token") or (not final_norm and name.startswith(f"{self.architecture.final_norm}."))
+            parameter.requires_grad_(not unused)
 
     def train(self, mode: bool = True) -> Backbone:
         """Stays in eval mode; with ``mode`` the LoRA dropout becomes active."""

@@ -13,7 +13,6 @@ from guidino_tune.errors import UserError
 from guidino_tune.models.backbone import Backbone, FeatureRequest, Features, check_image_size
 from guidino_tune.models.gate import Gate
 from guidino_tune.models.guide_view import GuideView
-from guidino_tune.models.lora import ADAPTER_KEY
 from guidino_tune.models.segmenters.base import Segmenter
 from guidino_tune.models.tokenbook import TokenBook
 
@@ -64,7 +63,7 @@ class GuidedSegmenter(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Of the backbone's frozen weights; empty without a backbone."""
+        """Of the weights that the backbone came with; empty without a backbone."""
         return self.backbone.fingerprint if self.backbone is not None else ""
 
     @property
@@ -97,8 +96,9 @@ class GuidedSegmenter(nn.Module):
         return features
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Every weight and buffer but the backbone's frozen ones: adapters, TokenBook, segmenter. Shares memory with the module."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.") or ADAPTER_KEY in name}
+        """Every weight and buffer but the backbone's frozen ones: its trained ones, TokenBook, segmenter. Shares memory with the module."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.") or name in trained}
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes over what ``trained_state`` gave, strictly: every key must be there, no other, and every shape must fit.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from guidino_tune.errors import UserError
 
 ANCHORS = ("patch_embed.proj.weight", "downsample_layers.0.0.weight", "stem.0.weight")
 """Every network that we can convert has exactly one weight of these names; what stands before it, stands before all of its weights."""
+
+BACKBONE = "a DINOv3 or DINOv2 checkpoint in Meta's or timm's layout, or a model folder of Hugging Face"
 
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 """What training code puts into the names of weights, in whatever place."""
@@ -41,11 +43,13 @@ class Published:
     left_out: dict[str, int]
 
 
-def read_published(path: Path) -> Published:
+def read_published(path: Path, anchors: Sequence[str] = ANCHORS, wanted: str = BACKBONE) -> Published:
     """Finds the network in a file or in timm's folder; of a teacher and a student, the teacher.
 
     Args:
         path: ``.safetensors``, what ``torch.save`` wrote of tensors alone, or a folder with ``config.json`` and one of ``IN_FOLDER``.
+        anchors: Names of weights of which such a network has exactly one.
+        wanted: What such a network is, for messages.
 
     Raises:
         UserError: The file is missing or damaged, is a pickle that needs more than tensors, or holds no such network, or several of which
@@ -54,9 +58,9 @@ def read_published(path: Path) -> Published:
     file = _file(path)
     found = {name: value for name, value in _flat(_load(file)) if isinstance(value, Tensor)}
     names = {_unwrapped(name): name for name in found}
-    places = sorted({name.removesuffix(anchor) for name in names for anchor in ANCHORS if ("." + name).endswith("." + anchor)})
+    places = sorted({name.removesuffix(anchor) for name in names for anchor in anchors if ("." + name).endswith("." + anchor)})
     if not places:
-        raise _no_network(file, sorted(names))
+        raise _no_network(file, sorted(names), anchors, wanted)
     places.sort(key=lambda p: (*_rank(p), p.count("."), p))
     place = places[0]
     if alike := [other for other in places[1:] if _rank(other) == _rank(place)]:
@@ -146,8 +150,8 @@ def _unwrapped(name: str) -> str:
     return name
 
 
-def _no_network(file: Path, names: list[str]) -> UserError:
-    own = any(name.endswith("embeddings.cls_token") or "downsample_layers.0.weight" in name for name in names)
+def _no_network(file: Path, names: list[str], anchors: Sequence[str], wanted: str) -> UserError:
+    own = wanted == BACKBONE and any(name.endswith("embeddings.cls_token") or "downsample_layers.0.weight" in name for name in names)
     if own:
         return UserError(
             "holds weights in Hugging Face's own layout, which need no conversion",
@@ -156,9 +160,9 @@ def _no_network(file: Path, names: list[str]) -> UserError:
         )
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return UserError(
-        f"holds no backbone that is known: none of its weights is called {', '.join(ANCHORS)}; it has {shown or 'no weights at all'}",
+        f"holds no network that is known here: none of its weights is called {', '.join(anchors)}; it has {shown or 'no weights at all'}",
         where=str(file),
-        todo="give a DINOv3 or DINOv2 checkpoint in Meta's or timm's layout, or a model folder of Hugging Face",
+        todo=f"give {wanted}",
     )
 
 

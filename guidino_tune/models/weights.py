@@ -180,13 +180,14 @@ def folder_of(backbone: str) -> Path:
     return folder
 
 
-def check_digest(file: Path, sha256: str) -> None:
+def check_digest(file: Path, sha256: str, field: str = "guide.sha256") -> None:
     """Compares a file's SHA-256 with the expected one.
 
     Args:
         file: ``model.safetensors``, or of weights in several files their index. The index names those files but holds no digest of them:
             its own tells one model from another, not whether all parts are unchanged.
         sha256: 64 hexadecimal digits, lower case.
+        field: That holds it, for the message.
 
     Raises:
         UserError: They differ, or the file cannot be read.
@@ -198,9 +199,9 @@ def check_digest(file: Path, sha256: str) -> None:
         raise UserError(f"cannot be read: {error}", where=str(file), todo="copy or download the model again") from None
     if found != sha256:
         raise UserError(
-            f"its SHA-256 begins with {found[:12]}, but guide.sha256 with {sha256[:12]}: these are other weights, or damaged ones",
+            f"its SHA-256 begins with {found[:12]}, but {field} with {sha256[:12]}: these are other weights, or damaged ones",
             where=str(file),
-            todo="copy or download the model again, or correct guide.sha256 (`sha256sum` prints a file's digest) if these are meant",
+            todo=f"copy or download the model again, or correct {field} (`sha256sum` prints a file's digest) if these are meant",
         )
 
 

@@ -218,7 +218,7 @@ def _peaks(
             continue
         guide = experiment.guide
         # A frozen trial's own backbone is in its peak, and is one of those that are kept.
-        own = guide.backbone if isinstance(guide, DINOGuide) and guide.lora.rank == 0 else None
+        own = guide.backbone if isinstance(guide, DINOGuide) and guide.trained == "frozen" else None
         others = sorted((size for backbone, size in kept.items() if backbone != own), reverse=True)
         beside = sum(others[: KEPT_BACKBONES - (own is not None)])
         if not device.is_gpu and not _is_reused(resources, device):
@@ -229,7 +229,7 @@ def _peaks(
 
 def _kept_backbones(found: Sequence[Experiment], resources: Resources, device: Device) -> dict[str, int]:
     """Bytes of the frozen backbones that a trial may find loaded in its process."""
-    frozen = {e.guide.backbone: e for e in found if isinstance(e.guide, DINOGuide) and e.guide.lora.rank == 0}
+    frozen = {e.guide.backbone: e for e in found if isinstance(e.guide, DINOGuide) and e.guide.trained == "frozen"}
     return {name: backbone_bytes(e) for name, e in frozen.items()} if _is_reused(resources, device) else {}
 
 

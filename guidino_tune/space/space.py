@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -278,24 +279,37 @@ def override(space: Space, assignments: Mapping[str, Any] | Iterable[str]) -> Sp
 
 
 def absolute(space: Space) -> Space:
-    """The same space with absolute paths: its trials run in other folders, or on other machines."""
+    """The same space with absolute paths, for its trials run in other folders or on other machines, and the digest of a pretrained file."""
     experiment = space.base.to_dict()
-    root, guide = experiment["data"]["root"], experiment["guide"]
+    root, guide, segmenter = experiment["data"]["root"], experiment["guide"], experiment["segmenter"]
     if root is not None:
         experiment["data"]["root"] = _absolute(root)
     if "backbone" in guide:
         guide["backbone"] = _backbone(guide["backbone"])
-    parameters = {
-        path: dataclasses.replace(p, choices=tuple(_backbone(c) for c in p.choices)) if path == "guide.backbone" else p
-        for path, p in space.parameters.items()
-    }
-    first = tuple({p: _backbone(v) if p == "guide.backbone" else v for p, v in trial.items()} for trial in space.first_trials)
+    if file := segmenter.get("pretrained"):
+        segmenter["pretrained"] = _absolute(file)
+        segmenter["sha256"] = segmenter["sha256"] or _digest(Path(segmenter["pretrained"]))
+    parameters = {path: dataclasses.replace(p, choices=tuple(_place(path, c) for c in p.choices)) for path, p in space.parameters.items()}
+    first = tuple({path: _place(path, value) for path, value in trial.items()} for trial in space.first_trials)
     base = Experiment.from_dict(experiment, source=space.source)
     return dataclasses.replace(space, base=base, parameters=parameters, first_trials=first)
 
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
+
+
+def _place(path: str, value: Scalar) -> Scalar:
+    if path == "segmenter.pretrained" and value is not None:
+        return _absolute(str(value))
+    return _backbone(value) if path == "guide.backbone" else value
+
+
+def _digest(file: Path) -> str | None:
+    if not file.is_file():
+        return None  # which is told by whoever reads it
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _backbone(name: Scalar) -> Scalar:

@@ -33,7 +33,7 @@ def write_checkpoint(
 ) -> None:
     """Writes everything that an exact continuation needs; random states are derived from seed and epoch, so they are not in it.
 
-    Of a frozen backbone it takes the fingerprint only: the trained weights are worth nothing with another one.
+    Of a backbone it takes the fingerprint, and the weights only where they are trained: those of the rest are worth nothing with another.
     """
     save_weights(folder / WEIGHTS, weights)
     saved = optimizer.state_dict()

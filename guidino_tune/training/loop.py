@@ -24,7 +24,7 @@ from guidino_tune.errors import UserError
 from guidino_tune.inference import slide, to_labels
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.metrics import mean_values, overlap_scores, score_case, values, with_classes
-from guidino_tune.models import build_model
+from guidino_tune.models import build_model, start_pretrained
 from guidino_tune.models.backbone import Features
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.training import checkpoints
@@ -66,8 +66,8 @@ class TrainingRun:
         store: Where views and tokens are shared with other trials; ``None``: they are made here, with the same content.
         validated: Epochs (from 1) after which the model is validated, besides the last; ``None``: all.
         micro_batches: Parts in which a batch goes through the network, one after the other, to take less memory. Gradients add up to those
-            of the whole batch but for what is computed over a batch: batch normalisation, the Dice loss with ``batch_dice``, and, where
-            pixels are ignored, the means over the other ones.
+            of the whole batch but for what is computed over a batch: batch normalisation, Dice and Tversky with ``batch_dice``, the hardest
+            pixels (top-k), and, where pixels are ignored or classes have weights, the means over pixels.
         measure: The first epoch in this process also tells ``memory`` (10^9 bytes) and ``latency`` (seconds), see ``training.costs``.
     """
 
@@ -304,7 +304,7 @@ class TrainingRun:
         )  # fmt: skip
 
     def _continue(self) -> None:
-        """Goes on from the newest checkpoint that is whole, if there is one."""
+        """Goes on from the newest checkpoint that is whole; where there is none, from pretrained weights if any are named."""
         for folder in self.reporter.checkpoints():
             try:
                 saved = checkpoints.read_checkpoint(folder)
@@ -318,3 +318,4 @@ class TrainingRun:
             checkpoints.restore_optimizer(self.optimizer, saved.optimizer)
             self.history = saved.history
             return
+        start_pretrained(self.model.segmenter, self.experiment)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from guidino_tune.config import Training
+from guidino_tune.models.lora import ADAPTER_KEY
 
 OPTIMIZERS: dict[str, Callable[[list[dict], Training], torch.optim.Optimizer]] = {
     "adamw": lambda groups, t: torch.optim.AdamW(groups, weight_decay=t.weight_decay, fused=_can_fuse(groups)),
@@ -20,19 +21,24 @@ OPTIMIZERS: dict[str, Callable[[list[dict], Training], torch.optim.Optimizer]] =
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "poly": lambda progress: (1 - progress) ** 0.9,
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "linear": lambda progress: 1 - progress,
     "constant": lambda progress: 1.0,
 }
 """Factor of the learning rate at ``progress`` in [0, 1): finished epochs over the whole budget."""
 
 
 def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], training: Training) -> torch.optim.Optimizer:
-    """Two groups: adapters (``lora_`` in the name) at ``lora_lr``, everything else at ``lr``; frozen parameters are left out."""
-    rest: list[nn.Parameter] = []
-    lora: list[nn.Parameter] = []
+    """Groups of everything else at ``lr``, adapters at ``lora_lr``, and the backbone at ``backbone_lr``.
+
+    Frozen parameters are left out. Weight decay and schedule are the same for all, and all layers of a backbone have the same rate, as in
+    the code of MedDINOv3 and SegDINO.
+    """
+    rates = {"rest": training.lr, "lora": training.lora_lr, "backbone": training.backbone_lr}
+    kinds: dict[str, list[nn.Parameter]] = {kind: [] for kind in rates}
     for name, parameter in parameters:
         if parameter.requires_grad:
-            (lora if "lora_" in name else rest).append(parameter)
-    groups = [{"params": ps, "lr": lr, "base_lr": lr} for ps, lr in ((rest, training.lr), (lora, training.lora_lr)) if ps]
+            kinds["lora" if ADAPTER_KEY in name else "backbone" if name.startswith("backbone.") else "rest"].append(parameter)
+    groups = [{"params": kinds[kind], "lr": rate, "base_lr": rate} for kind, rate in rates.items() if kinds[kind]]
     return OPTIMIZERS[training.optimizer](groups, training)
 
 

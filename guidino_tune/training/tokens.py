@@ -83,7 +83,7 @@ class TokenEncoder:
 
 
 def make_encoder(experiment: Experiment, model: GuidedSegmenter, *, bf16: bool, parts: int = 1) -> TokenEncoder | None:
-    """The encoder of a model in training; ``None`` where there is no guide, or where adapters change its tokens with every step.
+    """The encoder of a model in training; ``None`` where there is no guide, or where training changes its tokens with every step.
 
     Args:
         experiment: What is trained.
@@ -99,9 +99,9 @@ def make_encoder(experiment: Experiment, model: GuidedSegmenter, *, bf16: bool, 
 
 
 def shared_backbone(experiment: Experiment) -> Backbone | None:
-    """The frozen guide backbone of this process, read once for all trials; adapters change it, so LoRA trials read their own."""
+    """The frozen guide backbone of this process, read once for all trials; trials that train theirs, or adapters in it, read their own."""
     guide = experiment.guide
-    if not isinstance(guide, DINOGuide) or guide.lora.rank > 0:
+    if not isinstance(guide, DINOGuide) or guide.trained != "frozen":
         return None
     frozen = _frozen(experiment)
     return _backbone(frozen, *_where(frozen))

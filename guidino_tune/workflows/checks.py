@@ -47,7 +47,7 @@ def check_search(space: Space, folder: StudyFolder) -> list[str]:
     targets.look_in(Path(space.source).parent)
     notes = check_space(space, begun=folder.definition.exists())
     check_storage(folder.path)
-    check_models(space)
+    notes += check_models(space)
     check_decisions(space)
     check_workers(space.base, space.resources.workers)
     find_cases(space.base.data)
@@ -85,8 +85,11 @@ def check_workers(experiment: Experiment, workers: int) -> None:
         )
 
 
-def check_models(space: Space) -> None:
+def check_models(space: Space) -> list[str]:
     """Every guide backbone that a trial may use can be loaded, and every segmenter built on it; networks and terms of the user's own work.
+
+    Returns:
+        Notes for the user.
 
     Raises:
         UserError: Which one cannot, why, and what else to do.
@@ -108,10 +111,10 @@ def check_models(space: Space) -> None:
     counted = space.resources.trials_per_gpu == "auto" or any(
         name in COUNTED for name in (*space.study.objectives, *space.study.constraints)
     )
-    for experiment in _telling(segmenters.values(), space):
-        check_segmenter(experiment, counted=counted)
+    notes = [check_segmenter(experiment, counted=counted) for experiment in _telling(segmenters.values(), space)]
     for experiment in terms.values():
         check_term(experiment)
+    return list(dict.fromkeys(filter(None, notes)))
 
 
 def _telling(experiments: Iterable[Experiment], space: Space) -> Iterator[Experiment]:

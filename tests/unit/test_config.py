@@ -118,7 +118,7 @@ EVERYTHING = Experiment(
     data=Data(kind="kvasir"),
     guide=DINOGuide(lora=LoRA(rank=8)),
     segmenter=UNet(),
-    loss=Loss(hinge_weight=0.1),
+    loss=Loss(hinge_weight=0.1, focal_weight=0.1, tversky_weight=0.1, top_k_weight=0.1),
     training=Training(optimizer="sgd"),
 )
 """Every field of every section has an effect here."""
@@ -138,6 +138,8 @@ OTHER_VALUES: dict[str, Any] = {
     "segmenter.kind": "nnwnet", "segmenter.base_width": 16,
     "loss.dice_weight": 0.5, "loss.bce_weight": 0.5, "loss.lambda_guide": 0.2, "loss.guide_loss": "mse", "loss.guide_target": "nearest",
     "loss.hinge_weight": 0.2, "loss.hinge_margin": 2.0, "loss.hinge_band": 5, "loss.batch_dice": False,
+    "loss.focal_weight": 0.2, "loss.focal_gamma": 1.0, "loss.tversky_weight": 0.2, "loss.tversky_alpha": 0.5, "loss.tversky_beta": 0.5,
+    "loss.top_k_weight": 0.2, "loss.top_k_fraction": 0.5, "loss.boundary_weight": 0.01, "loss.class_weights": 2.0,
     "loss.custom": {"target": "own:term"},
     "training.epochs": 100, "training.steps_per_epoch": 7, "training.batch_size": 8, "training.optimizer": "adamw",
     "training.lr": 1e-3, "training.lora_lr": 1e-3,
@@ -149,6 +151,7 @@ OTHER_VALUES_THERE: dict[str, tuple[dict[str, Any], Any]] = {
     "data.images": ({"data.kind": "folder"}, "photos"), "data.masks": ({"data.kind": "folder"}, "instances"),
     "data.patch_foreground": ({"data.view": "patch"}, 0.9), "data.fold": ({"data.folds": 3}, 2),
     "loss.head_target": ({"segmenter.kind": "nnwnet"}, "nearest"),  # a U-Net has no coarse output
+    "guide.train": ({"guide.lora.rank": 0}, "full"), "training.backbone_lr": ({"guide.lora.rank": 0, "guide.train": "full"}, 1e-3),
 }  # fmt: skip
 """Fields that have an effect beside other values only."""
 
@@ -156,10 +159,11 @@ SEGMENTER_VALUES: dict[str, dict[str, Any]] = {
     "unet": {"base_width": 16},
     "nnunet": {"encoder": "residual", "num_stages": 5, "base_width": 16, "max_width": 256, "deep_supervision": False},
     "nnwnet": {"base_width": 32, "deep_supervision": False},
-    "swinunet": {"window": 4, "embed_width": 48, "depths": [2, 2, 2, 1], "heads": [2, 6, 12, 24], "drop_path": 0.2},
+    "swinunet": {"window": 4, "embed_width": 48, "depths": [2, 2, 2, 1], "heads": [2, 6, 12, 24], "drop_path": 0.2,
+                 "pretrained": "swin.pth"},
     "h2former": {
         "window": 8, "base_width": 32, "blocks": [1, 1, 1, 1], "depths": [1, 1, 1, 1], "heads": [2, 2, 2, 2], "drop_path": 0.2,
-        "scrambled_mlp": True,
+        "scrambled_mlp": True, "pretrained": "resnet34.pth",
     },
     "ukan": {"widths": [256, 320, 512], "grid": 4, "order": 2, "drop_path": 0.1},
     "dinounet": {
@@ -194,7 +198,7 @@ def test_every_effective_field_changes_the_hash() -> None:
 def test_every_field_of_a_segmenter_changes_the_hash(kind: str) -> None:
     defaults = section_defaults("segmenter", kind)
     assert defaults is not None
-    assert set(SEGMENTER_VALUES[kind]) == set(defaults) - {"kind"}
+    assert set(SEGMENTER_VALUES[kind]) == set(defaults) - {"kind", "sha256"}  # of the pretrained file
     base = changed(EVERYTHING, **({"segmenter": {"kind": kind, "target": "nets:Net"}} if kind == "custom" else {"segmenter.kind": kind}))
     hashes = {changed(base, **{f"segmenter.{name}": value}).hash for name, value in SEGMENTER_VALUES[kind].items()}
     assert len({base.hash, *hashes}) == 1 + len(SEGMENTER_VALUES[kind])
@@ -208,8 +212,15 @@ def test_every_field_of_a_segmenter_changes_the_hash(kind: str) -> None:
         ({}, {"guide.tokenbook.num_prototypes": 16 * 16}),
         ({"data.image_size": 64}, {"guide.tokenbook.num_prototypes": 4 * 4}),
         ({"guide.lora.rank": 0}, {"guide.lora.alpha": 8.0, "guide.lora.dropout": 0.3, "guide.lora.targets": "attention+mlp"}),
-        ({"guide.lora.rank": 0}, {"training.lora_lr": 1e-3}),
+        ({"guide.lora.rank": 0}, {"training.lora_lr": 1e-3, "training.backbone_lr": 1e-3, "guide.train": "frozen"}),
+        ({}, {"guide.train": "lora", "training.backbone_lr": 1e-3}),
+        ({"guide.lora.rank": 0, "guide.train": "full"}, {"guide.lora.alpha": 8.0, "training.lora_lr": 1e-3}),
+        ({"segmenter.kind": "swinunet"}, {"segmenter.sha256": "0" * 64}),
+        ({"segmenter.kind": "swinunet", "segmenter.pretrained": "a.pth", "segmenter.sha256": "0" * 64}, {"segmenter.pretrained": "b.pth"}),
         ({"loss.hinge_weight": 0.0}, {"loss.hinge_margin": 2.0, "loss.hinge_band": 5}),
+        ({"loss.focal_weight": 0.0}, {"loss.focal_gamma": 1.0}),
+        ({"loss.tversky_weight": 0.0}, {"loss.tversky_alpha": 0.5, "loss.tversky_beta": 0.5}),
+        ({"loss.top_k_weight": 0.0}, {"loss.top_k_fraction": 0.5}),
         ({"loss.lambda_guide": 0.0}, {"loss.guide_loss": "mse", "loss.guide_target": "nearest"}),
         ({"training.optimizer": "adamw"}, {"training.momentum": 0.5}),
         ({"guide.kind": "none"}, {"loss.lambda_guide": 0.7, "loss.guide_loss": "mse", "training.lora_lr": 1e-3}),

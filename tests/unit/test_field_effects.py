@@ -99,6 +99,7 @@ EFFECTS: dict[str, tuple[Values, Any]] = {
     "guide.tokenbook.num_prototypes": (GUIDE, 5),
     "guide.tokenbook.similarity": (GUIDE, "dot"),
     "guide.tokenbook.aggregation": (GUIDE, "softmax"),
+    "guide.train": (GUIDE, "full"),
     "guide.lora.rank": (GUIDE, 2),
     "guide.lora.alpha": (LORA, 4.0),
     "guide.lora.dropout": (LORA, 0.5),
@@ -113,6 +114,15 @@ EFFECTS: dict[str, tuple[Values, Any]] = {
     "loss.hinge_margin": (HINGE, 2.0),
     "loss.hinge_band": (HINGE, 7),
     "loss.batch_dice": ({}, False),
+    "loss.focal_weight": ({}, 0.5),
+    "loss.focal_gamma": ({"loss.focal_weight": 0.5}, 1.0),
+    "loss.tversky_weight": ({}, 0.5),
+    "loss.tversky_alpha": ({"loss.tversky_weight": 0.5}, 0.6),
+    "loss.tversky_beta": ({"loss.tversky_weight": 0.5}, 0.4),
+    "loss.top_k_weight": ({}, 0.5),
+    "loss.top_k_fraction": ({"loss.top_k_weight": 0.5}, 0.5),
+    "loss.boundary_weight": ({}, 0.1),
+    "loss.class_weights": ({}, 4.0),
     "loss.custom": ({}, {"target": "own_parts:absolute_error"}),
     "training.epochs": ({}, 3),
     "training.steps_per_epoch": ({}, 4),
@@ -120,6 +130,7 @@ EFFECTS: dict[str, tuple[Values, Any]] = {
     "training.optimizer": ({}, "sgd"),
     "training.lr": ({}, 2e-3),
     "training.lora_lr": (LORA, 1e-2),
+    "training.backbone_lr": ({**GUIDE, "guide.train": "full"}, 1e-2),
     "training.weight_decay": ({}, 0.3),
     "training.momentum": ({"training.optimizer": "sgd"}, 0.5),
     "training.schedule": ({}, "cosine"),
@@ -171,11 +182,19 @@ EFFECTS: dict[str, tuple[Values, Any]] = {
 """By the field (``KIND.FIELD`` of a segmenter): what else must be set, and a second value that gives other results."""
 
 KINDS = {"data.kind": "another data set", "guide.kind": "see test_every_kind_differs", "segmenter.kind": "see test_every_kind_differs"}
-"""Fields that choose the other fields."""
+KINDS |= {f"{kind}.{name}": "see test_models_pretrained" for kind in ("swinunet", "h2former") for name in ("pretrained", "sha256")}
+"""Fields that choose the other fields, or name files."""
 
 WITHOUT: list[tuple[Values, str, Any]] = [
     ({}, "training.momentum", 0.5),
     ({}, "training.lora_lr", 1e-2),
+    ({}, "training.backbone_lr", 1e-2),
+    ({}, "loss.focal_gamma", 1.0),
+    ({}, "loss.tversky_beta", 0.4),
+    ({}, "loss.top_k_fraction", 0.5),
+    ({"loss.bce_weight": 0.0}, "loss.class_weights", 4.0),
+    (GUIDE, "guide.train", "frozen"),
+    (LORA, "guide.train", "lora"),
     ({}, "loss.lambda_guide", 0.7),
     ({}, "loss.guide_loss", "mse"),
     ({}, "loss.guide_target", "nearest"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from guidino_tune.models.backbone import BackboneShape, FeatureRequest, Features
 from guidino_tune.models.gate import Gate
+from guidino_tune.models.pretrained import Layout
 
 
 class Segmenter(nn.Module, ABC):
@@ -24,6 +25,9 @@ class Segmenter(nn.Module, ABC):
 
     feature_request = FeatureRequest()
     """Backbone layers that ``forward`` reads; subclasses that need some set their own in the constructor."""
+
+    layout: ClassVar[Layout | None] = None
+    """Published weights that ``pretrained`` in the configuration can name a file of."""
 
     @abstractmethod
     def __init__(

@@ -12,6 +12,7 @@ from guidino_tune import config as sections
 from guidino_tune.models.backbone import BackboneShape, Features
 from guidino_tune.models.gate import Gate
 from guidino_tune.models.parts.swin import drop_path_rates, swin_stage, to_maps, to_tokens
+from guidino_tune.models.pretrained import Layout
 from guidino_tune.models.segmenters.base import Segmenter
 
 
@@ -113,6 +114,25 @@ class H2Former(Segmenter):
     Raises:
         UserError: A number of heads does not divide its stage's width.
     """
+
+    layout = Layout(
+        about="ResNet-34 of ImageNet (resnet34-*.pth of torchvision)",
+        anchor="layer1.0.conv1.weight",
+        names=(
+            (r"stem\.0\.(.+)", r"conv1.\1"),
+            (r"stem\.1\.(.+)", r"bn1.\1"),
+            *(
+                (rf"residual\.{i}\.(\d+)\.{own}\.(.+)", rf"layer{i + 1}.\1.{theirs}.\2")
+                for i in range(4)
+                for own, theirs in (
+                    ("body.0", "conv1"), ("body.1", "bn1"), ("body.3", "conv2"), ("body.4", "bn2"),
+                    ("shortcut.0", "downsample.0"), ("shortcut.1", "downsample.1"),
+                )
+            ),
+        ),
+        left_out=r"(fc)\..+",
+        fitting="data.channels=3, segmenter.base_width=64 and segmenter.blocks=[3, 4, 6, 3]",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from guidino_tune import config as sections
 from guidino_tune.models.backbone import BackboneShape, Features
 from guidino_tune.models.gate import Gate
 from guidino_tune.models.parts.swin import drop_path_rates, gate_tokens, swin_stage, to_maps, to_tokens
+from guidino_tune.models.pretrained import Layout
 from guidino_tune.models.segmenters.base import Segmenter
 
 
@@ -53,6 +54,12 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+_BLOCK = (
+    ("norm_attention", "norm1"), ("attention.qkv", "attn.qkv"), ("attention.project", "attn.proj"),
+    ("attention.bias_table", "attn.relative_position_bias_table"), ("norm_mlp", "norm2"), ("mlp.0", "mlp.fc1"), ("mlp.2", "mlp.fc2"),
+)  # fmt: skip
+
+
 class SwinUNet(Segmenter):
     """Patches of 4 pixels, four stages of widths ``embed_width * (1, 2, 4, 8)`` at 1/4 to 1/32, three back up, and 4-fold expansion.
 
@@ -65,6 +72,24 @@ class SwinUNet(Segmenter):
     Raises:
         UserError: A number of heads does not divide its stage's width.
     """
+
+    # As its authors do, the decoder's blocks start from the encoder's of the same width, and blocks beyond its depths are left out.
+    layout = Layout(
+        about="Swin-T of ImageNet (swin_tiny_patch4_window7_224.pth of microsoft/Swin-Transformer)",
+        anchor="patch_embed.proj.weight",
+        names=(
+            (r"embed\.(.+)", r"patch_embed.proj.\1"),
+            (r"embed_norm\.(.+)", r"patch_embed.norm.\1"),
+            *((rf"encoder\.(\d)\.(\d+)\.{own}(.*)", rf"layers.\1.blocks.\2.{theirs}\3") for own, theirs in _BLOCK),
+            *((rf"decoder\.{2 - i}\.(\d+)\.{own}(.*)", rf"layers.{i}.blocks.\1.{theirs}\2") for i in range(3) for own, theirs in _BLOCK),
+            (r"merge\.(\d)\.norm\.(.+)", r"layers.\1.downsample.norm.\2"),
+            (r"merge\.(\d)\.reduce\.(.+)", r"layers.\1.downsample.reduction.\2"),
+            (r"norm\.(.+)", r"norm.\1"),
+        ),
+        left_out=r"(head)\..+|.+\.(relative_position_index|attn_mask)|(layers\.\d\.blocks\.\d+)\..+",
+        fitting="data.channels=3, segmenter.embed_width=96 and segmenter.heads=[3, 6, 12, 24], with depths up to [2, 2, 6, 2]",
+        tables=r".+\.bias_table",
+    )
 
     def __init__(
         self,
