@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+from guidino_tune.running.trainings import _ended
 from optuna.trial import TrialState
 from rich.console import Console
 from test_training_model_folder import experiment_on, make_model
@@ -23,7 +24,6 @@ from guidino_tune.data.openings import OPENINGS, copied_from, openings, record_o
 from guidino_tune.data.sealed import open_test
 from guidino_tune.errors import UserError
 from guidino_tune.evaluate import main as evaluate
-from guidino_tune.running.trainings import _ended
 from guidino_tune.space.space import Space
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.training.folder import TrialFolder

@@ -6,9 +6,9 @@ import csv
 from pathlib import Path
 
 import pytest
+from guidino_tune.running.trainings import Training
 from training_helpers import make_experiment
 
-from guidino_tune.running.trainings import Training
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.measured import Measured, cases_file
 from guidino_tune.workflows.cross_validate import FoldModel, _write_out_of_fold
