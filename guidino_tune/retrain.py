@@ -21,7 +21,7 @@ The same command continues what was interrupted. The seed that is best on valida
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and retrains; see ``--help``."""
-    made = parser("retrain", "Train a configuration with several seeds on Ray Train, test each once, and register the model.", EXAMPLES)
+    made = parser("retrain", "Train a configuration with several seeds side by side, test each once, and register the model.", EXAMPLES)
     made.add_argument("file", help="an export of `guidino-tune export`, or any experiment as YAML")
     made.add_argument("--seeds", type=positive, help="how many trainings, side by side where they fit (default: 3, of each fold 1)")
     made.add_argument(

@@ -96,9 +96,8 @@ def cross_validate(job: Job, folds: int, seeds: int) -> CrossValidated:
     home, split_file, console = job.home, job.split_file, job.console
     job.begin()
     opened = _open(experiment.data, split_file)
-    job.notes(opened)
-    if comes_from_search(job.provenance):
-        note = "the search chose this configuration on some of these cases: out of their folds they may score a little too well"
+    chosen = ["the search chose this configuration on some of these cases: out of their folds they may score a little too well"]
+    for note in (*opened.notes, *(chosen if comes_from_search(job.provenance) else [])):
         console.print(f"note: {note}", style="yellow", highlight=False)
     models = _models(experiment, home, _fold_files(experiment.data, opened, split_file), seeds)
     budget = f"{folds} folds, {seeds} seed(s), {experiment.training.epochs} epochs each"

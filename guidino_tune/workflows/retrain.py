@@ -19,7 +19,7 @@ from guidino_tune.config.parsing import read_yaml
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.carrying import FILE, SEARCHED, check_taken, find_searched, fit, provenance_beside, provenance_of
 from guidino_tune.data.identity import check_images, seen_images
-from guidino_tune.data.opening import SearchData, open_for_search
+from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.openings import copied_from
 from guidino_tune.data.rules import RULES, RULES_KEY, Rules, write_rules
 from guidino_tune.data.sources import find_cases
@@ -79,18 +79,7 @@ class Retrained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One configuration to be retrained.
-
-    Attributes:
-        experiment: What to train, with its full budget.
-        provenance: Where it comes from; written into the model folder.
-        name: Of the folder under ``retrained`` and of the registered model.
-        resources: Of one training.
-        protocol: How cases are measured.
-        console: For progress and results.
-        file: The configuration's own, beside which the split of its search may lie.
-        given: The split of its search, as a person named it.
-    """
+    """What ``retrain_model`` was asked for; ``file`` is the configuration's, ``given`` the split of its search as a person named it."""
 
     experiment: Experiment
     provenance: Mapping[str, Any]
@@ -108,7 +97,7 @@ class Job:
 
     @property
     def split_file(self) -> Path:
-        """The split of its search, taken over."""
+        """The split of its search, as taken over."""
         return self.home / FILE
 
     def begin(self) -> None:
@@ -129,20 +118,18 @@ class Job:
         """Trains what is not trained yet.
 
         Raises:
-            UserError: A training has no result.
+            UserError: A training has no result, or another process trains here.
         """
         # Each seed sees views of its own, once: there is nothing to share.
-        for label, why in train_all(trainings, self.home, dataclasses.replace(self.resources, share_views=False), self.console).items():
+        resources = dataclasses.replace(self.resources, share_views=False)
+        with StudyFolder(self.home).lock("retraining", "wait for it, or stop it: the same command goes on with what it has done"):
+            failed = train_all(trainings, self.home, resources, self.console)
+        for label, why in failed.items():
             raise UserError(
                 f"{label} has no result: {why}",
                 where=str(self.home),
                 todo="or choose other values (--set training.lr=..., training.grad_clip=...) and another --name",
             )
-
-    def notes(self, data: SearchData) -> None:
-        """Prints what a person should know of the data."""
-        for note in data.notes:
-            self.console.print(f"note: {note}", style="yellow", highlight=False)
 
 
 def retrain_model(
@@ -185,25 +172,21 @@ def retrain_model(
         raise UserError("one fold is no cross-validation", where="--folds 1", todo="choose 2 or more, or leave it out")
     values, provenance, file = _described(what)
     given = dataclasses.asdict(resources) if isinstance(resources, Resources) else {**(resources or {})}
-    space = read_space({"experiment": values, "resources": given}, source=str(file))
+    space = read_space({"experiment": values, "resources": given}, source=str(file or "experiment"))
     assignments = [f"training.epochs={epochs}"] if epochs else []
     assignments += [f"data.root={data_root}"] if data_root else []
     if any(text.partition(".")[0] in ("study", "resources") for text in settings):
         raise UserError("takes paths of the experiment only", where="--set", todo="see the options --workers, --concurrent and others")
     space = resolve_data(absolute(override(space, [*assignments, *settings])))
     if name is None:
-        of_trial = "study" in provenance and "trial" in provenance
-        name = f"{provenance['study']}-{provenance['trial']}" if of_trial else file.stem or f"{space.base.name}-{space.base.hash}"
+        own = file.stem if file else f"{space.base.name}-{space.base.hash}"
+        name = f"{provenance['study']}-{provenance['trial']}" if {"study", "trial"} <= provenance.keys() else own
         name += f"-{folds}-folds" if folds else ""
     console = console or Console(quiet=True)
-    home = StudyFolder(paths.home() / "retrained" / name)
-    with (
-        expecting(chosen(backbones)),
-        retrained_backbone(space.base, provenance, home.path, console) as experiment,
-        home.lock("retraining", "wait for it, or stop it: the same command goes on with what it has done"),
-    ):
+    home = paths.home() / "retrained" / name
+    with expecting(chosen(backbones)), retrained_backbone(space.base, provenance, home, console) as experiment:
         job = Job(
-            experiment=experiment, provenance=provenance, name=name, resources=space.resources, console=console, file=file,
+            experiment=experiment, provenance=provenance, name=name, resources=space.resources, console=console, file=file or Path(name),
             protocol=protocol.of(experiment.data), given=Path(split_file) if split_file else None,
         )  # fmt: skip
         if folds:
@@ -213,8 +196,8 @@ def retrain_model(
         return _retrain(job, seeds or 3)
 
 
-def _described(what: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], Path]:
-    """Experiment, provenance, and file; the file of what comes from none is empty."""
+def _described(what: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], Path | None]:
+    """Experiment, provenance and file."""
     if isinstance(what, str | Path):
         values = read_yaml(what)
         return values.get("experiment", values), values.get("provenance") or provenance_beside(Path(what)), Path(what)
@@ -223,14 +206,15 @@ def _described(what: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], Path]:
         raise UserError(
             f"{type(what).__name__} is nothing to retrain", todo="give the file of an export, an Experiment, or a trial's result"
         )
-    return experiment.to_dict(), getattr(what, "provenance", {}), Path()
+    return experiment.to_dict(), getattr(what, "provenance", {}), None
 
 
 def _retrain(job: Job, seeds: int) -> Retrained:
     experiment, home, console = job.experiment, job.home, job.console
     job.begin()
     data = open_for_search(experiment.data, split_file=job.split_file)
-    job.notes(data)
+    for note in data.notes:
+        console.print(f"note: {note}", style="yellow", highlight=False)
     if not data.split.test:  # told before hours are spent
         raise UserError(
             "the split has no test cases to measure on at the end",

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from guidino_tune.config import Experiment
 from guidino_tune.data.splits import read_split
 from guidino_tune.search import main as search
 from guidino_tune.training.folder import TrialFolder
+from guidino_tune.workflows.compare import compare_study
 
 Start = Callable[..., Command]
 
@@ -27,6 +29,7 @@ def test_finalists_are_compared_once_and_the_test_is_opened_once(
 ) -> None:
     # Settings with which so small a network learns in four epochs: without scores there is nothing to compare.
     experiment = {**SPACE["experiment"], "loss": {"bce_weight": 0.0}}
+    experiment["training"] = {**experiment["training"], "epochs": 1}
     experiment["data"] = {**experiment["data"], "root": str(demo), "max_train_cases": 32}
     first = [{"training.lr": rate, "guide.lora.rank": rank, "loss.lambda_guide": 0.1} for rate, rank in ((0.02, 0), (0.005, 2))]
     space = {
@@ -91,20 +94,23 @@ def test_finalists_are_compared_once_and_the_test_is_opened_once(
     assert provenance["validation_dice"] == pytest.approx(by_seed.max(), abs=1e-5)
     assert "guidino-tune-small-compared" in output
 
-    # Again: nothing is trained, measured or opened.
-    before = {f: f.stat().st_mtime_ns for f in study.path.rglob("compare/*/seed-*/*.jsonl")}
-    assert compare(words) == 0
-    assert {f: f.stat().st_mtime_ns for f in study.path.rglob("compare/*/seed-*/*.jsonl")} == before
-    assert len(openings.read_text().splitlines()) == 1
-    assert "before" not in capsys.readouterr().out
-
     # Another protocol looks at the test cases again: recorded, and told on the console and on the page.
+    before = {f: f.stat().st_mtime_ns for f in study.path.rglob("compare/*/seed-*/history.jsonl")}
     assert compare([*words, "--hd95", "pooled"]) == 0
     assert "the test cases were opened once before" in capsys.readouterr().out
     assert len(openings.read_text().splitlines()) == 2
     (again,) = study.reports.glob("compare-4-epochs-*.md")  # a page of its own: the first one stays
     assert "opened 2 times, as far" in again.read_text()
-    assert {f: f.stat().st_mtime_ns for f in study.path.rglob("compare/*/seed-*/*.jsonl")} == before
+
+    # The first once more, from Python: nothing is printed, trained, measured or opened.
+    scores = (study.reports / "compare-4-epochs.csv").read_text()
+    found = compare_study(SimpleNamespace(name="small"), top=2, seeds=2, epochs=4)
+    assert capsys.readouterr().out == ""
+    assert {f: f.stat().st_mtime_ns for f in study.path.rglob("compare/*/seed-*/history.jsonl")} == before
+    assert len(openings.read_text().splitlines()) == 2
+    assert (found.page, found.page.with_suffix(".csv").read_text()) == (study.reports / "compare-4-epochs.md", scores)
+    assert (found.winner, found.model, found.left_out) == (winner, study.path / "compare" / "model", {})
+    assert all(line in output for line in found.answers)
 
     from guidino_tune.tracking.client import connect
 
