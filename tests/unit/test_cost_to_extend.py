@@ -35,7 +35,7 @@ PLACES: dict[str, set[str]] = {
     "adamw": {SECTIONS, "training/optimisers.py"},
     "sgd": {SECTIONS, "training/optimisers.py", "config/experiment.py"},  # momentum has an effect with it only
     "poly": {SECTIONS, "training/optimisers.py"},
-    "listed": {"config/study.py", "study/samplers.py", "space/recipes.py"},  # tables are lists
+    "listed": {"config/study.py", "study/samplers.py", "space/recipes.py", "workflows/listed.py"},  # tables are lists, and so are seeds
     "tpe": {"config/study.py", "study/samplers.py", "search.py"},
     "asha": {"config/study.py", "study/pruners.py", "search.py", "workflows/dry_run.py"},  # the plan shows its rungs
 }
