@@ -29,7 +29,11 @@ def test_export_retrain_test_evaluate(
     # A search, from which the best and one given trial are exported.
     space = {
         **SPACE,
-        "experiment": {**SPACE["experiment"], "data": {**SPACE["experiment"]["data"], "root": str(demo)}},
+        "experiment": {
+            **SPACE["experiment"],
+            "data": {**SPACE["experiment"]["data"], "root": str(demo)},
+            "training": {**SPACE["experiment"]["training"], "epochs": 1},
+        },
         "study": {**SPACE["study"], "trials": 2, "pruner": "none"},
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(space))
