@@ -147,16 +147,12 @@ class TrainingList:
         if driver.given_up:
             raise UserError(driver.given_up, where=str(self.folder.path), todo="the same command goes on with what is saved")
         if driver.ended == INTERRUPTED:
-            self.console.print(f"{INTERRUPTED}. Nothing is lost; the same command goes on from here.", style="yellow", highlight=False)
+            self._say(f"{INTERRUPTED}. Nothing is lost; the same command goes on from here.")
             raise KeyboardInterrupt
 
     def driver(self, settings: Mapping[str, Any]) -> Driver:
         """Who runs the trials asks it; see ``executors.process_settings``."""
-
-        def warn(text: str) -> None:
-            self.console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
-
-        return Driver(self.study, self.space, self.folder, self._changed, settings, warn=warn)
+        return Driver(self.study, self.space, self.folder, self._changed, settings, warn=lambda text: self._say(f"warning: {text}"))
 
     def short_of_memory(self) -> dict[str, str]:
         """By label, which trainings lacked memory.
@@ -181,6 +177,9 @@ class TrainingList:
         """What a trial trains."""
         return self.trainings[stored_trial(self.study, number).params[RECIPE]]
 
+    def _say(self, text: str, style: str = "yellow") -> None:
+        self.console.print(text, style=style, highlight=False, soft_wrap=True)
+
     def _changed(self, number: int, experiment: Experiment, record: EpochRecord | None) -> None:
         training, trial, epochs = self.of_trial(number), stored_trial(self.study, number), experiment.training.epochs
         task = self.tasks[training.label]
@@ -188,7 +187,7 @@ class TrainingList:
             self.bars.update(task, visible=not trial.state.is_finished())
             if trial.state == TrialState.FAIL:
                 kind, message = _failure(trial)
-                self.console.print(f"{training.label} failed: {kind}: {message}", style="red", highlight=False, soft_wrap=True)
+                self._say(f"{training.label} failed: {kind}: {message}", "red")
                 if kind == "diverged":
                     write_text(training.folder.path / INFEASIBLE_FILE, json.dumps({"failure": kind, "message": message}))
             return
