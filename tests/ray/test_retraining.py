@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -90,7 +91,7 @@ def test_export_retrain_test_evaluate(
     # The first once more, from Python: nothing is printed, and nothing trained, opened or registered a second time.
     assert retrain([*command, "--set", "training.lr=0.5"]) == 2  # another experiment under this name
     capsys.readouterr()
-    again = retrain_model(best, seeds=2, epochs=2)
+    again = retrain_model(SimpleNamespace(experiment=Experiment.from_yaml(best), provenance=described["provenance"]), seeds=2, epochs=2)
     assert isinstance(again, Retrained)
     assert capsys.readouterr().out == ""
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("history.jsonl")} == files
