@@ -49,16 +49,16 @@ def _compare(options: argparse.Namespace) -> int:
 
     protocol = parse(Protocol, protocol_values(options), "--inference and others")
 
-    from guidino_tune.workflows.compare import Request, compare_study
+    from guidino_tune.workflows.compare import compare_study
     from guidino_tune.workflows.progress import make_console
 
     names = ("workers", "cpus_per_worker", "gpus_per_worker", "concurrent")
-    request = Request(
-        study=options.study, top=options.top, seeds=options.seeds, epochs=options.epochs, against=tuple(options.against),
+    compare_study(
+        options.study, top=options.top, seeds=options.seeds, epochs=options.epochs, against=options.against,
         data_root=options.data_root, resources={name: getattr(options, name) for name in names}, protocol=protocol,
-        storage=options.storage, backbones=tuple(options.backbone),
+        storage=options.storage, backbones=options.backbone, console=make_console(),
     )  # fmt: skip
-    return compare_study(request, make_console())
+    return 0
 
 
 if __name__ == "__main__":

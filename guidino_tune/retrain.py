@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from guidino_tune import paths
 from guidino_tune.cli import add_backbone_option, add_protocol_options, add_trust_option, parser, positive, protocol_values, run
 
 EXAMPLES = """\
@@ -23,7 +21,7 @@ The same command continues what was interrupted. The seed that is best on valida
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and retrains; see ``--help``."""
-    made = parser("retrain", "Train a configuration with several seeds on Ray Train, test each once, and register the model.", EXAMPLES)
+    made = parser("retrain", "Train a configuration with several seeds side by side, test each once, and register the model.", EXAMPLES)
     made.add_argument("file", help="an export of `guidino-tune export`, or any experiment as YAML")
     made.add_argument("--seeds", type=positive, help="how many trainings, side by side where they fit (default: 3, of each fold 1)")
     made.add_argument(
@@ -45,57 +43,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _retrain(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from guidino_tune import targets
-    from guidino_tune.config import Protocol, Resources
-    from guidino_tune.config.parsing import parse, read_yaml
-    from guidino_tune.data.carrying import provenance_beside
-    from guidino_tune.errors import UserError
-    from guidino_tune.space.space import absolute, override, read_space
+    from guidino_tune.config import Protocol
+    from guidino_tune.config.parsing import parse
 
-    values = read_yaml(options.file)
-    provenance = values.get("provenance") or provenance_beside(Path(options.file))
-    resources = {
-        "workers": options.workers,
-        "cpus_per_worker": options.cpus_per_worker,
-        "gpus_per_worker": options.gpus_per_worker,
-        "concurrent": options.concurrent,
-    }
-    space = read_space({"experiment": values.get("experiment", values), "resources": resources}, source=options.file)
-    assignments = [f"training.epochs={options.epochs}"] if options.epochs else []
-    assignments += [f"data.root={options.data_root}"] if options.data_root else []
-    assignments += options.set
-    if any(text.partition(".")[0] in ("study", "resources") for text in assignments):
-        raise UserError("takes paths of the experiment only", where="--set", todo="see the options --workers, --concurrent and others")
-    space = absolute(override(space, assignments))
     # What is typed on the command line is named by whoever runs it.
-    targets.trust(*(text.partition("=")[2] for text in assignments), *([targets.EVERYTHING] if options.trust else ()))
-    if options.folds == 1:
-        raise UserError("one fold is no cross-validation", where="--folds 1", todo="choose 2 or more, or leave it out")
-    name = f"{provenance['study']}-{provenance['trial']}" if "study" in provenance and "trial" in provenance else Path(options.file).stem
-    name += f"-{options.folds}-folds" if options.folds else ""
-
-    from guidino_tune.models.known import chosen, expecting
-    from guidino_tune.workflows.backbones import retrained_backbone
-    from guidino_tune.workflows.cross_validate import cross_validate
-    from guidino_tune.workflows.progress import make_console
-    from guidino_tune.workflows.resolve import resolve_data
-    from guidino_tune.workflows.retrain import retrain
-
-    space = resolve_data(space)
-    settings: Resources = space.resources
+    targets.trust(*(text.partition("=")[2] for text in options.set), *([targets.EVERYTHING] if options.trust else ()))
     protocol = parse(Protocol, protocol_values(options), "--inference and others")
-    common: dict[str, Any] = {
-        "name": options.name or name, "resources": settings, "protocol": protocol, "console": make_console(),
-        "file": Path(options.file), "given": Path(options.split_file) if options.split_file else None,
-    }  # fmt: skip
-    home = paths.home() / "retrained" / common["name"]
-    with expecting(chosen(options.backbone)), retrained_backbone(space.base, provenance, home, common["console"]) as experiment:
-        if options.folds:
-            cross_validate(experiment, provenance, folds=options.folds, seeds=options.seeds or 1, **common)
-        else:
-            retrain(experiment, provenance, seeds=options.seeds or 3, **common)
+
+    from guidino_tune.workflows.progress import make_console
+    from guidino_tune.workflows.retrain import retrain_model
+
+    names = ("workers", "cpus_per_worker", "gpus_per_worker", "concurrent")
+    retrain_model(
+        options.file, seeds=options.seeds, folds=options.folds, epochs=options.epochs, name=options.name, data_root=options.data_root,
+        settings=options.set, backbones=options.backbone, split_file=options.split_file, protocol=protocol,
+        resources={name: getattr(options, name) for name in names}, console=make_console(),
+    )  # fmt: skip
     return 0
 
 

@@ -370,7 +370,7 @@ def _prepare_process(config: Mapping[str, Any]) -> None:
     targets.adopt(config.get("own_code", {}))
 
 
-def process_settings(plan: Plan, resources: Resources, *, split_file: Path, ray_folder: Path) -> dict[str, Any]:
+def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path) -> dict[str, Any]:
     """What every training process must know beside its experiment; paths are absolute, for it runs in another folder or on another node."""
     from guidino_tune import targets
     from guidino_tune.models.known import packed
@@ -379,7 +379,6 @@ def process_settings(plan: Plan, resources: Resources, *, split_file: Path, ray_
         "home": str(paths.home()),
         "backbones": packed(),
         "own_code": targets.packed(),
-        "split_file": str(split_file),
         "ray_folder": str(ray_folder / "train"),
         "executor": plan.executor,
         "cpus": plan.cpus,

@@ -210,6 +210,7 @@ class Driver:
             "rungs": rungs(self.space.study, experiment.training.epochs),
             "measure": any(name in self.space.study.constraints for name in MEASURED),
             "folder": str(self.folder.trial(number).path),
+            "split_file": str(self.folder.split_of(number)),
         }
 
     def fail(self, key: str, kind: FailureKind, message: str) -> None:

@@ -45,6 +45,10 @@ class StudyFolder:
         """The folder of one trial."""
         return TrialFolder(self.path / "trials" / f"{number:05d}")
 
+    def split_of(self, number: int) -> Path:
+        """The split of one trial: that of all."""
+        return self.split
+
     def lock(self, work: str = "search", todo: str = "wait for it, stop it, or start another study with --name") -> Any:
         """Holds the study for this process until it ends, however it ends.
 

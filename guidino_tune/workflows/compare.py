@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -29,33 +29,65 @@ from guidino_tune.data.splits import images_of, read_split
 from guidino_tune.errors import UserError
 from guidino_tune.models import check_backbone, check_segmenter
 from guidino_tune.models.known import key_of
-from guidino_tune.running.cluster import connected, plan
-from guidino_tune.running.measuring import measure_models
-from guidino_tune.running.trainings import Training, check_finished, train_side_by_side, with_seed
 from guidino_tune.space.space import Space
 from guidino_tune.study.store import StudyFolder, stored_study
 from guidino_tune.training.backbones import read_known, write_known
-from guidino_tune.training.failures import INFEASIBLE
 from guidino_tune.training.folder import TrialFolder, write_text
 from guidino_tune.training.measured import Measured, Part, asked_key, cases_file
 from guidino_tune.training.model_folder import export_model
 from guidino_tune.workflows.backbones import moved, recalled
 from guidino_tune.workflows.checks import check_workers
-from guidino_tune.workflows.finalists import Configuration, finalists
+from guidino_tune.workflows.finalists import DEFAULT, Configuration, finalists
 from guidino_tune.workflows.home import follow_home
+from guidino_tune.workflows.listed import Training, measure_all, train_all, with_seed
 from guidino_tune.workflows.retrain import SeedResult, register
 from guidino_tune.workflows.track import send_results
 
-INFEASIBLE_FILE = "infeasible.json"
-"""In the folder of a training that diverged: it would again. Memory that was short today may be there tomorrow."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What a person asks for, with the words of the command line.
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What came of a comparison.
 
     Attributes:
-        study: Its name.
+        winner: Name of the configuration that is best on validation.
+        validation: Scores of all configurations, and their differences.
+        test: Of the winner and what it is held against; ``None`` where there are no test cases.
+        answers: What follows, in sentences.
+        left_out: By name, why a configuration was not compared.
+        page: The report; beside it lie the scores of every case (``.csv``) and a figure (``.png``).
+        model: The exported folder: the winner's seed that is best on validation.
+    """
+
+    winner: str
+    validation: comparison.Result
+    test: comparison.Result | None
+    answers: tuple[str, ...]
+    left_out: Mapping[str, str]
+    page: Path
+    model: Path
+
+
+def compare_study(
+    study: Any,
+    *,
+    top: int = 3,
+    seeds: int = 3,
+    epochs: int | None = None,
+    against: Sequence[str | int] = (DEFAULT,),
+    data_root: str | Path | None = None,
+    backbones: Sequence[str] = (),
+    resources: Mapping[str, Any] = MappingProxyType({}),
+    protocol: Protocol = DEFAULT_PROTOCOL,
+    storage: str | None = None,
+    console: Console | None = None,
+) -> Compared:
+    """Retrains, measures, chooses, tests, exports and reports; the same call continues what was interrupted.
+
+    Everything lies in ``compare`` in the study's folder, by the hash of the experiment: what is there already is used again, whichever
+    configurations, seeds or budgets are asked for next.
+
+    Args:
+        study: Its name, or what ``open_study`` gave.
         top: How many of the best configurations.
         seeds: Trainings of each; they count up from the seed of the search space.
         epochs: Budget of each; ``None`` takes that of the search.
@@ -65,77 +97,56 @@ class Request:
         resources: Fields of the study's resources that are others here.
         protocol: How cases are measured.
         storage: Database URL of the Optuna study; ``None`` takes the file in its folder.
-    """
-
-    study: str
-    top: int = 3
-    seeds: int = 3
-    epochs: int | None = None
-    against: tuple[str, ...] = ("default",)
-    data_root: str | None = None
-    backbones: tuple[str, ...] = ()
-    resources: Mapping[str, int | float | None] = dataclasses.field(default_factory=dict)
-    protocol: Protocol = DEFAULT_PROTOCOL
-    storage: str | None = None
-
-
-def compare_study(request: Request, console: Console) -> int:
-    """Retrains, measures, chooses, tests, exports and reports; the same call continues what was interrupted.
-
-    Everything lies in ``compare`` in the study's folder, by the hash of the experiment: what is there already is used again, whichever
-    configurations, seeds or budgets are asked for next.
-
-    Args:
-        request: What to compare.
-        console: For progress and results.
-
-    Returns:
-        Exit code: 0; 1 when no configuration could be trained.
+        console: For progress and results; ``None`` prints nothing.
 
     Raises:
-        UserError: No such study, nothing to compare, missing data or weights, or a training or measurement that can be continued.
+        UserError: No such study, nothing to compare, missing data or weights, a training or measurement that can be continued, or no
+            configuration has a result.
+        KeyboardInterrupt: It was interrupted.
     """
+    console = console or Console(quiet=True)
     follow_home(console)
-    folder, study, space = stored_study(request.study, request.storage)
-    space = _at(space, request.data_root)
-    configurations = finalists(study, space, top=request.top, against=request.against, epochs=request.epochs)
-    resources = _resources(space.resources, request.resources)
-    split = read_split(folder.split)
+    storage = storage or getattr(study, "storage", None)
+    folder, opened, space = stored_study(getattr(study, "folder", study), storage)
+    space = _at(space, data_root)
+    configurations = finalists(opened, space, top=top, against=list(map(str, against)), epochs=epochs)
+    used = _resources(space.resources, resources)
     home = StudyFolder(folder.path / "compare")
     with (
-        moved(space, request.backbones),
+        moved(space, backbones),
         recalled(folder),
         home.lock("comparison", "wait for it, or stop it: the same command goes on with what it has done"),
     ):
-        notes = _check(configurations, folder, resources)
+        notes = _check(configurations, folder, used)
         complete = sum(c.finalist for c in configurations)
-        if complete < request.top:
-            notes.append(f"the study has {complete} complete configuration(s), fewer than the {request.top} asked for")
+        if complete < top:
+            notes.append(f"the study has {complete} complete configuration(s), fewer than the {top} asked for")
         for note in notes:
             console.print(f"note: {note}", style="yellow", highlight=False, soft_wrap=True)
-        trainings = _trainings(configurations, home, request.seeds)
-        console.print(f"{len(configurations)} configurations with {request.seeds} seed(s) each; folder {home.path}", highlight=False)
-        short = _train([t for by_seed in trainings.values() for t in by_seed.values()], folder, home, resources, console)
-        failed = {name: why for name, by_seed in trainings.items() if (why := _infeasible(by_seed.values(), short))}
-        for name, why in failed.items():
+        trainings = _trainings(configurations, folder, home, seeds)
+        console.print(f"{len(configurations)} configurations with {seeds} seed(s) each; folder {home.path}", highlight=False)
+        failed = train_all([t for by_seed in trainings.values() for t in by_seed.values()], home.path, used, console)
+        left_out = _left_out(trainings, failed)
+        for name, why in left_out.items():
             notes.append(f"{name} is left out: {why}")
-            console.print(f"{name} is left out: {why}", style="red", highlight=False, soft_wrap=True)
-        trained = {name: by_seed for name, by_seed in trainings.items() if name not in failed}
+            console.print(notes[-1], style="red", highlight=False, soft_wrap=True)
+        trained = {name: by_seed for name, by_seed in trainings.items() if name not in left_out}
         if not trained:
-            return 1
-        measuring = _Measuring(space, folder, request.protocol, resources, console)
-        validation = measuring.result(trained, "validation", f"validation of study {request.study}")
+            raise UserError("no configuration has a result", where=str(home.path), todo="see above for the reason of each")
+        measuring = _Measuring(space, folder, protocol, used, console)
+        validation = measuring.result(trained, "validation", f"validation of study {folder.path.name}")
         winner = validation.summaries[0].name
         wanted = {c.name: trained[c.name] for c in configurations if c.name in trained and (c.reference or c.name == winner)}
-        test = (
-            measuring.result(wanted, "test", f"winner of study {request.study} and what it is held against", winner) if split.test else None
-        )
-        if not split.test:
+        test = None
+        if read_split(folder.split).test:
+            test = measuring.result(wanted, "test", f"winner of study {folder.path.name} and what it is held against", winner)
+        else:
             notes.append("the data set has no test cases: nothing was tested")
-        _report(request, configurations, validation, test, folder, [*notes, *measuring.remarks], console)
-        _send(space, folder, request.storage, console)
-        _export(request, winner, trained[winner], measuring, validation, folder, home, console)
-    return 0
+        page = folder.reports / f"{_report_name(epochs, protocol)}.md"
+        answers = _report(configurations, seeds, validation, test, folder, page, [*notes, *measuring.remarks], console)
+        _send(space, folder, storage, console)
+        model = _export(winner, trained[winner], measuring, validation, folder, home, console)
+    return Compared(winner, validation, test, answers, left_out, page, model)
 
 
 class _Measuring:
@@ -151,15 +162,10 @@ class _Measuring:
     ) -> comparison.Result:
         """Scores of all cases of a part, analysed."""
         runs = {training.label: training.folder for by_seed in trained.values() for training in by_seed.values()}
-        found, failures = measure_models(
+        found = measure_all(
             runs, self.space.base.data, self.folder.split, self.protocol,
             resources=self.resources, reason=reason, console=self.console, part=part,
         )  # fmt: skip
-        if failures:
-            label, why = next(iter(failures.items()))
-            raise UserError(
-                f"{label} could not be measured: {why}", where=str(runs[label].path), todo="the same command measures what is missing"
-            )
         self.measured |= {(part, label): measured for label, measured in found.items()}
         files = {
             (name, seed): cases_file(training.folder, found[training.label], part)
@@ -176,7 +182,7 @@ class _Measuring:
         return [f"measured with: {'; or '.join(said)}", *chosen]
 
 
-def _at(space: Space, root: str | None) -> Space:
+def _at(space: Space, root: str | Path | None) -> Space:
     """The space with its data set in another place."""
     if root is None:
         return space
@@ -189,7 +195,7 @@ def _at(space: Space, root: str | None) -> Space:
     return dataclasses.replace(space, base=moved(space.base), recipes=recipes)
 
 
-def _resources(known: Resources, changes: Mapping[str, int | float | None]) -> Resources:
+def _resources(known: Resources, changes: Mapping[str, Any]) -> Resources:
     """The study's, with what is asked for here.
 
     Raises:
@@ -223,103 +229,64 @@ def _check(configurations: Sequence[Configuration], folder: StudyFolder, resourc
     return [*notes, *unnoted]
 
 
-def _trainings(configurations: Sequence[Configuration], home: StudyFolder, seeds: int) -> dict[str, dict[int, Training]]:
+def _trainings(
+    configurations: Sequence[Configuration], folder: StudyFolder, home: StudyFolder, seeds: int
+) -> dict[str, dict[int, Training]]:
     """By the configuration's name and the seed."""
     found: dict[str, dict[int, Training]] = {}
     for c in configurations:
         first = c.experiment.training.seed
         found[c.name] = {
             seed: Training(
-                f"{c.name} seed {seed}", with_seed(c.experiment, seed), TrialFolder(home.path / c.experiment.hash / f"seed-{seed}")
+                f"{c.name} seed {seed}",
+                with_seed(c.experiment, seed),
+                TrialFolder(home.path / c.experiment.hash / f"seed-{seed}"),
+                folder.split,
             )
             for seed in range(first, first + seeds)
         }
     return found
 
 
-def _train(trainings: Sequence[Training], folder: StudyFolder, home: StudyFolder, resources: Resources, console: Console) -> dict[str, str]:
-    """Trains what is not trained yet; what diverged is remembered.
-
-    Returns:
-        By label, why a training failed that the same command tries again.
-
-    Raises:
-        UserError: A training stopped for a reason outside its configuration.
-    """
-    short: dict[str, str] = {}
-    todo = [t for t in trainings if not t.finished and not _diverged(t)]
-    if todo:
-        console.print(f"{len(trainings) - len(todo)} of {len(trainings)} trainings are done", highlight=False)
-        by_label = {t.label: t for t in todo}
-        with connected():
-            failures = train_side_by_side(todo, folder.split, home.ray, resources, plan(resources), console)
-        short = _keep(failures, by_label)
-        check_finished([t for t in todo if t.label not in short and not _diverged(t)])
-    for training in trainings:
-        training.folder.tidy()
-    return short
-
-
-def _keep(failures: Mapping[str, tuple[str, str]], trainings: Mapping[str, Training]) -> dict[str, str]:
-    """Remembers what diverged, and returns, by label, what else failed through its configuration."""
-    short = {}
-    for label, (kind, message) in failures.items():
-        if kind == "diverged":
-            write_text(trainings[label].folder.path / INFEASIBLE_FILE, json.dumps({"failure": kind, "message": message}))
-        elif kind in INFEASIBLE:
-            short[label] = f"{kind}: {message}; the same command tries it again, as with fewer side by side (--concurrent)"
-    return short
-
-
-def _diverged(training: Training) -> str:
-    """How a training diverged before; empty where it did not."""
-    file = training.folder.path / INFEASIBLE_FILE
-    if not file.exists():
-        return ""
-    values = json.loads(file.read_text(encoding="utf-8"))
-    said = f"{values['failure']}: {values['message']}; to train it all the same, remove {file}"
-    return said if values["failure"] == "diverged" else ""
-
-
-def _infeasible(trainings: Iterable[Training], short: Mapping[str, str]) -> str:
-    """Why a configuration cannot be compared: a seed without a result; empty where all have one."""
-    whys = ((t.label, short.get(t.label) or _diverged(t)) for t in trainings)
-    return next((f"{label}: {why}" for label, why in whys if why), "")
+def _left_out(trainings: Mapping[str, Mapping[int, Training]], failed: Mapping[str, str]) -> dict[str, str]:
+    """By name, why a configuration cannot be compared: a seed has no result."""
+    whys = {name: [f"{t.label}: {failed[t.label]}" for t in by_seed.values() if t.label in failed] for name, by_seed in trainings.items()}
+    return {name: why[0] for name, why in whys.items() if why}
 
 
 def _report(
-    request: Request, configurations: Sequence[Configuration], validation: comparison.Result, test: comparison.Result | None,
-    folder: StudyFolder, notes: Sequence[str], console: Console,
-) -> None:  # fmt: skip
-    name = _report_name(request)
-    title = f"Study {request.study}: the best configurations, retrained"
+    configurations: Sequence[Configuration], seeds: int, validation: comparison.Result, test: comparison.Result | None,
+    folder: StudyFolder, page: Path, notes: Sequence[str], console: Console,
+) -> tuple[str, ...]:  # fmt: skip
+    """Writes and prints it; gives what follows, in sentences."""
+    study = folder.path.name
+    title = f"Study {study}: the best configurations, retrained"
     budgets = sorted({c.experiment.training.epochs for c in configurations})
-    remarks = [f"budget: {' or '.join(map(str, budgets))} epochs, {request.seeds} seed(s) each", *notes]
-    opened = [f"{opening['time']}: {opening['reason']}" for opening in openings(folder.split)]
-    if test is None:
-        opened = []
+    remarks = [f"budget: {' or '.join(map(str, budgets))} epochs, {seeds} seed(s) each", *notes]
+    opened = [f"{opening['time']}: {opening['reason']}" for opening in openings(folder.split)] if test else []
     about = {c.name: c.about for c in configurations}
-    comparison.draw(validation, folder.reports / f"{name}.png", f"{title}: {validation.cases} for validation")
-    page = comparison.markdown(title, about, validation, test, remarks, opened, f"{name}.png")
-    write_text(folder.reports / f"{name}.md", page)
-    write_text(folder.reports / f"{name}.csv", comparison.csv_text(validation, test))
+    comparison.draw(validation, page.with_suffix(".png"), f"{title}: {validation.cases} for validation")
+    write_text(page, comparison.markdown(title, about, validation, test, remarks, opened, f"{page.stem}.png"))
+    write_text(page.with_suffix(".csv"), comparison.csv_text(validation, test))
     for part, result in (("validation", validation), ("sealed test", test)):
         if result:
-            console.print(_table(f"{request.study}: {result.cases}, {part}", result))
-    for line in comparison.answers(validation, test):
-        console.print(line.replace("**", ""), highlight=False, soft_wrap=True, markup=False)
+            console.print(_table(f"{study}: {result.cases}, {part}", result))
+    answers = tuple(line.replace("**", "") for line in comparison.answers(validation, test))
+    for line in answers:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     if len(opened) > 1:
         console.print(
             f"note: the test cases of this study were opened {len(opened)} times; see the report", style="yellow", highlight=False
         )
-    console.print(f"written: {folder.reports / name}.md, .csv (every case) and .png", highlight=False, soft_wrap=True)
+    console.print(f"written: {page}, .csv (every case) and .png", highlight=False, soft_wrap=True)
+    return answers
 
 
-def _report_name(request: Request) -> str:
+def _report_name(epochs: int | None, protocol: Protocol) -> str:
     """Another budget or protocol has a page of its own, and replaces none."""
-    budget = f"-{request.epochs}-epochs" if request.epochs else ""
-    asked = dataclasses.asdict(request.protocol) | {"limit": None}
-    return f"compare{budget}" + (f"-{asked_key(asked)}" if request.protocol != DEFAULT_PROTOCOL else "")
+    budget = f"-{epochs}-epochs" if epochs else ""
+    asked = dataclasses.asdict(protocol) | {"limit": None}
+    return f"compare{budget}" + (f"-{asked_key(asked)}" if protocol != DEFAULT_PROTOCOL else "")
 
 
 def _table(title: str, result: comparison.Result) -> Table:
@@ -348,9 +315,9 @@ def _send(space: Space, folder: StudyFolder, storage: str | None, console: Conso
 
 
 def _export(
-    request: Request, winner: str, trained: Mapping[int, Training], measuring: _Measuring, validation: comparison.Result,
+    winner: str, trained: Mapping[int, Training], measuring: _Measuring, validation: comparison.Result,
     folder: StudyFolder, home: StudyFolder, console: Console,
-) -> None:  # fmt: skip
+) -> Path:  # fmt: skip
     """The winner's seed that is best on validation becomes the model."""
     dice = next(s.seeds for s in validation.summaries if s.name == winner)
     part: Part = "test" if ("test", next(iter(trained.values())).label) in measuring.measured else "validation"
@@ -362,7 +329,7 @@ def _export(
         experiment,
         home.path / "model",
         {
-            "study": request.study,
+            "study": folder.path.name,
             "study_folder": str(folder.path),
             "configuration": winner,
             **provenance_of(folder.split),
@@ -378,9 +345,10 @@ def _export(
     )
     if part == "test":
         first = with_seed(experiment, min(trained))
-        register(first, list(results.values()), chosen, model, home.path, f"{request.study}-compared", console)
+        register(first, list(results.values()), chosen, model, home.path, f"{folder.path.name}-compared", console)
     else:
         console.print(f"model of seed {chosen.seed} (best on validation): {model}", highlight=False, soft_wrap=True)
         console.print(
             " predict: " + paths.next_command(f"predict {shlex.quote(str(model))} IMAGES --output masks"), highlight=False, soft_wrap=True
         )
+    return model

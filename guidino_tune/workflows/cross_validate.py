@@ -9,17 +9,14 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from guidino_tune import __version__, paths
+from guidino_tune import __version__
 from guidino_tune.analysis.statistics import mean_sd
-from guidino_tune.config import Data, Experiment, Protocol, Resources
+from guidino_tune.config import Data, Experiment, Protocol
 from guidino_tune.config.data import IGNORED
-from guidino_tune.config.protocol import DEFAULT_PROTOCOL
-from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.data.carrying import comes_from_search, provenance_of
 from guidino_tune.data.copies import copies_in_files
 from guidino_tune.data.labels import Mask
@@ -30,17 +27,14 @@ from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import TOGETHER, Split, fold_of, fold_splits, groups_digest, images_of, joined, read_split, write_split
 from guidino_tune.errors import UserError
 from guidino_tune.metrics import NAMES, mean_values
-from guidino_tune.running.cluster import connected, plan
-from guidino_tune.running.measuring import measure_models
-from guidino_tune.running.trainings import Training, check_finished, train_side_by_side, with_seed
+from guidino_tune.running.cluster import connected
 from guidino_tune.tracking import SeedRun
 from guidino_tune.training.ensemble_folder import Member, export_ensemble, list_members
-from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
+from guidino_tune.training.folder import TrialFolder, write_text
 from guidino_tune.training.measured import Measured, cases_file
-from guidino_tune.workflows.checks import check_own_code, check_workers
-from guidino_tune.workflows.home import follow_home
+from guidino_tune.workflows.listed import Training, measure_all, with_seed
 from guidino_tune.workflows.register import register_model
-from guidino_tune.workflows.retrain import check_same, take_split
+from guidino_tune.workflows.retrain import Job
 
 OUT_OF_FOLD = "out-of-fold.csv"
 """In the retraining's folder: the scores of every case that is not tested, by the models that have not seen it."""
@@ -53,7 +47,6 @@ class FoldModel:
     fold: int
     seed: int
     training: Training
-    split_file: Path
     measured: Measured | None = None
 
     @property
@@ -63,77 +56,61 @@ class FoldModel:
         return self.measured.scores
 
 
-def cross_validate(
-    experiment: Experiment,
-    provenance: Mapping[str, Any],
-    *,
-    name: str,
-    folds: int,
-    seeds: int,
-    resources: Resources,
-    console: Console,
-    protocol: Protocol = DEFAULT_PROTOCOL,
-    file: Path,
-    given: Path | None = None,
-) -> Path:
+@dataclasses.dataclass(frozen=True, slots=True)
+class CrossValidated:
+    """What came of a cross-validation.
+
+    Attributes:
+        name: Of the folder under ``retrained``; the registered model is ``guidino-tune-NAME``.
+        model: The exported folder of the ensemble.
+        models: Its members.
+        out_of_fold: Mean scores over all cases, each by the models that have not seen it.
+        scores: The file with the scores of each of these cases.
+        tested: The ensemble on the sealed test cases; ``None`` where the split has none.
+    """
+
+    name: str
+    model: Path
+    models: tuple[FoldModel, ...]
+    out_of_fold: Mapping[str, float]
+    scores: Path
+    tested: Measured | None
+
+
+def cross_validate(job: Job, folds: int, seeds: int) -> CrossValidated:
     """Trains on each fold, scores every case out of its fold, tests the ensemble once, exports and registers it.
 
     The folds are those of all cases that are not for the test. The same call continues what was interrupted.
 
     Args:
-        experiment: What to train, with its full budget.
-        provenance: Where it comes from; written into the model folder.
-        name: Of the folder under ``retrained`` and of the registered model.
+        job: What to train.
         folds: How many.
         seeds: Trainings of each fold; they count up from ``experiment.training.seed``.
-        resources: Of one training.
-        console: For progress and results.
-        protocol: How cases are measured.
-        file: The configuration's own, beside which the split of its search may lie.
-        given: The split of its search, as a person named it.
-
-    Returns:
-        The exported folder of the ensemble.
 
     Raises:
-        UserError: As ``retraining.retrain``, but a split without test cases is fine; or there are fewer groups than folds.
+        UserError: As ``retrain.retrain_model``, but a split without test cases is fine; or there are fewer groups than folds.
+        KeyboardInterrupt: It was interrupted.
     """
-    protocol = protocol.of(experiment.data)
-    follow_home(console)
-    home = paths.home() / "retrained" / name
-    split_file = home / "split.json"
-    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, folds=folds, fold=0))
-    check_workers(experiment, resources.workers)
-    check_own_code(experiment)
-    check_same(home, experiment)
-    take_split(provenance, split_file, experiment.data, console, file=file, given=given)
-    write_text(home / EXPERIMENT, experiment.to_yaml())
+    experiment = dataclasses.replace(job.experiment, data=dataclasses.replace(job.experiment.data, folds=folds, fold=0))
+    job = dataclasses.replace(job, experiment=experiment)
+    home, split_file, console = job.home, job.split_file, job.console
+    job.begin()
     opened = _open(experiment.data, split_file)
-    for note in opened.notes:
+    chosen = ["the search chose this configuration on some of these cases: out of their folds they may score a little too well"]
+    for note in (*opened.notes, *(chosen if comes_from_search(job.provenance) else [])):
         console.print(f"note: {note}", style="yellow", highlight=False)
-    if comes_from_search(provenance):
-        note = "the search chose this configuration on some of these cases: out of their folds they may score a little too well"
-        console.print(f"note: {note}", style="yellow", highlight=False)
-    files = _fold_files(experiment.data, opened, split_file)
-    models = _models(experiment, home, files, seeds)
-    trainings = [model.training for model in models]
+    models = _models(experiment, home, _fold_files(experiment.data, opened, split_file), seeds)
     budget = f"{folds} folds, {seeds} seed(s), {experiment.training.epochs} epochs each"
     console.print(f"{experiment.name} on {experiment.data.kind}: {budget}; folder {home}")
-    if todo := [training for training in trainings if not training.finished]:
-        with connected():
-            booked = plan(dataclasses.replace(resources, executor="train"))
-            train_side_by_side(todo, split_file, home / "ray", dataclasses.replace(resources, share_views=False), booked, console)
-        check_finished(todo)
+    job.train([model.training for model in models])
     with connected():  # one cluster for all measurements
-        protocol, models = _measure(models, experiment.data, protocol, resources, name, console)
-        tested = _test(models, experiment.data, home, split_file, protocol, resources, name, console)
-    for training in trainings:
-        training.folder.tidy()
+        protocol, models = _measure(models, job, job.protocol)
+        tested = _test(models, job, protocol)
     every = _write_out_of_fold(models, home / OUT_OF_FOLD)
     console.print(_table(experiment, models, every, tested))
     console.print(f"written: {home / OUT_OF_FOLD}", highlight=False, soft_wrap=True)
     about = {
-        **provenance,
+        **job.provenance,
         "folds": folds,
         "retrained_seeds": sorted({model.seed for model in models}),
         "protocol": protocol.describe(),
@@ -146,8 +123,8 @@ def cross_validate(
             Member(
                 m.training.folder.best,
                 m.training.experiment,
-                m.split_file,
-                {**about, **provenance_of(m.split_file), "fold": m.fold, "validation": dict(m.scores), "test": None},
+                m.training.split_file,
+                {**about, **provenance_of(m.training.split_file), "fold": m.fold, "validation": dict(m.scores), "test": None},
             )
             for m in models
         ],
@@ -155,8 +132,8 @@ def cross_validate(
         {**about, **provenance_of(split_file)},
         split_file,
     )
-    _register(experiment, models, every, tested, model, home, name, console)
-    return model
+    _register(experiment, models, every, tested, model, home, job.name, console)
+    return CrossValidated(job.name, model, tuple(models), every, home / OUT_OF_FOLD, tested)
 
 
 def _open(data: Data, split_file: Path) -> SearchData:
@@ -213,55 +190,37 @@ def _models(experiment: Experiment, home: Path, files: Sequence[Path], seeds: in
         for seed in range(experiment.training.seed, experiment.training.seed + seeds):
             described = with_seed(dataclasses.replace(experiment, data=data), seed)
             folder = TrialFolder(home / f"fold-{fold}" / f"seed-{seed}")
-            found.append(FoldModel(fold, seed, Training(f"fold {fold} seed {seed}", described, folder, split_file), split_file))
+            found.append(FoldModel(fold, seed, Training(f"fold {fold} seed {seed}", described, folder, split_file)))
     return found
 
 
-def _measure(
-    models: Sequence[FoldModel], data: Data, protocol: Protocol, resources: Resources, name: str, console: Console
-) -> tuple[Protocol, list[FoldModel]]:
+def _measure(models: Sequence[FoldModel], job: Job, protocol: Protocol) -> tuple[Protocol, list[FoldModel]]:
     """Each model on its own validation cases; post-processing is chosen once, on all of them."""
-    runs = {model.training.label: model.training.folder for model in models}
-    own = {model.training.label: model.split_file for model in models}
-    measured, failures = measure_models(
-        runs, data, models[0].split_file, protocol, resources=resources, reason=f"cross-validation of {name}", console=console,
-        part="validation", split_files=own,
+    trainings = {model.training.label: model.training for model in models}
+    measured = measure_all(
+        {label: t.folder for label, t in trainings.items()}, job.experiment.data, models[0].training.split_file, protocol,
+        resources=job.resources, reason=f"cross-validation of {job.name}", console=job.console, part="validation",
+        split_files={label: t.split_file for label, t in trainings.items()},
     )  # fmt: skip
-    if failures:
-        label, why = next(iter(failures.items()))
-        raise UserError(f"{label} could not be measured: {why}", where=str(runs[label].path), todo="the same command continues")
     if protocol.largest_component == "validation":
         gain = sum(m.cases * (m.choice["always"] - m.choice["never"]) for m in measured.values())
         chosen = dataclasses.replace(protocol, largest_component="always" if gain > 0 else "never")
-        console.print(f"largest component: {chosen.largest_component}, by all cases out of their folds", highlight=False)
-        return _measure(models, data, chosen, resources, name, console)
+        job.console.print(f"largest component: {chosen.largest_component}, by all cases out of their folds", highlight=False)
+        return _measure(models, job, chosen)
     return protocol, [dataclasses.replace(model, measured=measured[model.training.label]) for model in models]
 
 
-def _test(
-    models: Sequence[FoldModel],
-    data: Data,
-    home: Path,
-    split_file: Path,
-    protocol: Protocol,
-    resources: Resources,
-    name: str,
-    console: Console,
-) -> Measured | None:
+def _test(models: Sequence[FoldModel], job: Job, protocol: Protocol) -> Measured | None:
     """The sealed test, once, by the ensemble; ``None`` where the split has no test cases."""
-    if not read_split(split_file).test:
-        console.print("note: the split has no test cases: nothing was tested", style="yellow", highlight=False)
+    if not read_split(job.split_file).test:
+        job.console.print("note: the split has no test cases: nothing was tested", style="yellow", highlight=False)
         return None
-    folder = TrialFolder(home / "ensemble")
+    folder = TrialFolder(job.home / "ensemble")
     list_members(folder.path, [Path(os.path.relpath(model.training.folder.path, folder.path)).as_posix() for model in models])
-    found, failures = measure_models(
-        {"ensemble": folder}, data, split_file, protocol, resources=resources, reason=f"final measurement of {name}", console=console
-    )
-    if failures:
-        raise UserError(
-            f"the ensemble could not be measured: {failures['ensemble']}", where=str(home), todo="the same command measures what is missing"
-        )
-    return found["ensemble"]
+    return measure_all(
+        {"ensemble": folder}, job.experiment.data, job.split_file, protocol,
+        resources=job.resources, reason=f"final measurement of {job.name}", console=job.console,
+    )["ensemble"]  # fmt: skip
 
 
 def _write_out_of_fold(models: Sequence[FoldModel], file: Path) -> dict[str, float]:
@@ -321,15 +280,14 @@ def _register(
     known_by = [f"{m.weights} {m.key}" for m in (*measured, *([tested] if tested else []))]
     runs = []
     for one, scores in zip(models, measured, strict=True):
-        history = one.training.folder.history()
         runs.append(
             SeedRun(
                 seed=one.seed,
                 metrics={
-                    "best_val_dice": max(r.metrics[OBJECTIVE] for r in history if OBJECTIVE in r.metrics),
+                    "best_val_dice": one.training.best,
                     **{f"out_of_fold_{metric}": value for metric, value in one.scores.items()},
                 },
-                history=history,
+                history=one.training.folder.history(),
                 params={"data.fold": one.fold},
                 artifacts=[
                     cases_file(one.training.folder, scores, "validation"),

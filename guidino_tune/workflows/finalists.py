@@ -10,9 +10,9 @@ import optuna
 
 from guidino_tune.config import Experiment
 from guidino_tune.errors import UserError
-from guidino_tune.running.trainings import with_seed
 from guidino_tune.space.space import Space
 from guidino_tune.study.trials import best_value, ranking
+from guidino_tune.workflows.listed import with_seed
 
 DEFAULT = "default"
 

@@ -1,4 +1,4 @@
-"""Retraining of one configuration: full budget, several seeds side by side through Ray Train, the sealed test once, a registered model."""
+"""Retraining of one configuration: full budget, several seeds side by side, the sealed test once, a registered model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,9 +15,9 @@ from rich.table import Table
 from guidino_tune import __version__, paths
 from guidino_tune.analysis.statistics import mean_sd
 from guidino_tune.config import Data, Experiment, Protocol, Resources
+from guidino_tune.config.parsing import read_yaml
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
-from guidino_tune.config.study import OBJECTIVE
-from guidino_tune.data.carrying import FILE, SEARCHED, check_taken, find_searched, fit, provenance_of
+from guidino_tune.data.carrying import FILE, SEARCHED, check_taken, find_searched, fit, provenance_beside, provenance_of
 from guidino_tune.data.identity import check_images, seen_images
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.openings import copied_from
@@ -25,16 +25,22 @@ from guidino_tune.data.rules import RULES, RULES_KEY, Rules, write_rules
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import groups_digest, images_of, read_split, split_digest, write_split
 from guidino_tune.errors import UserError
-from guidino_tune.running.cluster import connected, plan
-from guidino_tune.running.measuring import measure_models
-from guidino_tune.running.trainings import Training, check_finished, train_side_by_side, with_seed
+from guidino_tune.models.known import chosen, expecting
+from guidino_tune.space.space import absolute, override, read_space
+from guidino_tune.study.store import StudyFolder
 from guidino_tune.tracking import SeedRun
 from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.measured import Measured, cases_file
 from guidino_tune.training.model_folder import export_model
+from guidino_tune.workflows.backbones import retrained_backbone
 from guidino_tune.workflows.checks import check_own_code, check_workers
 from guidino_tune.workflows.home import follow_home
+from guidino_tune.workflows.listed import Training, measure_all, train_all, with_seed
 from guidino_tune.workflows.register import register_model
+from guidino_tune.workflows.resolve import resolve_data
+
+if TYPE_CHECKING:
+    from guidino_tune.workflows.cross_validate import CrossValidated
 
 METRICS = ("dice", "iou", "hd95", "asd")
 
@@ -54,99 +60,200 @@ class SeedResult:
         return self.measured.scores
 
 
-def retrain(
-    experiment: Experiment,
-    provenance: Mapping[str, Any],
+@dataclass(frozen=True, slots=True)
+class Retrained:
+    """What came of a retraining.
+
+    Attributes:
+        name: Of the folder under ``retrained``; the registered model is ``guidino-tune-NAME``.
+        model: The exported folder of ``chosen``.
+        seeds: Their results.
+        chosen: The seed that is best on validation.
+    """
+
+    name: str
+    model: Path
+    seeds: tuple[SeedResult, ...]
+    chosen: SeedResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What ``retrain_model`` was asked for; ``file`` is the configuration's, ``given`` the split of its search as a person named it."""
+
+    experiment: Experiment
+    provenance: Mapping[str, Any]
+    name: str
+    resources: Resources
+    protocol: Protocol
+    console: Console
+    file: Path
+    given: Path | None = None
+
+    @property
+    def home(self) -> Path:
+        """Its folder."""
+        return paths.home() / "retrained" / self.name
+
+    @property
+    def split_file(self) -> Path:
+        """The split of its search, as taken over."""
+        return self.home / FILE
+
+    def begin(self) -> None:
+        """Makes the folder, or finds that of the same call before.
+
+        Raises:
+            UserError: It holds another experiment; or see ``take_split``.
+        """
+        follow_home(self.console)
+        check_workers(self.experiment, self.resources.workers)
+        check_own_code(self.experiment)
+        stored = self.home / EXPERIMENT
+        if stored.exists() and Experiment.from_yaml(stored).hash != self.experiment.hash:
+            raise UserError("another experiment was retrained under this name", where=str(self.home), todo="choose another --name")
+        take_split(self.provenance, self.split_file, self.experiment.data, self.console, file=self.file, given=self.given)
+        write_text(stored, self.experiment.to_yaml())
+
+    def train(self, trainings: Sequence[Training]) -> None:
+        """Trains what is not trained yet.
+
+        Raises:
+            UserError: A training has no result, or another process trains here.
+        """
+        # Each seed sees views of its own, once: there is nothing to share.
+        resources = dataclasses.replace(self.resources, share_views=False)
+        with StudyFolder(self.home).lock("retraining", "wait for it, or stop it: the same command goes on with what it has done"):
+            failed = train_all(trainings, self.home, resources, self.console)
+        for label, why in failed.items():
+            raise UserError(
+                f"{label} has no result: {why}",
+                where=str(self.home),
+                todo="or choose other values (--set training.lr=..., training.grad_clip=...) and another --name",
+            )
+
+
+def retrain_model(
+    what: Any,
     *,
-    name: str,
-    seeds: int,
-    resources: Resources,
-    console: Console,
+    seeds: int | None = None,
+    folds: int | None = None,
+    name: str | None = None,
+    epochs: int | None = None,
+    resources: Resources | Mapping[str, Any] | None = None,
     protocol: Protocol = DEFAULT_PROTOCOL,
-    file: Path,
-    given: Path | None = None,
-) -> Path:
-    """Trains, tests, exports and registers; the same call continues what was interrupted.
+    data_root: str | Path | None = None,
+    settings: Sequence[str] = (),
+    backbones: Sequence[str] = (),
+    split_file: str | Path | None = None,
+    console: Console | None = None,
+) -> Retrained | CrossValidated:
+    """Trains, tests, exports and registers a configuration; the same call continues what was interrupted.
 
     Args:
-        experiment: What to train, with its full budget.
-        provenance: Where it comes from; written into the model folder.
-        name: Of the folder under ``retrained`` and of the registered model.
-        seeds: How many; they count up from ``experiment.training.seed``.
-        resources: Of one training.
-        console: For progress and results.
-        protocol: How the test cases are measured.
-        file: The configuration's own, beside which the split of its search may lie.
-        given: The split of its search, as a person named it.
-
-    Returns:
-        The exported model folder: the seed with the best validation Dice.
+        what: The file of an export, an ``Experiment``, or a trial's result with ``experiment`` and ``provenance``.
+        seeds: How many trainings, which count up from ``training.seed``; ``None``: three, with folds one of each.
+        folds: Cross-validation over so many folds of all but the test cases.
+        name: Of the result; by default study and trial, the file's name, or the experiment's name and hash.
+        epochs: Budget of each; ``None`` takes the experiment's.
+        resources: Of one training, or fields of them.
+        protocol: How cases are measured.
+        data_root: Where the data set is now; ``None``: where it was.
+        settings: Other values in the experiment, such as ``training.lr=0.001``.
+        backbones: Where the folder of its backbone is now.
+        split_file: The split of its search; ``None`` looks beside the file and in the study's folder.
+        console: For progress and results; ``None`` prints nothing.
 
     Raises:
         UserError: Data or weights are missing, the folder holds another experiment, the split of the search is not here or has no test
             cases, or a training failed.
+        KeyboardInterrupt: It was interrupted.
     """
-    protocol = protocol.of(experiment.data)
-    follow_home(console)
+    if folds == 1:
+        raise UserError("one fold is no cross-validation", where="--folds 1", todo="choose 2 or more, or leave it out")
+    values, provenance, file = _described(what)
+    given = dataclasses.asdict(resources) if isinstance(resources, Resources) else {**(resources or {})}
+    space = read_space({"experiment": values, "resources": given}, source=str(file or "experiment"))
+    assignments = [f"training.epochs={epochs}"] if epochs else []
+    assignments += [f"data.root={data_root}"] if data_root else []
+    if any(text.partition(".")[0] in ("study", "resources") for text in settings):
+        raise UserError("takes paths of the experiment only", where="--set", todo="see the options --workers, --concurrent and others")
+    space = resolve_data(absolute(override(space, [*assignments, *settings])))
+    if name is None:
+        own = file.stem if file else f"{space.base.name}-{space.base.hash}"
+        name = f"{provenance['study']}-{provenance['trial']}" if {"study", "trial"} <= provenance.keys() else own
+        name += f"-{folds}-folds" if folds else ""
+    console = console or Console(quiet=True)
     home = paths.home() / "retrained" / name
-    split_file = home / "split.json"
-    check_workers(experiment, resources.workers)
-    check_own_code(experiment)
-    check_same(home, experiment)
-    take_split(provenance, split_file, experiment.data, console, file=file, given=given)
-    write_text(home / EXPERIMENT, experiment.to_yaml())
-    data = open_for_search(experiment.data, split_file=split_file)
+    with expecting(chosen(backbones)), retrained_backbone(space.base, provenance, home, console) as experiment:
+        job = Job(
+            experiment=experiment, provenance=provenance, name=name, resources=space.resources, console=console, file=file or Path(name),
+            protocol=protocol.of(experiment.data), given=Path(split_file) if split_file else None,
+        )  # fmt: skip
+        if folds:
+            from guidino_tune.workflows.cross_validate import cross_validate
+
+            return cross_validate(job, folds, seeds or 1)
+        return _retrain(job, seeds or 3)
+
+
+def _described(what: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], Path | None]:
+    """Experiment, provenance and file."""
+    if isinstance(what, str | Path):
+        values = read_yaml(what)
+        return values.get("experiment", values), values.get("provenance") or provenance_beside(Path(what)), Path(what)
+    experiment = what if isinstance(what, Experiment) else getattr(what, "experiment", None)
+    if not isinstance(experiment, Experiment):
+        raise UserError(
+            f"{type(what).__name__} is nothing to retrain", todo="give the file of an export, an Experiment, or a trial's result"
+        )
+    return experiment.to_dict(), getattr(what, "provenance", {}), None
+
+
+def _retrain(job: Job, seeds: int) -> Retrained:
+    experiment, home, console = job.experiment, job.home, job.console
+    job.begin()
+    data = open_for_search(experiment.data, split_file=job.split_file)
     for note in data.notes:
         console.print(f"note: {note}", style="yellow", highlight=False)
     if not data.split.test:  # told before hours are spent
         raise UserError(
             "the split has no test cases to measure on at the end",
-            where=str(split_file),
+            where=str(job.split_file),
             todo="train on folds of it, whose scores need none: --folds 5",
         )
     numbers = [experiment.training.seed + i for i in range(seeds)]
-    runs = {seed: TrialFolder(home / f"seed-{seed}") for seed in numbers}
-    trainings = [Training(f"seed {seed}", with_seed(experiment, seed), runs[seed]) for seed in numbers]
-    todo = [training for training in trainings if not training.finished]
+    trainings = {
+        seed: Training(f"seed {seed}", with_seed(experiment, seed), TrialFolder(home / f"seed-{seed}"), job.split_file) for seed in numbers
+    }
     console.print(f"{experiment.name} on {experiment.data.kind}: {seeds} seed(s), {experiment.training.epochs} epochs each; folder {home}")
-    if todo:
-        with connected():
-            booked = plan(dataclasses.replace(resources, executor="train"))
-            # Each seed sees views of its own, once: there is nothing to share.
-            train_side_by_side(todo, split_file, home / "ray", dataclasses.replace(resources, share_views=False), booked, console)
-        check_finished(todo)
-    validation = {seed: max(r.metrics[OBJECTIVE] for r in runs[seed].history() if OBJECTIVE in r.metrics) for seed in numbers}
-    tested, failures = measure_models(
-        {f"seed {seed}": run for seed, run in runs.items()},
-        experiment.data, split_file, protocol, resources=resources, reason=f"final measurement of {name}", console=console,
+    job.train([*trainings.values()])
+    tested = measure_all(
+        {training.label: training.folder for training in trainings.values()}, experiment.data, job.split_file, job.protocol,
+        resources=job.resources, reason=f"final measurement of {job.name}", console=console,
     )  # fmt: skip
-    for folder in runs.values():
-        folder.tidy()
-    if failures:
-        name, why = next(iter(failures.items()))
-        raise UserError(f"{name} could not be measured: {why}", where=str(home), todo="the same command measures what is missing")
-    results = [SeedResult(s, runs[s], validation[s], tested[f"seed {s}"]) for s in numbers]
-    console.print(_table(experiment, protocol, results))
-    chosen = max(results, key=lambda r: (r.validation, -r.seed))
+    results = tuple(SeedResult(seed, t.folder, t.best, tested[t.label]) for seed, t in trainings.items())
+    console.print(_table(experiment, job.protocol, results))
+    best = max(results, key=lambda r: (r.validation, -r.seed))
     model = export_model(
-        chosen.folder.best,
-        with_seed(experiment, chosen.seed),
+        best.folder.best,
+        trainings[best.seed].experiment,
         home / "model",
         {
-            **provenance,
-            **provenance_of(split_file),
+            **job.provenance,
+            **provenance_of(job.split_file),
             "retrained_seeds": numbers,
-            "chosen_seed": chosen.seed,
+            "chosen_seed": best.seed,
             "chosen_by": "validation Dice at its best epoch",
-            "protocol": chosen.measured.protocol,
-            "validation_dice": chosen.validation,
-            "test": dict(chosen.test),
+            "protocol": best.measured.protocol,
+            "validation_dice": best.validation,
+            "test": dict(best.test),
             "guidino_tune": __version__,
         },
-        split_file,
+        job.split_file,
     )
-    register(experiment, results, chosen, model, home, name, console)
-    return model
+    register(experiment, results, best, model, home, job.name, console)
+    return Retrained(job.name, model, results, best)
 
 
 def _table(experiment: Experiment, protocol: Protocol, results: Sequence[SeedResult]) -> Table:
@@ -202,17 +309,6 @@ def register(
             for r in results
         ],
     )  # fmt: skip
-
-
-def check_same(home: Path, experiment: Experiment) -> None:
-    """Nothing else was retrained in this folder.
-
-    Raises:
-        UserError: It is that of another experiment.
-    """
-    stored = home / EXPERIMENT
-    if stored.exists() and Experiment.from_yaml(stored).hash != experiment.hash:
-        raise UserError("another experiment was retrained under this name", where=str(home), todo="choose another --name")
 
 
 def take_split(

@@ -221,7 +221,7 @@ def _search(
             if told:
                 told(number, record)
 
-        settings = process_settings(resources, space.resources, split_file=folder.split, ray_folder=folder.ray)
+        settings = process_settings(resources, space.resources, ray_folder=folder.ray)
 
         def warn(text: str) -> None:
             console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)

@@ -108,7 +108,7 @@ def run_study(searched: Space, home: Path, executor: str) -> list[dict[str, Any]
     folder = StudyFolder(home / "studies" / executor)
     study = open_study(searched, folder)
     resources = plan(searched.resources)
-    settings = process_settings(resources, searched.resources, split_file=folder.split, ray_folder=folder.ray)
+    settings = process_settings(resources, searched.resources, ray_folder=folder.ray)
     marks = folder.path / MARKS
     settings |= {"home": str(home), "views": (str(home / "views"), 5.0), "marks": str(marks)}
     driver = Driver(study, searched, folder, lambda *_: None, settings)

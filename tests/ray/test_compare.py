@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,15 +16,19 @@ from conftest import SPACE, Command, study_folder
 
 from guidino_tune.compare import main as compare
 from guidino_tune.config import Experiment
+from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.splits import read_split
-from guidino_tune.search import main as search
+from guidino_tune.space.space import read_space
+from guidino_tune.space.suggest import suggest
+from guidino_tune.study.store import open_study
 from guidino_tune.training.folder import TrialFolder
+from guidino_tune.workflows.compare import compare_study
 
 Start = Callable[..., Command]
 
 
 def test_finalists_are_compared_once_and_the_test_is_opened_once(
-    home: Path, tmp_path: Path, demo: Path, start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    home: Path, demo: Path, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Settings with which so small a network learns in four epochs: without scores there is nothing to compare.
     experiment = {**SPACE["experiment"], "loss": {"bce_weight": 0.0}}
@@ -36,10 +41,14 @@ def test_finalists_are_compared_once_and_the_test_is_opened_once(
         "first_trials": first,
         "study": {**SPACE["study"], "trials": 2, "pruner": "none"},
     }
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(space))
-    assert search([str(tmp_path / "small.yaml")]) == 0
-    monkeypatch.setenv("GUIDINO_TUNE_SEALED", "0")
-    study = study_folder(home, "small")
+    searched, study = read_space(space, source="small"), study_folder(home, "small")
+    open_for_search(searched.base.data, split_file=study.split)
+    opened = open_study(searched, study)
+    for dice in (0.7, 0.6):  # what a search finds is not looked at again
+        trial = opened.ask()
+        suggest(searched, trial)
+        trial.report(dice, 3)
+        opened.tell(trial, dice)
 
     # Killed between two trainings; the same command goes on, and trains nothing twice.
     words = ["small", "--top", "2", "--seeds", "2", "--epochs", "4"]
@@ -91,20 +100,23 @@ def test_finalists_are_compared_once_and_the_test_is_opened_once(
     assert provenance["validation_dice"] == pytest.approx(by_seed.max(), abs=1e-5)
     assert "guidino-tune-small-compared" in output
 
-    # Again: nothing is trained, measured or opened.
-    before = {f: f.stat().st_mtime_ns for f in study.path.rglob("compare/*/seed-*/*.jsonl")}
-    assert compare(words) == 0
-    assert {f: f.stat().st_mtime_ns for f in study.path.rglob("compare/*/seed-*/*.jsonl")} == before
-    assert len(openings.read_text().splitlines()) == 1
-    assert "before" not in capsys.readouterr().out
-
     # Another protocol looks at the test cases again: recorded, and told on the console and on the page.
+    before = {f: f.stat().st_mtime_ns for f in study.path.rglob("compare/*/seed-*/history.jsonl")}
     assert compare([*words, "--hd95", "pooled"]) == 0
     assert "the test cases were opened once before" in capsys.readouterr().out
     assert len(openings.read_text().splitlines()) == 2
     (again,) = study.reports.glob("compare-4-epochs-*.md")  # a page of its own: the first one stays
     assert "opened 2 times, as far" in again.read_text()
-    assert {f: f.stat().st_mtime_ns for f in study.path.rglob("compare/*/seed-*/*.jsonl")} == before
+
+    # The first once more, from Python: nothing is printed, trained, measured or opened.
+    scores = (study.reports / "compare-4-epochs.csv").read_text()
+    found = compare_study(SimpleNamespace(name="small"), top=2, seeds=2, epochs=4)
+    assert capsys.readouterr().out == ""
+    assert {f: f.stat().st_mtime_ns for f in study.path.rglob("compare/*/seed-*/history.jsonl")} == before
+    assert len(openings.read_text().splitlines()) == 2
+    assert (found.page, found.page.with_suffix(".csv").read_text()) == (study.reports / "compare-4-epochs.md", scores)
+    assert (found.winner, found.model, found.left_out) == (winner, study.path / "compare" / "model", {})
+    assert all(line in output for line in found.answers)
 
     from guidino_tune.tracking.client import connect
 

@@ -17,6 +17,8 @@ from guidino_tune.retrain import main as retrain
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.measured import read_measured
 from guidino_tune.training.model_folder import load_model
+from guidino_tune.workflows.cross_validate import CrossValidated
+from guidino_tune.workflows.retrain import retrain_model
 
 
 def test_each_case_is_scored_once_and_the_ensemble_is_tested_once(
@@ -50,9 +52,13 @@ def test_each_case_is_scored_once_and_the_ensemble_is_tested_once(
     assert len(model.members) == 2
     assert read_split(folder / "model" / "member-1" / "split.json") == splits[1]
 
-    # The same command again: nothing is trained, opened or registered a second time.
+    # The same again, from Python: nothing is printed, trained, opened or registered a second time.
     files = {path: path.stat().st_mtime_ns for path in (*folder.rglob("history.jsonl"), *folder.rglob("best/*"))}
-    assert retrain(command) == 0
+    again = retrain_model(command[0], folds=2)
+    assert isinstance(again, CrossValidated)
+    assert (again.model, again.out_of_fold, [m.fold for m in again.models]) == (folder / "model", provenance["out_of_fold"], [0, 1])
+    assert again.tested == measured
+    assert capsys.readouterr().out == ""
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert len(openings(folder / "split.json")) == 1
     from guidino_tune.tracking.client import connect

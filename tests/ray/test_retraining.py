@@ -5,34 +5,36 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import yaml
 from conftest import SPACE, study_folder, trials_of
-from PIL import Image
 from rich.console import Console
 
 from guidino_tune.config import Experiment
 from guidino_tune.data.splits import read_split
 from guidino_tune.evaluate import main as evaluate
 from guidino_tune.export import main as export
-from guidino_tune.predict import main as predict
 from guidino_tune.retrain import main as retrain
 from guidino_tune.search import main as search
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.measured import read_measured
 from guidino_tune.training.model_folder import load_model
-from guidino_tune.workflows.retrain import take_split
+from guidino_tune.workflows.retrain import Retrained, retrain_model, take_split
 
 
-def test_export_retrain_test_evaluate_predict(
+def test_export_retrain_test_evaluate(
     home: Path, tmp_path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # A search, from which the best and one given trial are exported.
     space = {
         **SPACE,
-        "experiment": {**SPACE["experiment"], "data": {**SPACE["experiment"]["data"], "root": str(demo)}},
+        "experiment": {
+            **SPACE["experiment"],
+            "data": {**SPACE["experiment"]["data"], "root": str(demo)},
+            "training": {**SPACE["experiment"]["training"], "epochs": 1},
+        },
         "study": {**SPACE["study"], "trials": 2, "pruner": "none"},
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(space))
@@ -71,29 +73,33 @@ def test_export_retrain_test_evaluate_predict(
     assert provenance["test"] == pytest.approx(results[chosen].scores)
     assert (folder / "model" / "weights.safetensors").read_bytes() == (seeds[chosen].best / "weights.safetensors").read_bytes()
 
-    # The same command again: nothing is trained, opened or registered a second time.
-    files = {p: p.stat().st_mtime_ns for p in folder.rglob("history.jsonl")}
-    assert retrain(command) == 0
-    assert {p: p.stat().st_mtime_ns for p in folder.rglob("history.jsonl")} == files
-    assert len(openings.read_text().splitlines()) == 1
+    # Measured in another way: MLflow hears of the new numbers, and the first way is not forgotten.
     from guidino_tune.tracking.client import connect
 
-    client = connect(f"sqlite:///{home}/mlflow.db")
-    assert len(client.search_model_versions(f"name='guidino-tune-small-{winner.number}'")) == 1
-    assert retrain([*command, "--set", "training.lr=0.5"]) == 2  # another experiment under this name
+    def versions() -> int:
+        client = connect(f"sqlite:///{home}/mlflow.db")
+        return len(client.search_model_versions(f"name='guidino-tune-small-{winner.number}'"))
 
-    # Measured in another way: the first way is not forgotten, and MLflow hears of the new numbers.
+    assert versions() == 1
+    files = {p: p.stat().st_mtime_ns for p in folder.rglob("history.jsonl")}
     assert retrain([*command, "--hd95", "pooled", "--largest-component", "validation"]) == 0
     assert [len(read_measured(run)) for run in seeds.values()] == [2, 2]
     assert all("pooled" in read_measured(run)[-1].protocol for run in seeds.values())
     assert set(read_measured(seeds[0])[-1].choice) == {"never", "always"}
-    assert len(client.search_model_versions(f"name='guidino-tune-small-{winner.number}'")) == 2
-    assert len(openings.read_text().splitlines()) == 2
-    assert retrain(command) == 0
-    assert len(openings.read_text().splitlines()) == 2
-    assert len(client.search_model_versions(f"name='guidino-tune-small-{winner.number}'")) == 2
+    assert (versions(), len(openings.read_text().splitlines())) == (2, 2)
 
-    # The model: its test scores are those that were measured, and it predicts images of any size.
+    # The first once more, from Python: nothing is printed, and nothing trained, opened or registered a second time.
+    assert retrain([*command, "--set", "training.lr=0.5"]) == 2  # another experiment under this name
+    capsys.readouterr()
+    again = retrain_model(SimpleNamespace(experiment=Experiment.from_yaml(best), provenance=described["provenance"]), seeds=2, epochs=2)
+    assert isinstance(again, Retrained)
+    assert capsys.readouterr().out == ""
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("history.jsonl")} == files
+    assert (versions(), len(openings.read_text().splitlines())) == (2, 2)
+    assert (again.model, again.chosen.seed) == (folder / "model", chosen)
+    assert [(r.seed, r.validation, r.test) for r in again.seeds] == [(n, validation[n], results[n].scores) for n in (0, 1)]
+
+    # The model: its test scores are those that were measured.
     model = folder / "model"
     assert evaluate([str(model), "--split", "test", "--reason", "a test", "--output", str(tmp_path / "scores.csv")]) == 0
     with (tmp_path / "scores.csv").open(newline="") as file:
@@ -101,14 +107,6 @@ def test_export_retrain_test_evaluate_predict(
     assert len(dice) == 40
     assert sum(dice) / len(dice) == pytest.approx(results[chosen].scores["dice"], abs=1e-5)
     assert len(openings.read_text().splitlines()) == 3
-    assert evaluate([str(study_folder(home, "small").trial(winner.number).path)]) == 0
-    images = tmp_path / "images"
-    images.mkdir()
-    for width, height in ((33, 47), (201, 64), (7, 90)):
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)).save(images / f"{width}.png")
-    assert predict([str(model), str(images), "--output", str(tmp_path / "out")]) == 0
-    sizes = {p.stem: Image.open(p).size for p in (tmp_path / "out" / "masks").iterdir()}
-    assert sizes == {"33": (33, 47), "201": (201, 64), "7": (7, 90)}
     assert load_model(model)[1].training.seed == chosen
 
 

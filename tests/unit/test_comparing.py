@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -18,17 +19,17 @@ from training_helpers import make_label_data, search_space
 from guidino_tune import paths
 from guidino_tune.compare import main as compare
 from guidino_tune.config import Protocol, Resources
+from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.openings import OPENINGS, copied_from, openings, record_opening, told
 from guidino_tune.data.sealed import open_test
 from guidino_tune.errors import UserError
 from guidino_tune.evaluate import main as evaluate
-from guidino_tune.running.trainings import _ended
 from guidino_tune.space.space import Space
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.measured import Measured, cases_file, read_measured, remember
-from guidino_tune.workflows.compare import INFEASIBLE_FILE, Request, _at, _infeasible, _keep, _report_name, _resources, _trainings
+from guidino_tune.workflows.compare import _at, _left_out, _report_name, _resources, _trainings, compare_study
 from guidino_tune.workflows.finalists import finalists
 from guidino_tune.workflows.retrain import take_split
 
@@ -106,6 +107,8 @@ def test_another_trial_and_another_budget_can_be_asked_for(space: Space) -> None
 
 def test_a_study_without_a_result_has_nothing_to_compare(space: Space, capsys: pytest.CaptureFixture[str]) -> None:
     make_study(space, [(1e-3, 0, None)])
+    with pytest.raises(UserError, match="nothing to compare"):
+        compare_study(SimpleNamespace(folder=paths.studies() / "small"))
     assert compare(["small"]) == 2
     assert "nothing to compare" in capsys.readouterr().err
     assert compare(["other"]) == 2
@@ -116,43 +119,32 @@ def test_a_study_without_a_result_has_nothing_to_compare(space: Space, capsys: p
 def test_trainings_lie_by_what_is_trained(space: Space, tmp_path: Path) -> None:
     study = make_study(space, [(2e-3, 0, 0.7), (5e-3, 0, 0.8)])
     home = StudyFolder(tmp_path)
-    few = _trainings(finalists(study, space, top=1, against=["default"]), home, 2)
-    many = _trainings(finalists(study, space, top=2, against=["default"]), home, 3)
+    few = _trainings(finalists(study, space, top=1, against=["default"]), home, home, 2)
+    many = _trainings(finalists(study, space, top=2, against=["default"]), home, home, 3)
     places = [{t.folder.path for by_seed in trainings.values() for t in by_seed.values()} for trainings in (few, many)]
     assert (len(places[0]), len(places[1])) == (4, 9)
     assert places[0] < places[1]  # more of both goes on with what is there
     assert all(t.experiment.training.seed == seed for by_seed in many.values() for seed, t in by_seed.items())
-    longer = _trainings(finalists(study, space, top=2, against=["default"], epochs=50), home, 3)
+    longer = _trainings(finalists(study, space, top=2, against=["default"], epochs=50), home, home, 3)
     assert not places[1] & {t.folder.path for by_seed in longer.values() for t in by_seed.values()}
     moved = _at(space, "/elsewhere")
     assert moved.base.data.root == "/elsewhere"
     assert finalists(study, moved, top=1, against=[])[0].experiment.hash == finalists(study, space, top=1, against=[])[0].experiment.hash
 
 
-def test_what_diverged_is_remembered_and_what_was_short_of_memory_is_tried_again(space: Space, tmp_path: Path) -> None:
-    study = make_study(space, [(2e-3, 0, 0.7)])
-    (trainings,) = _trainings(finalists(study, space, top=1, against=[]), StudyFolder(tmp_path), 3).values()
-    by_label = {t.label: t for t in trainings.values()}
-    one, two, _ = by_label
-    assert _infeasible(trainings.values(), {}) == ""
-    short = _keep({one: ("out-of-memory", "4 GB asked for"), _: ("bug", "told by check_finished")}, by_label)
-    assert list(short) == [one]
-    assert "tries it again" in short[one]
-    assert _infeasible(trainings.values(), short) == f"{one}: {short[one]}"
-    assert _infeasible(trainings.values(), {}) == ""  # the next call
-    assert _keep({two: ("diverged", "not finite")}, by_label) == {}
-    file = by_label[two].folder.path / INFEASIBLE_FILE
-    assert _infeasible(trainings.values(), {}) == f"{two}: diverged: not finite; to train it all the same, remove {file}"
-    file.write_text(json.dumps({"failure": "out-of-memory", "message": "from an older version"}))
-    assert _infeasible(trainings.values(), {}) == ""
+def test_a_configuration_with_a_seed_that_failed_is_left_out(space: Space, tmp_path: Path) -> None:
+    study, home = make_study(space, [(2e-3, 0, 0.7), (5e-3, 0, 0.8)]), StudyFolder(tmp_path)
+    trainings = _trainings(finalists(study, space, top=2, against=[]), home, home, 2)
+    assert _left_out(trainings, {}) == {}
+    _, second = trainings
+    label = trainings[second][1].label
+    assert _left_out(trainings, {label: "diverged"}) == {second: f"{label}: diverged"}
 
 
 def test_a_report_of_another_budget_or_protocol_replaces_none() -> None:
-    requests = [Request(study="s"), Request(study="s", epochs=9)]
-    assert [_report_name(r) for r in requests] == ["compare", "compare-9-epochs"]
-    others = {_report_name(dataclasses.replace(r, protocol=Protocol(inference="sliding"))) for r in requests}
+    assert [_report_name(epochs, DEFAULT_PROTOCOL) for epochs in (None, 9)] == ["compare", "compare-9-epochs"]
+    others = {_report_name(epochs, Protocol(inference="sliding")) for epochs in (None, 9)}
     assert len(others | {"compare", "compare-9-epochs"}) == 4
-    assert _report_name(Request(study="s", top=5, seeds=9)) == "compare"
 
 
 def test_a_second_comparison_is_told_of_the_first(space: Space, tmp_path: Path) -> None:
@@ -258,11 +250,3 @@ def test_evaluate_tells_of_openings_before(tmp_path: Path, capsys: pytest.Captur
     assert evaluate([str(model), "--split", "validation"]) == 0
     assert "before" not in capsys.readouterr().out
     assert [o["reason"] for o in openings(tmp_path / "split.json")] == ["figure 3", "figure 4"]
-
-
-def test_an_actor_is_stopped_after_its_last_epoch_or_its_failure() -> None:
-    """It would go on for ever, and the trainings after it would never start."""
-    config = {"experiment": {"training": {"epochs": 4}}}
-    assert not _ended("t", {"config": config, "epoch": 3, "records": "[]"})
-    assert _ended("t", {"config": config, "epoch": 4, "records": "[]"})
-    assert _ended("t", {"config": config, "epoch": 0, "failure": "diverged"})

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from training_helpers import make_experiment
 
-from guidino_tune.running.trainings import Training
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.measured import Measured, cases_file
 from guidino_tune.workflows.cross_validate import FoldModel, _write_out_of_fold
+from guidino_tune.workflows.listed import Training
 
 
 def test_folds_that_an_earlier_version_measured_join_those_of_this_one(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_folds_that_an_earlier_version_measured_join_those_of_this_one(tmp_path:
         folder.path.mkdir()
         measured = Measured("weights", {}, "native", 1, {"dice": 0.5}, {})
         cases_file(folder, measured, "validation").write_text(f"case,dice,{column},protocol\nc{fold},0.{4 + fold},0.1,native\n")
-        models.append(FoldModel(fold, 0, Training("t", make_experiment(), folder), tmp_path / "split.json", measured))
+        models.append(FoldModel(fold, 0, Training("t", make_experiment(), folder, tmp_path / "split.json"), measured))
     means = _write_out_of_fold(models, tmp_path / "out-of-fold.csv")
     assert means == {"dice": pytest.approx(0.45)}
     with (tmp_path / "out-of-fold.csv").open(newline="") as file:
