@@ -16,7 +16,8 @@ EXAMPLES = """\
 
 Writes OUTPUT/masks/NAME.png and OUTPUT/overlays/NAME.png, for images of sub-folders in the same sub-folders, for
 slice 12 of a volume as VOLUME#12.png. Masks have the image's
-own size: 0 and 255, or of a model with several classes the labels 0 (background) to K, which look almost black.
+own size: 0 and 255, or of a model with several classes the labels 0 (background) to K, which look almost black. The true masks of a data
+set are passed over.
 
 The same command replaces what it wrote before. Where any other file would be replaced, or its masks would lie among others, nothing is
 written (exit code 2). Two images `a.png` and `a.jpg` become `a.png.png` and `a.jpg.png`. Exit code 1: an image could not be read."""
