@@ -80,8 +80,10 @@ def _doctor(options: argparse.Namespace) -> int:
     if num_missing:
         console.print(Text(f"\n{num_missing} missing: see the lines marked so.", "red"))
         return 1
-    told = "Nothing needed is missing. Try: guidino-tune search demo" if chosen == CHECKS else "Nothing of what you asked for is missing."
-    console.print(Text(f"\n{told}"))
+    closing = (
+        "Nothing needed is missing. Try: guidino-tune search demo" if chosen == CHECKS else "Nothing of what you asked for is missing."
+    )
+    console.print(Text(f"\n{closing}"))
     return 0
 
 

@@ -9,7 +9,7 @@ import os
 import uuid
 from pathlib import Path
 
-from guidino_tune.data.cases import Listing, Pair, some
+from guidino_tune.data.cases import Listing, Pair, first_names
 from guidino_tune.data.copies import VERSION, Copies, copies_among, copies_in_files
 from guidino_tune.data.table import CaseTable, Progress
 
@@ -90,12 +90,12 @@ def copies_in(listing: Listing, progress: Progress | None = None) -> tuple[str, 
     if copies.pairs and not listing.published:
         notes += told(copies, "there", "guidino-tune search --group-duplicates keeps each pair in one part")
     if copies.unreadable:
-        notes.append(f"{len(copies.unreadable)} images cannot be decoded: {some(copies.unreadable)}")
+        notes.append(f"{len(copies.unreadable)} images cannot be decoded: {first_names(copies.unreadable)}")
     return tuple(notes)
 
 
 def _pairs(pairs: tuple[Pair, ...]) -> str:
-    return f"{len(pairs)} pair{'s' * (len(pairs) > 1)} ({some(f'{a} and {b}' for a, b in pairs)})"
+    return f"{len(pairs)} pair{'s' * (len(pairs) > 1)} ({first_names(f'{a} and {b}' for a, b in pairs)})"
 
 
 def _masks(train: CaseTable, validation: CaseTable, turned: str) -> tuple[str, ...]:
@@ -106,12 +106,12 @@ def _masks(train: CaseTable, validation: CaseTable, turned: str) -> tuple[str, .
     full = [name for name, share in shares.items() if share >= FULL]
     notes = []
     if len(empty) >= MANY_EMPTY * total:
-        notes.append(f"{len(empty)} of {total} masks are empty: {some(empty)}; a model that predicts nothing is right on them")
+        notes.append(f"{len(empty)} of {total} masks are empty: {first_names(empty)}; a model that predicts nothing is right on them")
     if train.num_classes == 1 and len(large) >= INVERTED * total:
         notes.append(
             f"masks look inverted: in {len(large)} of {total} more than half of the pixels are foreground; "
             f"foreground is white (or 1), background black{f'; if it is the other way round: {turned}' if turned else ''}"
         )
     elif full:
-        notes.append(f"{len(full)} of {total} masks are foreground almost everywhere: {some(full)}; inverted, or the wrong file?")
+        notes.append(f"{len(full)} of {total} masks are foreground almost everywhere: {first_names(full)}; inverted, or the wrong file?")
     return tuple(notes)

@@ -204,11 +204,11 @@ def _form(images: list[tuple[Raw, ...]]) -> str:
         bits = raw.values.dtype.itemsize * 8
         return f"{bits} bits{kind}, {raw.channels} channel{'s' if raw.channels > 1 else ''}"
 
-    def together(raws: tuple[Raw, ...]) -> str:
-        told = [words(raw) for raw in raws]
-        return f"{len(told)} files of {told[0]} each" if len(set(told)) == 1 < len(told) else " and ".join(told)
+    def form_of(raws: tuple[Raw, ...]) -> str:
+        files = [words(raw) for raw in raws]
+        return f"{len(files)} files of {files[0]} each" if len(set(files)) == 1 < len(files) else " and ".join(files)
 
-    return Counter(together(raws) for raws in images).most_common(1)[0][0]
+    return Counter(form_of(raws) for raws in images).most_common(1)[0][0]
 
 
 def _notes(images: list[tuple[Raw, ...]], data: Data) -> tuple[str, ...]:
@@ -217,6 +217,6 @@ def _notes(images: list[tuple[Raw, ...]], data: Data) -> tuple[str, ...]:
         notes += ("images in colours become grey (their luminance), for data.channels is 1",)
     kinds = Counter(raw.values.dtype.name for raws in images for raw in raws if raw.deep)
     if len(kinds) > 1:
-        told = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
-        notes += (f"image files hold numbers of several types ({told}), to which one rule is applied",)
+        counts = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
+        notes += (f"image files hold numbers of several types ({counts}), to which one rule is applied",)
     return notes

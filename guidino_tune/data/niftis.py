@@ -88,8 +88,8 @@ def orientation(path: Path) -> str:
     try:
         image = library.load(path)
         header = image.header
-        told = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
-        if not told or np.array_equal(image.affine, np.eye(4)):
+        oriented = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+        if not oriented or np.array_equal(image.affine, np.eye(4)):
             return ""
         return "".join(str(code) for code in library.aff2axcodes(image.affine))
     except Exception as error:

@@ -70,7 +70,7 @@ def openings(split_file: Path) -> list[dict[str, str]]:
     return sorted(lines.values(), key=lambda opening: opening["time"])
 
 
-def told(before: list[dict[str, str]]) -> str:
+def earlier_openings(before: list[dict[str, str]]) -> str:
     """What a reader of test scores must know about the openings before; empty where there was none."""
     if not before:
         return ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from guidino_tune.config.data import IGNORED, Data
-from guidino_tune.data.cases import Case, some, stable_hash
+from guidino_tune.data.cases import Case, first_names, stable_hash
 from guidino_tune.data.intensity import EIGHT_BITS, IntensityRule, measure_intensity
 from guidino_tune.data.label_rules import Survey, found_rule
 from guidino_tune.data.labels import LabelRule, Seen, look, strength
@@ -181,7 +181,7 @@ def _turned(cases: Sequence[Case]) -> tuple[str, ...]:
         return ()
     return (
         f"{len(turned)} of {len(cases)} images are turned as their header asks (EXIF orientation), and their masks are not: "
-        f"{some(turned)}. Masks must fit the images as viewers show them; where they were drawn on the stored pixels, remove the "
+        f"{first_names(turned)}. Masks must fit the images as viewers show them; where they were drawn on the stored pixels, remove the "
         "orientation: exiftool -Orientation= FILES",
     )
 

@@ -56,14 +56,14 @@ class IntensityRule:
             return f"images: {self.form}; taken as they are"
         if self.kind == "file":
             return f"images: {self.form}; the window that each file asks for becomes black to white"
-        told = self._told()
+        spans = self._spans()
         also = "; images of 8 bits are taken as they are" if "both" in self.depths else ""
         if self.kind == "window":
-            return f"images: {self.form}; {told} become black to white{also}"
+            return f"images: {self.form}; {spans} become black to white{also}"
         low, high = PERCENTILES
-        return f"images: {self.form}; {low} to {high} percentiles of the training images, {told}, become black to white{also}"
+        return f"images: {self.form}; {low} to {high} percentiles of the training images, {spans}, become black to white{also}"
 
-    def _told(self) -> str:
+    def _spans(self) -> str:
         spans = [f"{low:.6g} to {high:.6g}" for low, high in self.windows]
         word = "channel"
         if self.kind == "percentiles":

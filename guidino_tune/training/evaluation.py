@@ -17,7 +17,7 @@ from guidino_tune.config import Data, Protocol
 from guidino_tune.config.data import INSTANCES
 from guidino_tune.config.parsing import parse, read_yaml
 from guidino_tune.data.carrying import DIGEST
-from guidino_tune.data.cases import Case, some
+from guidino_tune.data.cases import Case, first_names
 from guidino_tune.data.decoding import read_case
 from guidino_tune.data.files import slice_of
 from guidino_tune.data.identity import check_images, same_images
@@ -176,7 +176,7 @@ def choose_cases(
         own = find_split(model, split_file)
         if own and (copies := same_images(cases, images_of(own))):
             what = f"{len(copies)} of these {len(cases)} images are copies of those that the model was trained or chosen on"
-            raise UserError(f"{what}: {some(copies)}", where="--split all", todo=OTHERS)
+            raise UserError(f"{what}: {first_names(copies)}", where="--split all", todo=OTHERS)
         return cases
     file = find_split(model, split_file)
     if file is None or not file.exists():

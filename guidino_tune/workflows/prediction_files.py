@@ -14,6 +14,7 @@ from PIL import Image
 
 from guidino_tune.config import Data
 from guidino_tune.config.parsing import parse
+from guidino_tune.data.cases import first_names
 from guidino_tune.data.files import ENDINGS, VOLUMES, ending, slice_of, stem
 from guidino_tune.data.predicted import MARK, MASKS, OVERLAYS, mark_in
 from guidino_tune.data.reading import volume_slices
@@ -74,7 +75,9 @@ def find_images(images: Path, output: Path) -> Found:
     notes = [f"passed over: {over}"] if over else []
     whole = [name for file, name in names.items() if name.name == file.name]
     if whole:
-        notes.append(f"images of one folder that differ only in their ending keep it in the names of their masks: {_some(whole)}")
+        notes.append(
+            f"images of one folder that differ only in their ending keep it in the names of their masks: {first_names(map(png, whole))}"
+        )
     return Found({images / file: name for file, name in names.items()}, tuple(notes))
 
 
@@ -229,7 +232,3 @@ def is_own(file: Path) -> bool:
 
 def _digest(picture: Image.Image) -> str:
     return hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).hexdigest()
-
-
-def _some(names: list[Path]) -> str:
-    return ", ".join(str(png(name)) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from fnmatch import translate
 
 from guidino_tune.config.data import Data
-from guidino_tune.data.cases import Listing, some
+from guidino_tune.data.cases import Listing, first_names
 from guidino_tune.data.sources.gathering import gather
 from guidino_tune.data.sources.pairing import Item, Pairs, item, pair_up
 from guidino_tune.data.sources.tree import SPLIT_WORDS, File, Tree, composed, kind_of, role_of
@@ -164,4 +164,4 @@ def _by_captures(images: list[Item], masks: list[Item], source: dict[File, tuple
 
 
 def _two(side: list[Item]) -> str:
-    return some((one.file.below for one in side), 2)
+    return first_names((one.file.below for one in side), 2)
