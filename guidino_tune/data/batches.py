@@ -34,14 +34,14 @@ class Batch:
         )
 
     def split(self, parts: int) -> list[Batch]:
-        """In at most so many parts of about equal size."""
+        """Cuts the batch into at most so many parts of about equal size."""
         parts = min(parts, len(self.ids))
         bounds = [len(self.ids) * i // parts for i in range(parts + 1)]
         cuts = [slice(start, stop) for start, stop in pairwise(bounds)]
         return [Batch(self.images[c], self.masks[c], self.ids[c], tuple(x[c] for x in self.tokens)) for c in cuts]
 
     def to(self, device: torch.device) -> Batch:
-        """On a device, everything in float32; the copy is made in the storage's precision, and nobody waits for it."""
+        """Moves all to a device, then makes it float32: the smaller numbers of the storage are copied, and the CPU does not wait."""
         images, masks, *tokens = (x.to(device, non_blocking=True).float() for x in (self.images, self.masks, *self.tokens))
         return Batch(images, masks, self.ids, tuple(tokens))
 

@@ -52,12 +52,12 @@ def _copies(train: CaseTable, validation: CaseTable, origin: str) -> tuple[str, 
     part_of = dict.fromkeys(train.ids, "training") | dict.fromkeys(validation.ids, "validation")
     found = copies_among((name, table.image(i)) for table in (train, validation) for i, name in enumerate(table.ids))
     pixels = "the very same pixels" + ("" if train.native else f", once they are {train.size} wide and high,")
-    return found.note + told(
+    return found.note + copies_in_words(
         found.across(part_of), f"in training and validation ({origin})", "start a study with --group-duplicates", pixels
     )
 
 
-def told(copies: Copies, where: str, todo: str, pixels: str = "the very same pixels") -> tuple[str, ...]:
+def copies_in_words(copies: Copies, where: str, todo: str, pixels: str = "the very same pixels") -> tuple[str, ...]:
     """A sentence on the exact copies and one on the near-copies, where there are any.
 
     Args:
@@ -86,9 +86,9 @@ def copies_in(listing: Listing, progress: Progress | None = None) -> tuple[str, 
     todo = "guidino-tune search --group-duplicates leaves them out of training"
     # What a published split does not list goes where training goes, also where only the test is published.
     part_of = {case.id: listing.published.get(case.id, "train") for case in listing.cases} if listing.published else {}
-    notes += told(copies.across(part_of), "in two parts of the published split", todo)
+    notes += copies_in_words(copies.across(part_of), "in two parts of the published split", todo)
     if copies.pairs and not listing.published:
-        notes += told(copies, "there", "guidino-tune search --group-duplicates keeps each pair in one part")
+        notes += copies_in_words(copies, "there", "guidino-tune search --group-duplicates keeps each pair in one part")
     if copies.unreadable:
         notes.append(f"{len(copies.unreadable)} images cannot be decoded: {first_names(copies.unreadable)}")
     return tuple(notes)

@@ -63,7 +63,7 @@ def read_nifti(path: Path, content: bytes | None, number: int | None) -> Raw:
 
 
 def count_slices(path: Path) -> int:
-    """Slices of a volume, 1 of a 2D image; only the header is read.
+    """Number of slices of a volume, 1 for a 2D image; only the header is read.
 
     Raises:
         Refused: As ``read_nifti``.

@@ -120,7 +120,7 @@ def open_for_search(
 
 
 def _rules(listing: Listing, split: Split, data: Data, split_file: Path | None, labels: LabelRule | None) -> Rules:
-    """Those that the study has, or else those of its training and validation cases."""
+    """The rules that the study has stored, or else those measured on its training and validation cases."""
     stored = split_file.parent / RULES if split_file is not None else None
     rules = read_rules(stored) if stored is not None else None
     if rules is None:
@@ -170,7 +170,7 @@ def _absent_classes(train: CaseTable, num_classes: int) -> set[int]:
 
 
 def _twins(listing: Listing) -> tuple[str, ...]:
-    """Ids that are one on a Mac or on Windows."""
+    """Ids that a Mac or Windows would take for one."""
     folded: dict[str, list[str]] = {}
     for case in listing.cases:
         folded.setdefault(case.id.casefold(), []).append(case.id)

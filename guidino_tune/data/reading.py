@@ -115,7 +115,7 @@ def volume_slices(path: Path) -> int:
 
 
 def lies_otherwise(image: Path, mask: Path) -> str:
-    """How two NIfTI files lie differently in space, by their headers, in words; empty where they do not, or one does not tell.
+    """Says how the headers of two NIfTI files differ in orientation; empty where they agree, or where one says nothing.
 
     Raises:
         UserError: As ``volume_slices``.

@@ -77,7 +77,7 @@ def find(root: Path, on_bad: str = "error", data: Data | None = None) -> Listing
 
 
 def _without_predictions(tree: Tree) -> tuple[Tree, list[str]]:
-    """The tree without what ``predict`` wrote into it, known by one file of each folder; and those folders, those of masks first."""
+    """The tree without what ``predict`` wrote into it (one file of each folder is looked at), and these folders, masks first."""
     folders: dict[str, list[File]] = {}
     for file in tree.files:
         if place := next((place for place in (MASKS, OVERLAYS) if place in file.parts), None):
@@ -152,7 +152,7 @@ def _images_for(tree: Tree, rest: list[File], masks: dict[str, list[File]]) -> t
 
 
 def images_for(tree: Tree, rest: list[File], truth: list[Item]) -> tuple[str, list[File]] | None:
-    """Of the files that no name tells of: all, or those in folders of one name, as they pair with the masks; ``None`` if none do.
+    """Finds the images among files whose names say nothing: all of them, or those in folders of one name, if they pair with the masks.
 
     Raises:
         UserError: Folders of several names do.

@@ -112,7 +112,7 @@ def _groups(cases: Sequence[Case], pattern: str, root: Path) -> list[str]:
 
 
 def _whole(case: Case) -> str:
-    """Its id, of a slice that of its volume."""
+    """The id of a case, or for a slice that of its volume."""
     return case.id if slice_of(case.image)[1] is None else case.id.rpartition("#")[0]
 
 

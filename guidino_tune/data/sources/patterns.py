@@ -136,7 +136,7 @@ def _own(side: Iterable[File], other: Iterable[File]) -> frozenset[str]:
 
 
 def _rest(tree: Tree, taken: set[str]) -> list[File]:
-    """The images where only the masks are named: what says so, else what is in no folder of masks, else all but the masks."""
+    """The images where only the masks are named: folders called so, else what is in no folder of masks, else all but the masks."""
     rest = [file for file in tree.files if file.below not in taken]
     roles = [role_of(file)[0] for file in rest]
     for wanted in (("image",), ("",)):

@@ -144,7 +144,7 @@ def _unused(names: tuple[str, ...], by: str, kept: Sequence[tuple[Row, tuple[Pat
 
 
 def _shared_masks(cases: Sequence[Case]) -> tuple[str, ...]:
-    """Masks of several images, as a slip of the pen, or a truth for several photographs of one thing."""
+    """A note on masks that several images share: by mistake, or because one thing was photographed several times."""
     owners: dict[Path, set[str]] = {}
     for case in cases:
         for path in case.masks:
