@@ -42,7 +42,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from guidino_tune import targets
     from guidino_tune.config import Protocol
     from guidino_tune.config.parsing import parse
-    from guidino_tune.data.openings import openings, told
+    from guidino_tune.data.openings import earlier_openings, openings
     from guidino_tune.errors import UserError
     from guidino_tune.metrics import summarise
     from guidino_tune.models.known import chosen, expecting
@@ -75,7 +75,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     own_root = None if options.split == "all" else options.data_root
     chosen_on = validation_cases(folder, data, root=own_root, split_file=options.split_file) if choosing else []
     split = find_split(folder, options.split_file)
-    before = told(openings(split)) if split and options.split == "test" else ""
+    before = earlier_openings(openings(split)) if split and options.split == "test" else ""
     cases = choose_cases(
         folder, data, options.split,
         kind=options.kind, root=options.data_root, split_file=options.split_file, reason=options.reason,

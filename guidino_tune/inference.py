@@ -30,13 +30,19 @@ class ImagePrediction:
 
     Attributes:
         mask: (H, W), uint8: 0 or 1, for several classes the labels 0 (background) to ``num_classes``.
-        probability: (H, W), float32 in [0, 1]: of foreground, whatever its class.
+        probabilities: (num_classes + 1, H, W), float32 in [0, 1]: of background first, then of each class; they add up to 1. ``mask`` is
+            made from them, before any post-processing.
         guide: (H, W), float32: the guide mask, bilinearly upsampled; ``None`` for a network without one.
     """
 
     mask: np.ndarray
-    probability: np.ndarray
+    probabilities: np.ndarray
     guide: np.ndarray | None
+
+    @property
+    def probability(self) -> np.ndarray:
+        """Of foreground, whatever its class: (H, W), float32 in [0, 1]."""
+        return self.probabilities[1] if len(self.probabilities) == 2 else 1 - self.probabilities[0]
 
 
 def to_labels(logits: Tensor, threshold: float = 0.5) -> Tensor:
@@ -53,9 +59,12 @@ def to_labels(logits: Tensor, threshold: float = 0.5) -> Tensor:
     return labels.to(torch.uint8)
 
 
-def foreground(logits: Tensor) -> Tensor:
-    """Probability of foreground (B, H, W) from logits as in ``to_labels``; of several classes, that of not being background."""
-    return logits.sigmoid()[:, 0] if logits.shape[1] == 1 else 1 - logits.softmax(1)[:, 0]
+def to_probabilities(logits: Tensor) -> Tensor:
+    """Probabilities (B, num_classes + 1, H, W) from logits as in ``to_labels``; those of background come first."""
+    if logits.shape[1] > 1:
+        return logits.softmax(1)
+    foreground = logits.sigmoid()
+    return torch.cat([1 - foreground, foreground], dim=1)
 
 
 # Not inference_mode, which gains 2 % at most: attention masks that a network made and kept there would break its training later.
@@ -190,7 +199,7 @@ def predict_image(
     mask = to_labels(logits, threshold)[0].cpu().numpy()
     return ImagePrediction(
         mask=largest_component(mask) if protocol.largest_component == "always" else mask,
-        probability=foreground(logits)[0].cpu().numpy(),
+        probabilities=to_probabilities(logits)[0].cpu().numpy(),
         guide=None if guide is None else guide[0, 0].cpu().numpy(),
     )
 

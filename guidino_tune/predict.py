@@ -12,10 +12,12 @@ EXAMPLES = """\
   guidino-tune predict ~/guidino_tune/retrained/kvasir-12/model images/ --output masks
   guidino-tune predict MODEL images/ --output masks --inference sliding --mirror --largest-component always
   guidino-tune predict MODEL one.jpg --output masks --threshold 0.4
+  guidino-tune predict models:/guidino-tune-kvasir-12/1 images/ --output masks
 
 Writes OUTPUT/masks/NAME.png and OUTPUT/overlays/NAME.png, for images of sub-folders in the same sub-folders, for
 slice 12 of a volume as VOLUME#12.png. Masks have the image's
-own size: 0 and 255, or of a model with several classes the labels 0 (background) to K, which look almost black.
+own size: 0 and 255, or of a model with several classes the labels 0 (background) to K, which look almost black. The true masks of a data
+set are passed over.
 
 The same command replaces what it wrote before. Where any other file would be replaced, or its masks would lie among others, nothing is
 written (exit code 2). Two images `a.png` and `a.jpg` become `a.png.png` and `a.jpg.png`. Exit code 1: an image could not be read."""
@@ -24,7 +26,7 @@ written (exit code 2). Two images `a.png` and `a.jpg` become `a.png.png` and `a.
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and predicts; see ``--help``."""
     made = parser("predict", "Segment images with a trained model.", EXAMPLES)
-    made.add_argument("model", help="model folder of `retrain`, or a trial's folder of a study")
+    made.add_argument("model", help="model folder of `retrain`, a trial's folder of a study, or models:/NAME/VERSION in MLflow")
     made.add_argument("images", help="folder of images, with its sub-folders, or one image")
     made.add_argument("--output", required=True, metavar="DIR", help="folder for masks and overlays")
     made.add_argument("--threshold", type=float, default=0.5, help="of the probability, between 0 and 1; for binary masks (default: 0.5)")
@@ -44,8 +46,7 @@ def _predict(options: argparse.Namespace) -> int:
     from guidino_tune.config import Protocol
     from guidino_tune.config.parsing import parse
     from guidino_tune.errors import UserError
-    from guidino_tune.models.known import chosen, expecting
-    from guidino_tune.workflows.predict import predict_folder
+    from guidino_tune.workflows.predict import load_model, predict_folder
 
     for where, text in (("MODEL", options.model), ("IMAGES", options.images), ("--output", options.output)):
         if not text:
@@ -53,20 +54,20 @@ def _predict(options: argparse.Namespace) -> int:
     targets.trust(*([targets.EVERYTHING] if options.trust else ()))
     protocol = parse(Protocol, protocol_values(options), "options")
     console = Console(markup=False, emoji=False)
-    notes: list[str] = []
-    with expecting(chosen(options.backbone)), console.status("predicting") as status:
-        done, failed, used = predict_folder(
-            Path(options.model),
+    with console.status("predicting") as status:
+        model = load_model(options.model, protocol=protocol, backbone=options.backbone[-1] if options.backbone else None)
+        notes = [] if model.protocol == protocol else ["the model was trained on patches: images are seen in windows at their own scale"]
+        done, failed = predict_folder(
+            model,
             Path(options.images),
             Path(options.output),
-            protocol=protocol,
             threshold=options.threshold,
             overlays=not options.no_overlays,
             progress=lambda number, total: status.update(f"predicting: {number} of {total} images"),
             tell=notes.append,
         )
     console.print(
-        f"{done} mask{'' if done == 1 else 's'} in {Path(options.output) / 'masks'} ({used.describe(scores=False)})",
+        f"{done} mask{'' if done == 1 else 's'} in {Path(options.output) / 'masks'} ({model.protocol.describe(scores=False)})",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -123,13 +123,13 @@ class Comparison:
                 return f"The test cannot decide between {self.first} and {self.second}: {number}, and it needs {FEWEST} ({numbers})."
             case "unclear":
                 return f"{self.first} and {self.second} cannot be told apart ({numbers})."
-        said = f"{self.first} is {self.verdict} than {self.second}"
+        verdict = f"{self.first} is {self.verdict} than {self.second}"
         if not self.seeds_doubt:
-            return f"{said} ({numbers})."
+            return f"{verdict} ({numbers})."
         why = "of one seed nothing is known of others"
         if not math.isnan(self.seed_error):
             why = f"the seeds scatter (standard error {self.seed_error:.4f})"
-        return f"{said} as these models were trained ({numbers}); but {why}: other trainings may turn it round."
+        return f"{verdict} as these models were trained ({numbers}); but {why}: other trainings may turn it round."
 
 
 def read_scores(files: Mapping[tuple[str, int], Path], groups: Mapping[str, str]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from typing import Any
 
 from guidino_tune import paths
 from guidino_tune.config.parsing import read_yaml
-from guidino_tune.data.cases import Listing, some
+from guidino_tune.data.cases import Listing, first_names
 from guidino_tune.data.splits import (
     PARTS,
     Split,
@@ -191,10 +191,10 @@ def fit(searched: Searched, listing: Listing, where: str) -> tuple[Split, tuple[
     for part in PARTS:
         gone = sorted(set(getattr(split, part)) - set(kept[part]))
         if gone and not kept[part]:
-            raise UserError(f"no {part} case of the search is here", where=where, todo="put its files back: " + some(gone))
+            raise UserError(f"no {part} case of the search is here", where=where, todo="put its files back: " + first_names(gone))
         if gone:
             notes.append(
-                f"{len(gone)} of {len(getattr(split, part))} {part} cases of the search are not here, and are left out: {some(gone)}"
+                f"{len(gone)} of {len(getattr(split, part))} {part} cases of the search are not here, and are left out: {first_names(gone)}"
             )
     fitted = Split(**kept, origin=split.origin, seed=split.seed)
     if searched.groups and len(notes) == 0 and groups_digest(listing, fitted) != searched.groups:

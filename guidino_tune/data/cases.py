@@ -81,11 +81,11 @@ class Listing:
         twice = [name for name, count in Counter(case.id for case in self.cases).items() if count > 1]
         if twice:
             raise UserError(
-                f"{len(twice)} case ids occur twice: {some(twice)}", where=str(self.cases[0].image.parent), todo="rename the files"
+                f"{len(twice)} case ids occur twice: {first_names(twice)}", where=str(self.cases[0].image.parent), todo="rename the files"
             )
         unknown = set(self.published) - {case.id for case in self.cases} | (set(self.published.values()) - set(PARTS))
         if unknown:
-            raise ValueError(f"published split names unknown cases or parts: {some(unknown)}")
+            raise ValueError(f"published split names unknown cases or parts: {first_names(unknown)}")
 
     def select(self, ids: tuple[str, ...]) -> list[Case]:
         """The cases with these ids, in this order.
@@ -97,8 +97,8 @@ class Listing:
         return [by_id[name] for name in ids]
 
 
-def some(names: Iterable[object], limit: int = 3) -> str:
-    """Names the first few, sorted, and says how many more there are."""
+def first_names(names: Iterable[object], limit: int = 3) -> str:
+    """The first few names, sorted, and how many more there are: ``a, b, c and 4 more``."""
     ordered = sorted(str(name) for name in names)
     more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
     return ", ".join(ordered[:limit]) + more

@@ -9,7 +9,7 @@ import os
 import uuid
 from pathlib import Path
 
-from guidino_tune.data.cases import Listing, Pair, some
+from guidino_tune.data.cases import Listing, Pair, first_names
 from guidino_tune.data.copies import VERSION, Copies, copies_among, copies_in_files
 from guidino_tune.data.table import CaseTable, Progress
 
@@ -52,12 +52,12 @@ def _copies(train: CaseTable, validation: CaseTable, origin: str) -> tuple[str, 
     part_of = dict.fromkeys(train.ids, "training") | dict.fromkeys(validation.ids, "validation")
     found = copies_among((name, table.image(i)) for table in (train, validation) for i, name in enumerate(table.ids))
     pixels = "the very same pixels" + ("" if train.native else f", once they are {train.size} wide and high,")
-    return found.note + told(
+    return found.note + copies_in_words(
         found.across(part_of), f"in training and validation ({origin})", "start a study with --group-duplicates", pixels
     )
 
 
-def told(copies: Copies, where: str, todo: str, pixels: str = "the very same pixels") -> tuple[str, ...]:
+def copies_in_words(copies: Copies, where: str, todo: str, pixels: str = "the very same pixels") -> tuple[str, ...]:
     """A sentence on the exact copies and one on the near-copies, where there are any.
 
     Args:
@@ -86,16 +86,16 @@ def copies_in(listing: Listing, progress: Progress | None = None) -> tuple[str, 
     todo = "guidino-tune search --group-duplicates leaves them out of training"
     # What a published split does not list goes where training goes, also where only the test is published.
     part_of = {case.id: listing.published.get(case.id, "train") for case in listing.cases} if listing.published else {}
-    notes += told(copies.across(part_of), "in two parts of the published split", todo)
+    notes += copies_in_words(copies.across(part_of), "in two parts of the published split", todo)
     if copies.pairs and not listing.published:
-        notes += told(copies, "there", "guidino-tune search --group-duplicates keeps each pair in one part")
+        notes += copies_in_words(copies, "there", "guidino-tune search --group-duplicates keeps each pair in one part")
     if copies.unreadable:
-        notes.append(f"{len(copies.unreadable)} images cannot be decoded: {some(copies.unreadable)}")
+        notes.append(f"{len(copies.unreadable)} images cannot be decoded: {first_names(copies.unreadable)}")
     return tuple(notes)
 
 
 def _pairs(pairs: tuple[Pair, ...]) -> str:
-    return f"{len(pairs)} pair{'s' * (len(pairs) > 1)} ({some(f'{a} and {b}' for a, b in pairs)})"
+    return f"{len(pairs)} pair{'s' * (len(pairs) > 1)} ({first_names(f'{a} and {b}' for a, b in pairs)})"
 
 
 def _masks(train: CaseTable, validation: CaseTable, turned: str) -> tuple[str, ...]:
@@ -106,12 +106,12 @@ def _masks(train: CaseTable, validation: CaseTable, turned: str) -> tuple[str, .
     full = [name for name, share in shares.items() if share >= FULL]
     notes = []
     if len(empty) >= MANY_EMPTY * total:
-        notes.append(f"{len(empty)} of {total} masks are empty: {some(empty)}; a model that predicts nothing is right on them")
+        notes.append(f"{len(empty)} of {total} masks are empty: {first_names(empty)}; a model that predicts nothing is right on them")
     if train.num_classes == 1 and len(large) >= INVERTED * total:
         notes.append(
             f"masks look inverted: in {len(large)} of {total} more than half of the pixels are foreground; "
             f"foreground is white (or 1), background black{f'; if it is the other way round: {turned}' if turned else ''}"
         )
     elif full:
-        notes.append(f"{len(full)} of {total} masks are foreground almost everywhere: {some(full)}; inverted, or the wrong file?")
+        notes.append(f"{len(full)} of {total} masks are foreground almost everywhere: {first_names(full)}; inverted, or the wrong file?")
     return tuple(notes)

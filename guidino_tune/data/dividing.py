@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from guidino_tune.config.data import Data
-from guidino_tune.data.cases import Case, Listing, some
+from guidino_tune.data.cases import Case, Listing, first_names
 from guidino_tune.data.copies import copies_in_files
 from guidino_tune.data.drawing import ENOUGH
 from guidino_tune.data.identity import seen_images
@@ -62,10 +62,10 @@ def draw_split(
     if left_out:
         notes.append(
             f"left out {len(left_out)} cases whose copies the data set publishes in another part "
-            f"(test keeps its cases before validation, validation before training): {some(left_out)}"
+            f"(test keeps its cases before validation, validation before training): {first_names(left_out)}"
         )
     if copies.unreadable:
-        notes.append(f"{len(copies.unreadable)} images cannot be decoded and were not compared: {some(copies.unreadable)}")
+        notes.append(f"{len(copies.unreadable)} images cannot be decoded and were not compared: {first_names(copies.unreadable)}")
     return split, tuple(notes)
 
 
@@ -101,7 +101,9 @@ def take_or_draw(
         notes = (f"{split_file}: the stored split is kept; it was drawn {how} data.group_duplicates",)
     new = {case.id for case in listing.cases}.difference(split.train, split.validation, split.test)
     if new:
-        notes += (f"{split_file}: {len(new)} cases of the data set are in no part of the stored split and are not used: {some(new)}",)
+        notes += (
+            f"{split_file}: {len(new)} cases of the data set are in no part of the stored split and are not used: {first_names(new)}",
+        )
     if (
         notes or data.group_duplicates or SIZED in split.origin
     ):  # to draw it again, what is now the test may have to be opened, or all masks
@@ -124,10 +126,10 @@ def leak_notes(listing: Listing, split: Split) -> tuple[str, ...]:
     part_of = {name: part for part in PARTS for name in getattr(split, part)}
     divided = [case for case in listing.cases if case.group in leaks and case.id in part_of]
     count = {part: sum(part_of[case.id] == part for case in divided) for part in PARTS}
-    told = ", ".join(f"{number} in {part}" for part, number in count.items() if number)
+    counts = ", ".join(f"{number} in {part}" for part, number in count.items() if number)
     tested = {case.group for case in divided if part_of[case.id] == "test"}
     return (
-        f"{len(leaks)} groups (patients) have cases in more than one part of the split ({split.origin}): {some(leaks)}; {told}. "
+        f"{len(leaks)} groups (patients) have cases in more than one part of the split ({split.origin}): {first_names(leaks)}; {counts}. "
         + (f"Test scores are then too good, for {len(tested)} of them are tested" if tested else "Validation scores are then too good")
         + ": divide the patients anew and publish that, or, where these are no patients, say what keeps cases together with data.group",
     )

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from guidino_tune.data.cases import Case, Listing, some
+from guidino_tune.data.cases import Case, Listing, first_names
 from guidino_tune.data.files import slice_of
 from guidino_tune.data.splits import Split
 from guidino_tune.errors import UserError
@@ -85,7 +85,7 @@ def check_images(
     found = now(wanted)
     changed = {name: digest for name, digest in found.items() if digest != noted[name]}
     if changed:
-        what = f"{len(changed)} of {len(found)} cases have another image than in the search: {some(changed)}"
+        what = f"{len(changed)} of {len(found)} cases have another image than in the search: {first_names(changed)}"
         swapped = sorted(name for name, digest in changed.items() if digest in owners)
         what += f"; {swapped[0]} has that of {owners[changed[swapped[0]]][0]}: the files were renumbered" if swapped else ""
         raise _others(what, listing, file)
@@ -97,7 +97,7 @@ def check_images(
     leaked = sorted(name for name, digest in copies.items() if digest not in still.values())
     if leaked:
         owner = owners[copies[leaked[0]]][0]
-        what = f"{len(leaked)} test cases have an image that the search has seen: {some(leaked)}; {leaked[0]} has that of {owner}"
+        what = f"{len(leaked)} test cases have an image that the search has seen: {first_names(leaked)}; {leaked[0]} has that of {owner}"
         raise _others(f"{what}: the files were renumbered", listing, file)
 
 

@@ -73,13 +73,13 @@ def measure_intensity(images: Sequence[Files], data: Data) -> IntensityRule:
 
 
 def _drawn(images: Sequence[Files], most: int) -> list[Files]:
-    """So many of them, by their names: the same in every process and on every machine; in the given order."""
+    """Draws at most so many images by their names, the same in every process and on every machine. Their order stays."""
     order = sorted(range(len(images)), key=lambda i: stable_hash(*(f"{path.parent.name}/{path.name}" for path in images[i])))
     return [images[i] for i in sorted(order[:most])]
 
 
 def _depths(images: Sequence[Files]) -> tuple[list[tuple[bool, ...] | None], list[UserError]]:
-    """Of each image whether its files are deeper than 8 bits; ``None`` of those that cannot be read."""
+    """Whether the files of each image are deeper than 8 bits; ``None`` for an image that cannot be read. And the errors."""
 
     def look(files: Files) -> tuple[bool, ...] | UserError:
         try:
@@ -113,7 +113,7 @@ def _depth_of_each_file(deep: list[tuple[bool, ...]], images: Sequence[Files], d
 
 
 def _read(images: list[Files]) -> list[tuple[Raw, ...]]:
-    """The images, from whose list those are taken that cannot be read."""
+    """Reads the images. Those that cannot be read are removed from the list."""
 
     def read(files: Files) -> tuple[Raw, ...] | UserError:
         try:
@@ -131,7 +131,7 @@ def _read(images: list[Files]) -> list[tuple[Raw, ...]]:
 
 
 def _thinned(raw: Raw) -> Raw:
-    """Of its pixels at most ``MOST_PIXELS``, spread evenly (by the golden ratio, so that no pattern is met in step), as (N, 1, C).
+    """At most ``MOST_PIXELS`` of its pixels, as (N, 1, C), spread evenly (by the golden ratio, so that no pattern is met in step).
 
     Transparent pixels, which become black whatever they are, are left out.
     """
@@ -160,7 +160,7 @@ def _percentiles(images: list[tuple[Raw, ...]], index: int, files: Sequence[File
 
 
 def _other_scales(images: list[tuple[Raw, ...]], windows: tuple[Span, ...], files: Sequence[Files]) -> tuple[str, ...]:
-    """Images that use so little of the window that hardly a contrast is left, as fractions among numbers up to 255 do."""
+    """A note on images with hardly any contrast in this window, such as fractions among numbers up to 255."""
     faint: dict[str, Span] = {}
     for raws, paths in zip(images, files, strict=False):
         for raw, path, (low, high) in zip(raws, paths, windows, strict=False):
@@ -197,18 +197,18 @@ def _check_window(windows: tuple[Span, ...], images: list[tuple[Raw, ...]], file
 
 
 def _form(images: list[tuple[Raw, ...]]) -> str:
-    """Such as ``16 bits, 1 channel``, of most images."""
+    """What most images hold, such as ``16 bits, 1 channel``."""
 
     def words(raw: Raw) -> str:
         kind = {"f": ", fractions", "i": " with sign"}.get(raw.values.dtype.kind, "")
         bits = raw.values.dtype.itemsize * 8
         return f"{bits} bits{kind}, {raw.channels} channel{'s' if raw.channels > 1 else ''}"
 
-    def together(raws: tuple[Raw, ...]) -> str:
-        told = [words(raw) for raw in raws]
-        return f"{len(told)} files of {told[0]} each" if len(set(told)) == 1 < len(told) else " and ".join(told)
+    def form_of(raws: tuple[Raw, ...]) -> str:
+        files = [words(raw) for raw in raws]
+        return f"{len(files)} files of {files[0]} each" if len(set(files)) == 1 < len(files) else " and ".join(files)
 
-    return Counter(together(raws) for raws in images).most_common(1)[0][0]
+    return Counter(form_of(raws) for raws in images).most_common(1)[0][0]
 
 
 def _notes(images: list[tuple[Raw, ...]], data: Data) -> tuple[str, ...]:
@@ -217,6 +217,6 @@ def _notes(images: list[tuple[Raw, ...]], data: Data) -> tuple[str, ...]:
         notes += ("images in colours become grey (their luminance), for data.channels is 1",)
     kinds = Counter(raw.values.dtype.name for raws in images for raw in raws if raw.deep)
     if len(kinds) > 1:
-        told = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
-        notes += (f"image files hold numbers of several types ({told}), to which one rule is applied",)
+        counts = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
+        notes += (f"image files hold numbers of several types ({counts}), to which one rule is applied",)
     return notes

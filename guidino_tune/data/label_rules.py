@@ -53,7 +53,7 @@ def _total(seen: Iterable[Seen], ignored: int | None) -> Counter[int]:
     return total
 
 
-def told_rule(data: Data, survey: Survey) -> LabelRule | None:
+def stated_rule(data: Data, survey: Survey) -> LabelRule | None:
     """The rule of ``data.labels``, ``data.masks: instances`` or plain class numbers; ``None`` where it is to be found.
 
     Raises:
@@ -107,7 +107,7 @@ def _labelled(data: Data, survey: Survey, ignored: Mapping[int, int], without: s
 
 
 def _told_levels(data: Data, survey: Survey) -> LabelRule | None:
-    """Soft borders between a background and a foreground that are both named, whichever of them is the darker one."""
+    """Whether there are soft borders between a named background and a named foreground; either may be the darker one."""
     named = {name: given[0] for name, given in (data.labels or {}).items() if len(given) == 1 and isinstance(given[0], int)}
     if len(named) != 2 or BACKGROUND not in named or len(data.labels or {}) != 2:
         return None
@@ -125,7 +125,7 @@ def found_rule(data: Data, survey: Survey, where: Path) -> LabelRule:
     """The one rule that all surveyed masks fit.
 
     Args:
-        data: What the user says; see ``told_rule``.
+        data: What the user says; see ``stated_rule``.
         survey: Of training and validation masks.
         where: The data set, for messages.
 
@@ -134,13 +134,13 @@ def found_rule(data: Data, survey: Survey, where: Path) -> LabelRule:
             few files do not fit the rule of all others (with ``data.bad_cases`` ``skip`` they have no say).
     """
     try:
-        return told_rule(data, survey) or _one_rule(data, survey, where)
+        return stated_rule(data, survey) or _one_rule(data, survey, where)
     except UserError:
         usual, odd = _usual(survey, data.ignore_label)
         if not odd:
             raise
         try:
-            rule = told_rule(data, usual) or _one_rule(data, usual, where)
+            rule = stated_rule(data, usual) or _one_rule(data, usual, where)
         except UserError:
             rule = None
         if rule is None:
@@ -154,7 +154,7 @@ def found_rule(data: Data, survey: Survey, where: Path) -> LabelRule:
 
 
 def _usual(survey: Survey, ignored: int | None) -> tuple[Survey, list[Seen]]:
-    """The survey without the few files that hold values which hardly any other file holds, and these files."""
+    """The survey without the few files whose values hardly any other file holds; and these files."""
     total = len(survey.seen)
     files = Counter(value for file in survey.seen for value in file.values)
     rare = {value for value, count in files.items() if count < _RARE * total and value != ignored}

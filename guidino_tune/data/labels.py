@@ -112,7 +112,7 @@ def _whole(values: NDArray[Any], fractions: bool) -> Codes:
 
 
 def unit_of(values: NDArray[Any]) -> Literal["", "ones", "fractions"]:
-    """Of floating-point numbers from 0 to 1: whether all are 0 or 1, or fractions are among them."""
+    """Whether floats from 0 to 1 are all 0 or 1, or some are fractions."""
     if values.dtype.kind != "f" or values.size == 0 or values.min() < 0 or values.max() > 1:
         return ""
     return "ones" if np.array_equal(np.round(values), values) else "fractions"
@@ -248,7 +248,7 @@ class LabelRule:
         return mask
 
     def beyond(self, found: Any) -> Any:
-        """Of kind ``threshold``: whether values are foreground."""
+        """Whether values are foreground, for a rule of kind ``threshold``."""
         return found > self.threshold if self.top > self.threshold else found < self.threshold
 
     @property
@@ -279,7 +279,7 @@ class LabelRule:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LabelRule:
-        """What ``to_dict`` gave."""
+        """The inverse of ``to_dict``."""
         return cls(**{**values, "values": {int(code): int(number) for code, number in values["values"]}})
 
 

@@ -63,7 +63,7 @@ def read_nifti(path: Path, content: bytes | None, number: int | None) -> Raw:
 
 
 def count_slices(path: Path) -> int:
-    """Slices of a volume, 1 of a 2D image; only the header is read.
+    """Number of slices of a volume, 1 for a 2D image; only the header is read.
 
     Raises:
         Refused: As ``read_nifti``.
@@ -88,8 +88,8 @@ def orientation(path: Path) -> str:
     try:
         image = library.load(path)
         header = image.header
-        told = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
-        if not told or np.array_equal(image.affine, np.eye(4)):
+        oriented = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+        if not oriented or np.array_equal(image.affine, np.eye(4)):
             return ""
         return "".join(str(code) for code in library.aff2axcodes(image.affine))
     except Exception as error:

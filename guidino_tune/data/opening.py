@@ -16,7 +16,7 @@ import numpy as np
 
 from guidino_tune import paths
 from guidino_tune.config.data import Data
-from guidino_tune.data.cases import Case, Listing, some, stable_hash
+from guidino_tune.data.cases import Case, Listing, first_names, stable_hash
 from guidino_tune.data.checks import look_over
 from guidino_tune.data.dividing import leak_notes, take_or_draw
 from guidino_tune.data.labels import LabelRule
@@ -98,8 +98,8 @@ def open_for_search(
     rules = _rules(listing, split, data, split_file, known[0] if known else None)
     tables = []
     for ids, before in ((train, 0), (validation, len(train))):
-        told = (lambda done, _, before=before: progress(before + done, total)) if progress else None
-        tables.append(build_table(listing.select(ids), data, rules, folder, told))
+        report = (lambda done, _, before=before: progress(before + done, total)) if progress else None
+        tables.append(build_table(listing.select(ids), data, rules, folder, report))
     where = split_file or Path(data.root or data.kind)
     check_foreground(tables[0], where)
     _check_validation(tables[1], where)
@@ -107,7 +107,7 @@ def open_for_search(
     notes += tuple(f"left out {text}" for table in tables for text in table.skipped)
     if absent := _absent_classes(tables[0], data.num_classes):
         names = [data.class_names[number - 1] for number in sorted(absent)]
-        notes += (f"no training mask holds {some(names)}: nothing is learned about it, and not predicting it scores 1",)
+        notes += (f"no training mask holds {first_names(names)}: nothing is learned about it, and not predicting it scores 1",)
     if (ceiling := tables[0].ceiling) < LOW_CEILING:
         notes += (
             f"masks at {data.image_size} px and back: Dice {ceiling:.2f} to themselves, the most that any network can score at their own "
@@ -120,7 +120,7 @@ def open_for_search(
 
 
 def _rules(listing: Listing, split: Split, data: Data, split_file: Path | None, labels: LabelRule | None) -> Rules:
-    """Those that the study has, or else those of its training and validation cases."""
+    """The rules that the study has stored, or else those measured on its training and validation cases."""
     stored = split_file.parent / RULES if split_file is not None else None
     rules = read_rules(stored) if stored is not None else None
     if rules is None:
@@ -170,12 +170,12 @@ def _absent_classes(train: CaseTable, num_classes: int) -> set[int]:
 
 
 def _twins(listing: Listing) -> tuple[str, ...]:
-    """Ids that are one on a Mac or on Windows."""
+    """Ids that a Mac or Windows would take for one."""
     folded: dict[str, list[str]] = {}
     for case in listing.cases:
         folded.setdefault(case.id.casefold(), []).append(case.id)
     twins = [" and ".join(sorted(ids)) for ids in folded.values() if len(ids) > 1]
-    return (f"ids that differ in capitals only, of which a Mac or Windows would keep one: {some(twins)}",) if twins else ()
+    return (f"ids that differ in capitals only, of which a Mac or Windows would keep one: {first_names(twins)}",) if twins else ()
 
 
 def _choose(ids: tuple[str, ...], most: int | None, seed: int) -> tuple[str, ...]:

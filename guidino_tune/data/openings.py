@@ -40,7 +40,7 @@ def record_opening(split_file: Path, reason: str, cases: int) -> None:
 
 
 def copied_from(copy: Path, source: Path) -> None:
-    """Remembers where a copy of a split was taken from, and carries openings into that one's record that only the copy's has."""
+    """Remembers which split a copy was taken from, and adds openings that only the copy has recorded to the record of the original."""
     place, text = copy.parent / SOURCE, json.dumps({"split": str(source.absolute())}) + "\n"
     if not place.is_file() or place.read_text(encoding="utf-8") != text:
         temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
@@ -70,8 +70,8 @@ def openings(split_file: Path) -> list[dict[str, str]]:
     return sorted(lines.values(), key=lambda opening: opening["time"])
 
 
-def told(before: list[dict[str, str]]) -> str:
-    """What a reader of test scores must know about the openings before; empty where there was none."""
+def earlier_openings(before: list[dict[str, str]]) -> str:
+    """What a reader of test scores must know about earlier openings; empty where there was none."""
     if not before:
         return ""
     times = "once" if len(before) == 1 else f"{len(before)} times"
@@ -88,7 +88,7 @@ def _lines(split_file: Path) -> list[str]:
 
 
 def _sources(split_file: Path) -> list[Path]:
-    """The split that this one is a copy of, the one that that is a copy of, and so on."""
+    """The split that this one was copied from, the one before that, and so on."""
     known = [split_file]
     while True:
         try:

@@ -47,13 +47,23 @@ def read_picture(content: bytes, formats: tuple[str, ...] = _FORMATS) -> Raw:
         if content.startswith(JPEG) and (raw := _deep_jpeg(content)) is not None:
             return raw
         raise
+    return read_opened(picture, small, content.startswith(JPEG) or (picture.format == "WEBP" and b"VP8L" not in _chunks(content)))
+
+
+def read_opened(picture: Image.Image, small: int = 0, lossy: bool = False) -> Raw:
+    """Decodes what Pillow has opened, or made.
+
+    Args:
+        picture: It may be decoded already.
+        small: Bits of the greys in a PNG, where they are less than 8.
+        lossy: As of ``Raw``.
+    """
     check_size(picture.width, picture.height)
     frames = getattr(picture, "n_frames", 1) if picture.format != "MPO" else 1  # of a photograph, whose others are previews
     if frames > 1:
         raise several(frames, "frames" if picture.format != "TIFF" else "pages")
     orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     picture.load()  # decodes all of it: a file cut short fails here
-    lossy = content.startswith(JPEG) or (picture.format == "WEBP" and b"VP8L" not in _chunks(content))
     return _turned(_unpacked(picture, small, lossy), orientation)
 
 

@@ -62,7 +62,7 @@ class Raw:
 
     @property
     def bits(self) -> int:
-        """Of one number: as the format says it, else of the type."""
+        """Bits of one number: as the format says, else of the type."""
         return self.white.bit_length() or self.values.dtype.itemsize * 8
 
     @property
@@ -125,5 +125,5 @@ def oriented(array: Values, orientation: int) -> Values:
 
 
 def opacity(alpha: Values) -> Values | None:
-    """``alpha``, or ``None`` where all can be seen alike: then it tells nothing."""
+    """``alpha``, or ``None`` where it is the same everywhere and says nothing."""
     return None if alpha.size == 0 or (alpha.flat[0] != 0 and (alpha == alpha.flat[0]).all()) else np.ascontiguousarray(alpha)

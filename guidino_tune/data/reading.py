@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -18,7 +20,7 @@ DICOM_AT = 128
 TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 """How a TIFF begins; the last two of BigTIFF."""
 
-__all__ = ["Raw", "is_deep", "lies_otherwise", "read_bytes", "read_raw", "volume_slices"]
+__all__ = ["Raw", "explained", "is_deep", "lies_otherwise", "read_bytes", "read_raw", "volume_slices"]
 
 
 def read_bytes(path: Path) -> bytes:
@@ -45,8 +47,16 @@ def read_raw(path: Path, content: bytes | None = None) -> Raw:
     Raises:
         UserError: The file is missing, broken, cut short or too large, holds several pictures, or needs a package that is not installed.
     """
-    try:
+    with explained(str(path)):
         return _decoded(path, content)
+
+
+@contextlib.contextmanager
+def explained(where: str) -> Iterator[None]:
+    """Turns whatever decoders raise into a ``UserError`` about this image."""
+    try:
+        yield
+        return
     except Refused as error:
         what, todo = error.what, error.todo
     except UserError:
@@ -56,7 +66,7 @@ def read_raw(path: Path, content: bytes | None = None) -> Raw:
     except Exception as error:  # of damaged bytes decoders raise whatever comes: IndexError, struct.error, zlib.error, ...
         reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
         what, todo = f"cannot be decoded: {reason}", "restore the file, or set data.bad_cases=skip"
-    raise UserError(what, where=str(path), todo=todo) from None
+    raise UserError(what, where=where, todo=todo) from None
 
 
 def is_deep(path: Path) -> bool:
@@ -105,7 +115,7 @@ def volume_slices(path: Path) -> int:
 
 
 def lies_otherwise(image: Path, mask: Path) -> str:
-    """How two NIfTI files lie differently in space, by their headers, in words; empty where they do not, or one does not tell.
+    """Says how the headers of two NIfTI files differ in orientation; empty where they agree, or where one says nothing.
 
     Raises:
         UserError: As ``volume_slices``.

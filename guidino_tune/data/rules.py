@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from guidino_tune.config.data import IGNORED, Data
-from guidino_tune.data.cases import Case, some, stable_hash
+from guidino_tune.data.cases import Case, first_names, stable_hash
 from guidino_tune.data.intensity import EIGHT_BITS, IntensityRule, measure_intensity
 from guidino_tune.data.label_rules import Survey, found_rule
 from guidino_tune.data.labels import LabelRule, Seen, look, strength
@@ -63,7 +63,7 @@ class Rules:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Rules:
-        """What ``to_dict`` gave."""
+        """The inverse of ``to_dict``."""
         return cls(LabelRule.from_dict(values["labels"]), IntensityRule.from_dict(values["intensity"]), values["channels"])
 
 
@@ -72,7 +72,7 @@ Surveyed = Mapping[str, tuple[tuple[Seen, Seen | None], ...]]
 
 
 def plain_rules(data: Data) -> Rules:
-    """Images of 8 bits as they are; masks of 0 and 255, cut half way, or the numbers of classes. For files that are known to be so."""
+    """For files known to be plain: images of 8 bits as they are; masks of 0 and 255, cut half way, or of the classes' numbers."""
     if data.num_classes == 1:
         labels = LabelRule("threshold", threshold=127.5, top=255, text="masks: foreground is above 127.5")
     else:
@@ -173,7 +173,7 @@ def measure_rules(train: Sequence[Case], validation: Sequence[Case], data: Data,
 
 
 def _turned(cases: Sequence[Case]) -> tuple[str, ...]:
-    """Tells of images that are turned as their header asks, and whose masks have no such header: which of the two was drawn on?"""
+    """A note on images that their header turns while their masks have no such header: nobody knows which of the two was drawn on."""
     with ThreadPoolExecutor(_THREADS) as threads:
         images, masks = (list(threads.map(is_turned, [getattr(case, side) for case in cases])) for side in ("image", "mask"))
     turned = [case.image.name for case, image, mask in zip(cases, images, masks, strict=True) if image and not mask]
@@ -181,7 +181,7 @@ def _turned(cases: Sequence[Case]) -> tuple[str, ...]:
         return ()
     return (
         f"{len(turned)} of {len(cases)} images are turned as their header asks (EXIF orientation), and their masks are not: "
-        f"{some(turned)}. Masks must fit the images as viewers show them; where they were drawn on the stored pixels, remove the "
+        f"{first_names(turned)}. Masks must fit the images as viewers show them; where they were drawn on the stored pixels, remove the "
         "orientation: exiftool -Orientation= FILES",
     )
 

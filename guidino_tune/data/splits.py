@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from guidino_tune.config.data import Data
-from guidino_tune.data.cases import Case, Listing, Pair, some
+from guidino_tune.data.cases import Case, Listing, Pair, first_names
 from guidino_tune.data.drawing import Cells, cells, draw_folds, draw_part
 from guidino_tune.errors import UserError
 
@@ -200,7 +200,7 @@ def _origin(origins: dict[str, str]) -> str:
 def joined(listing: Listing, pairs: Iterable[Pair]) -> Listing:
     """The same cases, in which copies, and the groups that they belong to, are one group."""
     group_of = {case.id: case.group for case in listing.cases}
-    groups = together(group_of.values(), ((group_of[a], group_of[b]) for a, b in pairs))
+    groups = representatives(group_of.values(), ((group_of[a], group_of[b]) for a, b in pairs))
     return replace(listing, cases=tuple(replace(case, group=groups[case.group]) for case in listing.cases))
 
 
@@ -228,7 +228,7 @@ def split_apart(
     pairs = tuple(pairs)
     ids = {case.id for case in listing.cases}
     split = make_split(joined(listing, pairs), data, sizes)
-    same = together(ids, pairs)
+    same = representatives(ids, pairs)
     taken: dict[str, str] = {}
     for part in reversed(PARTS):
         for name in getattr(split, part):
@@ -245,8 +245,8 @@ def split_apart(
     return split, tuple(sorted(ids.difference(*kept.values())))
 
 
-def together(names: Iterable[str], pairs: Iterable[Pair]) -> dict[str, str]:
-    """For every name, the first name (sorted) of all that it is linked to, directly or not; the same for any order of names and pairs."""
+def representatives(names: Iterable[str], pairs: Iterable[Pair]) -> dict[str, str]:
+    """For each name, the first (sorted) of all names that pairs link it to, directly or through others; their order does not matter."""
     first = {name: name for name in names}
 
     def find(name: str) -> str:
@@ -331,7 +331,7 @@ def parse_split(values: object, where: str, todo: str) -> Split:
         raise UserError("origin must be text and seed a whole number", where=where, todo=todo)
     twice = [name for name, count in Counter(name for part in PARTS for name in values[part]).items() if count > 1]
     if twice:
-        raise UserError(f"{len(twice)} cases are in it twice: {some(twice)}", where=where, todo="leave each case in one part only")
+        raise UserError(f"{len(twice)} cases are in it twice: {first_names(twice)}", where=where, todo="leave each case in one part only")
     if not values["train"] or not values["validation"]:
         raise UserError("train or validation is empty", where=where, todo=todo)
     return Split(train=tuple(values["train"]), validation=tuple(values["validation"]), test=tuple(values["test"]), origin=origin, seed=seed)
@@ -382,7 +382,7 @@ def check_split(split: Split, listing: Listing, path: Path, parts: Iterable[str]
     missing = [name for part in parts for name in getattr(split, part) if name not in known]
     if missing:
         raise UserError(
-            f"{len(missing)} cases of the stored split are not in the data set: {some(missing)}",
+            f"{len(missing)} cases of the stored split are not in the data set: {first_names(missing)}",
             where=str(path),
             todo=f"point data.root at the data the split was made from (now: {listing.cases[0].image.parent}), or use another split file",
         )

@@ -162,7 +162,7 @@ class CaseTable:
 
 
 class _Pixels:
-    """A column of bytes over all batches, of which each row is a view of the mapped file."""
+    """A column of bytes over all batches; each row is a view of the mapped file."""
 
     def __init__(self, columns: Sequence[Any]) -> None:
         self._per_batch = len(columns[0])

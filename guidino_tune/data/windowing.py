@@ -47,7 +47,7 @@ class IntensityRule:
 
     @property
     def dtype(self) -> type[np.uint8] | type[np.uint16]:
-        """Of decoded images: uint8 of 0 to 255, or uint16 of 0 to 65535."""
+        """The type of decoded images: uint8 of 0 to 255, or uint16 of 0 to 65535."""
         return np.uint8 if self.kind == "8-bit" else np.uint16
 
     def describe(self) -> str:
@@ -56,14 +56,14 @@ class IntensityRule:
             return f"images: {self.form}; taken as they are"
         if self.kind == "file":
             return f"images: {self.form}; the window that each file asks for becomes black to white"
-        told = self._told()
+        spans = self._spans()
         also = "; images of 8 bits are taken as they are" if "both" in self.depths else ""
         if self.kind == "window":
-            return f"images: {self.form}; {told} become black to white{also}"
+            return f"images: {self.form}; {spans} become black to white{also}"
         low, high = PERCENTILES
-        return f"images: {self.form}; {low} to {high} percentiles of the training images, {told}, become black to white{also}"
+        return f"images: {self.form}; {low} to {high} percentiles of the training images, {spans}, become black to white{also}"
 
-    def _told(self) -> str:
+    def _spans(self) -> str:
         spans = [f"{low:.6g} to {high:.6g}" for low, high in self.windows]
         word = "channel"
         if self.kind == "percentiles":
@@ -149,7 +149,7 @@ def apply(rule: IntensityRule, raws: Sequence[Raw], channels: int, paths: Files 
 
 
 def stretched(raw: Raw) -> NDArray[np.uint8]:
-    """One file for the eye, by a rule of its own; never for networks, for its brightness says nothing beside another's.
+    """Makes one file visible by a rule of its own. Not for networks: its brightness cannot be compared with another file's.
 
     Returns:
         uint8 (H, W, C): 8 bits as they are, of others their own percentiles from black to white.
@@ -247,7 +247,7 @@ def _window(rule: IntensityRule, raws: Sequence[Raw], index: int, number: int, p
 
 
 def _check_inside(plane: Values, window: Span, where: str) -> None:
-    """Refuses an image of which nothing would be left: its numbers mean something else than those that were measured."""
+    """Refuses an image whose numbers all lie outside the window: they mean something else than those that were measured."""
     finite = plane[np.isfinite(plane)] if plane.dtype.kind == "f" else plane
     least, most = finite.min(), finite.max()
     if least < most and (most <= window[0] or least >= window[1]):
@@ -275,7 +275,7 @@ def _scaled(plane: Values, raw: Raw, window: Span, rule: IntensityRule, where: s
 
 
 def _seen(pixels: Pixels, raw: Raw) -> Pixels:
-    """Upon black: what the alpha channel lets through."""
+    """Puts the pixels on black as far as the alpha channel lets them through."""
     if raw.alpha is None:
         return pixels
     alpha = raw.alpha if pixels.ndim == 2 else raw.alpha[..., None]

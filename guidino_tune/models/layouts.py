@@ -126,8 +126,8 @@ def recognise(weights: Mapping[str, Tensor], heads: int | None = None) -> Networ
 
 def _dinov3(weights: dict[str, Tensor], heads: int | None) -> Network:
     width = _shape(weights, "patch_embed.proj.weight", 4)[0]
-    told, theta = _positions(weights, width)
-    heads, notes = _num_heads("dinov3_vit", width, told, heads)
+    noted, theta = _positions(weights, width)
+    heads, notes = _num_heads("dinov3_vit", width, noted, heads)
     if width // heads % 4:
         raise Unknown(f"{heads} heads of width {width // heads} cannot have DINOv3's positions, which take whole fours of it", SAY_HEADS)
     blocks = _blocks(weights)
@@ -178,26 +178,26 @@ def _positions(weights: dict[str, Tensor], width: int) -> tuple[int | None, floa
     return width // (4 * count), theta
 
 
-def _num_heads(kind: str, width: int, told: int | None, given: int | None) -> tuple[int, tuple[str, ...]]:
+def _num_heads(kind: str, width: int, noted: int | None, given: int | None) -> tuple[int, tuple[str, ...]]:
     """How many attention heads a vision transformer has: never a guess, for any number that divides the width gives features.
 
     Args:
         kind: A key of ``_HEADS``.
         width: Of the network.
-        told: What its file tells.
+        noted: What its file says.
         given: What a person says.
 
     Returns:
         The number, and a note where it was taken from the published network of this width.
     """
     if given is not None:
-        if told is not None and told != given:
-            raise Unknown(f"has {told} attention heads by its buffer of periods, not {given}", "leave out --heads")
+        if noted is not None and noted != given:
+            raise Unknown(f"has {noted} attention heads by its buffer of periods, not {given}", "leave out --heads")
         if given < 1 or width % given:
             raise Unknown(f"its width {width} cannot be divided into {given} attention heads", SAY_HEADS)
         return given, ()
-    if told is not None:
-        return told, ()
+    if noted is not None:
+        return noted, ()
     known = _HEADS[kind].get(width)
     if known is None:
         raise Unknown(

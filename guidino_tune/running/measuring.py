@@ -13,7 +13,7 @@ from rich.console import Console
 from guidino_tune import paths, targets
 from guidino_tune.config import Data, Protocol, Resources
 from guidino_tune.data.cases import Case
-from guidino_tune.data.openings import openings, told
+from guidino_tune.data.openings import earlier_openings, openings
 from guidino_tune.data.sealed import open_test
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import read_split
@@ -81,7 +81,7 @@ def measure_models(
         validation = {name: listing.select(read_split((split_files or {}).get(name, split_file)).validation) for name in missing}
     cases: list[Case] = []
     if part == "test":
-        before = told(openings(split_file))
+        before = earlier_openings(openings(split_file))
         cases = open_test(data, split_file, reason=f"{reason}: {', '.join(missing)}")[:limit]
         if before:
             console.print(f"note: {before}", style="yellow", highlight=False, soft_wrap=True)

@@ -43,14 +43,14 @@ def training_notes(experiment: Experiment, num_train: int, num_validation: int, 
     if num_validation < FEW_CASES:
         data = experiment.data
         folds = data.folds or min(5, max(2, num_train + num_validation))
-        told = f"retrain --folds {folds} scores every case by a model that has not seen it"
+        remedy = f"retrain --folds {folds} scores every case by a model that has not seen it"
         if data.max_validation_cases is not None and data.max_validation_cases <= num_validation:
-            told = f"raise data.max_validation_cases, which is {data.max_validation_cases}"
+            remedy = f"raise data.max_validation_cases, which is {data.max_validation_cases}"
         elif data.folds is None:
-            told = f"data.folds={folds} divides all that is not for the test into {folds} parts, each for validation once, and {told}"
+            remedy = f"data.folds={folds} divides all that is not for the test into {folds} parts, each for validation once, and {remedy}"
         weight = f"each is {100 / num_validation:.0f} % of every score" if num_validation else "nothing can be compared"
         cases = "case is" if num_validation == 1 else "cases are"
-        notes.append(f"only {num_validation} {cases} for validation: {weight}, and the best trial may be so by chance; {told}")
+        notes.append(f"only {num_validation} {cases} for validation: {weight}, and the best trial may be so by chance; {remedy}")
     return notes
 
 

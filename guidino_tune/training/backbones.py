@@ -80,7 +80,7 @@ def known_of_model(folder: Path, experiment: Experiment) -> dict[str, Known]:
 
 
 def is_unnoted(folder: Path, experiment: Experiment) -> str:
-    """A note to who uses a model of which nobody knows on which weights it was trained; empty otherwise."""
+    """A note for users of a model whose backbone was never noted; empty otherwise."""
     guide = experiment.guide
     if not isinstance(guide, DINOGuide) or any(known.fingerprint for known in known_of_model(folder, experiment).values()):
         return ""

@@ -47,7 +47,7 @@ def peak_gigabytes(device: torch.device) -> float:
 def forward_seconds(
     model: nn.Module, size: int, device: torch.device, autocast: torch.autocast, *, channels_last: bool, channels: int = 3
 ) -> float:
-    """Seconds of a forward pass of one image, as a median; with whatever else the machine does meanwhile, and without compilation.
+    """Median seconds of a forward pass of one image, without compilation; other work on the machine counts too.
 
     Args:
         model: Put into eval mode.

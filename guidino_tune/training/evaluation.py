@@ -17,7 +17,7 @@ from guidino_tune.config import Data, Protocol
 from guidino_tune.config.data import INSTANCES
 from guidino_tune.config.parsing import parse, read_yaml
 from guidino_tune.data.carrying import DIGEST
-from guidino_tune.data.cases import Case, some
+from guidino_tune.data.cases import Case, first_names
 from guidino_tune.data.decoding import read_case
 from guidino_tune.data.files import slice_of
 from guidino_tune.data.identity import check_images, same_images
@@ -112,7 +112,7 @@ def choose_largest_component(
 
 
 def write_scores(scores: Mapping[str, CaseScore], path: Path, protocol: Protocol, data: Data) -> None:
-    """One line per case (CSV): id, Dice, IoU, HD95 and ASD, where there are several classes those of each by its name, and the protocol.
+    """Writes one line per case (CSV): id, Dice, IoU, HD95 and ASD, the same of each class by its name, and the protocol.
 
     The protocol is a column, not a comment: spreadsheets and ``pandas.read_csv`` read the file as it is, and joined files stay clear.
     """
@@ -176,7 +176,7 @@ def choose_cases(
         own = find_split(model, split_file)
         if own and (copies := same_images(cases, images_of(own))):
             what = f"{len(copies)} of these {len(cases)} images are copies of those that the model was trained or chosen on"
-            raise UserError(f"{what}: {some(copies)}", where="--split all", todo=OTHERS)
+            raise UserError(f"{what}: {first_names(copies)}", where="--split all", todo=OTHERS)
         return cases
     file = find_split(model, split_file)
     if file is None or not file.exists():
@@ -199,7 +199,7 @@ def choose_cases(
 
 
 def check_model_split(model: Path, file: Path) -> None:
-    """A split by which a model is scored is the one that it was trained and chosen on: by another, it may be scored on its training cases.
+    """Refuses a split that the model was not trained and chosen on: it may hold the model's training cases for validation.
 
     Args:
         model: The model or trial folder; its provenance holds the digest of its split; else its own is in it, beside it or above it.
@@ -252,7 +252,7 @@ def validation_cases(model: Path, data: Data, *, root: str | None, split_file: s
 
 
 def rules_for(cases: Sequence[Case], data: Data, rules: Rules) -> Rules:
-    """How another data set is read by a model: its masks by a rule of their own where one is found, its images by the model's."""
+    """The rules for another data set: for its masks their own rule where one is found, for its images that of the model."""
     try:
         return dataclasses.replace(rules, labels=label_rule(survey_masks(cases, data), data))
     except UserError:

@@ -141,7 +141,7 @@ def read_history(file: Path) -> list[EpochRecord]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name of a file that nobody changes in place; a copy where the file system has no such names."""
+    """Gives a file that is never changed in place a second name (hard link); copies it where the file system has no such links."""
     try:
         os.link(source, target)
     except OSError:
@@ -178,7 +178,7 @@ def append_whole(file: FileIO, data: bytes) -> None:
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Gives an ``OSError`` the file it is about: one of writing, as on a full disk, names none."""
+    """Adds the file to an ``OSError``: an error of writing, as on a full disk, names none."""
     try:
         yield
     except OSError as error:

@@ -17,9 +17,10 @@ from torch import nn
 
 from guidino_tune.config import Experiment
 from guidino_tune.config.study import OBJECTIVE
+from guidino_tune.data.batches import Batch
 from guidino_tune.data.opening import SearchData
 from guidino_tune.data.store import ChunkStore
-from guidino_tune.data.views import Batch, TrainViews, validation_batches, view_seed
+from guidino_tune.data.views import TrainViews, validation_batches, view_seed
 from guidino_tune.errors import UserError
 from guidino_tune.inference import slide, to_labels
 from guidino_tune.losses import SegmentationLoss

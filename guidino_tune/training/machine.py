@@ -48,7 +48,7 @@ def note_machine(folder: Path, run: TrainingRun) -> None:
 
 
 def read_machines(folder: Path) -> list[dict[str, Any]]:
-    """What was noted, oldest first; empty where nothing was, or where it cannot be read."""
+    """The noted machines, oldest first; empty where there are none, or where the list cannot be read."""
     try:
         found: list[dict[str, Any]] = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

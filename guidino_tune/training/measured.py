@@ -62,7 +62,7 @@ def cases_file(folder: TrialFolder, measured: Measured, part: Part = "test") -> 
 
 
 def remember(folder: TrialFolder, measured: Measured, part: Part = "test") -> None:
-    """Puts a measurement last; those of other weights are forgotten, for nobody could say what they belong to."""
+    """Puts a measurement last. Those of other weights are dropped: nobody could say what they belong to."""
     known = read_measured(folder, part)
     for old in known:
         if old.weights != measured.weights and old.key != measured.key:

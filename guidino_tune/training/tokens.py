@@ -113,14 +113,14 @@ def to_features(tokens: Sequence[Tensor]) -> Features | None:
 
 
 def _frozen(experiment: Experiment) -> DINOGuide:
-    """What of a guide decides its frozen backbone."""
+    """The settings of a guide on which its frozen backbone depends."""
     guide = experiment.guide
     assert isinstance(guide, DINOGuide)
     return DINOGuide(backbone=guide.backbone, weights=guide.weights, sha256=guide.sha256)
 
 
 def _where(guide: DINOGuide) -> tuple[str, str]:
-    """Where the weights lie now, and the state of their files: what was loaded before is not it when they were exchanged."""
+    """Where the weights lie now, and the state of their files, so that exchanged weights are loaded again."""
     place = place_of(guide.backbone)
     folder = Path(place).expanduser()
     files: Stamp = stamp(folder) if is_local_backbone(place) and folder.is_dir() else []

@@ -44,8 +44,8 @@ def data_page(data: Data) -> Iterator[Finding]:
         opened = open_for_search(lenient, cache=Path(folder))
         layout, *others = listing.notes
         groups = {case.group for case in listing.cases}
-        told = f"; {len(groups)} groups" if len(groups) < len(listing.cases) else "; no groups: each case may go into another part"
-        yield Finding("ok", "layout", layout.removeprefix("layout: ") + told)
+        text = f"; {len(groups)} groups" if len(groups) < len(listing.cases) else "; no groups: each case may go into another part"
+        yield Finding("ok", "layout", layout.removeprefix("layout: ") + text)
         yield Finding("ok", "read as", opened.rules.intensity.describe())
         yield Finding("ok", "read as", opened.rules.labels.text + _named(lenient))
         yield Finding("ok", "sizes", _sizes(opened, lenient))
@@ -76,23 +76,23 @@ def _tables(opened: SearchData) -> tuple[CaseTable, CaseTable]:
 def _sizes(opened: SearchData, data: Data) -> str:
     sizes = Counter(table.original_size(i)[::-1] for table in _tables(opened) for i in range(len(table)))
     usual, count = sizes.most_common(1)[0]
-    told = f"all {usual[0]}x{usual[1]}"
+    text = f"all {usual[0]}x{usual[1]}"
     if len(sizes) > 1:
         least, most = min(sizes, key=lambda s: s[0] * s[1]), max(sizes, key=lambda s: s[0] * s[1])
-        told = f"{least[0]}x{least[1]} to {most[0]}x{most[1]}, most often {usual[0]}x{usual[1]} ({count} of {sizes.total()})"
+        text = f"{least[0]}x{least[1]} to {most[0]}x{most[1]}, most often {usual[0]}x{usual[1]} ({count} of {sizes.total()})"
     if data.view == "patch":
-        return f"{told}; seen in patches of {data.image_size} px"
+        return f"{text}; seen in patches of {data.image_size} px"
     ceiling = opened.train.ceiling
     kept = "" if np.isnan(ceiling) else f", masks there and back: Dice {ceiling:.2f} to themselves"
     low = " (the most that any network can score)" if ceiling < LOW_CEILING else ""
     how = "squashed" if data.resize == "squash" else "padded"
-    return f"{told}; {how} to {data.image_size} px{kept}{low}"
+    return f"{text}; {how} to {data.image_size} px{kept}{low}"
 
 
 def _foreground(opened: SearchData, data: Data) -> str:
     shares = np.concatenate([table.foreground for table in _tables(opened)])
     empty = int((shares == 0).sum())
-    told = f"{np.median(shares):.1%} of an image (median), {shares.min():.1%} to {shares.max():.1%}; {empty} of {len(shares)} masks empty"
+    text = f"{np.median(shares):.1%} of an image (median), {shares.min():.1%} to {shares.max():.1%}; {empty} of {len(shares)} masks empty"
     if data.num_classes > 1:
         found = Counter(
             number
@@ -101,8 +101,8 @@ def _foreground(opened: SearchData, data: Data) -> str:
             for number in np.unique(table.mask(i))
             if number not in (0, IGNORED)
         )
-        told += "; " + ", ".join(f"{name} in {found[number]} cases" for number, name in enumerate(data.class_names, 1))
-    return told
+        text += "; " + ", ".join(f"{name} in {found[number]} cases" for number, name in enumerate(data.class_names, 1))
+    return text
 
 
 def _sheet(opened: SearchData, data: Data) -> Image.Image:

@@ -12,9 +12,13 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from guidino_tune.config import Data
+from guidino_tune.config.parsing import parse
+from guidino_tune.data.cases import first_names
 from guidino_tune.data.files import ENDINGS, VOLUMES, ending, slice_of, stem
 from guidino_tune.data.predicted import MARK, MASKS, OVERLAYS, mark_in
 from guidino_tune.data.reading import volume_slices
+from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import UserError
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -35,8 +39,8 @@ class Found(NamedTuple):
 def find_images(images: Path, output: Path) -> Found:
     """The image files in a folder and its sub-folders, or the one image; of a volume every slice (``volume.nii.gz#12``).
 
-    Hidden files, other files, and what ``predict`` itself wrote are passed over, so that a second run does not take the masks of the
-    first for images.
+    Passed over are hidden and other files, the masks of a data set (in folders of their own, or named otherwise than their images), and
+    what ``predict`` itself wrote: a second run does not take the masks of the first for images.
 
     Raises:
         UserError: There is no such path, the file is no image, the folder holds none, or a name is no UTF-8.
@@ -49,6 +53,7 @@ def find_images(images: Path, output: Path) -> Found:
         return Found({file: Path(stem(file)) for file in _slices(images)}, ())
     passed: Counter[str] = Counter()
     files: list[Path] = []
+    truth = _true_masks(images)
     for file in _walk(images, {(output / MASKS).resolve(), (output / OVERLAYS).resolve()}, passed):
         if file.name.startswith("."):
             passed["hidden"] += 1
@@ -56,6 +61,8 @@ def find_images(images: Path, output: Path) -> Found:
             passed[file.suffix.lower()] += 1
         elif mark_in(file) is not None:
             passed["of predict itself"] += 1
+        elif file in truth:
+            passed["true masks"] += 1
         elif any("\ud800" <= letter <= "\udfff" for letter in str(file)):  # how Python shows bytes that are no UTF-8
             raise UserError(f"the name {str(file)!r} is no UTF-8", todo="rename it")
         else:
@@ -68,8 +75,20 @@ def find_images(images: Path, output: Path) -> Found:
     notes = [f"passed over: {over}"] if over else []
     whole = [name for file, name in names.items() if name.name == file.name]
     if whole:
-        notes.append(f"images of one folder that differ only in their ending keep it in the names of their masks: {_some(whole)}")
+        notes.append(
+            f"images of one folder that differ only in their ending keep it in the names of their masks: {first_names(map(png, whole))}"
+        )
     return Found({images / file: name for file, name in names.items()}, tuple(notes))
+
+
+def _true_masks(root: Path) -> set[Path]:
+    """The masks of a data set, as training finds them; of other folders none. ``a.png`` beside ``a.jpg`` is an image for all we know."""
+    try:
+        cases = find_cases(parse(Data, {"kind": "folder", "root": str(root), "bad_cases": "skip"}, "images")).cases
+    except UserError:
+        return set()
+    pairs = ((slice_of(case.image)[0], slice_of(mask)[0]) for case in cases for mask in case.masks)
+    return {mask for image, mask in pairs if mask.parent != image.parent or stem(mask) != stem(image)}
 
 
 def _slices(file: Path) -> list[Path]:
@@ -213,7 +232,3 @@ def is_own(file: Path) -> bool:
 
 def _digest(picture: Image.Image) -> str:
     return hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).hexdigest()
-
-
-def _some(names: list[Path]) -> str:
-    return ", ".join(str(png(name)) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

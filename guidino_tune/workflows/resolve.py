@@ -25,11 +25,11 @@ def resolve_data(space: Space) -> Space:
             return experiment
         if data not in known:
             known[data] = find_cases(data)
-        told = apply_implied(data, known[data])
-        if told == data:
+        data_set = apply_implied(data, known[data])
+        if data_set == data:
             return experiment
         return Experiment.from_dict(
-            {**experiment.to_dict(), "data": told}, source=f"{space.source}, with what the data set tells of itself"
+            {**experiment.to_dict(), "data": data_set}, source=f"{space.source}, with what the data set tells of itself"
         )
 
     recipes = {name: resolved(recipe) for name, recipe in space.recipes.items()}

@@ -30,9 +30,9 @@ from torch import nn
 
 from guidino_tune.cli import positive
 from guidino_tune.config import Experiment
+from guidino_tune.data.batches import Batch
 from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.store import ChunkStore
-from guidino_tune.data.views import Batch
 from guidino_tune.errors import UserError
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model

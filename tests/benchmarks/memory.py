@@ -32,12 +32,12 @@ from measuring import kvasir_root, parser, report
 from guidino_tune.cli import positive
 from guidino_tune.config import Experiment
 from guidino_tune.data.augmentation import make_augmentation
+from guidino_tune.data.batches import Batch
 from guidino_tune.data.decoding import read_case
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.rules import plain_rules
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.store import ChunkStore
-from guidino_tune.data.views import Batch
 from guidino_tune.framing import place, place_mask
 from guidino_tune.normalisation import normalise
 from guidino_tune.running import executors

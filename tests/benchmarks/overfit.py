@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from guidino_tune import config
 from guidino_tune.cli import positive
 from guidino_tune.config import Experiment
+from guidino_tune.data.batches import Batch
 from guidino_tune.data.opening import open_for_search
-from guidino_tune.data.views import Batch, validation_batches
+from guidino_tune.data.views import validation_batches
 from guidino_tune.errors import UserError, nearest
 from guidino_tune.inference import to_labels
 from guidino_tune.losses import SegmentationLoss

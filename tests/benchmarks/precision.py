@@ -26,8 +26,9 @@ from torch import nn
 from guidino_tune import config
 from guidino_tune.cli import positive
 from guidino_tune.config import Experiment
+from guidino_tune.data.batches import Batch
 from guidino_tune.data.opening import open_for_search
-from guidino_tune.data.views import Batch, validation_batches
+from guidino_tune.data.views import validation_batches
 from guidino_tune.errors import UserError, nearest
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from conftest import SPACE, Command, study_folder
 
+from guidino_tune import paths
 from guidino_tune.compare import main as compare
 from guidino_tune.config import Experiment
 from guidino_tune.data.opening import open_for_search
@@ -110,7 +111,7 @@ def test_finalists_are_compared_once_and_the_test_is_opened_once(
 
     # The first once more, from Python: nothing is printed, trained, measured or opened.
     scores = (study.reports / "compare-4-epochs.csv").read_text()
-    found = compare_study(SimpleNamespace(name="small"), top=2, seeds=2, epochs=4)
+    found = compare_study(SimpleNamespace(folder=paths.studies() / "small"), top=2, seeds=2, epochs=4)
     assert capsys.readouterr().out == ""
     assert {f: f.stat().st_mtime_ns for f in study.path.rglob("compare/*/seed-*/history.jsonl")} == before
     assert len(openings.read_text().splitlines()) == 2

@@ -21,7 +21,7 @@ from guidino_tune.compare import main as compare
 from guidino_tune.config import Protocol, Resources
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.opening import open_for_search
-from guidino_tune.data.openings import OPENINGS, copied_from, openings, record_opening, told
+from guidino_tune.data.openings import OPENINGS, copied_from, earlier_openings, openings, record_opening
 from guidino_tune.data.sealed import open_test
 from guidino_tune.errors import UserError
 from guidino_tune.evaluate import main as evaluate
@@ -193,7 +193,7 @@ def test_openings_of_a_split_and_of_its_copies_are_seen_together(tmp_path: Path)
     copied_from(copy, study)
     copied_from(other, study)
     assert openings(study) == []
-    assert told(openings(study)) == ""
+    assert earlier_openings(openings(study)) == ""
     record_opening(study, "first", 5)
     record_opening(copy, "second", 5)
     assert [o["reason"] for o in openings(study)] == ["first", "second"]
@@ -204,7 +204,7 @@ def test_openings_of_a_split_and_of_its_copies_are_seen_together(tmp_path: Path)
     assert len(openings(copy)) == len(openings(study)) == 3
     with (study.parent / OPENINGS).open("a") as file:
         file.write('{"time": "20')
-    text = told(openings(study))
+    text = earlier_openings(openings(study))
     assert "opened 3 times before" in text
     assert text.count("second") == 2
     shutil.rmtree(study.parent)  # the study is gone; the copy keeps its own record

@@ -15,7 +15,7 @@ from guidino_tune.config import Data
 from guidino_tune.data import copies
 from guidino_tune.data.cases import Case, Listing
 from guidino_tune.data.copies import copies_among, copies_in_files, near_copies
-from guidino_tune.data.splits import make_split, split_apart, together
+from guidino_tune.data.splits import make_split, representatives, split_apart
 from guidino_tune.errors import UserError
 
 
@@ -133,9 +133,9 @@ def test_together_is_the_closure_of_pairs_in_any_order(draw: st.DataObject) -> N
             union = expected[a] | expected[b]
             for name in union:
                 expected[name] = union
-    found = together(names, pairs)
+    found = representatives(names, pairs)
     assert found == {name: min(expected[name]) for name in names}
-    assert together(reversed(names), [(b, a) for a, b in reversed(pairs)]) == found
+    assert representatives(reversed(names), [(b, a) for a, b in reversed(pairs)]) == found
 
 
 @given(st.data())

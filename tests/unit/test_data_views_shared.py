@@ -12,11 +12,12 @@ from PIL import Image
 from table_helpers import table_of
 
 from guidino_tune.config import Data
-from guidino_tune.data import views as module
+from guidino_tune.data import shared_views as module
+from guidino_tune.data.batches import Batch
 from guidino_tune.data.cases import Case
 from guidino_tune.data.store import Arrays, ChunkStore
 from guidino_tune.data.table import CaseTable
-from guidino_tune.data.views import Batch, TrainViews, validation_batches
+from guidino_tune.data.views import TrainViews, validation_batches
 
 DATA = Data(kind="folder", augmentation="nnunet")
 

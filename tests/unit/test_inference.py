@@ -15,11 +15,11 @@ from guidino_tune.config import Data, Protocol
 from guidino_tune.errors import UserError
 from guidino_tune.framing import place, resize_array
 from guidino_tune.inference import (
-    foreground,
     largest_component,
     predict_image,
     predict_logits,
     to_labels,
+    to_probabilities,
 )
 from guidino_tune.normalisation import normalise
 
@@ -288,11 +288,11 @@ def test_binary_labels_are_above_the_threshold() -> None:
 
 def test_labels_of_several_classes_are_the_likeliest() -> None:
     logits = torch.randn(3, 5, 6, 7)
-    labels, probability = to_labels(logits).numpy(), foreground(logits).numpy()
+    labels, probabilities = to_labels(logits).numpy(), to_probabilities(logits).numpy()
     exponential = np.exp(logits.double().numpy())
     for b, y, x in np.ndindex(3, 6, 7):
         assert labels[b, y, x] == np.argmax(exponential[b, :, y, x])
-        assert probability[b, y, x] == pytest.approx(exponential[b, 1:, y, x].sum() / exponential[b, :, y, x].sum(), rel=1e-4)
+        assert probabilities[b, :, y, x] == pytest.approx(exponential[b, :, y, x] / exponential[b, :, y, x].sum(), rel=1e-4)
     assert labels.dtype == np.uint8
 
 

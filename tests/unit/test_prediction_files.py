@@ -161,6 +161,17 @@ def test_equal_stems_sub_folders_hidden_and_other_files(model: Path, tmp_path: P
     assert all(is_own(f) for f in (tmp_path / "out").rglob("*.png"))
 
 
+@pytest.mark.parametrize("mask", ["masks/{}.png", "images/{}_mask.png", "Ground Truth/{}.tif"])
+def test_the_masks_of_a_data_set_are_no_images(mask: str, tmp_path: Path) -> None:
+    for number in range(6):
+        picture(tmp_path / "images" / f"{number:02d}.png", number)
+        picture(tmp_path / mask.format(f"{number:02d}"), number)
+    picture(tmp_path / "images" / "alone.png")
+    found = find_images(tmp_path, tmp_path / "out")
+    assert sorted(file.name for file in found.names) == [*(f"{number:02d}.png" for number in range(6)), "alone.png"]
+    assert "passed over: 6 true masks" in found.notes
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [

@@ -30,6 +30,7 @@ from guidino_tune.predict import main as predict
 from guidino_tune.training.checkpoints import WEIGHTS, save_weights
 from guidino_tune.training.evaluation import choose_cases, choose_largest_component, evaluate_cases, write_scores
 from guidino_tune.training.model_folder import export_model, find_rules, find_weights, load_model
+from guidino_tune.workflows import predict as workflow
 from guidino_tune.workflows.predict import predict_folder
 
 DATA = Data(kind="demo", image_size=32)
@@ -284,8 +285,7 @@ def test_predictions_have_the_size_and_name_of_their_images(model: Path, tmp_pat
         Image.fromarray(pixels).save(folder / f"i{number}.{['png', 'jpg', 'bmp', 'tif', 'webp'][number]}")
     (folder / "broken.png").write_bytes(b"no image")
     (folder / "notes.txt").write_text("not an image")
-    done, failed, used = predict_folder(model, folder, tmp_path / "out")
-    assert used == Protocol()
+    done, failed = predict_folder(workflow.load_model(model), folder, tmp_path / "out")
     assert done == len(SIZES)
     assert len(failed) == 1
     assert "broken.png" in failed[0]

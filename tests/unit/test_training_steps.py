@@ -13,9 +13,10 @@ from training_helpers import Listener, make_data, make_experiment, train, values
 
 from guidino_tune.config import Data, Experiment
 from guidino_tune.config.epochs import LEAST_STEPS, Steps, batches_per_pass, steps_per_epoch
+from guidino_tune.data.batches import Batch
 from guidino_tune.data.opening import SearchData
 from guidino_tune.data.store import ChunkStore
-from guidino_tune.data.views import Batch, TrainViews
+from guidino_tune.data.views import TrainViews
 from guidino_tune.space.advice import training_notes
 from guidino_tune.training.loop import TrainingRun
 

@@ -67,36 +67,36 @@ def apply_implied(data: Data, listing: Listing) -> Data:
     """
     found: dict[str, Any] = dict(listing.implied)
     where = "what the data set tells of itself"
-    told = parse(Data, {"kind": "folder", **found}, where) if found else data
+    implied = parse(Data, {"kind": "folder", **found}, where) if found else data
     changed: dict[str, Any] = {}
     default = Data(kind="folder")
     for name in found:
-        mine, its = getattr(data, name), getattr(told, name)
+        mine, its = getattr(data, name), getattr(implied, name)
         if mine == getattr(default, name):
             changed[name] = its
         elif name == "labels":
-            _known_values(data, told)
+            _known_values(data, implied)
         elif mine != its:
             raise UserError(
                 f"is {mine}, but the data set tells {its}", where=f"data.{name}", todo=f"leave it out, or set data.{name}={its}"
             )
-    if "labels" in changed and data.num_classes not in (1, told.num_classes):
+    if "labels" in changed and data.num_classes not in (1, implied.num_classes):
         raise UserError(
-            f"is {data.num_classes}, but the data set tells {told.num_classes} classes: {', '.join(told.class_names)}",
+            f"is {data.num_classes}, but the data set tells {implied.num_classes} classes: {', '.join(implied.class_names)}",
             where="data.num_classes",
             todo="leave it out, or name the classes that you mean with data.labels",
         )
     return _with(data, changed) if changed else data
 
 
-def _known_values(data: Data, told: Data) -> None:
+def _known_values(data: Data, implied: Data) -> None:
     """The user may name classes otherwise, but of values that are there."""
-    known = {value for values in (told.labels or {}).values() for value in values} | {0, told.ignore_label}
+    known = {value for values in (implied.labels or {}).values() for value in values} | {0, implied.ignore_label}
     unknown = [value for name, values in (data.labels or {}).items() if name != BACKGROUND for value in values if value not in known]
     if unknown:
         raise UserError(
             f"names the value {unknown[0]}, which the data set does not know: "
-            f"{', '.join(f'{name} = {list(values) if len(values) > 1 else values[0]}' for name, values in (told.labels or {}).items())}",
+            f"{', '.join(f'{name} = {list(values) if len(values) > 1 else values[0]}' for name, values in (implied.labels or {}).items())}",
             where="data.labels",
             todo="leave it out, or use its values; if the masks hold others, correct the labels in dataset.json",
         )

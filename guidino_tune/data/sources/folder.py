@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from guidino_tune.config.data import Data
-from guidino_tune.data.cases import Listing, some
+from guidino_tune.data.cases import Listing, first_names
 from guidino_tune.data.predicted import MASKS, OVERLAYS, mark_in
 from guidino_tune.data.sources import nnunet, patterns, tables
 from guidino_tune.data.sources.beside import beside, side_by_side
@@ -54,8 +54,9 @@ def find(root: Path, on_bad: str = "error", data: Data | None = None) -> Listing
         return nnunet.find(root, on_bad, data)
     tree = scan(root)
     if inner := nnunet.inside(tree):
+        names = first_names(path.name for path in inner)
         raise UserError(
-            f"holds {len(inner)} data set{'s' if len(inner) > 1 else ''} in nnU-Net's raw layout: {some(path.name for path in inner)}",
+            f"holds {len(inner)} data set{'s' if len(inner) > 1 else ''} in nnU-Net's raw layout: {names}",
             where=str(root),
             todo=f"name one: --data-root {shlex.quote(str(inner[0]))}",
         )
@@ -66,7 +67,7 @@ def find(root: Path, on_bad: str = "error", data: Data | None = None) -> Listing
     kept, folders = _without_predictions(tree)
     if not folders:
         return _find(tree, on_bad, data)
-    note = f"{some(folders)} {'were' if len(folders) > 1 else 'was'} written by predict, and passed over: predictions are no truth"
+    note = f"{first_names(folders)} {'were' if len(folders) > 1 else 'was'} written by predict, and passed over: predictions are no truth"
     try:
         listing = _find(kept, on_bad, data)
     except UserError as error:
@@ -76,7 +77,7 @@ def find(root: Path, on_bad: str = "error", data: Data | None = None) -> Listing
 
 
 def _without_predictions(tree: Tree) -> tuple[Tree, list[str]]:
-    """The tree without what ``predict`` wrote into it, known by one file of each folder; and those folders, those of masks first."""
+    """The tree without what ``predict`` wrote into it (one file of each folder is looked at), and these folders, masks first."""
     folders: dict[str, list[File]] = {}
     for file in tree.files:
         if place := next((place for place in (MASKS, OVERLAYS) if place in file.parts), None):
@@ -108,7 +109,7 @@ def _find(tree: Tree, on_bad: str, data: Data, given: list[File] | None = None, 
         images = dict([_images_for(tree, rest, masks)])
         rest = [file for file in rest if file not in next(iter(images.values()), [])]
     if not images:
-        return _together(tree, list(tree.files), on_bad, data)
+        return _in_same_folders(tree, list(tree.files), on_bad, data)
     name, files = next(iter(images.items()))
     side = [item(file, named or frozenset((name,))) for file in files]
     if not masks and given is None and (found := beside(tree, side, on_bad) or side_by_side(tree, side, on_bad, data)):
@@ -151,7 +152,7 @@ def _images_for(tree: Tree, rest: list[File], masks: dict[str, list[File]]) -> t
 
 
 def images_for(tree: Tree, rest: list[File], truth: list[Item]) -> tuple[str, list[File]] | None:
-    """Of the files that no name tells of: all, or those in folders of one name, as they pair with the masks; ``None`` if none do.
+    """Finds the images among files whose names say nothing: all of them, or those in folders of one name, if they pair with the masks.
 
     Raises:
         UserError: Folders of several names do.
@@ -209,8 +210,8 @@ def _truth(tree: Tree, images: list[Item], masks: dict[str, list[File]], rest: l
         raise _unknown(tree, "found images, but no masks that agree with them in name")
     truth = [file for files in masks.values() for file in files]
     raise UserError(
-        f"no name of a mask is that of an image: images such as {some((i.file.below for i in images), 2)}; masks such as "
-        f"{some((file.below for file in truth), 2)}",
+        f"no name of a mask is that of an image: images such as {first_names((i.file.below for i in images), 2)}; masks such as "
+        f"{first_names((file.below for file in truth), 2)}",
         where=str(tree.root),
         todo="rename them, or list them in a table: a file cases.csv with the columns image, mask",
     )
@@ -220,7 +221,7 @@ def _choices(option: str, names: list[str]) -> str:
     return " or ".join(f"--set 'data.{option}={name}'" if " " in name else f"--set data.{option}={name}" for name in names)
 
 
-def _together(tree: Tree, files: list[File], on_bad: str, data: Data) -> Listing:
+def _in_same_folders(tree: Tree, files: list[File], on_bad: str, data: Data) -> Listing:
     """Images and masks in the same folders."""
     side = [item(file) for file in files]
     found = beside(tree, side, on_bad) or side_by_side(tree, side, on_bad, data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from guidino_tune.data.cases import Case, Listing, some
+from guidino_tune.data.cases import Case, Listing, first_names
 from guidino_tune.data.sources.pairing import Item, Pairs
 from guidino_tune.data.sources.pairs import LISTS, with_lists
 from guidino_tune.data.sources.tree import Tree
@@ -38,12 +38,12 @@ def gather(tree: Tree, images: list[Item], pairs: Pairs, line: str, on_bad: str,
     Raises:
         UserError: Files have no partner, an image's masks contradict each other, or no case is left.
     """
-    notes, told = _left_out(tree, pairs, on_bad)
+    notes, reported = _left_out(tree, pairs, on_bad)
     kept = [image for image in images if image.file.below in pairs.masks]
     if not kept:
         raise UserError("no image has a mask", where=str(tree.root), todo="see data.images and data.masks to name them")
     shared = _shared([image.folder for image in kept])
-    groups, strata, said, more = _by_folder(kept, pairs.rule, beside)
+    groups, strata, folders_line, more = _by_folder(kept, pairs.rule, beside)
     cases, published = [], {}
     ids = _ids(kept, len(shared), pairs.rule)
     for image, name in zip(kept, ids, strict=True):
@@ -56,15 +56,15 @@ def gather(tree: Tree, images: list[Item], pairs: Pairs, line: str, on_bad: str,
         number = sum(len(case.masks) for case in several)
         more += (f"{len(several)} images have several masks ({number} in all), which are united, such as {_short(several[0].id)}",)
     cases.sort(key=lambda case: case.id)
-    published, split_said, split_notes = _published(tree, published, len(cases))
+    published, split_line, split_notes = _published(tree, published, len(cases))
     left_out = notes if on_bad == "skip" else ()
     listing = with_lists(tree.root, tuple(cases), left_out, published)
     listed_notes = listing.notes[len(left_out) :]
-    used = {path for case in cases for path in (*case.images, *case.masks)} | told
+    used = {path for case in cases for path in (*case.images, *case.masks)} | reported
     if listed := [name for name in LISTS if (tree.root / name).is_file()]:
         count = Counter(listing.published.values())
-        split_said = f"{', '.join(listed)} publish a split ({', '.join(f'{part} {n}' for part, n in sorted(count.items()))})"
-    first = "; ".join(part for part in (f"layout: {line}, {len(listing.cases)} cases", said, split_said) if part)
+        split_line = f"{', '.join(listed)} publish a split ({', '.join(f'{part} {n}' for part, n in sorted(count.items()))})"
+    first = "; ".join(part for part in (f"layout: {line}, {len(listing.cases)} cases", folders_line, split_line) if part)
     rest = tree.passed_over(used, frozenset(LISTS))
     return Listing(listing.cases, listing.published, (first, *notes, *more, *split_notes, *listed_notes, *rest))
 
@@ -79,14 +79,14 @@ def _left_out(tree: Tree, pairs: Pairs, on_bad: str) -> tuple[tuple[str, ...], s
     masked = {mask.split for masks in pairs.masks.values() for mask in masks}
     unpublished = [image for image in pairs.bare if image.split == "test" and "test" not in masked]
     bare = [image for image in pairs.bare if image not in unpublished]
-    told = {one.file.path for one in (*pairs.bare, *pairs.lonely)}
+    reported = {one.file.path for one in (*pairs.bare, *pairs.lonely)}
     if unpublished:
-        notes.append(f"{len(unpublished)} test images have no masks and are not used: {some(i.file.below for i in unpublished)}")
+        notes.append(f"{len(unpublished)} test images have no masks and are not used: {first_names(i.file.below for i in unpublished)}")
     for items, lack in ((bare, "images without mask"), (pairs.lonely, "masks without image")):
         if items:
             where = _folder(tree, items)
             names = [one.file.name if where != str(tree.root) else one.file.below for one in items]
-            what = f"{len(items)} {lack}: {some(names)}"
+            what = f"{len(items)} {lack}: {first_names(names)}"
             if on_bad != "skip":
                 raise UserError(
                     what,
@@ -101,9 +101,9 @@ def _left_out(tree: Tree, pairs: Pairs, on_bad: str) -> tuple[tuple[str, ...], s
     for name, why in sorted(pairs.doubtful.items()):
         if on_bad != "skip":
             raise UserError(why, where=str(pairs.masks[name][0].file.path.parent), todo="remove one, or set data.bad_cases=skip")
-        told |= {mask.file.path for mask in pairs.masks.pop(name)} | {tree.root / name}
+        reported |= {mask.file.path for mask in pairs.masks.pop(name)} | {tree.root / name}
         notes.append(f"left out {name}: {why}")
-    return tuple(notes), told
+    return tuple(notes), reported
 
 
 def _begins(mask: Item, others: list[Item], image: str) -> bool:
@@ -136,7 +136,7 @@ def _by_folder(images: list[Item], rule: str, beside: bool) -> tuple[dict[str, s
     count = Counter(names.values())
     if len(count) < 2 or (rule == "folders" and len(count) == len(images)):
         return {}, {}, "", ()
-    shown = f"{some(count)}" if len(count) > 3 else ", ".join(f"{name or 'none'} {number}" for name, number in sorted(count.items()))
+    shown = f"{first_names(count)}" if len(count) > 3 else ", ".join(f"{name or 'none'} {number}" for name, number in sorted(count.items()))
     words = [name.casefold().rpartition("/")[2] for name in count]
     numbered = sum(any(c.isdigit() for c in word) for word in words) > len(words) / 2
     if len(count) < 3 or set(words) <= CLASS_WORDS or (beside and not (numbered and len(count) > 4)):
@@ -158,5 +158,5 @@ def _published(tree: Tree, published: dict[str, str], cases: int) -> tuple[dict[
         return {}, "", ("the lists publish the split, not the folders",)
     if len(parts) == 1 and len(published) == cases:
         return {}, "", (f"all cases lie in folders that say {next(iter(parts))}: no split is published, the parts are drawn",)
-    said = ", ".join(f"{part} {parts[part]}" for part in ("train", "trainval", "validation", "test") if part in parts)
-    return published, f"folders publish a split ({said})", ()
+    counts = ", ".join(f"{part} {parts[part]}" for part in ("train", "trainval", "validation", "test") if part in parts)
+    return published, f"folders publish a split ({counts})", ()

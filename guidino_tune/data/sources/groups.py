@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from guidino_tune.data.cases import Case, Listing, some
+from guidino_tune.data.cases import Case, Listing, first_names
 from guidino_tune.data.files import slice_of
 from guidino_tune.data.sources.gathering import CLASS_WORDS
 from guidino_tune.data.sources.tree import below
@@ -80,7 +80,7 @@ def regroup(listing: Listing, pattern: str, root: Path) -> Listing:
         )
     cases = tuple(replace(case, group=group) for case, group in zip(listing.cases, groups, strict=True))
     count = Counter(groups)
-    note = f"data.group: {len(count)} groups of {min(count.values())} to {max(count.values())} cases: {some(count)}"
+    note = f"data.group: {len(count)} groups of {min(count.values())} to {max(count.values())} cases: {first_names(count)}"
     kept = tuple(text for text in listing.notes if not text.startswith("folders are taken for"))
     return replace(listing, cases=cases, notes=(*kept[:1], note, *kept[1:]))
 
@@ -105,14 +105,14 @@ def _groups(cases: Sequence[Case], pattern: str, root: Path) -> list[str]:
     lost = [below(case, root) for case in cases if all(_group(expression, way(case)) is None for way in ways)]
     lost = lost or [below(case, root) for case in cases if _group(expression, below(case, root)) is None]
     raise UserError(
-        f"does not match {len(lost)} of {len(cases)} cases: {some(lost)}",
+        f"does not match {len(lost)} of {len(cases)} cases: {first_names(lost)}",
         where=f"data.group={pattern}",
         todo="make it match the path of every image below the root, or list the groups in a table with a column group",
     )
 
 
 def _whole(case: Case) -> str:
-    """Its id, of a slice that of its volume."""
+    """The id of a case, or for a slice that of its volume."""
     return case.id if slice_of(case.image)[1] is None else case.id.rpartition("#")[0]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from guidino_tune.config.data import Data
-from guidino_tune.data.cases import Case, Listing, some
+from guidino_tune.data.cases import Case, Listing, first_names
 from guidino_tune.data.sources.pairs import files_by_stem
 from guidino_tune.data.sources.tree import Tree
 from guidino_tune.errors import UserError
@@ -58,7 +58,7 @@ def find(root: Path, on_bad: str = "error", data: Data | None = None) -> Listing
         fold = data.fold if data else 0
         published, folds = _fold(root / "splits_final.json", fold, data.folds if data else None, {case.id for case in cases})
         if rest := [case.id for case in cases if case.id not in published]:
-            notes += (f"{len(rest)} cases are left out, being in no part of fold {fold} of splits_final.json: {some(rest)}",)
+            notes += (f"{len(rest)} cases are left out, being in no part of fold {fold} of splits_final.json: {first_names(rest)}",)
             cases = [case for case in cases if case.id in published]
         another = f"; for another: --set data.folds={len(folds)} --set data.fold=1" if len(folds) > 1 and not (data and data.folds) else ""
         parts.append(f"fold {fold} (of {len(folds)}, from 0) of splits_final.json is the published split{another}")
@@ -75,9 +75,9 @@ def find(root: Path, on_bad: str = "error", data: Data | None = None) -> Listing
             parts.append(f"{len(tests)} of {TEST_IMAGES} are the published test")
         elif number := len(files_by_stem(root / TEST_IMAGES)):
             notes += (f"{number} files of {TEST_IMAGES} have no labels and are not used: the test is drawn from {IMAGES}",)
-    implied, said = _implied(described, channels, root / "dataset.json", named=data is not None and data.labels is not None)
+    implied, json_notes = _implied(described, channels, root / "dataset.json", named=data is not None and data.labels is not None)
     line = f"layout: nnU-Net raw, {'; '.join(parts)}"
-    return Listing(tuple(cases), published, (line, *said, *notes), implied, folds)
+    return Listing(tuple(cases), published, (line, *json_notes, *notes), implied, folds)
 
 
 def _cases(root: Path, image_folder: str, label_folder: str, on_bad: str) -> tuple[list[Case], int, tuple[str, ...]]:
@@ -91,7 +91,7 @@ def _cases(root: Path, image_folder: str, label_folder: str, on_bad: str) -> tup
     else:
         if odd := [name for name, match in matches.items() if not match]:
             raise UserError(
-                f"names without a channel, beside others with one: {some(odd)}",
+                f"names without a channel, beside others with one: {first_names(odd)}",
                 where=str(root / image_folder),
                 todo="call them NAME_0000 for the first channel, NAME_0001 for the second",
             )
@@ -181,10 +181,10 @@ def _implied(values: dict[str, Any], files: int, path: Path, *, named: bool) -> 
         implied["labels"] = labels
     if ignore is not None:
         implied["ignore_label"] = ignore
-    told = [f"{channels} channel{'s' if channels > 1 else ''}" + (f" ({', '.join(map(str, names.values()))})" if names else "")]
-    told += [f"labels {', '.join(f'{name} = {_shown(value)}' for name, value in labels.items())}"] if labels else []
-    told += [f"ignore label {ignore}"] if ignore is not None else []
-    return implied, (f"dataset.json tells: {'; '.join(told)}",)
+    parts = [f"{channels} channel{'s' if channels > 1 else ''}" + (f" ({', '.join(map(str, names.values()))})" if names else "")]
+    parts += [f"labels {', '.join(f'{name} = {_shown(value)}' for name, value in labels.items())}"] if labels else []
+    parts += [f"ignore label {ignore}"] if ignore is not None else []
+    return implied, (f"dataset.json tells: {'; '.join(parts)}",)
 
 
 def _shown(value: Any) -> str:

@@ -60,7 +60,7 @@ class Pairs:
 
     @property
     def complete(self) -> bool:
-        """All files have their partner, but for images of a test that no mask is published for."""
+        """Whether all files have their partner; images of a test may have none."""
         masked = {mask.split for masks in self.masks.values() for mask in masks}
         bare = [item for item in self.bare if item.split != "test" or "test" in masked]
         return bool(self.masks) and not bare and not self.lonely and not self.doubtful
@@ -161,7 +161,7 @@ def by_names_alone(images: list[Item], masks: list[Item]) -> Pairs:
 
 
 def by_middles(images: list[Item], masks: list[Item]) -> Pairs:
-    """What is left of the names in a folder without what all of them begin and end with: ``21_training`` and ``21_manual1``."""
+    """Pairs what is left of names without their common beginning and end, such as ``21_training`` and ``21_manual1``."""
     result = Pairs("middles")
     sides: list[dict[tuple[str, ...], dict[str, list[Item]]]] = []
     for side in (images, masks):

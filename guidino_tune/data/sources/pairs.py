@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from guidino_tune.data.cases import Case, Listing, some
+from guidino_tune.data.cases import Case, Listing, first_names
 from guidino_tune.data.files import ending, stem
 from guidino_tune.data.sources.tree import composed, entries
 from guidino_tune.errors import UserError
@@ -93,7 +93,7 @@ def pair(
     bare = [images[name] for name in images.keys() - masks.keys()]
     for paths, lack, folder in ((bare, "images without mask", image_folder), (lonely, "masks without image", mask_folder)):
         if paths:
-            what = f"{len(paths)} {lack}: {some(path.name for path in paths)}"
+            what = f"{len(paths)} {lack}: {first_names(path.name for path in paths)}"
             if on_bad != "skip":
                 other = mask_folder if folder == image_folder else image_folder
                 raise UserError(what, where=str(folder), todo=f"add their partners to {other}, or set data.bad_cases=skip")
@@ -138,10 +138,12 @@ def with_lists(root: Path, cases: tuple[Case, ...], notes: tuple[str, ...] = (),
         unknown = [name for name in ids if name not in known]
         if unknown and not notes:  # after leaving files out, the lists may name what was left out
             raise UserError(
-                f"{len(unknown)} listed cases have no files: {some(unknown)}", where=str(path), todo="correct the list, or add the files"
+                f"{len(unknown)} listed cases have no files: {first_names(unknown)}",
+                where=str(path),
+                todo="correct the list, or add the files",
             )
         if unknown:
-            notes += (f"{path}: {len(unknown)} listed cases have no files: {some(unknown)}",)
+            notes += (f"{path}: {len(unknown)} listed cases have no files: {first_names(unknown)}",)
         for name in known.intersection(ids):
             if listed.setdefault(name, part) != part:
                 raise UserError(f"{name} is listed as {listed[name]} too", where=str(path), todo="leave each case in one list")
@@ -149,7 +151,7 @@ def with_lists(root: Path, cases: tuple[Case, ...], notes: tuple[str, ...] = (),
         return Listing(cases, published or {}, notes)
     rest = known - listed.keys()
     if "train" in listed.values() and rest:
-        notes += (f"{root}: {len(rest)} cases are left out, being in none of {', '.join(used)}: {some(rest)}",)
+        notes += (f"{root}: {len(rest)} cases are left out, being in none of {', '.join(used)}: {first_names(rest)}",)
         cases = tuple(case for case in cases if case.id in listed)
     return Listing(cases, listed, notes)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from fnmatch import translate
 
 from guidino_tune.config.data import Data
-from guidino_tune.data.cases import Listing, some
+from guidino_tune.data.cases import Listing, first_names
 from guidino_tune.data.sources.gathering import gather
 from guidino_tune.data.sources.pairing import Item, Pairs, item, pair_up
 from guidino_tune.data.sources.tree import SPLIT_WORDS, File, Tree, composed, kind_of, role_of
@@ -136,7 +136,7 @@ def _own(side: Iterable[File], other: Iterable[File]) -> frozenset[str]:
 
 
 def _rest(tree: Tree, taken: set[str]) -> list[File]:
-    """The images where only the masks are named: what says so, else what is in no folder of masks, else all but the masks."""
+    """The images where only the masks are named: folders called so, else what is in no folder of masks, else all but the masks."""
     rest = [file for file in tree.files if file.below not in taken]
     roles = [role_of(file)[0] for file in rest]
     for wanted in (("image",), ("",)):
@@ -164,4 +164,4 @@ def _by_captures(images: list[Item], masks: list[Item], source: dict[File, tuple
 
 
 def _two(side: list[Item]) -> str:
-    return some((one.file.below for one in side), 2)
+    return first_names((one.file.below for one in side), 2)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from guidino_tune.data.cases import Case, Listing, some
+from guidino_tune.data.cases import Case, Listing, first_names
 from guidino_tune.data.files import ending, slice_of, stem
 from guidino_tune.data.sources.tree import composed
 from guidino_tune.errors import UserError, nearest
@@ -108,13 +108,13 @@ def find(path: Path, on_bad: str = "error", group: str | None = None) -> Listing
             raise _wrong(path, row, "image", f"has {len(images)} files, and other lines {usual}", "give all cases the same channels")
         chosen = row.one(by) if by else ""
         cases.append(Case(name, images[0], masks[0], chosen or name, images[1:], masks[1:], row.one("stratum")))
-        if said := row.one("split"):
-            if said.lower() not in PARTS:
-                raise _wrong(path, row, "split", f"{said!r} is no part", f"write one of {', '.join(PARTS)}, or nothing")
-            published[name] = PARTS[said.lower()]
+        if part := row.one("split"):
+            if part.lower() not in PARTS:
+                raise _wrong(path, row, "split", f"{part!r} is no part", f"write one of {', '.join(PARTS)}, or nothing")
+            published[name] = PARTS[part.lower()]
     rest = [case.id for case in cases if case.id not in published]
     if "train" in published.values() and rest:
-        notes += (f"{path}: {len(rest)} cases are left out, having nothing in the column split: {some(rest)}",)
+        notes += (f"{path}: {len(rest)} cases are left out, having nothing in the column split: {first_names(rest)}",)
         cases = [case for case in cases if case.id in published]
     line = f"layout: table {path.name}, {len(cases)} cases"
     if by:
@@ -144,7 +144,7 @@ def _unused(names: tuple[str, ...], by: str, kept: Sequence[tuple[Row, tuple[Pat
 
 
 def _shared_masks(cases: Sequence[Case]) -> tuple[str, ...]:
-    """Masks of several images, as a slip of the pen, or a truth for several photographs of one thing."""
+    """A note on masks that several images share: by mistake, or because one thing was photographed several times."""
     owners: dict[Path, set[str]] = {}
     for case in cases:
         for path in case.masks:
@@ -174,7 +174,7 @@ def _with_files(rows: list[Row], path: Path, on_bad: str) -> tuple[list[tuple[Ro
             gone.append(f"{error.where.rpartition(', line ')[2]}: {error.what}")
         else:
             kept.append((row, sides[0], sides[1]))
-    return kept, (f"{path}: left out {len(gone)} lines: {some((f'line {text}' for text in gone), 2)}",) if gone else ()
+    return kept, (f"{path}: left out {len(gone)} lines: {first_names((f'line {text}' for text in gone), 2)}",) if gone else ()
 
 
 def _file(path: Path, row: Row, column: str, text: str) -> Path:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from guidino_tune.data.cases import Case, Listing, some
+from guidino_tune.data.cases import Case, Listing, first_names
 from guidino_tune.data.files import VOLUMES, ending, slice_of
 from guidino_tune.errors import UserError
 
@@ -60,9 +60,9 @@ def _slices(case: Case) -> list[Case]:
     if not _is_volume(case.image):
         return [case]
     for path in (*case.more_images, *case.masks):
-        if _is_volume(path) and (told := lies_otherwise(case.image, path)):
+        if _is_volume(path) and (difference := lies_otherwise(case.image, path)):
             raise UserError(
-                f"image and mask are turned against each other: {told}",
+                f"image and mask are turned against each other: {difference}",
                 where=str(path),
                 todo="write both with axes of one direction (nibabel.as_closest_canonical of each), or set data.bad_cases=skip",
             )
@@ -72,7 +72,7 @@ def _slices(case: Case) -> list[Case]:
     others = [path for path in (*case.images, *case.masks) if not _is_volume(path)]
     if others:
         raise UserError(
-            f"is a volume of {number} slices, but {some(path.name for path in others)} is none",
+            f"is a volume of {number} slices, but {first_names(path.name for path in others)} is none",
             where=str(case.image),
             todo="give volumes for both, or slices for both (volume.nii.gz#12 in a table)",
         )

@@ -1,0 +1,141 @@
+"""Views and tokens that the trials of a node share: stored chunk by chunk, made by the trial that needs one first."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guidino_tune.data.batches import Batch
+from guidino_tune.data.store import Arrays, ChunkStore
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raised whenever views change, as by another augmentation under an old name: stored ones are then passed over."""
+
+VERSIONS = tuple(version(name) for name in ("torch", "monai", "numpy", "Pillow"))
+"""Of what decodes, draws and resamples: another one may give other pixels."""
+
+CHUNK = 32
+"""Views per stored chunk: the unit that one process makes while others wait. Any batch size fits: chunks follow the epoch's order."""
+
+OPEN_CHUNKS = 4
+"""Chunks that stay mapped; batches walk through them in order."""
+
+
+class Encoder(Protocol):
+    """A frozen guide as the views see it: a function of the image."""
+
+    @property
+    def key(self) -> str:
+        """Says all that the tokens depend on besides the image: weights, layers, precision."""
+
+    def __call__(self, images: Tensor) -> Arrays:
+        """Maps of (N, C, S, S) images, by name, in an order that is always the same; each of N rows."""
+
+
+def key_of(*parts: object) -> str:
+    """The name of what depends on these parts, and on how views are stored; 16 hex digits."""
+    return hashlib.sha256("\0".join(str(part) for part in (FORMAT, CHUNK, *parts)).encode()).hexdigest()[:16]
+
+
+def in_chunks(ids: Sequence[str]) -> list[tuple[str, ...]]:
+    """Ids, in their order, as the chunks hold them."""
+    return [tuple(ids[start : start + CHUNK]) for start in range(0, len(ids), CHUNK)]
+
+
+class SharedViews:
+    """The chunks of all epochs, as a training run reads and fills them."""
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        encoder: Encoder | None,
+        key: str,
+        chunk_ids: Callable[[int], list[tuple[str, ...]]],
+        make: Callable[[int, Sequence[str]], Arrays],
+    ) -> None:
+        self.store = store
+        self._encoder, self._chunk_ids, self._make = encoder, chunk_ids, make
+        self._views = f"views-{key}"
+        self._tokens = f"tokens-{key_of(key, encoder.key)}" if encoder else ""
+        self._kinds = [kind for kind in (self._views, self._tokens) if kind]
+        self._open: OrderedDict[tuple[int, int], Arrays] = OrderedDict()  # of the thread that makes batches
+        self._rows = lru_cache(maxsize=2)(self._positions)
+        self._thread: ThreadPoolExecutor | None = None
+        self._closed = threading.Event()
+
+    def batch(self, epoch: int, ids: tuple[str, ...]) -> Batch:
+        """Views in this order. Where they follow each other in one chunk, as in an epoch's own order, nothing is copied."""
+        rows = [self._rows(epoch)[name] for name in ids]
+        chunks = {number: self._chunk(epoch, number) for number in sorted({row // CHUNK for row in rows})}
+        first, number = rows[0] % CHUNK, rows[0] // CHUNK
+        contiguous = len(chunks) == 1 and rows == list(range(rows[0], rows[0] + len(rows)))
+
+        def views_of(name: str) -> Tensor:
+            if contiguous:
+                return torch.from_numpy(chunks[number][name][first : first + len(rows)])
+            return torch.from_numpy(np.stack([chunks[row // CHUNK][name][row % CHUNK] for row in rows]))
+
+        images, masks, *tokens = (views_of(name) for name in chunks[number])
+        return Batch(images, masks, ids, tuple(tokens))
+
+    def prepare(self, epochs: Iterable[int]) -> None:
+        """Makes the missing chunks of these epochs, in a thread, once it is done with earlier ones."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="shared views")
+        for epoch in epochs:
+            self._thread.submit(self._fill, epoch)
+
+    def close(self) -> None:
+        """Lets the thread end with the chunk that it is making."""
+        self._closed.set()
+        if self._thread:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+        self._open.clear()  # mapped files; the object itself may wait long for a collection
+
+    def _fill(self, epoch: int) -> None:
+        try:
+            for number in range(len(self._chunk_ids(epoch))):
+                if self._closed.is_set() or self.store.problem:
+                    return
+                # Usually another trial has made it: opening it here would be the work of whoever reads it.
+                if not all(self.store.has(f"{kind}/{epoch:05d}/{number:04d}") for kind in self._kinds):
+                    self._get(epoch, number, wait=False)
+        except Exception:
+            # Whoever needs the chunk meets the same error where it can be told.
+            log.exception("a chunk of epoch %d could not be prepared", epoch)
+
+    def _positions(self, epoch: int) -> dict[str, int]:
+        return {name: row for row, name in enumerate(name for ids in self._chunk_ids(epoch) for name in ids)}
+
+    def _chunk(self, epoch: int, number: int) -> Arrays:
+        if (epoch, number) not in self._open:
+            chunk = self._get(epoch, number, wait=True)
+            assert chunk is not None
+            for kind in self._kinds:
+                self.store.use(f"{kind}/{epoch:05d}")
+            self._open[epoch, number] = chunk
+            while len(self._open) > OPEN_CHUNKS:
+                self._open.popitem(last=False)
+        return self._open[epoch, number]
+
+    def _get(self, epoch: int, number: int, *, wait: bool) -> Arrays | None:
+        ids, place = self._chunk_ids(epoch)[number], f"{epoch:05d}/{number:04d}"
+        views = self.store.get(f"{self._views}/{place}", lambda: self._make(epoch, ids), wait=wait)
+        if views is None or self._encoder is None:
+            return views
+        encoder = self._encoder
+        tokens = self.store.get(f"{self._tokens}/{place}", lambda: encoder(torch.from_numpy(views["images"])), wait=wait)
+        return None if tokens is None else {**views, **tokens}
