@@ -53,6 +53,10 @@ class Experiment:
         if isinstance(self.guide, DINOGuide):
             if self.guide.sha256 and self.guide.weights == "random":
                 raise ValueError("guide.sha256: random weights have no file to check; set guide.weights=pretrained, or leave it out")
+            train, rank = self.guide.trained, self.guide.lora.rank
+            if (train == "lora") != (rank > 0):
+                todo = "set guide.lora.rank above 0" if train == "lora" else "set guide.lora.rank=0"
+                raise ValueError(f"guide.train: {train!r} and guide.lora.rank: {rank} contradict each other; {todo}")
             if max(self.guide.channels or (0,)) >= self.data.channels:
                 raise ValueError(f"guide.channels: images have {self.data.channels} channels, which count from 0 (data.channels)")
             gate = self.guide.gate

@@ -10,7 +10,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from guidino_tune.config.fields import (
@@ -181,13 +181,6 @@ class DINOGuide:
         if name in BACKBONES or is_local_backbone(name):
             return name
         raise ValueError(f"unknown backbone; {nearest(name, BACKBONES)} (or the path of a model folder)")
-
-    @model_validator(mode="after")
-    def _one_way(self) -> DINOGuide:
-        if self.train is not None and (self.train == "lora") != (self.lora.rank > 0):
-            todo = "set guide.lora.rank above 0" if self.train == "lora" else "set guide.lora.rank=0"
-            raise ValueError(f"guide.train: {self.train!r} and guide.lora.rank: {self.lora.rank} contradict each other; {todo}")
-        return self
 
     @property
     def trained(self) -> Literal["frozen", "lora", "full"]:

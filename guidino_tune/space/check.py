@@ -273,13 +273,19 @@ def _draws(space: Space) -> Iterator[tuple[Values, dict[str, Any]]]:
 
 
 def _with(space: Space, drawn: Mapping[str, Scalar], path: str, value: Scalar) -> Experiment:
-    """The drawn experiment with one other value; parameters that become active through it keep the value of the base experiment."""
+    """The drawn experiment with one other value; parameters that become active through it keep the value of the base experiment.
+
+    Where the two do not fit each other, as ``guide.train: lora`` and no rank, they take their first value.
+    """
 
     def choose(p: str, parameter: Parameter) -> Scalar:
         return value if p == path else drawn.get(p, parameter.ends[0])
 
     values, _ = space.walk(choose)
-    return _build(space, {p: v for p, v in values.items() if p in drawn})
+    try:
+        return space.experiment({p: v for p, v in values.items() if p in drawn})
+    except UserError:
+        return _build(space, values)
 
 
 def _build(space: Space, values: Mapping[str, Scalar], part: str = "space") -> Experiment:

@@ -18,7 +18,7 @@ from guidino_tune.errors import UserError
 from guidino_tune.models import build_model
 from guidino_tune.running.probing import estimate, shape_of, shapes
 from guidino_tune.space.check import check_space, without_idle
-from guidino_tune.space.space import load_space, override, shipped
+from guidino_tune.space.space import load_space, override, read_space, shipped
 from guidino_tune.training.checkpoints import WEIGHTS
 from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.model_folder import export_model, load_model
@@ -103,6 +103,16 @@ def test_a_model_holds_its_backbone_and_leaves_the_folder_alone(tmp_path: Path) 
     assert all(not torch.equal(saved[name], value) for name, value in initial.items() if value.ndim > 1)
     model, _ = load_model(export_model(best, experiment, tmp_path / "model", {}))
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items() if "mask_token" not in name)
+
+
+def test_the_way_of_training_can_be_searched() -> None:
+    """Adapters have a rank, and each way its rate, only where they are there."""
+    space: dict[str, Any] = {"guide.train": {"choices": ["frozen", "lora", "full"]}}
+    space["guide.lora.rank"] = {"choices": [4, 8], "when": {"guide.train": "lora"}}
+    for path, way in (("training.lora_lr", "lora"), ("training.backbone_lr", "full")):
+        space[path] = {"type": "float", "low": 1e-6, "high": 1e-3, "log": True, "when": {"guide.train": way}}
+    base = {"data": {"kind": "demo", "image_size": 32}, "guide": FULL | {"train": None}, "segmenter": {"kind": "unet"}}
+    assert check_space(read_space({"experiment": base, "space": space}, source="mine")) == []
 
 
 @pytest.mark.parametrize(("name", "rates"), [("meddino", (3e-4, 1e-4, 0.05)), ("segdino", (1e-4, 1e-4, 1e-4))])
