@@ -101,7 +101,8 @@ def _check_whole(files: Path, model: str) -> None:
     ours = flavors.get("guidino_tune") if isinstance(flavors, dict) else None
     if not isinstance(ours, dict):
         raise UserError("is no model of guidino_tune", where=model, todo="name one that `guidino-tune retrain` has registered")
-    missing = [name for name in ours.get("files", []) if not (files / str(name)).is_file()]
+    listed = found if isinstance(found := ours.get("files"), list) else []
+    missing = [name for name in listed if not (files / str(name)).is_file()]
     if missing:
-        what = f"its files are incomplete: {len(missing)} of {len(ours['files'])} are missing, such as {missing[0]}"
+        what = f"its files are incomplete: {len(missing)} of {len(listed)} are missing, such as {missing[0]}"
         raise UserError(what, where=model, todo="register it again, or name its folder")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from guidino_tune.tracking.downloads import downloaded, is_in_mlflow
 from guidino_tune.training import model_folder
 from guidino_tune.training.ensemble_folder import find_ensemble
 from guidino_tune.workflows.prediction_files import by_channels, check_output, find_images, mark_of, png
+
+Picture = np.ndarray | Image.Image | str | Path
+"""One image, in memory or as a file."""
 
 
 def load_model(
@@ -76,7 +79,10 @@ def load_model(
     with expecting(chosen([str(backbone)] if backbone is not None else [])):
         if is_in_mlflow(str(model)):
             with downloaded(str(model), tracking_uri(paths.home() / "mlflow.db")) as folder:
-                return _load(folder, how, place)
+                try:
+                    return _load(folder, how, place)
+                except UserError as error:  # the folder of which it speaks is gone then
+                    raise UserError(error.what, where=error.where.replace(str(folder), str(model)), todo=error.todo) from None
         return _load(Path(model).expanduser(), how, place)
 
 
@@ -140,6 +146,10 @@ class TrainedModel:
         """Side in pixels of the square that the network sees: the whole image resized, or a window of it."""
         return self.experiment.data.image_size
 
+    @overload
+    def predict(self, image: Picture, *, threshold: float = 0.5) -> np.ndarray: ...
+    @overload
+    def predict(self, image: list[Any] | tuple[Any, ...], *, threshold: float = 0.5) -> list[np.ndarray]: ...
     def predict(self, image: Any, *, threshold: float = 0.5) -> Any:
         """Segments an image, or each of a list.
 
@@ -155,6 +165,10 @@ class TrainedModel:
         """
         return self._each(image, lambda found: found.mask, threshold)
 
+    @overload
+    def predict_proba(self, image: Picture) -> np.ndarray: ...
+    @overload
+    def predict_proba(self, image: list[Any] | tuple[Any, ...]) -> list[np.ndarray]: ...
     def predict_proba(self, image: Any) -> Any:
         """Probabilities of an image, or of each of a list: those that ``predict`` compares.
 
@@ -172,6 +186,10 @@ class TrainedModel:
         """
         return self._each(image, lambda found: found.probabilities)
 
+    @overload
+    def guide_mask(self, image: Picture) -> np.ndarray: ...
+    @overload
+    def guide_mask(self, image: list[Any] | tuple[Any, ...]) -> list[np.ndarray]: ...
     def guide_mask(self, image: Any) -> Any:
         """Where the guide looks: (H, W), float32 in [0, 1], of the image's own size; of each of a list.
 
@@ -193,7 +211,7 @@ class TrainedModel:
 
         return self._each(image, guide_of)
 
-    def decode(self, image: Any) -> Array:
+    def decode(self, image: Picture) -> Array:
         """One image as the network's input is made from: (H, W, C), uint8 or uint16.
 
         Raises:
