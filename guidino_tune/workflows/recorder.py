@@ -102,7 +102,9 @@ class Recorder:
                 write_text(self.folder.best, export_yaml(self.study, self.space, self.folder, best))
                 self._exported = best.number, now
             metrics |= {"best_val_dice": best_value(best) or 0.0, "best_trial": float(best.number)}
-        self.snapshot = dataclasses.replace(self.snapshot, artifacts=study_files(self.folder), metrics={**self.snapshot.metrics, **metrics})
+        ended = sum(number for state, number in self._tally.states.items() if state.is_finished())
+        now_so_far = {"metrics": {**self.snapshot.metrics, **metrics}, "step": ended, "time": max(self.snapshot.time, self._tally.latest)}
+        self.snapshot = dataclasses.replace(self.snapshot, artifacts=study_files(self.folder), **now_so_far)
         self.tracker.update_study(self.snapshot)
 
     def draw_front(self) -> None:
@@ -167,6 +169,7 @@ class Recorder:
                 finished=max(trial.datetime_complete, trial.datetime_start or trial.datetime_complete).timestamp()
                 if trial.datetime_complete
                 else None,
+                measured=place.test_file.stat().st_mtime if tested else None,
                 **fixed | {"tags": tags},
             )
         )

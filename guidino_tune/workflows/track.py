@@ -83,10 +83,11 @@ def remember_data(study: optuna.Study, data: SearchData, baseline: float) -> Non
 def study_snapshot(study: optuna.Study, space: Space, folder: StudyFolder) -> StudySnapshot:
     """The study as MLflow is told of it, from what is stored with it."""
     stored = study.user_attrs
-    # Kept with the study: it tells a study apart from an older one of the same name, on any machine.
-    if "id" not in stored:
-        stored["id"] = uuid.uuid4().hex
-        study.set_user_attr("id", stored["id"])
+    # Kept with the study: it tells a study apart from an older one of the same name, on any machine; and what is sent twice has one time.
+    for key, value in (("id", uuid.uuid4().hex), ("begun", time.time())):
+        if key not in stored:
+            stored[key] = value
+            study.set_user_attr(key, value)
     about = stored.get("data")
     if about is None and folder.split.exists():  # a study from before these were stored
         split = read_split(folder.split)
@@ -112,6 +113,7 @@ def study_snapshot(study: optuna.Study, space: Space, folder: StudyFolder) -> St
         },
         datasets=datasets,
         metrics={name: about[name] for name in ("constant_mask_dice",) if about and name in about},
+        time=stored["begun"],
         id=stored["id"],
     )
 
