@@ -16,8 +16,9 @@ from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import SHORT as SHORT_NAMES
 from guidino_tune.study.objectives import beyond, feasible, in_words
 from guidino_tune.study.objectives import shown as shown_value
+from guidino_tune.study.optuna_private import stored_trial
 from guidino_tune.study.tally import Tally
-from guidino_tune.study.trials import best_value, front, ranking, remaining, stored_trial
+from guidino_tune.study.trials import best_value, front, ranking, remaining
 
 SHORT = {"data.image_size": "image size", "training.seed": "seed", "segmenter.kind": "segmenter", "guide.backbone": "backbone",
          "guide.gate": "gate", "guide.lora.rank": "LoRA rank", "loss.lambda_guide": "lambda",

@@ -14,10 +14,11 @@ from guidino_tune.config import Experiment
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import MEASURED, as_dict, beyond
+from guidino_tune.study.optuna_private import stored_trial
 from guidino_tune.study.outcomes import INTERRUPTION
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.study.tally import Tally
-from guidino_tune.study.trials import best_value, front, ranking, stored_trial
+from guidino_tune.study.trials import best_value, front, ranking
 from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot, flatten
 from guidino_tune.tracking.snapshots import TrialState as TrackedState
 from guidino_tune.training.folder import write_text
@@ -102,9 +103,13 @@ class Recorder:
                 write_text(self.folder.best, export_yaml(self.study, self.space, self.folder, best))
                 self._exported = best.number, now
             metrics |= {"best_val_dice": best_value(best) or 0.0, "best_trial": float(best.number)}
-        ended = sum(number for state, number in self._tally.states.items() if state.is_finished())
-        now_so_far = {"metrics": {**self.snapshot.metrics, **metrics}, "step": ended, "time": max(self.snapshot.time, self._tally.latest)}
-        self.snapshot = dataclasses.replace(self.snapshot, artifacts=study_files(self.folder), **now_so_far)
+        self.snapshot = dataclasses.replace(
+            self.snapshot,
+            artifacts=study_files(self.folder),
+            metrics={**self.snapshot.metrics, **metrics},
+            step=sum(number for state, number in self._tally.states.items() if state.is_finished()),
+            time=max(self.snapshot.time, self._tally.latest),
+        )
         self.tracker.update_study(self.snapshot)
 
     def draw_front(self) -> None:
