@@ -42,7 +42,7 @@ def _predict(options: argparse.Namespace) -> int:
     from guidino_tune.config import Protocol
     from guidino_tune.config.parsing import parse
     from guidino_tune.errors import UserError
-    from guidino_tune.models.known import chosen, expecting
+    from guidino_tune.known_backbones import chosen, expecting
     from guidino_tune.workflows.predict import predict_folder
 
     for where, text in (("MODEL", options.model), ("IMAGES", options.images), ("--output", options.output)):

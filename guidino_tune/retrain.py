@@ -72,7 +72,7 @@ def _retrain(options: argparse.Namespace) -> int:
     name = f"{provenance['study']}-{provenance['trial']}" if "study" in provenance and "trial" in provenance else Path(options.file).stem
     name += f"-{options.folds}-folds" if options.folds else ""
 
-    from guidino_tune.models.known import chosen, expecting
+    from guidino_tune.known_backbones import chosen, expecting
     from guidino_tune.workflows.backbones import retrained_backbone
     from guidino_tune.workflows.cross_validate import cross_validate
     from guidino_tune.workflows.progress import make_console

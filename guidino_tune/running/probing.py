@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from guidino_tune.config import DINOGuide, Experiment
+from guidino_tune.known_backbones import adopt
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model
-from guidino_tune.models.known import adopt
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.training.failures import failure_kind
 from guidino_tune.training.optimisers import make_optimizer

@@ -26,8 +26,8 @@ from guidino_tune.data.openings import openings
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import images_of, read_split
 from guidino_tune.errors import UserError
+from guidino_tune.known_backbones import key_of
 from guidino_tune.models import check_backbone, check_segmenter
-from guidino_tune.models.known import key_of
 from guidino_tune.running.cluster import connected, plan
 from guidino_tune.running.measuring import measure_models
 from guidino_tune.running.trainings import Training, check_finished, train_side_by_side, with_seed

@@ -6,7 +6,7 @@ import dataclasses
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import optuna
 from optuna.trial import TrialState
@@ -14,7 +14,6 @@ from rich.console import Console
 
 from guidino_tune import paths
 from guidino_tune.config.parsing import read_yaml
-from guidino_tune.data.opening import SearchData
 from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError, redacted
 from guidino_tune.space.space import Space, read_space
@@ -26,6 +25,9 @@ from guidino_tune.tracking.inspection import MLFLOW_EXPERIMENT, reach, unreachab
 from guidino_tune.tracking.ledger import Ledger
 from guidino_tune.tracking.missing import Missing, missing
 from guidino_tune.workflows.recorder import Recorder, study_files
+
+if TYPE_CHECKING:
+    from guidino_tune.data.opening import SearchData
 
 Tracking = Literal["spool", "wait", "stop"]
 """What a search does when MLflow is away at its start: keep everything for later, wait for it, or not start."""

@@ -180,9 +180,17 @@ def test_mistakes(shown: Shown, argv: list[str]) -> None:
     assert "  -> " in err
 
 
-def test_it_needs_no_ray() -> None:
-    code = "import sys, guidino_tune.workflows.track; print('ray' in sys.modules, 'mlflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False False\n"
+@pytest.mark.parametrize(("command", "needed"), [(["export", "small", "--output", "-"], ""), (["track", "small"], "mlflow")])
+def test_a_study_is_read_without_what_trains(home: Path, empty_mlflow: Path, command: list[str], needed: str) -> None:
+    make_study()
+    shutil.copy(empty_mlflow, home)
+    code = (
+        f"import sys, guidino_tune.{command[0]} as command; command.main({command[1:]}); "
+        "print('LOADED', *sorted({'torch', 'ray', 'transformers', 'monai', 'mlflow'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(run.stdout) > 60, run.stderr
+    assert run.stdout.splitlines()[-1] == f"LOADED {needed}".strip()
 
 
 class Answers(BaseHTTPRequestHandler):
