@@ -1,9 +1,9 @@
 from guidino_tune.api import load_space
 from guidino_tune.errors import UserError
 from guidino_tune.workflows.compare import compare_study
-from guidino_tune.workflows.predict import load_model  # type: ignore[attr-defined]
+from guidino_tune.workflows.predict import load_model
 from guidino_tune.workflows.result import Callback, StudyResult, TrialResult, open_study
-from guidino_tune.workflows.retrain import retrain_model as retrain  # type: ignore[attr-defined]
+from guidino_tune.workflows.retrain import retrain_model as retrain
 from guidino_tune.workflows.search import run_search
 
 __version__: str

@@ -44,8 +44,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from guidino_tune.config.parsing import parse
     from guidino_tune.data.openings import earlier_openings, openings
     from guidino_tune.errors import UserError
+    from guidino_tune.known_backbones import chosen, expecting
     from guidino_tune.metrics import summarise
-    from guidino_tune.models.known import chosen, expecting
     from guidino_tune.training.evaluation import (
         check_scores_file,
         choose_cases,

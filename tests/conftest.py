@@ -42,3 +42,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("GUIDINO_TUNE_SEALED", "0")  # a trial sets it for its process, here that of the tests after it
     return folder
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with all tables and nothing in them, to be copied: MLflow needs seconds to make one."""
+    from guidino_tune.tracking.client import connect
+
+    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    connect(f"sqlite:///{file}").search_experiments()
+    return file

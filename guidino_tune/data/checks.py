@@ -23,7 +23,9 @@ FULL = 0.98
 """Share of foreground pixels from which a single mask is told."""
 
 
-def look_over(train: CaseTable, validation: CaseTable, folder: Path, origin: str, turned: str = "") -> tuple[str, ...]:
+def look_over(
+    train: CaseTable, validation: CaseTable, folder: Path, origin: str, turned: str = "", *, near: bool = False
+) -> tuple[str, ...]:
     """Says what a person should know about the cases of a search. It costs once: the answer is kept beside the tables.
 
     Args:
@@ -32,15 +34,16 @@ def look_over(train: CaseTable, validation: CaseTable, folder: Path, origin: str
         folder: The cache.
         origin: Of the split.
         turned: The setting that takes background and foreground the other way round, where there is one.
+        near: Look for near-copies in both parts too; exact copies are told anyway.
 
     Returns:
         Notes, empty when nothing is conspicuous.
     """
-    form = f"{VERSION} {MANY_EMPTY} {INVERTED} {FULL} {origin} {turned} {train.fingerprint} {validation.fingerprint}"
+    form = f"{VERSION} {MANY_EMPTY} {INVERTED} {FULL} {origin} {turned} {near} {train.fingerprint} {validation.fingerprint}"
     path = folder / f"notes-{hashlib.sha256(form.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         return tuple(str(note) for note in json.loads(path.read_text(encoding="utf-8")))
-    notes = (*_copies(train, validation, origin), *_masks(train, validation, turned))
+    notes = (*_copies(train, validation, origin, near), *_masks(train, validation, turned))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with contextlib.suppress(OSError):  # then it is looked over again
         temporary.write_text(json.dumps(notes), encoding="utf-8")
@@ -48,9 +51,9 @@ def look_over(train: CaseTable, validation: CaseTable, folder: Path, origin: str
     return notes
 
 
-def _copies(train: CaseTable, validation: CaseTable, origin: str) -> tuple[str, ...]:
+def _copies(train: CaseTable, validation: CaseTable, origin: str, near: bool) -> tuple[str, ...]:
     part_of = dict.fromkeys(train.ids, "training") | dict.fromkeys(validation.ids, "validation")
-    found = copies_among((name, table.image(i)) for table in (train, validation) for i, name in enumerate(table.ids))
+    found = copies_among(((name, table.image(i)) for table in (train, validation) for i, name in enumerate(table.ids)), near=near)
     pixels = "the very same pixels" + ("" if train.native else f", once they are {train.size} wide and high,")
     return found.note + copies_in_words(
         found.across(part_of), f"in training and validation ({origin})", "start a study with --group-duplicates", pixels

@@ -58,6 +58,8 @@ _PAIRS = 256  # compared at once; larger batches leave the processor's cache
 
 Grey = NDArray[np.float32]
 
+_NO_LOOK = np.empty((0, 0, 3), np.uint8)
+
 
 @dataclass(frozen=True, slots=True)
 class Copies:
@@ -112,14 +114,15 @@ class Copies:
         return Copies(tuple(sorted(exact)), tuple((x, y) for x, y in sorted(near)), self.unreadable, self.passed_over)
 
 
-def copies_among(pictures: Iterable[tuple[str, Values]]) -> Copies:
+def copies_among(pictures: Iterable[tuple[str, Values]], *, near: bool = True) -> Copies:
     """Finds the pairs among decoded images.
 
     Args:
         pictures: Id and (H, W, C), uint8 or uint16; read one by one, and not kept.
+        near: Look for near-copies too, and not only for the same pixels.
     """
-    looks = [(name, _digest(image), _small(viewable(image))) for name, image in pictures]
-    return _compare(looks)
+    looks = [(name, _digest(image), _small(viewable(image)) if near else _NO_LOOK) for name, image in pictures]
+    return _compare(looks, near=near)
 
 
 def copies_in_files(cases: Sequence[Case], progress: Callable[[int, int], None] | None = None) -> Copies:
@@ -161,7 +164,7 @@ def _small(image: Bytes) -> Bytes:
     return np.asarray(Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BOX))
 
 
-def _compare(looks: list[tuple[str, bytes, Bytes]]) -> Copies:
+def _compare(looks: list[tuple[str, bytes, Bytes]], *, near: bool = True) -> Copies:
     looks.sort(key=lambda look: look[0])
     firsts: dict[bytes, tuple[str, Bytes]] = {}
     exact = []
@@ -169,7 +172,7 @@ def _compare(looks: list[tuple[str, bytes, Bytes]]) -> Copies:
         first, _ = firsts.setdefault(digest, (name, small))
         if first != name:
             exact.append((first, name))
-    if len(firsts) < 2:
+    if len(firsts) < 2 or not near:
         return Copies(tuple(sorted(exact)), ())
     names = [name for name, _ in firsts.values()]
     pairs, passed_over = near_copies(np.stack([small for _, small in firsts.values()]))

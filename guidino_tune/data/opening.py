@@ -113,7 +113,7 @@ def open_for_search(
             f"masks at {data.image_size} px and back: Dice {ceiling:.2f} to themselves, the most that any network can score at their own "
             "size; a larger data.image_size or data.view=patch keeps more",
         )
-    notes += look_over(tables[0], tables[1], folder, split.origin, rules.labels.turned)
+    notes += look_over(tables[0], tables[1], folder, split.origin, rules.labels.turned, near=data.group_duplicates)
     text = json.dumps([tables[0].fingerprint, tables[1].fingerprint, asdict(split)], sort_keys=True)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
     return SearchData(tables[0], tables[1], split, fingerprint, listing.notes + notes, rules)

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from guidino_tune import known_backbones as known
 from guidino_tune.config import PATCH, DINOGuide
 from guidino_tune.errors import UserError
-from guidino_tune.models import fingerprints, known, weights
+from guidino_tune.models import fingerprints, weights
 from guidino_tune.models.architectures import ARCHITECTURES
 from guidino_tune.models.seeding import seeded
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from guidino_tune import known_backbones as known
 from guidino_tune.config import BACKBONES, is_local_backbone
 from guidino_tune.errors import UserError
-from guidino_tune.models import known
 from guidino_tune.models.architectures import ARCHITECTURES, NUM_STAGES, SIZES, needs_licence, open_backbones
 
 if TYPE_CHECKING:

@@ -364,7 +364,7 @@ def _prepare_process(config: Mapping[str, Any]) -> None:
     os.environ[SEAL] = "1"  # nobody who trains may see the test cases
     torch.set_num_threads(config["cpus"])
     from guidino_tune import targets
-    from guidino_tune.models.known import adopt
+    from guidino_tune.known_backbones import adopt
 
     adopt(config.get("backbones", ()))
     targets.adopt(config.get("own_code", {}))
@@ -373,7 +373,7 @@ def _prepare_process(config: Mapping[str, Any]) -> None:
 def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path) -> dict[str, Any]:
     """What every training process must know beside its experiment; paths are absolute, for it runs in another folder or on another node."""
     from guidino_tune import targets
-    from guidino_tune.models.known import packed
+    from guidino_tune.known_backbones import packed
 
     return {
         "home": str(paths.home()),

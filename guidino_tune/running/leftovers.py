@@ -69,7 +69,6 @@ class Leftovers:
     def look(self) -> list[str]:
         """Frees what is left over now; gives the ids of the placement groups."""
         import ray
-        from ray._raylet import PlacementGroupID
         from ray.util.placement_group import PlacementGroup, remove_placement_group
         from ray.util.state import list_actors, list_jobs, list_placement_groups
 
@@ -87,7 +86,7 @@ class Leftovers:
         left = [g for g, since in self._idle_since.items() if idle[g] not in controlled or now - since > IDLE]
         for group in left:
             log.warning("the booking %s of a worker group whose controller is gone is given back", group)
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
         return left
 
 

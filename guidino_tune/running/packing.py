@@ -15,7 +15,7 @@ from rich.console import Console
 from guidino_tune import targets
 from guidino_tune.config import DINOGuide, Experiment, Resources
 from guidino_tune.errors import UserError
-from guidino_tune.models.known import packed
+from guidino_tune.known_backbones import packed
 from guidino_tune.running.probing import (
     MOST_PROBES,
     backbone_bytes,

@@ -16,9 +16,9 @@ from torch import nn
 
 from guidino_tune import targets
 from guidino_tune.config import DINOGuide, Experiment
+from guidino_tune.known_backbones import adopt
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model
-from guidino_tune.models.known import adopt
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.space.parameters import get_path, has_path
 from guidino_tune.training.failures import failure_kind

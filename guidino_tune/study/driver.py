@@ -21,6 +21,7 @@ from guidino_tune.config import Experiment
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
+from guidino_tune.study import optuna_private
 from guidino_tune.study.journal import sync_to_disk
 from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, values
 from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, REPEATED, TWICE, Outcomes
@@ -147,7 +148,7 @@ class Driver:
         while refusals < REFUSALS:
             if self.orphans:
                 frozen = self.orphans.pop(0)
-                trial = optuna.Trial(self.study, frozen._trial_id)
+                trial = optuna_private.running_trial(self.study, frozen)
                 reported = dict(frozen.intermediate_values)
                 if frozen.user_attrs.get(INTERRUPTION):
                     trial.set_user_attr(INTERRUPTION, "")
@@ -263,7 +264,7 @@ class Driver:
             trial.report(objective, epoch)
         else:
             # Optuna has no rule to prune by several objectives, and refuses the report; the study is to know its epochs all the same.
-            self.study._storage.set_trial_intermediate_value(trial._trial_id, epoch, objective)
+            optuna_private.report(trial, objective, epoch)
 
     def died(self, key: str, text: str) -> None:
         """Remembers what is said of the end of a trial's process, until the trial is closed."""
@@ -353,11 +354,11 @@ class Driver:
         """Closes trials whose driver died between the decision to stop them and its record: they are not to train another epoch."""
         for frozen in orphans(self.study, self.space):
             if is_stopped(self.study, self.space.study, frozen):
-                self.study.tell(optuna.Trial(self.study, frozen._trial_id), state=TrialState.PRUNED)
+                self.study.tell(frozen.number, state=TrialState.PRUNED)
                 sync_to_disk(self.study)
                 self.folder.trial(frozen.number).tidy()
                 self.listener(frozen.number, self.space.experiment(frozen.params), None)
 
     def frozen(self, trial: optuna.Trial) -> FrozenTrial:
         """The stored state of a running trial."""
-        return self.study._storage.get_trial(trial._trial_id)
+        return optuna_private.stored_trial(self.study, trial.number)

@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from guidino_tune.errors import UserError, redacted
+from guidino_tune.study import optuna_private
 from guidino_tune.training.folder import append_whole, named
 
 
@@ -24,11 +25,14 @@ class Journal(JournalFileBackend):
     writes some fifteen lines, and a disk, or a server of files, needs milliseconds for each.
     """
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
+
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """See ``JournalFileBackend``."""
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        path = Path(self._file_path)
-        with named(path), open(path, "ab", buffering=0) as file:
+        with named(self.path), open(self.path, "ab", buffering=0) as file:
             # The kernel frees this lock when its holder dies. Optuna's is a file: left behind, it would hold up the next command for half
             # a minute. One driver works on a study, so a file system without locks does no harm.
             with contextlib.suppress(OSError):
@@ -37,7 +41,7 @@ class Journal(JournalFileBackend):
 
     def sync(self) -> None:
         """Returns when all lines are on the disk."""
-        with named(Path(self._file_path)), open(self._file_path, "rb") as file:
+        with named(self.path), open(self.path, "rb") as file:
             os.fsync(file.fileno())
 
 
@@ -48,7 +52,7 @@ def open_journal(path: Path) -> JournalStorage:
         UserError: A line of it, other than an unfinished last one, is damaged.
     """
     try:
-        return JournalStorage(Journal(str(path)))
+        return JournalStorage(Journal(path))
     except (ValueError, KeyError, TypeError) as error:
         line = _damaged_line(path)
         if not line:
@@ -136,6 +140,5 @@ def _damaged_line(path: Path) -> int:
 
 def sync_to_disk(study: optuna.Study) -> None:
     """Returns when everything told to the study would survive a power failure; a database sees to that by itself."""
-    storage = study._storage
-    if isinstance(storage, JournalStorage) and isinstance(storage._backend, Journal):
-        storage._backend.sync()
+    if isinstance(journal := optuna_private.backend(study), Journal):
+        journal.sync()

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import math
 import zlib
 from bisect import insort
 from collections import Counter, deque
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers._tpe.sampler import default_gamma
 from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune import targets
 from guidino_tune.errors import UserError
 from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
+from guidino_tune.study import optuna_private
 from guidino_tune.study.outcomes import Outcomes, as_key
 from guidino_tune.study.trials import counts_as_finished, unfinished
 
@@ -47,7 +48,7 @@ class RepeatingRandomSampler(optuna.samplers.RandomSampler):
 
     def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         """See ``BaseSampler``."""
-        self._rng.rng.seed(_seeds(self._seed, trial, param_name))
+        optuna_private.seed(self, _seeds(self._seed, trial, param_name))
         return super().sample_independent(study, trial, param_name, param_distribution)
 
 
@@ -68,30 +69,29 @@ class RecentTPESampler(optuna.samplers.TPESampler):
     def __init__(self, *, seed: int = 0, latest: int | None = LATEST, **options: Any) -> None:
         super().__init__(**options)
         self._seed = seed
-        self._random_sampler = RepeatingRandomSampler(seed)
         # With fewer than its first random trials in sight it would take every trial for one of those.
-        latest = None if latest is None else max(latest, self._n_startup_trials)
+        latest = None if latest is None else max(latest, options.get("n_startup_trials", 10))
         self._known: set[int] = set()
         self._best: list[tuple[tuple[float, ...], int, FrozenTrial]] = []
         self._latest: deque[FrozenTrial] = deque(maxlen=latest)
         self._window: tuple[int, list[FrozenTrial]] = (-1, [])
         # Optuna's rule for how many are good ones, asked with the size of the study and not with that of the window.
-        if latest is not None:
-            self._gamma = lambda _: default_gamma(len(self._known))
+        good = None if latest is None else lambda _: min(math.ceil(len(self._known) / 10), BEST)
+        optuna_private.adapt(self, RepeatingRandomSampler(seed), good)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """See ``BaseSampler``; what was decomposed before is remembered, so only new trials are looked at."""
-        return super().infer_relative_search_space(_part(study, self._take_in(study, trial)), trial)
+        return super().infer_relative_search_space(optuna_private.part(study, self._take_in(study, trial)), trial)
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """See ``BaseSampler``."""
-        self._rng.rng.seed(_seeds(self._seed, trial, ""))
-        return super().sample_relative(_part(study, self._modelled(study, trial)), trial, search_space)
+        optuna_private.seed(self, _seeds(self._seed, trial, ""))
+        return super().sample_relative(optuna_private.part(study, self._modelled(study, trial)), trial, search_space)
 
     def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         """See ``BaseSampler``."""
-        self._rng.rng.seed(_seeds(self._seed, trial, param_name))
-        return super().sample_independent(_part(study, self._modelled(study, trial)), trial, param_name, param_distribution)
+        optuna_private.seed(self, _seeds(self._seed, trial, param_name))
+        return super().sample_independent(optuna_private.part(study, self._modelled(study, trial)), trial, param_name, param_distribution)
 
     def _modelled(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
         if self._window[0] != trial.number:
@@ -101,7 +101,7 @@ class RecentTPESampler(optuna.samplers.TPESampler):
     def _take_in(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
         """Prepares the window for ``trial``; returns the trials that have finished since the last time."""
         new, window = [], {}
-        for other in study._get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)):
+        for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)):
             if other.state == TrialState.RUNNING:
                 window[other.number] = other
             elif other.number not in self._known:
@@ -129,23 +129,6 @@ def _order(trial: FrozenTrial) -> tuple[float, ...]:
         return 0.0, -cast("float", trial.value)
     step, value = max(trial.intermediate_values.items(), default=(-1, 0.0))
     return 1.0, -step, -value
-
-
-class _Part:
-    """A study that shows only some of its trials."""
-
-    def __init__(self, study: optuna.Study, trials: list[FrozenTrial]) -> None:
-        self._study, self._shown = study, trials
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def _get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False) -> list[FrozenTrial]:
-        return [trial for trial in self._shown if states is None or trial.state in states]
-
-
-def _part(study: optuna.Study, trials: list[FrozenTrial]) -> optuna.Study:
-    return cast("optuna.Study", _Part(study, trials))
 
 
 SAMPLERS: dict[str, Callable[[Space, int], optuna.samplers.BaseSampler]] = {

@@ -24,6 +24,7 @@ class Tally:
         epochs: How many epochs the finished ones were trained.
         beyond: How many were ended because they broke a constraint; in ``states`` they are pruned.
         best: The first of the ranking, or ``None``.
+        latest: When a trial started or ended last, in Unix seconds; 0 before the first one.
     """
 
     def __init__(self, study: optuna.Study) -> None:
@@ -33,6 +34,7 @@ class Tally:
         self.epochs = 0
         self.beyond = 0
         self.best: FrozenTrial | None = None
+        self.latest = 0.0
         self._known: dict[int, TrialState] = {}
         for trial in study.get_trials(deepcopy=False):
             self.take(trial)
@@ -46,6 +48,7 @@ class Tally:
             self.states[before] -= 1
         self._known[trial.number] = trial.state
         self.states[trial.state] += 1
+        self.latest = max(self.latest, *(at.timestamp() for at in (trial.datetime_start, trial.datetime_complete) if at), 0.0)
         if trial.state.is_finished():
             self.done += counts_as_finished(trial)
             if trial.state == TrialState.FAIL:

@@ -52,12 +52,6 @@ def orphans(study: optuna.Study, space: Space) -> list[FrozenTrial]:
     return running
 
 
-def stored_trial(study: optuna.Study, number: int) -> FrozenTrial:
-    """One trial as it is stored, whatever their number; not to be changed."""
-    storage = study._storage
-    return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
-
-
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that gave a result; see ``counts_as_finished``."""
     return [t for t in study.get_trials(deepcopy=False) if counts_as_finished(t)]

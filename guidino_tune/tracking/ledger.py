@@ -25,12 +25,11 @@ class Sent:
         status: MLflow status and the reason sent with it.
         tags: Last value of every tag.
         metrics: Last value of metrics that are no epoch's: of the study, and final ones of a trial.
-        step: How often those changed.
+        step: What earlier versions added to for each change of those; new ones come after it.
         files: Content hash by path in the run.
         deleted: A person deleted the run in MLflow: it stays deleted.
-        asked: Metrics without an epoch that were sent, with their step and time, before MLflow has confirmed them: the same may be sent
-            again, but no other values at that step.
-        doubtful: When the run was made (Unix seconds), while MLflow may have made it twice, as it did not answer in time; else 0.
+        doubtful: When a run of the study was last asked for that may have been asked for before (Unix seconds), while MLflow may still
+            make it twice; else 0. Only of the study's own run.
         uri: The MLflow that has the study, without a password; only of the study's own run.
     """
 
@@ -43,7 +42,6 @@ class Sent:
     step: int = 0
     files: dict[str, str] = field(default_factory=dict)
     deleted: bool = False
-    asked: dict[str, Any] = field(default_factory=dict)
     doubtful: float = 0.0
     uri: str = ""
 
@@ -52,7 +50,7 @@ class Sent:
         for key, value in changes.items():
             if key in ("tags", "metrics", "files"):
                 getattr(self, key).update(value)
-            elif key in ("run_id", "params", "epoch", "status", "step", "deleted", "asked", "doubtful", "uri"):
+            elif key in ("run_id", "params", "epoch", "status", "step", "deleted", "doubtful", "uri"):
                 setattr(self, key, value)
 
 
@@ -80,11 +78,6 @@ class Ledger:
     def sent(self, key: str) -> Sent:
         """What the run ``key`` (``study``, or a trial's number as text) has received."""
         return self._runs.setdefault(key, Sent())
-
-    @property
-    def keys(self) -> list[str]:
-        """All runs that it knows."""
-        return list(self._runs)
 
     def note(self, key: str, **changes: Any) -> None:
         """Remembers that ``changes`` have reached MLflow."""

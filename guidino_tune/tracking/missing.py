@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guidino_tune import paths
-from guidino_tune.tracking.client import OWN, as_key, as_tags, same_place, sqlite_uri
+from guidino_tune.tracking.client import OWN, as_tags, same_place, sqlite_uri
 from guidino_tune.tracking.ledger import Ledger, Sent
-from guidino_tune.tracking.runs import STATUS, STUDY, trial_tags
+from guidino_tune.tracking.runs import STATUS, STUDY, as_metrics, changed, trial_tags
 from guidino_tune.tracking.snapshots import TrialSnapshot
 from guidino_tune.tracking.uploads import PICTURES, ContentHashes
 
@@ -66,7 +66,7 @@ def missing(ledger: Ledger, trials: Iterable[TrialSnapshot], artifacts: Sequence
         behind += bool(late or lacking or _differs(trial, sent))
     study = Sent() if elsewhere else ledger.sent(STUDY)
     files += _lacking(study, artifacts, "", hashes)
-    return Missing(behind, epochs, files, not study.params or study.status == "RUNNING" or bool(study.asked), elsewhere)
+    return Missing(behind, epochs, files, not study.params or study.status == "RUNNING", elsewhere)
 
 
 def _lacking(sent: Sent, files: Iterable[Path], folder: str, hashes: ContentHashes) -> int:
@@ -75,12 +75,5 @@ def _lacking(sent: Sent, files: Iterable[Path], folder: str, hashes: ContentHash
 
 
 def _differs(trial: TrialSnapshot, sent: Sent) -> bool:
-    tags = as_tags(trial_tags(trial, sent))
-    results = {as_key(name): float(value) for name, value in trial.results.items()}
-    return (
-        not sent.params
-        or sent.status != STATUS[trial.state]
-        or bool(sent.asked)
-        or any(sent.tags.get(name) != value for name, value in tags.items())
-        or any(repr(sent.metrics.get(name)) != repr(value) for name, value in results.items())
-    )
+    tags, results = changed(as_tags(trial_tags(trial, sent)), sent.tags), changed(as_metrics(trial.results), sent.metrics)
+    return not sent.params or sent.status != STATUS[trial.state] or bool(tags or results)

@@ -26,8 +26,7 @@ from guidino_tune.tracking.uploads import PICTURES, ContentHashes, upload
 from guidino_tune.tracking.views import save_view
 from guidino_tune.training.reporter import EpochRecord
 
-BATCH = 100  # MLflow's limit of parameters or tags in a request
-METRICS = 900  # its limit of metrics, and of everything together, is 1000
+SIZES = {"params": 100, "tags": 100, "metrics": 800}  # in one request: MLflow's limits, and no more than 1000 of all together
 DOUBT = 120.0  # seconds in which a request that was given up may still be carried out: twice the longest timeout
 STUDY = "study"
 STATUS = {"running": "RUNNING", "interrupted": "SCHEDULED", "complete": "FINISHED", "pruned": "FINISHED", "fail": "FAILED"}
@@ -75,58 +74,41 @@ class RunSender:
         if run is None or lost:
             self._experiment_id = find_experiment(self._client, self._experiment, self._artifact_location)
             mine = {"guidino.study_id": study_id(study), "guidino.kind": "study"}
-            tags = as_tags({"guidino.study": study.name, **mine, **code_tags()})
-            found = self._find(mine)
-            run = found or self._client.create_run(self._experiment_id, run_name=study.name, tags=tags)
-            self._ledger.note(
-                STUDY,
-                run_id=run.info.run_id,
-                status=run.info.status,
-                **(self._known(found) if found else {"doubtful": time.time()}),
-            )
+            run = self._find(mine)
+            if run is None:
+                self._ledger.note(STUDY, doubtful=time.time())
+                tags = as_tags({"guidino.study": study.name, **mine, **code_tags()})
+                run = self._client.create_run(self._experiment_id, run_name=study.name, tags=tags)
+            self._ledger.note(STUDY, run_id=run.info.run_id, status=run.info.status)
         self._experiment_id, self._parent = run.info.experiment_id, run.info.run_id
         self._opened = time.time()
         save_view(self._client, self._experiment_id, study, study_id(study))
         return not lost
 
     def remove_doubles(self, study: StudySnapshot) -> None:
-        """Deletes empty runs that MLflow made twice: one that answers late may carry out a request after we asked again.
+        """Deletes empty runs that MLflow made twice: one that answers late may carry out a request after we looked and asked again.
 
-        While that may still happen, the doubt stays in the ledger for the next time.
+        Nothing else that is sent twice is stored twice, but MLflow gives every run that it is asked for an id of its own. While a late
+        request may still be carried out, the doubt stays in the ledger for the next time.
         """
-        doubtful = {key for key in self._ledger.keys if self._ledger.sent(key).doubtful}
+        asked = self._ledger.sent(STUDY).doubtful
         runs: list[Any] = []
-        token: str | None = None
-        while doubtful and (token or not runs):
+        token: str | None = ""
+        while asked and token is not None:
             mine = f"tags.`guidino.study_id` = '{study_id(study)}'"
-            page = self._client.search_runs([self._experiment_id], mine, max_results=1000, page_token=token)
-            runs, token = [*runs, *page], page.token
-            if not page:
-                break
+            page = self._client.search_runs([self._experiment_id], mine, max_results=1000, page_token=token or None)
+            runs, token = [*runs, *page], page.token or None
         for run in runs:
-            key = STUDY if run.data.tags.get("guidino.kind") == "study" else run.data.tags.get("guidino.trial")
-            if key in doubtful and run.info.run_id != self._ledger.sent(key).run_id and not (run.data.metrics or run.data.params):
+            ours = self._ledger.sent(run.data.tags.get("guidino.trial", STUDY)).run_id
+            if ours not in ("", run.info.run_id) and not (run.data.metrics or run.data.params):
                 self._client.delete_run(run.info.run_id)
-                self._ledger.note(key, doubtful=0.0)
-        for key in doubtful:
-            if 0 < self._ledger.sent(key).doubtful < time.time() - DOUBT:
-                self._ledger.note(key, doubtful=0.0)
+        if 0 < asked < time.time() - DOUBT:
+            self._ledger.note(STUDY, doubtful=0.0)
 
     def send_study(self, study: StudySnapshot, status: str) -> None:
         """Parameters, data sets, tags, metrics and status of the parent run."""
-        sent, run_id = self._ledger.sent(STUDY), self._parent
-        if not sent.params:
-            self._send_params(run_id, study.params)
-            self._send_datasets(run_id, study)
-            self._ledger.note(STUDY, params=True)
-        self._send_tags(STUDY, run_id, study.tags)
-        self._send_metrics(STUDY, run_id, study.metrics)
-        if sent.status != status:
-            if status == "RUNNING":
-                self._client.update_run(run_id, status=status)
-            else:
-                self._client.set_terminated(run_id, status=status)
-            self._ledger.note(STUDY, status=status)
+        self._send_figures(STUDY, study, study.params, study.tags, EpochRecord(study.step, study.metrics, study.time))
+        self._send_status(STUDY, status)
 
     def send_trial(self, trial: TrialSnapshot, study: StudySnapshot) -> None:
         """Parameters, metrics, tags and status of a trial's run, which is created when it is missing."""
@@ -156,54 +138,66 @@ class RunSender:
             new = trial.started is not None and trial.started > self._opened
             run = None if new else self._find({"mlflow.parentRunId": self._parent, "guidino.trial": key})
             if run is None:
+                if not new:
+                    self._ledger.note(STUDY, doubtful=time.time())
                 run = self._create(trial, study)
-                made = {"run_id": run.info.run_id, "status": run.info.status, "tags": as_tags(trial_tags(trial, sent))}
-                self._ledger.note(key, **made, **({} if new else {"doubtful": time.time()}))
-            else:
-                self._ledger.note(key, run_id=run.info.run_id, status=run.info.status, **self._known(run, trial.results))
-        run_id = sent.run_id
-        self._send_together(key, sent, trial, study)
-        if not sent.params:
-            self._send_params(run_id, _params(trial))
-            self._ledger.note(key, params=True)
-        for records in _batches(_with_best(trial.history, study, sent.epoch)):
-            batch = _metrics(records)
-            self._try(lambda batch=batch: self._log(run_id, metrics=batch))  # type: ignore[misc]
-            self._ledger.note(key, epoch=records[-1].epoch)
-        self._send_metrics(key, run_id, trial.results)
-        self._send_tags(key, run_id, trial_tags(trial, sent))
-        status = STATUS[trial.state]
-        if sent.status != status:
-            if status in ("RUNNING", "SCHEDULED"):
-                self._client.update_run(run_id, status=status)
-            else:
-                self._client.set_terminated(run_id, status=status, end_time=_milliseconds(trial.finished, trial.history[-1:]))
-            self._ledger.note(key, status=status)
+            self._ledger.note(key, run_id=run.info.run_id, status=run.info.status)
+        epoch, ended = (trial.history[-1].epoch, trial.history[-1].time) if trial.history else (0, 0.0)
+        final = EpochRecord(epoch, trial.results, trial.measured or trial.finished or ended)
+        self._send_figures(key, study, _params(trial), trial_tags(trial, sent), final, list(_with_best(trial.history, study, sent.epoch)))
+        self._send_status(key, STATUS[trial.state], _milliseconds(trial.finished, trial.history[-1:]))
 
-    def _send_together(self, key: str, sent: Sent, trial: TrialSnapshot, study: StudySnapshot) -> None:
-        """Parameters, tags and epochs in one request, if they fit into one; where MLflow refuses it, the parts go one by one."""
-        from mlflow.entities import Param, RunTag
+    def _send_figures(
+        self,
+        key: str,
+        study: StudySnapshot,
+        params: Mapping[str, Plain],
+        tags: Mapping[str, str],
+        final: EpochRecord,
+        records: Sequence[EpochRecord] = (),
+    ) -> None:
+        """Brings all but status and files up to date: ``final`` metrics as far as they changed, and epochs. It may be sent again.
 
+        For MLflow keeps one of equal points, parameters and tags: step and time of a metric come from the study, never from the clock.
+        """
+        from mlflow.entities import Metric, Param, RunTag
+
+        sent = self._ledger.sent(key)
+        tags, metrics = changed(as_tags(tags), sent.tags), changed(as_metrics(final.metrics), sent.metrics)
+        if sent.params and not (tags or metrics or records):
+            return
         if not sent.params:
             self._send_datasets(sent.run_id, study)
-        params = {} if sent.params else _params(trial)
-        tags = {name: value for name, value in as_tags(trial_tags(trial, sent)).items() if sent.tags.get(name) != value}
-        records = list(_with_best(trial.history, study, sent.epoch))
-        metrics = _metrics(records)
-        if not (params or metrics) or max(len(params), len(tags)) > BATCH or len(metrics) + len(params) + len(tags) > METRICS:
+        points = [*records, EpochRecord(sent.step + final.epoch, metrics, final.time)]
+        self._log(
+            sent.run_id,
+            params=[] if sent.params else [Param(as_key(name), as_text(value)) for name, value in params.items()],
+            tags=[RunTag(name, value) for name, value in tags.items()],
+            metrics=[Metric(name, value, int(r.time * 1000), r.epoch) for r in points for name, value in r.metrics.items()],
+        )
+        self._ledger.note(key, params=True, tags=tags, metrics=metrics, **({"epoch": records[-1].epoch} if records else {}))
+
+    def _send_status(self, key: str, status: str, end: int | None = None) -> None:
+        sent = self._ledger.sent(key)
+        if sent.status == status:
             return
-        try:
-            self._log(
-                sent.run_id,
-                params=[Param(as_key(name), as_text(value)) for name, value in params.items()],
-                tags=[RunTag(name, value) for name, value in tags.items()],
-                metrics=metrics,
-            )
-        except Exception as error:
-            if not is_permanent(error):
-                raise
-            return
-        self._ledger.note(key, params=True, tags=tags, **({"epoch": records[-1].epoch} if records else {}))
+        if status in ("RUNNING", "SCHEDULED"):
+            self._client.update_run(sent.run_id, status=status)
+        else:
+            self._client.set_terminated(sent.run_id, status=status, end_time=end)
+        self._ledger.note(key, status=status)
+
+    def _log(self, run_id: str, **what: Sequence[Any]) -> None:
+        """Sends all in as few requests as MLflow takes; where it refuses one for good, each kind alone."""
+        for n in range(max(math.ceil(len(items) / SIZES[kind]) for kind, items in what.items())):
+            part = {kind: items[n * SIZES[kind] : (n + 1) * SIZES[kind]] for kind, items in what.items()}
+            try:
+                self._client.log_batch(run_id, **part)
+            except Exception as error:
+                if not is_permanent(error):
+                    raise
+                for kind, items in part.items():
+                    self._try(lambda kind=kind, items=items: self._client.log_batch(run_id, **{kind: items}))  # type: ignore[misc]
 
     def _create(self, trial: TrialSnapshot, study: StudySnapshot) -> Any:
         tags = {
@@ -217,7 +211,7 @@ class RunSender:
             self._experiment_id,
             start_time=_milliseconds(trial.started, trial.history[:1]),
             run_name=f"trial {trial.number:04d} {trial.name}".strip(),
-            tags=as_tags(tags | trial_tags(trial, Sent()) | code_tags()),
+            tags=as_tags(tags | code_tags()),
         )
 
     def send_files(self, key: str, pictures: Sequence[Path], artifacts: Sequence[Path]) -> None:
@@ -244,38 +238,6 @@ class RunSender:
         self._try(lambda: upload(self._client, sent.run_id, path, folder, digest))
         self._ledger.note(key, files={place: digest})
 
-    def _send_params(self, run_id: str, params: Mapping[str, Plain]) -> None:
-        from mlflow.entities import Param
-
-        items = [Param(as_key(key), as_text(value)) for key, value in params.items()]
-        for start in range(0, len(items), BATCH):
-            self._try(lambda start=start: self._log(run_id, params=items[start : start + BATCH]))  # type: ignore[misc]
-
-    def _send_tags(self, key: str, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        sent = self._ledger.sent(key)
-        changed = {name: value for name, value in as_tags(tags).items() if sent.tags.get(name) != value}
-        items = [RunTag(name, value) for name, value in changed.items()]
-        for start in range(0, len(items), BATCH):
-            self._try(lambda start=start: self._log(run_id, tags=items[start : start + BATCH]))  # type: ignore[misc]
-        if changed:
-            self._ledger.note(key, tags=changed)
-
-    def _send_metrics(self, key: str, run_id: str, metrics: Mapping[str, float]) -> None:
-        """Metrics without an epoch of their own: each change is a new step."""
-        sent = self._ledger.sent(key)
-        values = {as_key(name): float(value) for name, value in metrics.items()}
-        while sent.asked or any(repr(sent.metrics.get(name)) != repr(value) for name, value in values.items()):
-            if not sent.asked:
-                changed = {name: value for name, value in values.items() if repr(sent.metrics.get(name)) != repr(value)}
-                self._ledger.note(key, asked={"values": changed, "step": sent.step + 1, "time": _now()})
-            # After a lost answer exactly the same goes out again: MLflow keeps one of equal points, but two that differ in their time.
-            asked = sent.asked
-            points = [_metric(name, value, asked["time"], asked["step"]) for name, value in asked["values"].items()]
-            self._try(lambda points=points: self._log(run_id, metrics=points))  # type: ignore[misc]
-            self._ledger.note(key, metrics=asked["values"], step=asked["step"], asked={})
-
     def _send_datasets(self, run_id: str, study: StudySnapshot) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -294,21 +256,11 @@ class RunSender:
                 raise
             self._refused(" ".join(str(error).split())[:400])  # a server from before MLflow knew of data sets: the rest it knows
 
-    def _log(self, run_id: str, **what: Any) -> None:
-        self._client.log_batch(run_id, **what)
-
     def _find(self, tags: Mapping[str, str]) -> Any:
         """The oldest run with these tags, or ``None``."""
         text = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         runs = self._client.search_runs([self._experiment_id], text, max_results=1, order_by=["attributes.start_time ASC"])
         return runs[0] if runs else None
-
-    def _known(self, run: Any, metrics: Mapping[str, float] | None = None) -> dict[str, Any]:
-        """For the ledger: metrics without an epoch (all of the study's) in a run that it does not remember; so they count as no change."""
-        names = run.data.metrics.keys() if metrics is None else run.data.metrics.keys() & {as_key(name) for name in metrics}
-        points = [point for name in names for point in self._client.get_metric_history(run.info.run_id, name)]
-        last = {point.key: point.value for point in sorted(points, key=lambda point: point.step)}
-        return {"metrics": last, "step": max((point.step for point in points), default=0)}
 
     def _get(self, run_id: str) -> Any:
         try:
@@ -342,8 +294,14 @@ def trial_tags(trial: TrialSnapshot, sent: Sent) -> dict[str, str]:
     return tags
 
 
-def _metrics(records: Sequence[EpochRecord]) -> list[Any]:
-    return [_metric(name, value, int(r.time * 1000), r.epoch) for r in records for name, value in r.metrics.items()]
+def as_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics under names that MLflow takes."""
+    return {as_key(name): float(value) for name, value in metrics.items()}
+
+
+def changed(values: Mapping[str, T], before: Mapping[str, T]) -> dict[str, T]:
+    """What is not as before; NaN is like NaN."""
+    return {name: value for name, value in values.items() if repr(before.get(name)) != repr(value)}
 
 
 def _with_best(history: Sequence[EpochRecord], study: StudySnapshot, after: int) -> Iterator[EpochRecord]:
@@ -354,32 +312,8 @@ def _with_best(history: Sequence[EpochRecord], study: StudySnapshot, after: int)
         if math.isfinite(value):
             best = value if best is None else (max if study.maximize else min)(best, value)
         if record.epoch > after:
-            metrics = {as_key(name): float(number) for name, number in record.metrics.items()}
+            metrics = as_metrics(record.metrics)
             yield EpochRecord(record.epoch, metrics if best is None else {**metrics, as_key(f"best_{study.objective}"): best}, record.time)
-
-
-def _batches(records: Iterator[EpochRecord]) -> Iterator[list[EpochRecord]]:
-    """Whole epochs, as many together as one request takes."""
-    batch: list[EpochRecord] = []
-    count = 0
-    for record in records:
-        if batch and count + len(record.metrics) > METRICS:
-            yield batch
-            batch, count = [], 0
-        batch.append(record)
-        count += len(record.metrics)
-    if batch:
-        yield batch
-
-
-def _metric(name: str, value: float, milliseconds: int, step: int) -> Any:
-    from mlflow.entities import Metric
-
-    return Metric(name, value, milliseconds, step)
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
 
 
 def _milliseconds(seconds: float | None, records: Sequence[EpochRecord]) -> int | None:

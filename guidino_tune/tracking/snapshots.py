@@ -34,6 +34,7 @@ class TrialSnapshot:
         tags: Free labels.
         started: Unix seconds; ``None`` takes the first record's time, or now.
         finished: Unix seconds; ``None`` takes the last record's time, or now.
+        measured: When ``results`` were measured, in Unix seconds; ``None`` takes ``finished``.
     """
 
     number: int
@@ -49,6 +50,7 @@ class TrialSnapshot:
     tags: Mapping[str, str] = field(default_factory=dict)
     started: float | None = None
     finished: float | None = None
+    measured: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,9 @@ class StudySnapshot:
         datasets: Shown by MLflow as the inputs of the parent and of every trial.
         artifacts: Files or folders (``best.yaml``, the report); uploaded again when their content changes.
         metrics: Figures of the study so far, such as the number of finished trials.
+        step: How many trials have ended: the step of ``metrics``.
+        time: When the newest trial started or ended (Unix seconds): the time of ``metrics``. The same study has the same step and time in
+            every process, so that what is sent twice is stored once.
         objective: The metric whose best value so far becomes ``best_<objective>``, by which trials sort.
         maximize: Whether more is better.
         id: Tells two studies of one name apart in a shared MLflow; empty takes the name. Keep it with the study, not with the machine.
@@ -92,6 +97,8 @@ class StudySnapshot:
     datasets: tuple[DatasetInfo, ...] = ()
     artifacts: tuple[Path, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    step: int = 0
+    time: float = 0.0
     objective: str = "val_dice"
     maximize: bool = True
     id: str = ""

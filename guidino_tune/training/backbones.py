@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.errors import UserError
-from guidino_tune.models import GuidedSegmenter
-from guidino_tune.models.known import Known, key_of, name_in, other_weights, place_of
-from guidino_tune.training.checkpoints import backbone_in
-from guidino_tune.training.folder import write_text
+from guidino_tune.known_backbones import Known, key_of, name_in, other_weights, place_of
+from guidino_tune.training.folder import STATE, write_text
+
+if TYPE_CHECKING:  # what a folder notes is read without torch
+    from guidino_tune.models import GuidedSegmenter
 
 FILE = "backbones.yaml"
 """In the folder of a study or a retraining: of each backbone its fingerprint, and where it was read from last."""
@@ -99,6 +101,28 @@ def provenance_of(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
         return {}
     fingerprint = backbone_in(checkpoint)
     return {"backbone": in_words(guide, fingerprint)} if fingerprint else {}
+
+
+def backbone_in(folder: Path) -> str:
+    """The fingerprint of the backbone that a checkpoint or a trial's best weights were trained on; empty where none is noted."""
+    try:
+        return str(json.loads((folder / STATE).read_text(encoding="utf-8")).get("backbone", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def noted_of_trial(experiment: Experiment, folder: Path) -> dict[str, str]:
+    """What an export says of the backbone of a trial: name, fingerprint and place; empty where the folder of its study notes none."""
+    guide = experiment.guide
+    if not isinstance(guide, DINOGuide):
+        return {}
+    try:
+        known = read_known(folder).get(key_of(guide), Known())
+    except UserError:
+        return {}
+    if not known.fingerprint:
+        return {}
+    return {**in_words(guide, known.fingerprint), **({"place": known.place} if known.place else {})}
 
 
 def in_words(guide: DINOGuide, fingerprint: str) -> dict[str, str]:

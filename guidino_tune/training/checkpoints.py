@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from guidino_tune.errors import UserError
 from guidino_tune.models.weights import not_finite, some
-from guidino_tune.training.folder import named
+from guidino_tune.training.folder import STATE, named
 from guidino_tune.training.reporter import EpochRecord
 
-WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 
 
 def write_checkpoint(
@@ -144,14 +144,6 @@ def check_finite(weights: Mapping[str, torch.Tensor], file: Path) -> None:
     """
     if odd := not_finite(weights):
         raise UserError(f"the weights hold NaN or infinity in {some(odd)}", where=str(file), todo="retrain, or copy the model again")
-
-
-def backbone_in(folder: Path) -> str:
-    """The fingerprint of the backbone that a checkpoint or a trial's best weights were trained on; empty where none is noted."""
-    try:
-        return str(json.loads((folder / STATE).read_text(encoding="utf-8")).get("backbone", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:

@@ -19,6 +19,9 @@ from guidino_tune.training.reporter import EpochRecord
 EXPERIMENT = "experiment.yaml"
 """In the folder of a training run: what is trained."""
 
+STATE = "state.json"
+"""Beside the weights of a checkpoint or a trial."""
+
 KEEP = 2
 """Checkpoints kept: the newest, and the one before it in case the newest is damaged."""
 

@@ -19,9 +19,9 @@ from guidino_tune.data.openings import copied_from
 from guidino_tune.data.rules import RULES, Rules, plain_rules, read_rules
 from guidino_tune.data.splits import read_split, split_digest
 from guidino_tune.errors import UserError
+from guidino_tune.known_backbones import check_of_use, expecting
 from guidino_tune.models import GuidedSegmenter, build_model
 from guidino_tune.models.ensemble import Ensemble
-from guidino_tune.models.known import check_of_use, expecting
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.training.backbones import is_unnoted, known_of_model, provenance_of
 from guidino_tune.training.checkpoints import WEIGHTS, check_finite, checksum_of, load_weights, noted_checksum

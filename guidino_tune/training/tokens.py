@@ -13,10 +13,10 @@ from torch import Tensor
 
 from guidino_tune.config import DINOGuide, Experiment, is_local_backbone
 from guidino_tune.data.store import Arrays
+from guidino_tune.known_backbones import place_of
 from guidino_tune.models import GuidedSegmenter, GuideView
 from guidino_tune.models.backbone import Backbone, FeatureRequest, Features, load_backbone
 from guidino_tune.models.fingerprints import Stamp, fingerprint, stamp
-from guidino_tune.models.known import place_of
 
 _ENCODING = threading.Lock()
 _LARGEST = float(torch.finfo(torch.float16).max)

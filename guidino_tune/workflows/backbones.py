@@ -13,9 +13,8 @@ from rich.console import Console
 
 from guidino_tune.config import BACKBONES, DINOGuide, Experiment
 from guidino_tune.config.parsing import read_yaml
-from guidino_tune.errors import UserError
+from guidino_tune.known_backbones import Known, check_of_use, chosen, expecting, key_of, name_in, other_weights
 from guidino_tune.models import check_backbone, fingerprint_of
-from guidino_tune.models.known import Known, check_of_use, chosen, expecting, key_of, name_in, other_weights, place_of
 from guidino_tune.space.check import examples
 from guidino_tune.space.space import Space, read_space
 from guidino_tune.study.store import StudyFolder
@@ -206,17 +205,3 @@ def _name_in_export(provenance: Mapping[str, Any], guide: DINOGuide) -> str:
         return guide.backbone
     other = exported.get("name") not in (None, key_of(guide))
     return str(exported["name"]) if other and exported.get("fingerprint") == fingerprint_of(guide) else guide.backbone
-
-
-def noted(experiment: Experiment, folder: StudyFolder) -> dict[str, str]:
-    """What an export says of the backbone of a trial: name, fingerprint and place; empty where the study notes none."""
-    guide = experiment.guide
-    if not isinstance(guide, DINOGuide):
-        return {}
-    try:
-        known = read_known(folder.path).get(key_of(guide), Known())
-    except UserError:
-        return {}
-    if not known.fingerprint:
-        return {}
-    return {"name": key_of(guide), "fingerprint": known.fingerprint, "place": known.place or place_of(guide.backbone)}

@@ -27,8 +27,8 @@ from guidino_tune.data.openings import openings
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import images_of, read_split
 from guidino_tune.errors import UserError
+from guidino_tune.known_backbones import key_of
 from guidino_tune.models import check_backbone, check_segmenter
-from guidino_tune.models.known import key_of
 from guidino_tune.space.space import Space
 from guidino_tune.study.store import StudyFolder, stored_study
 from guidino_tune.training.backbones import read_known, write_known

@@ -18,8 +18,8 @@ from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import check_split, read_split
 from guidino_tune.errors import UserError
 from guidino_tune.findings import Finding
+from guidino_tune.known_backbones import Known, name_in
 from guidino_tune.models import check_backbone
-from guidino_tune.models.known import Known, name_in
 from guidino_tune.space.check import check_space
 from guidino_tune.space.space import Space, absolute, load_space, override, read_setting
 from guidino_tune.study.journal import database

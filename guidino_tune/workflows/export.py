@@ -18,8 +18,8 @@ from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import as_dict, beyond, feasible, in_words
 from guidino_tune.study.store import StoredStudy, StudyFolder, folder_of, stored_study
 from guidino_tune.study.trials import best_value, front, ranking
+from guidino_tune.training.backbones import noted_of_trial
 from guidino_tune.training.folder import write_text
-from guidino_tune.workflows.backbones import noted
 
 
 def export_yaml(study: optuna.Study, space: Space, folder: StudyFolder, trial: FrozenTrial, *, ids: bool = False) -> str:
@@ -45,7 +45,7 @@ def export_yaml(study: optuna.Study, space: Space, folder: StudyFolder, trial: F
         "searched": dict(trial.params),
         **provenance_of(folder.split, ids=ids),
         **({RULES_KEY: rules.to_dict()} if (rules := read_rules(folder.rules)) else {}),
-        **({"backbone": backbone} if (backbone := noted(experiment, folder)) else {}),
+        **({"backbone": backbone} if (backbone := noted_of_trial(experiment, folder.path)) else {}),
         "experiment_hash": experiment.hash,
         "guidino_tune": __version__,
     }

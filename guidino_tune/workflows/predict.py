@@ -28,9 +28,9 @@ from guidino_tune.data.rules import Rules
 from guidino_tune.errors import UserError, about
 from guidino_tune.framing import Array, viewable
 from guidino_tune.inference import ImagePrediction, predict_image
+from guidino_tune.known_backbones import chosen, expecting
 from guidino_tune.models import GuidedSegmenter
 from guidino_tune.models.ensemble import Ensemble
-from guidino_tune.models.known import chosen, expecting
 from guidino_tune.tracking import tracking_uri
 from guidino_tune.tracking.downloads import downloaded, is_in_mlflow
 from guidino_tune.training import model_folder
@@ -50,7 +50,8 @@ def load_model(
 ) -> TrainedModel:
     """Loads a trained model, or an ensemble of folds, for as many predictions as wanted.
 
-    Nothing in the files is executed: weights are safetensors, everything else is YAML and JSON.
+    Nothing in the files is executed: weights are safetensors, everything else is YAML and JSON. A network of somebody's own code is named
+    in them, and imported only after ``guidino_tune.targets.trust("module:name")``, or where a study of this home names it.
 
     Args:
         model: The model folder of `retrain`, a trial's folder in a study, or a model in MLflow: ``models:/NAME/VERSION``,

@@ -17,8 +17,9 @@ from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import SHORT, beyond, feasible, in_words
 from guidino_tune.study.objectives import shown as shown_value
+from guidino_tune.study.optuna_private import stored_trial
 from guidino_tune.study.tally import Tally
-from guidino_tune.study.trials import best_value, front, ranking, remaining, stored_trial
+from guidino_tune.study.trials import best_value, front, ranking, remaining
 
 
 def columns(space: Space) -> dict[str, str]:

@@ -14,10 +14,11 @@ from guidino_tune.config import Experiment
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import MEASURED, as_dict, beyond
+from guidino_tune.study.optuna_private import stored_trial
 from guidino_tune.study.outcomes import INTERRUPTION
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.study.tally import Tally
-from guidino_tune.study.trials import best_value, front, ranking, stored_trial
+from guidino_tune.study.trials import best_value, front, ranking
 from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot, flatten
 from guidino_tune.tracking.snapshots import TrialState as TrackedState
 from guidino_tune.training.folder import write_text
@@ -102,7 +103,13 @@ class Recorder:
                 write_text(self.folder.best, export_yaml(self.study, self.space, self.folder, best))
                 self._exported = best.number, now
             metrics |= {"best_val_dice": best_value(best) or 0.0, "best_trial": float(best.number)}
-        self.snapshot = dataclasses.replace(self.snapshot, artifacts=study_files(self.folder), metrics={**self.snapshot.metrics, **metrics})
+        self.snapshot = dataclasses.replace(
+            self.snapshot,
+            artifacts=study_files(self.folder),
+            metrics={**self.snapshot.metrics, **metrics},
+            step=sum(number for state, number in self._tally.states.items() if state.is_finished()),
+            time=max(self.snapshot.time, self._tally.latest),
+        )
         self.tracker.update_study(self.snapshot)
 
     def draw_front(self) -> None:
@@ -167,6 +174,7 @@ class Recorder:
                 finished=max(trial.datetime_complete, trial.datetime_start or trial.datetime_complete).timestamp()
                 if trial.datetime_complete
                 else None,
+                measured=place.test_file.stat().st_mtime if tested else None,
                 **fixed | {"tags": tags},
             )
         )

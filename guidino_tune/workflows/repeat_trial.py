@@ -17,7 +17,7 @@ from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.store import ChunkStore
 from guidino_tune.errors import UserError
-from guidino_tune.models.known import Known, expecting, key_of
+from guidino_tune.known_backbones import Known, expecting, key_of
 from guidino_tune.running.environment import sealed_tests
 from guidino_tune.study.pruners import validated_epochs
 from guidino_tune.study.store import stored_study

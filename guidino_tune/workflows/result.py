@@ -18,9 +18,10 @@ from guidino_tune.config import Experiment
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space
 from guidino_tune.study.driver import INTERRUPTED, OUT_OF_TIME
+from guidino_tune.study.optuna_private import stored_trial
 from guidino_tune.study.outcomes import INTERRUPTION
 from guidino_tune.study.store import StoredStudy, stored_study
-from guidino_tune.study.trials import best_value, front, ranking, remaining, stored_trial
+from guidino_tune.study.trials import best_value, front, ranking, remaining
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.export import export_split, export_trial
@@ -188,7 +189,7 @@ class StudyResult:
 
     def trials(self) -> tuple[TrialResult, ...]:
         """Every trial that has begun, by number."""
-        return tuple(map(self._result, self._begun()))
+        return tuple(map(self.of_stored, self._begun()))
 
     def trial(self, number: int) -> TrialResult:
         """One trial.
@@ -199,14 +200,14 @@ class StudyResult:
         found = {t.number: t for t in self._begun()}
         if number not in found:
             raise UserError(f"no trial {number}", where=str(self.folder), todo=f"there are {len(found)} trials")
-        return self._result(found[number])
+        return self.of_stored(found[number])
 
     def front(self) -> tuple[TrialResult, ...]:
         """The Pareto front, best Dice first: no other trial is better in one objective and as good in all others.
 
         With one objective it is the best trial alone; empty while no trial has run its whole budget.
         """
-        return tuple(map(self._result, front(self.study) if len(self.study.directions) > 1 else ranking(self.study)[:1]))
+        return tuple(map(self.of_stored, front(self.study) if len(self.study.directions) > 1 else ranking(self.study)[:1]))
 
     def dataframe(self) -> pd.DataFrame:
         """One row for each trial, by number, with its parameters as columns; not searched in a trial: NaN."""
@@ -251,7 +252,8 @@ class StudyResult:
     def _begun(self) -> list[FrozenTrial]:
         return [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
 
-    def _result(self, trial: FrozenTrial) -> TrialResult:
+    def of_stored(self, trial: FrozenTrial) -> TrialResult:
+        """What a trial of Optuna's means here."""
         failure, message = trial.user_attrs.get("failure"), trial.user_attrs.get("message", "")
         return TrialResult(
             number=trial.number,
@@ -301,7 +303,7 @@ def callback_listener(callbacks: tuple[Callback, ...], result: StudyResult) -> L
     """Calls every callback for each change that a driver tells; an exception in one becomes a ``UserError`` that names it."""
 
     def tell(number: int, record: EpochRecord | None) -> None:
-        trial = result._result(stored_trial(result.study, number))
+        trial = result.of_stored(stored_trial(result.study, number))
         if record is None and trial.state == "interrupted":
             return
         event = "epoch_ended" if record else "trial_started" if trial.state == "running" else "trial_ended"

@@ -25,7 +25,7 @@ from guidino_tune.data.rules import RULES, RULES_KEY, Rules, write_rules
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import groups_digest, images_of, read_split, split_digest, write_split
 from guidino_tune.errors import UserError
-from guidino_tune.models.known import chosen, expecting
+from guidino_tune.known_backbones import chosen, expecting
 from guidino_tune.space.space import absolute, override, read_space
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.tracking import SeedRun

@@ -20,9 +20,9 @@ from guidino_tune.data.rules import write_rules
 from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import UserError, storage_error
 from guidino_tune.framing import place_mask
+from guidino_tune.known_backbones import expecting
 from guidino_tune.metrics import constant_mask_dice
 from guidino_tune.models.cost import network_cost
-from guidino_tune.models.known import expecting
 from guidino_tune.running.cluster import Plan, connected, plan
 from guidino_tune.running.environment import sealed_tests
 from guidino_tune.running.packing import pack

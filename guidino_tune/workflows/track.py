@@ -6,14 +6,13 @@ import dataclasses
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import optuna
 from optuna.trial import TrialState
 from rich.console import Console
 
 from guidino_tune import paths
-from guidino_tune.data.opening import SearchData
 from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError, redacted
 from guidino_tune.space.space import Space
@@ -25,6 +24,9 @@ from guidino_tune.tracking.inspection import MLFLOW_EXPERIMENT, reach, unreachab
 from guidino_tune.tracking.ledger import Ledger
 from guidino_tune.tracking.missing import Missing, missing
 from guidino_tune.workflows.recorder import Recorder, study_files
+
+if TYPE_CHECKING:
+    from guidino_tune.data.opening import SearchData
 
 Tracking = Literal["spool", "wait", "stop"]
 """What a search does when MLflow is away at its start: keep everything for later, wait for it, or not start."""
@@ -82,10 +84,11 @@ def remember_data(study: optuna.Study, data: SearchData, baseline: float) -> Non
 def study_snapshot(study: optuna.Study, space: Space, folder: StudyFolder) -> StudySnapshot:
     """The study as MLflow is told of it, from what is stored with it."""
     stored = study.user_attrs
-    # Kept with the study: it tells a study apart from an older one of the same name, on any machine.
-    if "id" not in stored:
-        stored["id"] = uuid.uuid4().hex
-        study.set_user_attr("id", stored["id"])
+    # Kept with the study: it tells a study apart from an older one of the same name, on any machine; and what is sent twice has one time.
+    for key, value in (("id", uuid.uuid4().hex), ("begun", time.time())):
+        if key not in stored:
+            stored[key] = value
+            study.set_user_attr(key, value)
     about = stored.get("data")
     if about is None and folder.split.exists():  # a study from before these were stored
         split = read_split(folder.split)
@@ -111,6 +114,7 @@ def study_snapshot(study: optuna.Study, space: Space, folder: StudyFolder) -> St
         },
         datasets=datasets,
         metrics={name: about[name] for name in ("constant_mask_dice",) if about and name in about},
+        time=stored["begun"],
         id=stored["id"],
     )
 

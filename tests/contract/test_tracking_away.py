@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import http.client
-import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 from test_tracking_server import PATIENCE, Server, trial, wait_for
 
-from guidino_tune import paths
+from guidino_tune import paths, track
 from guidino_tune.space.space import Space, read_space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.study.store import StudyFolder, open_study
@@ -117,8 +117,9 @@ class Proxy:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"))
+    shutil.copy(empty_mlflow, server.folder / "m.db")
     server.start()
     yield server
     server.kill()
@@ -148,20 +149,20 @@ def points(client: Any, run: Any, key: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
 
 
-STUDY = StudySnapshot("s", datasets=(DatasetInfo("demo", "abc", 3, 1),), metrics={"trials_complete": 1.0})
+STUDY = StudySnapshot("s", datasets=(DatasetInfo("demo", "abc", 3, 1),), metrics={"trials_complete": 1.0}, step=1, time=1.7e9)
 
 
 def test_answers_that_take_longer_than_the_timeout_are_waited_for(server: Server, proxy: Proxy, tmp_path: Path) -> None:
     tracker = MLflowTracker(proxy.uri, "slow", STUDY, tmp_path / "l.jsonl", timeout=1)
     tracker.start()
     assert tracker.flush(PATIENCE), tracker.message
-    proxy.delay = 1.5
+    proxy.delay = 1.2
     tracker.update(trial(0, 3))
     # A machine that was slow before has made the tracker patient already: it has its answer then.
     assert wait_for(lambda: "no answer in time" in (tracker.last_error or "") or tracker.pending == 0, PATIENCE)
-    tracker.update(trial(0, 5, state="complete", finished=1.7e9 + 9))
     assert tracker.flush(PATIENCE), tracker.message
     proxy.delay = 0.0
+    tracker.update(trial(0, 5, state="complete", finished=1.7e9 + 9))
     assert tracker.close(30), tracker.message
     assert tracker.last_error is None
     client, runs = stored(server, "slow")
@@ -193,57 +194,55 @@ def test_lost_answers_store_nothing_twice(server: Server, proxy: Proxy, tmp_path
     tracker.start()
     tracker.update(trial(0, 3, pictures=(picture,)))
     assert tracker.flush(PATIENCE), tracker.message
-    tracker.update_study(StudySnapshot("s", datasets=STUDY.datasets, metrics={"trials_complete": 2.0}))
+    tracker.update_study(StudySnapshot("s", datasets=STUDY.datasets, metrics={"trials_complete": 2.0}, step=2, time=1.7e9 + 9))
     tracker.update(trial(0, 6, state="complete", results={"test_dice": 0.5}, pictures=(picture,)))
     assert tracker.flush(PATIENCE), tracker.message
     proxy.lossy = False
     assert tracker.close(30), tracker.message
     client, runs = stored(server, "lost")
     assert points(client, runs["0"], "val_dice") == [(epoch, epoch / 100) for epoch in range(1, 7)]
-    assert points(client, runs["0"], "test_dice") == [(1, 0.5)]
+    assert points(client, runs["0"], "test_dice") == [(6, 0.5)]
     assert points(client, runs[None], "trials_complete") == [(1, 1.0), (2, 2.0)]
     assert [len(run.inputs.dataset_inputs) for run in runs.values()] == [1, 1]
     assert len(client.list_artifacts(runs["0"].info.run_id, "images")) == 2
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "words"),
-    [
-        (401, "You are not authenticated.", "wrong or missing credentials"),
-        (403, "Permission denied", "wrong or missing credentials"),
-        (507, "Insufficient Storage", "its disk is full"),
-        (500, "database or disk is full", "HTTP 500"),
-        (404, "<html>no such backend</html>", "HTTP 404"),
-        (400, "<html>bad gateway, in a way</html>", "HTTP 400"),
-    ],
-)
-def test_refusals_are_told_once_and_lose_nothing(
-    server: Server, proxy: Proxy, tmp_path: Path, status: int, body: str, words: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+REFUSALS = [
+    (401, "You are not authenticated.", "wrong or missing credentials"),
+    (403, "Permission denied", ""),  # told before
+    (507, "Insufficient Storage", "its disk is full"),
+    (500, "database or disk is full", "HTTP 500"),
+    (404, "<html>no such backend</html>", "HTTP 404"),
+    (400, "<html>bad gateway, in a way</html>", "HTTP 400"),
+]
+
+
+def test_refusals_are_told_once_and_lose_nothing(server: Server, proxy: Proxy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     told: list[str] = []
     uri = proxy.uri.replace("://", "://me:geheim-123@")
-    tracker = MLflowTracker(uri, f"refused {status}", STUDY, tmp_path / "l.jsonl", tell=told.append)
+    tracker = MLflowTracker(uri, "refused", STUDY, tmp_path / "l.jsonl", tell=told.append)
     tracker.start()
-    tracker.update(trial(0, 2))
+    tracker.update(trial(0, 1))
     assert tracker.flush(PATIENCE), tracker.message
-    proxy.status, proxy.body = status, body
-    before = len(proxy.requests)
-    tracker.update(trial(0, 4))
-    tracker.update(trial(1, 2, state="complete"))
-    assert wait_for(lambda: len(proxy.requests) - before > 4, PATIENCE)
-    assert words in told[0]
-    assert len(told) == 1, told
-    assert tracker.pending >= 2
-    assert "track s --flush" in tracker.message
-    assert "geheim-123" not in " ".join([*told, tracker.message, str(tracker.last_error)])
-    proxy.status = 0
-    assert tracker.flush(PATIENCE), tracker.message
-    assert wait_for(lambda: len(told) == 2, 20)
-    assert "answers again" in told[1]
+    for epochs, (status, body, words) in enumerate(REFUSALS, 2):
+        told.clear()
+        proxy.status, proxy.body = status, body
+        before = len(proxy.requests)
+        tracker.update(trial(0, epochs))
+        tracker.update(trial(epochs, 2, state="complete"))
+        assert wait_for(lambda before=before: len(proxy.requests) - before > 4, PATIENCE)  # type: ignore[misc]
+        assert len(told) == bool(words), told
+        assert words in " ".join(told)
+        assert tracker.pending >= 2
+        assert "track s --flush" in tracker.message
+        assert "geheim-123" not in " ".join([*told, tracker.message, str(tracker.last_error)])
+        proxy.status = 0
+        assert tracker.flush(PATIENCE), tracker.message
+        assert not words or wait_for(lambda: "answers again" in told[-1], 20)
     assert tracker.close(30), tracker.message
-    client, runs = stored(server, f"refused {status}")
-    assert points(client, runs["0"], "val_dice") == [(epoch, epoch / 100) for epoch in range(1, 5)]
-    assert runs["1"].info.status == "FINISHED"
+    client, runs = stored(server, "refused")
+    assert points(client, runs["0"], "val_dice") == [(epoch, epoch / 100) for epoch in range(1, 8)]
+    assert {runs[str(number)].info.status for number in range(2, 8)} == {"FINISHED"}
     assert capfd.readouterr() == ("", "")
 
 
@@ -293,7 +292,8 @@ assert [p.step for p in client.get_metric_history(run.info.run_id, "val_dice")] 
 """
 
 
-def test_a_database_on_a_full_disk_is_filled_later_and_nothing_is_printed(tmp_path: Path) -> None:
+def test_a_database_on_a_full_disk_is_filled_later_and_nothing_is_printed(tmp_path: Path, empty_mlflow: Path) -> None:
+    shutil.copy(empty_mlflow, tmp_path / "m.db")
     run = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
@@ -322,30 +322,23 @@ def make_study(name: str, trials: int) -> StudyFolder:
     return folder
 
 
-def flush(name: str, uri: str, **more: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "guidino_tune.track", name, "--flush"]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": uri}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)
-
-
-def test_a_sender_that_is_killed_is_continued_by_the_next(server: Server, proxy: Proxy) -> None:
+def test_a_sender_that_is_killed_is_continued_by_the_next(
+    server: Server, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_study("killed", 6)
-    reached: Callable[[int], bool] = lambda count: wait_for(lambda: len(proxy.passed) >= count, 40)  # noqa: E731
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
     proxy.delay = 0.1
-    for requests in (10, 20):
-        proxy.passed.clear()
-        process = flush("killed", proxy.uri)
-        assert reached(requests), process.communicate()[0]
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    command = [sys.executable, "-m", "guidino_tune.track", "killed", "--flush"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert wait_for(lambda: len(proxy.passed) >= 15, PATIENCE), process.communicate()[0]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     proxy.delay = 0.0
-    process = flush("killed", proxy.uri)
-    output = process.communicate(timeout=60)[0]
-    assert (process.returncode, output) == (0, "killed: everything is in MLflow\n")
+    assert (track.main(["killed", "--flush"]), capsys.readouterr().out) == (0, "killed: everything is in MLflow\n")
     client, runs = stored(server, "guidino_tune")
     assert set(runs) == {None, *(str(number) for number in range(6))}
     assert all(points(client, run, "val_dice") == [(1, 0.1), (2, 0.2), (3, 0.3)] for number, run in runs.items() if number)
-    assert points(client, runs[None], "trials_complete") == [(1, 6.0)]
+    assert points(client, runs[None], "trials_complete") == [(6, 6.0)]
     assert runs[None].data.metrics["constant_mask_dice"] == 0.25
     (data,) = runs[None].inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest) == ("folder", ("ab" * 32)[:36])

@@ -1,6 +1,7 @@
 """Tracking in real processes: a server that is killed and comes back, a server that hangs, a database that is deleted."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -58,7 +59,8 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path, empty_mlflow: Path) -> Iterator[Server]:
+    shutil.copy(empty_mlflow, tmp_path / "m.db")
     server = Server(tmp_path)
     server.start()
     yield server

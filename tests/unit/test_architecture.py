@@ -27,8 +27,8 @@ HEAVY = {"torch", "monai", "transformers", "peft", "optuna", "mlflow", "ray", "p
 
 IMPORTERS = ("importlib.import_module", "import_module", "__import__")
 FOUNDATION = ("errors", "paths", "findings", "stopping", "targets")
-LOSSES = ("custom_loss", "losses")
-BELOW_TRAINING = ("config", "space", "normalisation", "framing", "monai_parts", "data", "models", *LOSSES, "metrics", "inference")
+BELOW_TRAINING = ("config", "space", "normalisation", "framing", "monai_parts", "known_backbones", "data", "models")
+BELOW_TRAINING += ("custom_loss", "losses", "metrics", "inference")
 BELOW_RUNNING = (*BELOW_TRAINING, "training", "study", "analysis")
 
 
@@ -45,19 +45,14 @@ def layer(*package: str, heavy: str = "") -> Layer:
 
 
 LAYERS = {
-    "errors": layer(),
-    "paths": layer(),
-    "findings": layer(),
-    "stopping": layer(),
-    "targets": layer(),
-    "cli": layer(),
-    "config": layer(),
+    **dict.fromkeys((*FOUNDATION, "cli", "config"), layer()),
     "space": layer("config", heavy="optuna"),
     "normalisation": layer(heavy="torch"),
     "framing": layer("config"),
     "monai_parts": layer(heavy="monai"),
     "data": layer("config", "normalisation", "framing", "monai_parts", heavy="torch pyarrow"),
-    "models": layer("config", "normalisation", heavy="torch transformers peft"),
+    "known_backbones": layer("config"),
+    "models": layer("config", "normalisation", "known_backbones", heavy="torch transformers peft"),
     "custom_loss": layer("config", heavy="torch"),
     "losses": layer("config", "custom_loss", heavy="torch"),
     "metrics": layer("config", heavy="torch"),

@@ -15,11 +15,12 @@ import yaml
 from backbone_helpers import guide_on, of, save_model, small_model
 from training_helpers import Listener, make_data, make_experiment, train
 
+from guidino_tune import known_backbones as known
 from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.errors import UserError
-from guidino_tune.models import fingerprints, known
+from guidino_tune.known_backbones import Known, expecting
+from guidino_tune.models import fingerprints
 from guidino_tune.models.backbone import check_backbone, fingerprint_of, load_backbone
-from guidino_tune.models.known import Known, expecting
 from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.model_folder import export_model, load_model
 

@@ -13,12 +13,12 @@ from backbone_helpers import guide_on, of, save_model
 from rich.console import Console
 from training_helpers import make_experiment, search_space
 
+from guidino_tune import known_backbones as known
 from guidino_tune import paths
 from guidino_tune.config import Experiment
 from guidino_tune.errors import UserError
-from guidino_tune.models import known
+from guidino_tune.known_backbones import expecting
 from guidino_tune.models.backbone import check_backbone, fingerprint_of
-from guidino_tune.models.known import expecting
 from guidino_tune.study.store import StudyFolder, check_same_search, open_study
 from guidino_tune.training.backbones import read_known
 from guidino_tune.workflows import backbones

@@ -16,13 +16,13 @@ import yaml
 from PIL import Image
 from test_track import make_study
 
+from guidino_tune import known_backbones as known
 from guidino_tune import paths
 from guidino_tune.config import Data
 from guidino_tune.data.openings import copied_from, openings, record_opening
 from guidino_tune.data.sources import find_cases
 from guidino_tune.doctor import main as doctor
 from guidino_tune.errors import UserError
-from guidino_tune.models import known
 from guidino_tune.retrain import main as retrain
 from guidino_tune.space.space import read_space
 from guidino_tune.space.suggest import suggest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -63,7 +64,10 @@ Shown = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def shown(capsys: pytest.CaptureFixture[str]) -> Shown:
+def shown(home: Path, empty_mlflow: Path, capsys: pytest.CaptureFixture[str]) -> Shown:
+    home.mkdir()
+    shutil.copy(empty_mlflow, home)
+
     def call(*argv: str) -> tuple[int, str, str]:
         code = track.main(list(argv))
         return code, *capsys.readouterr()
@@ -82,7 +86,6 @@ def test_show_and_flush(shown: Shown, home: Path, closed_port: str, monkeypatch:
     code, out, _ = shown("small", "--flush")
     assert code == 1
     assert "connection refused" in out
-    assert not (home / "mlflow.db").exists()
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     for _ in range(2):
@@ -121,9 +124,12 @@ def test_files_count_by_what_is_in_them(shown: Shown) -> None:
     assert shown("small")[1].startswith("small: 1 trial, 1 file not yet in MLflow")
 
 
-def test_another_mlflow_has_nothing_of_it(shown: Shown, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_mlflow_has_nothing_of_it(
+    shown: Shown, home: Path, tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_study()
     assert shown("small", "--flush")[0] == 0
+    shutil.copy(empty_mlflow, tmp_path / "other.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
     code, out, _ = shown("small")
     assert code == 1
@@ -174,9 +180,17 @@ def test_mistakes(shown: Shown, argv: list[str]) -> None:
     assert "  -> " in err
 
 
-def test_it_needs_no_ray() -> None:
-    code = "import sys, guidino_tune.workflows.track; print('ray' in sys.modules, 'mlflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False False\n"
+@pytest.mark.parametrize(("command", "needed"), [(["export", "small", "--output", "-"], ""), (["track", "small"], "mlflow")])
+def test_a_study_is_read_without_what_trains(home: Path, empty_mlflow: Path, command: list[str], needed: str) -> None:
+    make_study()
+    shutil.copy(empty_mlflow, home)
+    code = (
+        f"import sys, guidino_tune.{command[0]} as command; command.main({command[1:]}); "
+        "print('LOADED', *sorted({'torch', 'ray', 'transformers', 'monai', 'mlflow'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(run.stdout) > 60, run.stderr
+    assert run.stdout.splitlines()[-1] == f"LOADED {needed}".strip()
 
 
 class Answers(BaseHTTPRequestHandler):

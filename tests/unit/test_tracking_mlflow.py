@@ -1,8 +1,8 @@
 """The tracker against a real MLflow database."""
 
+import json
 import math
-import subprocess
-import threading
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from guidino_tune.errors import UserError
 from guidino_tune.tracking import DatasetInfo, EpochRecord, MLflowTracker, StudySnapshot, TrialSnapshot
-from guidino_tune.tracking import client as client_module
 from guidino_tune.tracking.client import connect
 from guidino_tune.tracking.ledger import Ledger
+from guidino_tune.tracking.missing import missing
 
 T0 = 1_700_000_000.0
 
@@ -38,9 +37,10 @@ Make = Callable[..., MLflowTracker]
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """One database for all tests here (creating one takes a second); each test has its own experiment."""
+def database(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> tuple[str, Path]:
+    """One database for all tests here; each test has its own experiment."""
     folder = tmp_path_factory.mktemp("ml flow #1")
+    shutil.copy(empty_mlflow, folder)
     return f"sqlite:///{folder}/mlflow.db", folder / "artifacts"
 
 
@@ -217,8 +217,8 @@ def test_pictures_and_artifacts(make: Make, stored: Callable[[], Stored], tmp_pa
 
 def test_only_changed_study_metrics_are_sent(make: Make, stored: Callable[[], Stored]) -> None:
     tracker = make()
-    for metrics in ({"n": 1.0, "x": math.nan}, {"n": 1.0, "x": math.nan}, {"n": 2.0, "x": math.nan}):
-        tracker.update_study(replace(STUDY, metrics=metrics))
+    for step, metrics in enumerate(({"n": 1.0, "x": math.nan}, {"n": 1.0, "x": math.nan}, {"n": 2.0, "x": math.nan})):
+        tracker.update_study(replace(STUDY, metrics=metrics, step=step))
         assert tracker.flush(30)
     seen = stored()
     assert [v for _, v, _ in seen.steps(seen.parent(), "n")] == [1.0, 2.0]
@@ -257,45 +257,49 @@ def test_a_run_deleted_by_hand_stays_deleted_and_a_lost_parent_is_made_again(mak
     assert [v for _, v, _ in seen.steps(child)] == [0.5, 0.7]
 
 
-def test_nothing_raises_or_blocks_when_mlflow_is_away(tmp_path: Path) -> None:
-    tracker = MLflowTracker("http://user:secret@127.0.0.1:9", "e", STUDY, tmp_path / "l.jsonl")
-    threads = threading.active_count()
-    start = time.perf_counter()
-    tracker.start()
-    for epoch in range(200):
-        tracker.update(trial(epoch % 8, (0.1,)))
-        tracker.update_study(STUDY)
-    assert time.perf_counter() - start < 0.5
-    assert threading.active_count() <= threads + 1
-    start = time.perf_counter()
-    assert not tracker.close(2.5)
-    assert time.perf_counter() - start < 5
-    assert tracker.pending == 9  # 8 trials and the study: newer snapshots replaced older ones
-    assert "same command" in tracker.message
-    assert "secret" not in tracker.message + str(tracker.last_error)
-    tracker.update(trial(0))  # after the end: no error either
+def test_a_parameter_that_mlflow_refuses_costs_no_other_figure(make: Make, stored: Callable[[], Stored], tmp_path: Path) -> None:
+    """Without its ledger everything goes out again, in requests of which one cannot be taken as a whole."""
+    params = {f"p{n:03d}": n for n in range(250)}
+    first = make()
+    first.update(trial(0, (0.1, 0.2), params=params))
+    assert first.close(30), first.message
+    (tmp_path / "ledger.jsonl").unlink()
+    second = make()
+    second.update(trial(0, (0.1, 0.2, 0.3), params={**params, "p007": 8}, results={"test_dice": 0.4}, tags={"new": "yes"}, measured=T0))
+    assert not second.close(30)
+    assert "p007" in second.message
+    run = stored().children()[0]
+    assert run.data.params == {name: str(n) for name, n in params.items()} | {"searched/training.lr": "0.0001"}
+    assert [(s, v) for s, v, _ in stored().steps(run)] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert stored().steps(run, "test_dice") == [(3, 0.4, int(T0 * 1000))]
+    assert run.data.tags["new"] == "yes"
 
 
-def test_a_broken_mlflow_reaches_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def explode(*_: object) -> None:
-        raise RuntimeError("bug in mlflow")
-
-    monkeypatch.setattr("guidino_tune.tracking.mlflow_tracker.connect", explode)
-    tracker = MLflowTracker("http://127.0.0.1:9", "e", STUDY, tmp_path / "l.jsonl")
-    tracker.start()
-    tracker.update(trial(0))
-    assert not tracker.close(0.5)
-    assert "bug in mlflow" in tracker.message
-    assert capsys.readouterr() == ("", "")
-
-
-def test_never_started_and_no_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracker = MLflowTracker("http://127.0.0.1:9", "e", STUDY, tmp_path / "l.jsonl")
-    tracker.update(trial(0))
-    assert not tracker.close(5)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI"):
-        MLflowTracker(None, "e", STUDY, tmp_path / "l.jsonl")
+def test_a_ledger_of_an_earlier_version_is_gone_on_with(make: Make, stored: Callable[[], Stored], tmp_path: Path) -> None:
+    """It counted the changes of metrics without an epoch, by which they are sorted in MLflow, and kept doubts of its own."""
+    ended = trial(0, (0.1,), state="complete", results={"test_dice": 0.4}, finished=T0)
+    first = make(replace(STUDY, metrics={"n": 1.0}, step=30, time=T0))
+    first.update(ended)
+    assert first.close(30), first.message
+    seen = stored()
+    ids = {run.data.tags.get("guidino.trial"): run.info.run_id for run in seen.all()}
+    old = Ledger(tmp_path / "ledger.jsonl").sent("0")
+    asked = {"values": {"n": 1.0}, "step": 30, "time": 1}
+    lines = [
+        {"run": "study", "run_id": ids[None], "status": "FINISHED", "params": True, "tags": {"who": "me"}, "doubtful": 5.0, "asked": asked},
+        {"run": "study", "metrics": {"n": 1.0}, "step": 30, "asked": {}, "uri": ""},
+        {"run": "0", "run_id": ids["0"], "params": True, "epoch": 1, "status": "FINISHED", "tags": old.tags, "doubtful": 5.0},
+        {"run": "0", "metrics": {"test_dice": 0.4}, "step": 1, "asked": {}},
+    ]
+    (tmp_path / "ledger.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert not missing(Ledger(tmp_path / "ledger.jsonl"), [ended], (), "")
+    second = make(replace(STUDY, metrics={"n": 2.0}, step=2, time=T0 + 9))
+    second.update(replace(ended, results={"test_dice": 0.3}, measured=T0 + 9))
+    assert second.close(30), second.message
+    assert {run.data.tags.get("guidino.trial"): run.info.run_id for run in seen.all()} == ids
+    assert seen.parent().data.metrics == {"n": 2.0}
+    assert [(s, v) for s, v, _ in seen.steps(seen.parent(), "n")] == [(30, 1.0), (32, 2.0)]
+    assert seen.children()[0].data.metrics["test_dice"] == 0.3
 
 
 def test_lost_answer_to_create_does_not_double_the_run(make: Make, stored: Callable[[], Stored], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +357,7 @@ def test_changes_of_a_running_trial_go_together_and_its_end_goes_at_once(
     started = time.time()
     for epochs in range(1, 6):
         tracker.update(trial(0, (0.1,) * epochs, started=started))
-        tracker.update_study(replace(STUDY, metrics={"trials": float(epochs)}))
+        tracker.update_study(replace(STUDY, metrics={"trials": float(epochs)}, step=epochs))
     tracker.update(trial(1, (0.2, 0.3), state="complete", started=started, finished=started + 1))
     deadline = time.monotonic() + 20
     while tracker.pending > 2 and time.monotonic() < deadline:
@@ -374,15 +378,3 @@ def test_many_epochs_catch_up_in_order(make: Make, stored: Callable[[], Stored],
     seen = stored()
     assert [(s, v) for s, v, _ in seen.steps(seen.children()[0])] == list(enumerate(dices, 1))
     assert Ledger(tmp_path / "ledger.jsonl").sent("0").epoch == 700
-
-
-def test_git_commit_is_of_our_own_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "outer" / "venv" / "tracking"
-    package.mkdir(parents=True)
-    subprocess.run(["git", "init", "-q", str(tmp_path / "outer")], check=True)
-    monkeypatch.setattr(client_module, "__file__", str(package / "client.py"))
-    client_module.code_tags.cache_clear()
-    try:
-        assert "mlflow.source.git.commit" not in client_module.code_tags()
-    finally:
-        client_module.code_tags.cache_clear()

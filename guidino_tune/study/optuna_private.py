@@ -1,0 +1,59 @@
+"""All that this package uses of Optuna beyond its public interface. ``tests/unit/test_private_attributes.py`` names what each must mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from typing import Any, cast
+
+import optuna
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+
+def stored_trial(study: optuna.Study, number: int) -> FrozenTrial:
+    """One trial as it is stored, at the same cost however many there are; not to be changed. ``get_trials`` makes a list of all."""
+    storage = study._storage
+    return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+
+
+def running_trial(study: optuna.Study, frozen: FrozenTrial) -> optuna.Trial:
+    """A stored trial that runs, to go on with; ``ask`` would begin another."""
+    return optuna.Trial(study, frozen._trial_id)
+
+
+def report(trial: optuna.Trial, value: float, epoch: int) -> None:
+    """Stores a value of one epoch, also in a study with several objectives, where ``Trial.report`` refuses."""
+    trial.storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+
+
+def backend(study: optuna.Study) -> object:
+    """What the study's storage writes through: of a journal, its file."""
+    return getattr(study._storage, "_backend", None)
+
+
+def seed(sampler: RandomSampler | TPESampler, seeds: Sequence[int]) -> None:
+    """Lets the next random number follow from ``seeds``; ``reseed_rng`` takes one from the machine."""
+    sampler._rng.rng.seed(seeds)
+
+
+def adapt(sampler: TPESampler, startup: RandomSampler, good: Callable[[int], int] | None) -> None:
+    """Sets what draws the first trials of TPE, and, unless ``None``, how many of so many trials count as good."""
+    sampler._random_sampler = startup
+    if good is not None:
+        sampler._gamma = good
+
+
+class _Part:
+    def __init__(self, study: optuna.Study, trials: list[FrozenTrial]) -> None:
+        self._study, self._shown = study, trials
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False) -> list[FrozenTrial]:
+        return [trial for trial in self._shown if states is None or trial.state in states]
+
+
+def part(study: optuna.Study, trials: list[FrozenTrial]) -> optuna.Study:
+    """The study as a sampler sees it that is to know only these of its trials."""
+    return cast("optuna.Study", _Part(study, trials))

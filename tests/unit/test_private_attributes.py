@@ -1,0 +1,137 @@
+"""Private attributes of libraries: in one file for each library, and each means on the installed version what that file takes it for."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import optuna
+import pytest
+
+from guidino_tune.study import optuna_private
+from guidino_tune.study.journal import Journal, open_journal
+from guidino_tune.study.samplers import RepeatingRandomSampler
+
+PACKAGE = Path(__file__).parents[2] / "guidino_tune"
+ALLOWED = {"study/optuna_private.py"}
+"""One file for each library. Of Ray, MLflow, torch and the standard library nothing private is used."""
+
+
+def private_uses(text: str) -> list[str]:
+    """Attributes with an underscore of anything but ``self`` and ``cls``, and what is imported from private modules of others."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Attribute) and _is_private(node.attr) and ast.unparse(node.value) not in ("self", "cls"):
+            found.append(f"{node.lineno}: {ast.unparse(node)}")
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None) or ""
+            names = [part for alias in node.names for part in f"{module}.{alias.name}".split(".")]
+            if not module.startswith("guidino_tune") and any(map(_is_private, names)):
+                found.append(f"{node.lineno}: {ast.unparse(node)}")
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "setattr", "hasattr", "delattr"):
+            name = node.args[1] if len(node.args) > 1 else None
+            found += [f"{node.lineno}: {ast.unparse(node)}"] if isinstance(name, ast.Constant) and _is_private(str(name.value)) else []
+    return found
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name != "_"
+
+
+def test_private_attributes_of_others_stand_in_their_own_files() -> None:
+    uses = {path.relative_to(PACKAGE).as_posix(): private_uses(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+    assert {file: found for file, found in uses.items() if found and file not in ALLOWED} == {}
+    assert all(uses[file] for file in ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("study._storage", 1),
+        ("self.study._storage.get(trial._trial_id)", 2),
+        ("getattr(study, '_storage')", 1),
+        ("from ray._raylet import X", 1),
+        ("import ray._private.services", 1),
+        ("from optuna.samplers._tpe.sampler import default_gamma", 1),
+        ("self._own; cls._own; x.__class__; getattr(self, name); from guidino_tune.a import _b", 0),
+    ],
+)
+def test_the_search_finds_them(text: str, found: int) -> None:
+    assert len(private_uses(text)) == found, private_uses(text)
+
+
+# ----------------------------------------------------------------------------------------------------- what Optuna's must mean
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> optuna.Study:
+    study = optuna.create_study(storage=open_journal(tmp_path / "journal"), directions=["maximize", "minimize"])
+    for number in range(3):
+        study.ask().set_user_attr("place", number)
+    return study
+
+
+def test_study_storage_and_id_lead_to_a_trial_by_its_number(study: optuna.Study) -> None:
+    assert [optuna_private.stored_trial(study, n).user_attrs["place"] for n in range(3)] == [0, 1, 2]
+
+
+def test_trial_id_of_a_frozen_trial_goes_on_with_that_trial(study: optuna.Study) -> None:
+    again = optuna_private.running_trial(study, study.get_trials()[1])
+    again.set_user_attr("again", True)
+    assert ["again" in t.user_attrs for t in study.get_trials()] == [False, True, False]
+
+
+def test_storage_takes_a_value_of_an_epoch_with_several_objectives(study: optuna.Study) -> None:
+    trial = optuna_private.running_trial(study, study.get_trials()[2])
+    with pytest.raises(NotImplementedError):
+        trial.report(0.5, 7)  # once it does not, `report` is no longer needed
+    optuna_private.report(trial, 0.5, 7)
+    assert study.get_trials()[2].intermediate_values == {7: 0.5}
+
+
+def test_backend_of_a_journal_is_its_file(study: optuna.Study, tmp_path: Path) -> None:
+    journal = optuna_private.backend(study)
+    assert isinstance(journal, Journal)
+    assert journal.path == tmp_path / "journal"
+    assert optuna_private.backend(optuna.create_study()) is None
+
+
+@pytest.mark.parametrize("sampler", [optuna.samplers.RandomSampler(), optuna.samplers.TPESampler(n_startup_trials=1)])
+def test_rng_is_where_samplers_draw_from(sampler: optuna.samplers.RandomSampler | optuna.samplers.TPESampler) -> None:
+    study, x = optuna.create_study(sampler=sampler), optuna.distributions.FloatDistribution(0, 1)
+    study.add_trial(optuna.create_trial(params={"x": 0.5}, distributions={"x": x}, value=0.0))
+    drawn = []
+    for seeds in ([1, 2], [1, 2], [1, 3]):
+        optuna_private.seed(sampler, seeds)
+        drawn.append(sampler.sample_independent(study, study.get_trials()[0], "x", x))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_random_sampler_draws_the_first_trials_of_tpe_and_gamma_says_how_many_are_good() -> None:
+    tpe, asked = optuna.samplers.TPESampler(n_startup_trials=3, seed=0), []
+    study = optuna.create_study(sampler=tpe)
+    optuna_private.adapt(tpe, RepeatingRandomSampler(5), lambda n: asked.append(n) or 1)  # type: ignore[func-returns-value]
+    first = study.ask()
+    assert first.suggest_float("x", 0, 1) == optuna.create_study(sampler=RepeatingRandomSampler(5)).ask().suggest_float("x", 0, 1)
+    study.tell(first, 0.5)
+    for value in (0.1, 0.2):
+        trial = study.ask()
+        trial.suggest_float("x", 0, 1)
+        study.tell(trial, value)
+    assert asked == []
+    study.ask().suggest_float("x", 0, 1)
+    assert set(asked) == {3}
+
+
+def test_get_trials_is_all_that_tpe_asks_of_a_study() -> None:
+    """TPE that is shown one of many trials models that one: it draws as in a study that has no other."""
+    drawn, x = [], optuna.distributions.FloatDistribution(0, 1)
+    for others in (0, 40):
+        tpe = optuna.samplers.TPESampler(n_startup_trials=1)
+        whole = optuna.create_study(sampler=tpe)
+        for value in (0.9, *(n / 40 for n in range(others))):
+            whole.add_trial(optuna.create_trial(params={"x": value}, distributions={"x": x}, value=1 - value))
+        shown = optuna_private.part(whole, whole.get_trials()[:1])
+        optuna_private.seed(tpe, [1])
+        drawn.append(tpe.sample_independent(shown, whole.get_trials()[0], "x", x))
+    assert drawn[0] == drawn[1]
