@@ -91,8 +91,8 @@ class Death:
     """Trials of a driver that end in some way."""
 
     def __init__(self, path: Path, space: Space | None = None, max_failures: int = 2) -> None:
-        self.driver = Run(path, space or search_space(first_trials=[], study={"trials": 30}))
-        self.driver = self.driver.driver
+        self.run = Run(path, space or search_space(first_trials=[], study={"trials": 30}))
+        self.driver = self.run.driver
         self.driver.outcomes.max_failures = max_failures
         self.warnings: list[str] = []
         self.driver.warn = self.warnings.append
@@ -127,19 +127,19 @@ def test_a_trial_whose_machine_is_lost_goes_on_and_nothing_counts_against_it(tmp
         if round_ % PREEMPTIONS == 0:
             assert death.driver.report("t", result(epoch, 0.5))
         death.die(LOST)
-        trial = death.driver.trial(0)
+        trial = death.run.trial(0)
         assert trial.state == TrialState.RUNNING
         assert trial.user_attrs[INTERRUPTION].startswith("preempted: ")
         again = death.ask()
         assert (again["number"], again["reported"], again["experiment"]) == (0, epoch, first["experiment"])
-        assert death.driver.trial(0).user_attrs[INTERRUPTION] == ""
+        assert death.run.trial(0).user_attrs[INTERRUPTION] == ""
     assert not death.driver.given_up
-    assert death.driver.driver.remaining == 30
+    assert death.run.driver.remaining == 30
     assert "trial 0" in death.warnings[0]
     assert "node has died" in death.warnings[0]
     assert not death.driver.report("t", result(4, 0.7, (3, 0.6)))
     death.driver.tell("t", crashed=False)
-    assert death.driver.trial(0).state == TrialState.COMPLETE
+    assert death.run.trial(0).state == TrialState.COMPLETE
 
 
 def test_a_trial_that_never_gets_on_is_given_up_in_the_end(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_trial_that_never_gets_on_is_given_up_in_the_end(tmp_path: Path) -> No
     for _ in range(PREEMPTIONS + 1):
         assert death.ask()["number"] == 0
         death.die(LOST)
-    trial = death.driver.trial(0)
+    trial = death.run.trial(0)
     assert (trial.state, trial.user_attrs["failure"]) == (TrialState.FAIL, "crashed")
     assert "21 times without an epoch" in trial.user_attrs["message"]
 
@@ -162,7 +162,7 @@ def test_a_crash_is_repeated_as_often_as_allowed_whatever_machines_do(max_failur
         death.die(LOST)
     death.ask()
     death.die(KILLED)
-    trial = death.driver.trial(0)
+    trial = death.run.trial(0)
     assert (trial.state, trial.user_attrs["failure"]) == (TrialState.FAIL, "crashed")
     assert "max_failures" in trial.user_attrs["message"]
     assert "SIGSEGV" in trial.user_attrs["message"]
@@ -175,16 +175,16 @@ def test_a_process_ended_for_memory_goes_on_in_parts_once(tmp_path: Path) -> Non
     again = death.ask()
     assert (again["number"], again["short_of_memory"]) == (0, True)
     death.die(MONITOR)
-    trial = death.driver.trial(0)
+    trial = death.run.trial(0)
     assert (trial.state, trial.user_attrs["failure"]) == (TrialState.FAIL, "out-of-memory")
-    assert len(finished(death.driver.study)) == 1
+    assert len(finished(death.run.study)) == 1
     assert not death.ask()["short_of_memory"]
 
 
 def test_a_worker_group_that_lost_its_machine_goes_on(tmp_path: Path) -> None:
     death = Death(tmp_path, max_failures=0)
     assert death.fail("preempted", "its node was preempted") == 0
-    assert death.driver.trial(0).state == TrialState.RUNNING
+    assert death.run.trial(0).state == TrialState.RUNNING
     assert death.ask()["number"] == 0
 
 
@@ -194,7 +194,7 @@ def test_what_a_process_wrote_before_its_end_is_the_reason(tmp_path: Path) -> No
     file.parent.mkdir(parents=True)
     file.write_text('{"failure": "bug", "message": "device-side assert", "epoch": 0}')
     death.die("RuntimeError: device-side assert")
-    trial = death.driver.trial(0)
+    trial = death.run.trial(0)
     assert (trial.state, trial.user_attrs["failure"], trial.user_attrs["message"]) == (TrialState.FAIL, "bug", "device-side assert")
     assert not file.exists()
 
@@ -206,7 +206,7 @@ def test_the_scheduler_hears_what_ray_says(tmp_path: Path) -> None:
     file.write_text(f"Failure # 1 (occurred at noon)\n{KILLED}\nFailure # 1 (occurred at one)\n{LOST}\n")
     StudyScheduler(death.driver).on_trial_error(None, SimpleNamespace(trial_id="t", error_file=str(file)))  # type: ignore[arg-type]
     StudySearcher(death.driver).on_trial_complete("t", error=True)
-    assert death.driver.trial(0).state == TrialState.RUNNING
+    assert death.run.trial(0).state == TrialState.RUNNING
     StudyScheduler(death.driver).on_trial_error(None, SimpleNamespace(trial_id="u", error_file=None))  # type: ignore[arg-type]
 
 
@@ -224,29 +224,29 @@ def test_tune_is_asked_to_wait_while_a_trial_may_have_to_be_made_up_for(tmp_path
     driver.report("c", {"failure": "diverged", "message": "nan"})
     driver.tell("c", crashed=False)
     assert searcher.suggest("d") == Searcher.FINISHED
-    assert death.driver.driver.remaining == 0
+    assert death.run.driver.remaining == 0
 
 
 def test_reasons_are_grouped_by_kind(tmp_path: Path) -> None:
     death = Death(tmp_path)
     for kind, message in (("out-of-memory", "CUDA"), ("diverged", "nan in epoch 1"), ("diverged", "nan in epoch 2"), ("diverged", "inf")):
         death.fail(kind, message)
-    trials = death.driver.study.get_trials()
+    trials = death.run.study.get_trials()
     first, second = in_words(trials)
     assert first.startswith("3 diverged (trial 1, 2, 3): nan in epoch 1. What to do: lower the rates")
     assert second.startswith("1 out-of-memory (trial 0): CUDA. What to do: ")
     assert same_way(trials) is None
     assert same_way(trials[1:]) == "diverged"
-    assert Tally(death.driver.study).failures == {"diverged": 3, "out-of-memory": 1}
+    assert Tally(death.run.study).failures == {"diverged": 3, "out-of-memory": 1}
     death.succeed()
-    assert same_way(death.driver.study.get_trials()[1:]) is None
+    assert same_way(death.run.study.get_trials()[1:]) is None
 
 
 def test_weights_of_a_trial_that_diverges_later_are_removed(tmp_path: Path) -> None:
     death = Death(tmp_path)
     folders = []
     for kind in ("diverged", "bug"):
-        folders.append(death.driver.folder.trial(len(folders)))
+        folders.append(death.run.folder.trial(len(folders)))
         folders[-1].best.mkdir(parents=True)
         death.fail(kind)
     assert [folder.best.exists() for folder in folders] == [False, True]
@@ -254,9 +254,9 @@ def test_weights_of_a_trial_that_diverges_later_are_removed(tmp_path: Path) -> N
 
 def test_a_trial_that_waits_for_a_machine_is_shown_as_interrupted_with_its_reason(tmp_path: Path) -> None:
     death, tracker = Death(tmp_path), Tracker()
-    driver = death.driver
-    recorder = Recorder(driver.study, driver.space, driver.folder, tracker, StudySnapshot("small"))
-    driver.driver.listener = recorder.changed
+    run = death.run
+    recorder = Recorder(run.study, run.space, run.folder, tracker, StudySnapshot("small"))
+    run.driver.listener = recorder.changed
     death.ask()
     death.die(LOST)
     death.ask()
