@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -120,11 +122,15 @@ def test_perfect_prediction_is_near_zero_and_opposite_is_not() -> None:
     assert float(wrong["guide"]) > 10
 
 
+@functools.cache
+def _polyps() -> list[torch.Tensor]:
+    return [torch.as_tensor(generate(number, 256)[1] > 0).float()[None, None] for number in range(20)]
+
+
 def _majority_dice(mode: str, cell: int) -> float:
     """Mean Dice of the target of a head at ``1 / cell`` of the size to the cells of which the mask covers half or more, over polyps."""
     found = []
-    for number in range(60):
-        y = torch.as_tensor(generate(number, 256)[1] > 0).float()[None, None]
+    for y in _polyps():
         majority = y[0, 0].numpy().reshape(256 // cell, cell, 256 // cell, cell).mean((1, 3)) >= 0.5
         target = losses._resized(y, torch.empty(1, 1, 256 // cell, 256 // cell), mode)[0, 0].numpy() > 0
         found.append(2 * (majority & target).sum() / (majority.sum() + target.sum()))
