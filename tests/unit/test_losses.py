@@ -7,7 +7,8 @@ import functools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from monai.losses.dice import DiceLoss
 from torch import Tensor
@@ -178,7 +179,7 @@ def test_no_border_no_hinge(fill: float) -> None:
     assert float(hinge_loss(torch.randn(1, 1, 16, 16) * 5, masks, band=5)) == 0
 
 
-@settings(max_examples=40, deadline=None)
+@examples(15)
 @given(seed=st.integers(0, 10_000), width=st.sampled_from([3, 5, 9]))
 def test_band_is_where_a_window_sees_both(seed: int, width: int) -> None:
     mask = (np.random.default_rng(seed).random((12, 15)) > 0.9).astype(np.float32)
@@ -211,7 +212,7 @@ def test_hinge_is_on_the_finest_head_only() -> None:
     assert float(values["total"]) == pytest.approx(2 * float(hinge_loss(logits[0], masks, margin=0.4, band=7)))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(15)
 @given(seed=st.integers(0, 10_000), scale=st.sampled_from([0.0, 1.0, 100.0, 1e4]), fill=st.sampled_from([0.0, 0.5, 1.0]))
 def test_gradients_are_finite(seed: int, scale: float, fill: float) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from fuzz_helpers import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,7 +112,7 @@ def test_first_trials_lie_inside_and_name_every_active_parameter(name: str) -> N
 
 
 @given(seed=st.integers(0, 10**9), name=st.sampled_from(names()))
-@settings(deadline=None, max_examples=80)
+@examples(25)
 def test_adapter_parameters_are_drawn_exactly_with_adapters(seed: int, name: str) -> None:
     generator = random.Random(seed)
     space = load_space(name)
@@ -251,7 +252,7 @@ def test_enqueued_first_trials_come_as_they_are(name: str) -> None:
 
 
 @given(seed=st.integers(0, 2**31), name=st.sampled_from(names()))
-@settings(deadline=None, max_examples=30)
+@examples(15)
 def test_the_same_trial_asked_again_gives_the_same_values(seed: int, name: str) -> None:
     space, study = load_space(name), study_of(seed)
     trial = study.ask()
