@@ -208,10 +208,11 @@ def _effects(space: Space) -> tuple[set[str], dict[str, tuple[Scalar, Scalar, st
         for path in drawn:
             ends = space.parameters[path].ends
             made = [_with(space, drawn, path, end) for end in ends] if len(ends) > 1 else []
-            if not made or len({_computed(experiment) for experiment in made}) > 1:
+            if not made or (path not in alive and len({_computed(experiment) for experiment in made}) > 1):
                 alive.add(path)
             first: dict[str, Scalar] = {}
-            same = [(first[e.hash], end) for e, end in zip(made, ends, strict=bool(made)) if first.setdefault(e.hash, end) != end]
+            hashes = [experiment.hash for experiment in made]
+            same = [(first[one], end) for one, end in zip(hashes, ends, strict=bool(made)) if first.setdefault(one, end) != end]
             found.setdefault(path, ([], []))[bool(same)].append(drawn)
             if same:
                 pairs.setdefault(path, same[0])

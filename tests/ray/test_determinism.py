@@ -13,6 +13,9 @@ import yaml
 from conftest import SPACE, Command, study_folder, trials_of
 from optuna.trial import TrialState
 
+from guidino_tune.reproduce_trial import main as reproduce_trial
+from guidino_tune.search import main as search
+
 TRIALS = 4
 TIMES = ("epoch_seconds", "images_per_second")
 
@@ -47,24 +50,23 @@ def content(home: Path) -> list[tuple[Any, ...]]:
 def test_one_after_another_a_study_repeats_even_if_it_was_interrupted(
     space: Path, tmp_path: Path, start: Callable[..., Command], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     homes = [tmp_path / "whole", tmp_path / "parts"]
-    commands = [("guidino_tune.search", str(space), "--home", str(home)) for home in homes]
-    assert start(*commands[0]).wait() == 0
+    monkeypatch.setenv("GUIDINO_TUNE_HOME", str(homes[0]))
+    assert search([str(space)]) == 0
     whole = content(homes[0])
     assert len(whole) == TRIALS
     assert {state for _, state, *_ in whole} == {TrialState.COMPLETE, TrialState.PRUNED}
 
-    first = start(*commands[1])
+    monkeypatch.setenv("GUIDINO_TUNE_HOME", str(homes[1]))
+    monkeypatch.setenv("GUIDINO_TUNE_SEALED", "0")
+    first = start("guidino_tune.search", str(space))
     first.until(lambda: any(t.number >= 2 and t.intermediate_values for t in trials_of(homes[1], "small")))
     first.process.send_signal(signal.SIGINT)
     assert first.wait(60) == 130
     assert not all(t.state.is_finished() for t in trials_of(homes[1], "small")) or len(trials_of(homes[1], "small")) < TRIALS
-    assert start(*commands[1]).wait() == 0
+    assert search([str(space)]) == 0
     assert content(homes[1]) == whole
 
-    from guidino_tune.reproduce_trial import main
-
-    monkeypatch.setenv("GUIDINO_TUNE_HOME", str(homes[1]))
-    assert main(["small", "2"]) == 0
+    capsys.readouterr()
+    assert reproduce_trial(["small", "2"]) == 0
     assert "identical bit by bit" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from guidino_tune.data.sources.demo import generate
+from guidino_tune.reproduce import main as reproduce
 from guidino_tune.training.measured import read_measured
 
 Start = Callable[..., Command]
@@ -35,17 +36,16 @@ def polyps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def arguments(home: Path, root: Path, *words: str, epochs: int, settings: list[str] = SMALL) -> list[str]:
+def arguments(root: Path, *words: str, epochs: int, settings: list[str] = SMALL) -> list[str]:
     """A tiny budget, made smaller."""
     sets = [word for text in [*CASES, *settings] for word in ("--set", text)]
-    common = ["--budget", "tiny", "--epochs", str(epochs), "--data-root", str(root), "--home", str(home)]
+    common = ["--budget", "tiny", "--epochs", str(epochs), "--data-root", str(root)]
     return ["guidino_tune.reproduce", *words, *common, *sets]
 
 
-def test_a_killed_table_goes_on_and_is_measured_once(tmp_path: Path, polyps: Path, start: Start) -> None:
-    home = tmp_path / "home"
+def test_a_killed_table_goes_on_and_is_measured_once(home: Path, polyps: Path, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     name = "tables-kvasir-tiny"
-    table = arguments(home, polyps, "table2", "--rows", "GuiDINO-U,U-Net", "--seeds", "2", epochs=8)
+    table = arguments(polyps, "table2", "--rows", "GuiDINO-U,U-Net", "--seeds", "2", epochs=8)
     command = start(*table)
     command.until(lambda: any(t.state == TrialState.RUNNING and len(t.intermediate_values) > 2 for t in trials_of(home, name)))
     os.kill(command.process.pid, signal.SIGKILL)
@@ -53,7 +53,7 @@ def test_a_killed_table_goes_on_and_is_measured_once(tmp_path: Path, polyps: Pat
     before = {t.number: t.params for t in trials_of(home, name)}
     assert not study_folder(home, name).reports.exists()
 
-    assert start(*table).wait() == 0
+    assert reproduce(table[1:]) == 0
     trials = trials_of(home, name)
     assert sorted((t.params["recipe"], t.params["training.seed"]) for t in trials) == [
         ("GuiDINO-U", 0), ("GuiDINO-U", 1), ("U-Net", 0), ("U-Net", 1),
@@ -74,9 +74,9 @@ def test_a_killed_table_goes_on_and_is_measured_once(tmp_path: Path, polyps: Pat
 
     # Another row extends the study; only its trial is measured. A model that cannot be read costs the others nothing.
     (folder.trial(0).best / "weights.safetensors").write_bytes(b"damaged")
-    more = arguments(home, polyps, "table2", "--rows", "nnWNet,U-Net", "--seeds", "2", epochs=8)
-    command = start(*more)
-    assert command.wait() == 0
+    more = arguments(polyps, "table2", "--rows", "nnWNet,U-Net", "--seeds", "2", epochs=8)
+    capsys.readouterr()
+    assert reproduce(more[1:]) == 0
     assert trials_of(home, name)[:4] == trials
     assert [t.params["recipe"] for t in trials_of(home, name)[4:]] == ["nnWNet", "nnWNet"]
     opened = (folder.split.parent / "test-openings.jsonl").read_text().splitlines()
@@ -87,7 +87,7 @@ def test_a_killed_table_goes_on_and_is_measured_once(tmp_path: Path, polyps: Pat
     assert rows["nnWNet"]["seeds"] == "2"
     assert rows[damaged]["seeds"] == "1"
     assert f"seed {trials[0].params['training.seed']}: " in rows[damaged]["note"]
-    assert "failed" in command.log.read_text()
+    assert "failed" in capsys.readouterr().out
 
     from guidino_tune.tracking.client import connect
 
@@ -102,11 +102,9 @@ def test_a_killed_table_goes_on_and_is_measured_once(tmp_path: Path, polyps: Pat
         assert run.data.tags["test_protocol"] == measured.protocol
 
 
-def test_a_scaling_study_draws_its_figure(tmp_path: Path, polyps: Path, start: Start) -> None:
-    home = tmp_path / "home"
+def test_a_scaling_study_draws_its_figure(home: Path, polyps: Path) -> None:
     words = ["scaling", "--rows", "Seg-GuiDINO", "--backbones", "tiny,vits16", "--image-sizes", "32,48", "--hd95", "pooled"]
-    command = start(*arguments(home, polyps, *words, epochs=1, settings=["segmenter.hidden=8"]))
-    assert command.wait() == 0, command.log.read_text()
+    assert reproduce(arguments(polyps, *words, epochs=1, settings=["segmenter.hidden=8"])[1:]) == 0
     reports = study_folder(home, "scaling-kvasir-tiny").reports
     rows = list(csv.DictReader((reports / "scaling.csv").open()))
     assert [(r["backbone"], r["image_size"]) for r in rows] == [("tiny", "32"), ("vits16", "32"), ("tiny", "48"), ("vits16", "48")]

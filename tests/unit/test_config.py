@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guidino_tune.config import BACKBONES, Experiment, section_defaults
@@ -85,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(experiment=experiments())
-@settings(deadline=None, max_examples=150)
+@examples(40)
 def test_yaml_gives_back_an_equal_experiment_with_the_same_hash(folder: Path, experiment: Experiment) -> None:
     path = folder / "experiment.yaml"
     path.write_text(experiment.to_yaml(), encoding="utf-8")
@@ -96,7 +97,7 @@ def test_yaml_gives_back_an_equal_experiment_with_the_same_hash(folder: Path, ex
 
 
 @given(first=experiments(), second=experiments())
-@settings(deadline=None, max_examples=100)
+@examples(40)
 def test_hashes_agree_exactly_when_effective_values_do(first: Experiment, second: Experiment) -> None:
     assert (first.hash == second.hash) == (first.effective() == second.effective())
     assert len(first.hash) == 12
@@ -104,7 +105,7 @@ def test_hashes_agree_exactly_when_effective_values_do(first: Experiment, second
 
 
 @given(experiment=experiments())
-@settings(deadline=None, max_examples=50)
+@examples(25)
 def test_effective_values_are_a_part_of_all_values(experiment: Experiment) -> None:
     whole, effective = experiment.to_dict(), experiment.effective()
     resolved = {"guide.gate", "guide.tokenbook.num_prototypes", "segmenter.window"}  # `default` and null are written out

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import HealthCheck, given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -225,7 +226,7 @@ REFUSED = {"void", "objects", "inverted numbers"}
     container=st.sampled_from(["png", "tif", "npy"]),
     channels=st.sampled_from([1, 3]),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(15)
 def test_any_data_set_is_right_or_refused(
     tmp_path_factory: pytest.TempPathFactory, depth: str, colours: bool, coding: str, container: str, channels: int
 ) -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -48,7 +49,7 @@ class Draws:
         return value
 
 
-@settings(max_examples=40, deadline=None)
+@examples(15)
 @given(st.integers(0, 2**63 - 1))
 def test_views_are_whole_finite_binary_and_repeatable(seed):
     image, mask = pair()
@@ -67,7 +68,7 @@ def test_views_are_whole_finite_binary_and_repeatable(seed):
     assert torch.equal(shape, shape_again)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(25)
 @given(st.integers(0, 2**63 - 1), st.sampled_from([2, 3, 254]))
 def test_a_label_map_is_moved_as_the_mask_of_each_of_its_classes(seed, num_classes):
     """So labels stay labels, and no label comes up between two others."""

@@ -4,7 +4,8 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from layout_helpers import advised, found, touch
 
@@ -94,7 +95,7 @@ def test_consecutive_numbers_are_told_as_frames(tmp_path, names):
     assert not any("frames of a video?" in note for note in found(tmp_path).notes)  # nothing is drawn
 
 
-@settings(max_examples=60, deadline=None)
+@examples(25)
 @given(
     groups=st.dictionaries(st.integers(0, 999), st.integers(2, 5), min_size=3, max_size=12),
     word=st.sampled_from(["P", "pat-", "sub_", "", "Case ", "id."]),

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -289,7 +290,7 @@ def files(draw: st.DrawFn, size: tuple[int, int]) -> bytes:
 
 
 @given(st.data())
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40)
 def test_any_pair_of_files_is_a_case_or_a_message(tmp_path: Path, draw: st.DataObject) -> None:
     size = draw.draw(st.tuples(st.integers(1, 24), st.integers(1, 24)))
     image, mask = tmp_path / "image é.png", tmp_path / "mask é.png"

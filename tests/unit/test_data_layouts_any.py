@@ -3,7 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from layout_helpers import found, touch
 
@@ -36,7 +37,7 @@ PATHS = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(40)
 @given(
     paths=st.lists(PATHS, min_size=1, max_size=14),
     on_bad=st.sampled_from(["error", "skip"]),
@@ -63,7 +64,7 @@ def test_any_tree_is_a_listing_or_a_message(paths, on_bad, masks):
         assert all(path.is_file() for path in used)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(25)
 @given(
     stems=st.sets(st.text("abcxyz019", min_size=1, max_size=6), min_size=2, max_size=8),
     image=st.sampled_from(["{}", "img_{}", "{}_image", "{}_training"]),

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from training_helpers import train
@@ -29,7 +30,7 @@ def case(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 50), st.floats(0, 1), st.sampled_from([1.0, 1.5]))
-@settings(max_examples=150, deadline=None)
+@examples(40)
 def test_a_patch_is_a_window_of_the_image(height: int, width: int, seed: int, foreground: float, margin: float) -> None:
     image, mask = case(height, width)
     large, labels = cut_patch(image, mask, 32, foreground, np.random.default_rng(seed), margin=margin)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 from table_helpers import damage
@@ -48,7 +49,7 @@ arrays = st.sampled_from([np.float16, np.uint8, np.float32, np.int64]).flatmap(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(25)
 @given(array=arrays, order=st.sampled_from("CF"))
 def test_every_array_comes_back_as_it_was(array: np.ndarray, order: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("store")
@@ -133,7 +134,7 @@ def test_a_damaged_chunk_is_made_again(damage, tmp_path: Path) -> None:
     assert store.get("views-a/0/0", never) is not None
 
 
-@settings(max_examples=80, deadline=None)
+@examples(25)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), length=st.sampled_from([1, 1, 64, 5000]))
 def test_no_flipped_bit_and_no_lost_page_is_ever_given_back(
     place: float, bit: int, length: int, tmp_path_factory: pytest.TempPathFactory

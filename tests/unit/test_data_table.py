@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from table_helpers import damage, table_of
@@ -254,7 +255,7 @@ def test_damaged_file_is_built_again(tmp_path):
         assert len(table_of(cases, 64, tmp_path / "cache")) == 5
 
 
-@settings(max_examples=150, deadline=None)
+@examples(40)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), length=st.sampled_from([1, 1, 1, 64, 4096]))
 def test_no_flipped_bit_and_no_lost_page_becomes_a_pixel(place: float, bit: int, length: int, tmp_path_factory) -> None:
     """Wherever it is in the file: the table is as it was written, or made again."""

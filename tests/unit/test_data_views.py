@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from table_helpers import table_of
@@ -100,7 +101,7 @@ class Ids:
         return len(self.ids)
 
 
-@settings(max_examples=200)
+@examples(40)
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
 def test_ranks_share_what_one_worker_sees(count, share, world_size, epoch):
     batch_size = share * world_size

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from table_helpers import table_of
@@ -61,7 +62,7 @@ def same(ours: list[Batch], others: list[Batch]) -> None:
         assert torch.equal(a.masks, b.masks)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(10)
 @given(
     batch_size=st.integers(1, 8),
     workers=st.integers(1, 3),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import label
@@ -22,7 +23,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SIZE", 32)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(10)
 @given(st.integers(0, 10**6), st.sampled_from([48, 64, 96]))
 def test_a_picture_has_a_lesion_within_what_the_lens_shows(number: int, size: int) -> None:
     image, mask = demo.generate(number, size)

@@ -7,7 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from fuzz_helpers import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -132,7 +133,7 @@ def test_the_margin_of_a_mask_is_ignored() -> None:
     assert IGNORED not in place_mask(mask, 32, "squash")
 
 
-@settings(max_examples=60, deadline=None)
+@examples(25)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_area_is_what_the_fractions_say(height: int, width: int, rows: int, columns: int, num_classes: int, seed: int) -> None:
     assume(rows < height or columns < width)

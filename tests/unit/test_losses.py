@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from monai.losses.dice import DiceLoss
 from torch import Tensor
@@ -120,11 +123,15 @@ def test_perfect_prediction_is_near_zero_and_opposite_is_not() -> None:
     assert float(wrong["guide"]) > 10
 
 
+@functools.cache
+def _polyps() -> list[torch.Tensor]:
+    return [torch.as_tensor(generate(number, 256)[1] > 0).float()[None, None] for number in range(20)]
+
+
 def _majority_dice(mode: str, cell: int) -> float:
     """Mean Dice of the target of a head at ``1 / cell`` of the size to the cells of which the mask covers half or more, over polyps."""
     found = []
-    for number in range(60):
-        y = torch.as_tensor(generate(number, 256)[1] > 0).float()[None, None]
+    for y in _polyps():
         majority = y[0, 0].numpy().reshape(256 // cell, cell, 256 // cell, cell).mean((1, 3)) >= 0.5
         target = losses._resized(y, torch.empty(1, 1, 256 // cell, 256 // cell), mode)[0, 0].numpy() > 0
         found.append(2 * (majority & target).sum() / (majority.sum() + target.sum()))
@@ -172,7 +179,7 @@ def test_no_border_no_hinge(fill: float) -> None:
     assert float(hinge_loss(torch.randn(1, 1, 16, 16) * 5, masks, band=5)) == 0
 
 
-@settings(max_examples=40, deadline=None)
+@examples(15)
 @given(seed=st.integers(0, 10_000), width=st.sampled_from([3, 5, 9]))
 def test_band_is_where_a_window_sees_both(seed: int, width: int) -> None:
     mask = (np.random.default_rng(seed).random((12, 15)) > 0.9).astype(np.float32)
@@ -205,7 +212,7 @@ def test_hinge_is_on_the_finest_head_only() -> None:
     assert float(values["total"]) == pytest.approx(2 * float(hinge_loss(logits[0], masks, margin=0.4, band=7)))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(15)
 @given(seed=st.integers(0, 10_000), scale=st.sampled_from([0.0, 1.0, 100.0, 1e4]), fill=st.sampled_from([0.0, 0.5, 1.0]))
 def test_gradients_are_finite(seed: int, scale: float, fill: float) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from monai.losses.dice import DiceLoss
 from scipy import ndimage
@@ -85,7 +86,7 @@ def test_dice_of_several_classes_is_monai_s_without_background(batch: bool) -> N
     assert torch.allclose(soft_dice_loss(logits, labels, batch=batch), monai(logits, labels), atol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(15)
 @given(seed=st.integers(0, 10_000), batch=st.booleans())
 def test_a_softmax_of_two_is_the_sigmoid_of_their_difference(seed: int, batch: bool) -> None:
     (logits, *_), _, masks = _labelled(seed, num_classes=1, size=32)
@@ -95,7 +96,7 @@ def test_a_softmax_of_two_is_the_sigmoid_of_their_difference(seed: int, batch: b
     assert torch.allclose(cross_entropy_loss(logits, masks), cross_entropy_loss(single, masks), atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(15)
 @given(seed=st.integers(0, 10_000), order=st.permutations([1, 2, 3, 4]), shift=st.floats(-5, 5))
 def test_names_of_classes_and_a_common_shift_change_nothing(seed: int, order: list[int], shift: float) -> None:
     logits, guide, labels = _labelled(seed, num_classes=4, heads=2, size=32)

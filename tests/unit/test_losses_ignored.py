@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -113,7 +114,7 @@ def test_no_gradient_reaches_an_ignored_pixel(num_classes: int) -> None:
     assert (guide.grad[0, :, 2:] != 0).all()
 
 
-@settings(max_examples=40, deadline=None)
+@examples(15)
 @given(
     seed=st.integers(0, 10_000),
     num_classes=st.sampled_from([1, 2, 4]),

@@ -10,7 +10,8 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
@@ -45,7 +46,7 @@ def _independent(prediction: np.ndarray, truth: np.ndarray) -> CaseScore:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 10_000), p=st.floats(0.01, 0.99), t=st.floats(0.01, 0.99), sigma=st.sampled_from([0.5, 3.0, 8.0]))
 def test_scores_match_distance_transforms(seed: int, p: float, t: float, sigma: float) -> None:
     prediction, truth = _blob(seed, p, sigma=sigma), _blob(seed + 1, t, sigma=sigma)
@@ -77,7 +78,7 @@ def _hd95_by_hand(prediction: np.ndarray, truth: np.ndarray, definition: str) ->
     return float(np.percentile([*there, *back], 95))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 10_000), p=st.floats(0.0, 1.0), t=st.floats(0.0, 1.0), sigma=st.sampled_from([0.5, 2.0, 5.0]))
 def test_hd95_of_each_definition_matches_all_pairs_of_pixels(seed: int, p: float, t: float, sigma: float) -> None:
     """Holes, several pieces, pieces at the edge, empty and full masks."""
@@ -224,7 +225,7 @@ def test_summary_is_the_mean_over_cases_of_any_size() -> None:
         summarise([])
 
 
-@settings(max_examples=25, deadline=None)
+@examples(10)
 @given(seed=st.integers(0, 10_000), p=st.floats(0.0, 1.0), t=st.floats(0.0, 1.0))
 def test_bounds_symmetry_and_values_of_foreground(seed: int, p: float, t: float) -> None:
     prediction, truth = _blob(seed, p), _blob(seed + 7, t)
@@ -249,7 +250,7 @@ def test_what_is_no_pair_of_masks_is_refused() -> None:
         score_cases([mask, mask], [mask])
 
 
-@settings(max_examples=40, deadline=None)
+@examples(15)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 6))
 def test_constant_mask_beats_every_threshold(seed: int, count: int) -> None:
     generator = np.random.default_rng(seed)

@@ -6,7 +6,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guidino_tune.config.data import IGNORED
@@ -33,7 +34,7 @@ def pair(seed: int, num_classes: int, size: int = 24) -> tuple[np.ndarray, np.nd
     return prediction, truth
 
 
-@settings(max_examples=40, deadline=None)
+@examples(15)
 @given(seed=st.integers(0, 10_000), num_classes=st.sampled_from([1, 3]), hd95=st.sampled_from(["monai", "pooled", "reference"]))
 def test_scores_are_those_of_background_there_whatever_was_predicted(seed: int, num_classes: int, hd95: str) -> None:
     prediction, truth = pair(seed, num_classes)
@@ -74,7 +75,7 @@ def test_255_is_a_value_like_any_other_where_nothing_is_ignored() -> None:
         score_case(truth, truth[:4], ignore=True)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(15)
 @given(seed=st.integers(0, 10_000))
 def test_the_constant_mask_is_the_best_threshold_of_the_known_share(seed: int) -> None:
     rng = np.random.default_rng(seed)

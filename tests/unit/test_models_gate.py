@@ -1,6 +1,7 @@
 import numpy as np
 import torch
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guidino_tune.models.gate import Gate
@@ -20,7 +21,7 @@ def bilinear(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     return out
 
 
-@settings(max_examples=20, deadline=None)
+@examples(10)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99))
 def test_multiplies_by_the_resized_mask(height: int, width: int, factor: int, seed: int) -> None:
     torch.manual_seed(seed)

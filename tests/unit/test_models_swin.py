@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from network_formulas import scramble
 from torch import Tensor
@@ -68,7 +69,7 @@ def attend(x: Any, attention: Any, heads: int, window: int, members: Any) -> Any
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@examples(15)
 def test_windows_there_and_back(batch: int, down: int, right: int, window: int, channels: int) -> None:
     x = torch.arange(batch * down * right * window**2 * channels).view(batch, down * window, right * window, channels)
     windows = swin.window_partition(x, window)

@@ -3,7 +3,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guidino_tune.models.tokenbook import TokenBook
@@ -58,7 +59,7 @@ def test_formula(aggregation: str, similarity: str) -> None:
     np.testing.assert_allclose(mask.detach().numpy(), by_hand(book, tokens, similarity, aggregation), atol=2e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(15)
 @given(
     st.sampled_from(AGGREGATIONS), st.sampled_from(SIMILARITIES), st.floats(1e-3, 1e3), st.integers(1, 9), st.integers(0, 99), st.booleans()
 )

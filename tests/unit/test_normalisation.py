@@ -5,7 +5,8 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guidino_tune.config import Data
@@ -44,7 +45,7 @@ def test_zscore_is_of_each_channel_of_this_image() -> None:
     np.testing.assert_allclose(normalise(image, "zscore").numpy(), expected, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(15)
 @given(seed=st.integers(0, 10_000), gain=st.integers(1, 4), offset=st.integers(0, 50))
 def test_zscore_does_not_see_gain_and_offset(seed: int, gain: int, offset: int) -> None:
     image = photo(seed, top=50)

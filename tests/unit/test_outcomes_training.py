@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from test_running_executors import actor, config, demo  # noqa: F401
 from training_helpers import make_data, make_experiment, train
@@ -26,7 +27,7 @@ def _shipped() -> list[str]:
 
 
 @pytest.mark.parametrize("name", _shipped(), ids=lambda name: "/".join(Path(name).parts[-2:]))
-@settings(max_examples=15, deadline=None)
+@examples(10)
 @given(seed=st.integers(0, 2**32))
 def test_different_draws_of_shipped_spaces_are_different_experiments(name: str, seed: int) -> None:
     space, generator = load_space(name), random.Random(seed)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from training_helpers import make_experiment
@@ -203,7 +204,7 @@ PARTS = st.sampled_from(["a", "b", "a.png", "a.jpg", "a.jpg.png", "v#1"])
 
 
 @given(st.sets(st.builds(lambda folder, name, end: Path(folder) / f"{name}{end}", PARTS, PARTS, st.sampled_from(ENDINGS)), max_size=12))
-@settings(max_examples=200, deadline=None)
+@examples(40)
 def test_no_two_images_share_a_mask(files: set[Path]) -> None:
     names = output_names(sorted(files))
     assert names.keys() == files

@@ -11,12 +11,13 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from fuzz_helpers import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guidino_tune.config import BACKBONES, DINOGuide
 from guidino_tune.errors import UserError
-from guidino_tune.space.check import check_space, idle_parameters
+from guidino_tune.space.check import check_space
 from guidino_tune.space.parameters import Bounds, Parameter, get_path
 from guidino_tune.space.space import Space, load_space, names, override, read_space
 from guidino_tune.space.suggest import suggest
@@ -49,7 +50,6 @@ def test_shipped_spaces_are_sound(name: str) -> None:
     assert space.base.data.kind == name
     assert space.base.data.root is None
     assert space.notes == ()
-    assert idle_parameters(space) == []
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -112,7 +112,7 @@ def test_first_trials_lie_inside_and_name_every_active_parameter(name: str) -> N
 
 
 @given(seed=st.integers(0, 10**9), name=st.sampled_from(names()))
-@settings(deadline=None, max_examples=80)
+@examples(25)
 def test_adapter_parameters_are_drawn_exactly_with_adapters(seed: int, name: str) -> None:
     generator = random.Random(seed)
     space = load_space(name)
@@ -252,7 +252,7 @@ def test_enqueued_first_trials_come_as_they_are(name: str) -> None:
 
 
 @given(seed=st.integers(0, 2**31), name=st.sampled_from(names()))
-@settings(deadline=None, max_examples=30)
+@examples(15)
 def test_the_same_trial_asked_again_gives_the_same_values(seed: int, name: str) -> None:
     space, study = load_space(name), study_of(seed)
     trial = study.ask()

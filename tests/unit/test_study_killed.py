@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from space_helpers import search_space
 from test_study_driver import Run, result
-from training_helpers import search_space
 
 from guidino_tune.space.space import Space
+from guidino_tune.study.driver import Driver
 from guidino_tune.study.journal import Journal
 
 EPOCHS = 4
@@ -36,10 +37,9 @@ class Lines:
         monkeypatch.setattr(Journal, "append_logs", append)
 
 
-def drive(path: Path, space: Space, saved: dict[int, list[int]]) -> Run:
+def drive(path: Path, space: Space, saved: dict[int, list[int]]) -> Driver:
     """Runs a study as Tune would; ``saved`` is what the trials' processes have on the disk, whoever drives."""
-    run = Run(path, space)
-    driver, runs = run.driver, 0
+    driver, runs = Run(path, space).driver, 0
     while driver.remaining > 0:
         name = str(runs)
         runs += 1
@@ -54,7 +54,7 @@ def drive(path: Path, space: Space, saved: dict[int, list[int]]) -> Run:
             reported = min(reported + 1, EPOCHS)  # a trial that has reported all its epochs tells the last one again
             goes_on = driver.report(name, result(reported, dice(config, reported)))
         driver.tell(name, crashed=False)
-    return run
+    return driver
 
 
 def dice(config: dict[str, Any], epoch: int) -> float:
@@ -62,13 +62,13 @@ def dice(config: dict[str, Any], epoch: int) -> float:
     return (config["number"] * 37 % 11 + epoch * (config["number"] % 3 - 1) + 5) / 20
 
 
-def outcome(driver: Run) -> list[tuple[Any, ...]]:
+def outcome(driver: Driver) -> list[tuple[Any, ...]]:
     return [(t.number, t.state.name, t.params, t.intermediate_values, t.value) for t in driver.study.get_trials()]
 
 
 def listed() -> Space:
     values = search_space(study={"min_epochs": 1, "reduction_factor": 2}).to_dict()
-    values["first_trials"] = [{"training.lr": rate / 1e4, "segmenter.base_width": 2 + rate % 2 * 2} for rate in range(1, 7)]
+    values["first_trials"] = [{"training.lr": rate / 1e4, "segmenter.base_width": 2 + rate % 2 * 2} for rate in range(1, 5)]
     values["study"] |= {"sampler": "listed"}
     from guidino_tune.space.space import read_space
 
@@ -82,7 +82,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
 
 @pytest.mark.parametrize("sampler", ["tpe", "listed"])
 def test_a_driver_may_die_after_any_line_of_the_journal(sampler: str, tmp_path: Path, lines: Lines) -> None:
-    space = listed() if sampler == "listed" else search_space(study={"min_epochs": 1, "reduction_factor": 2})
+    space = listed() if sampler == "listed" else search_space(study={"min_epochs": 1, "reduction_factor": 2, "trials": 4})
     whole = outcome(drive(tmp_path / "whole", space, {}))
     assert {state for _, state, *_ in whole} == {"COMPLETE", "PRUNED"}
     total, wrong = lines.written, []

@@ -273,8 +273,8 @@ def test_the_pruner_decides_at_the_rungs_alone(minimum: int, factor: int, tmp_pa
     epochs, ends = 20, []
     for name, told in (("dense", range(1, epochs + 1)), ("sparse", validated_epochs(space.study, epochs))):
         study = open_study(space, StudyFolder(tmp_path / name))
-        values = np.random.default_rng(5).random((40, epochs + 1))
-        running = {trial.number: trial for trial in (study.ask() for _ in range(40))}
+        values = np.random.default_rng(5).random((20, epochs + 1))
+        running = {trial.number: trial for trial in (study.ask() for _ in range(20))}
         stopped: dict[int, int] = {}
         for epoch in told:
             for number, trial in list(running.items()):

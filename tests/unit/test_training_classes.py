@@ -95,11 +95,10 @@ def test_classes_are_called_as_the_user_calls_them(section: Data, data: SearchDa
     assert named == {"val_dice", "val_dice_disc", "val_dice_block", "val_hd95", "val_hd95_disc", "val_hd95_block"}
 
 
-@pytest.mark.parametrize("normalisation", ["imagenet", "zscore"])
-def test_both_classes_are_learned(normalisation: str, section: Data, data: SearchData, tmp_path: Path) -> None:
+def test_both_classes_are_learned(section: Data, data: SearchData, tmp_path: Path) -> None:
     made = experiment(
         section,
-        data={"augmentation": "none", "normalisation": normalisation},
+        data={"augmentation": "none", "normalisation": "zscore"},
         segmenter={"kind": "unet", "base_width": 8},
         training={"epochs": 60, "schedule": "constant"},
     )

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guidino_tune.training.folder import TrialFolder, read_history, write_text
@@ -143,7 +144,7 @@ def test_no_history_is_an_empty_one(folder: TrialFolder) -> None:
     assert read_history(folder.path / "nothing.jsonl") == []
 
 
-@settings(max_examples=30, deadline=None)
+@examples(15)
 @given(st.lists(st.dictionaries(st.text(min_size=1, max_size=8), st.floats(allow_nan=False, allow_infinity=False), max_size=4), max_size=5))
 def test_history_reads_back_what_was_written_exactly(metrics: list[dict[str, float]]) -> None:
     with tempfile.TemporaryDirectory() as name:

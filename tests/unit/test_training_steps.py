@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzz_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from training_helpers import Listener, make_data, make_experiment, train, values
 
@@ -59,7 +60,7 @@ def test_batches_of_a_pass(cases: int, batch: int, workers: int, expected: int) 
     assert batches_per_pass(cases, batch, workers) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@examples(40)
 @given(
     count=st.integers(2, 40), share=st.integers(1, 5), workers=st.integers(1, 3), steps=st.none() | st.just("cases") | st.integers(1, 90)
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from space_helpers import GUIDE, LORA, NO_GUIDE, SMALL, search_space  # noqa: F401 (for the tests that import them from here)
 
 from guidino_tune.config import Data, Experiment
 from guidino_tune.data.cases import Case
@@ -16,22 +17,9 @@ from guidino_tune.data.rules import measure_rules
 from guidino_tune.data.sources.demo import generate
 from guidino_tune.data.splits import Split
 from guidino_tune.data.table import build_table
-from guidino_tune.space.space import Space, read_space
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.reporter import Decision, EpochRecord
-
-SMALL: dict[str, dict[str, Any]] = {
-    "unet": {"segmenter": {"kind": "unet", "base_width": 2}},
-    "nnunet": {"segmenter": {"kind": "nnunet", "base_width": 2, "num_stages": 4}},
-    "nnwnet": {"segmenter": {"kind": "nnwnet", "base_width": 2}},
-    "segguidino": {"segmenter": {"kind": "segguidino", "hidden": 8, "dropout": 0.2}},
-}
-"""One small network of each family."""
-
-NO_GUIDE = {"kind": "none"}
-GUIDE = {"kind": "dino", "backbone": "tiny", "weights": "random", "tokenbook": {"num_prototypes": 4}}
-LORA = {**GUIDE, "lora": {"rank": 2, "dropout": 0.1}}
 
 
 def make_data(folder: Path, *, size: int = 32, train: int = 6, validation: int = 4) -> SearchData:
@@ -117,28 +105,3 @@ def train(experiment: Experiment, data: SearchData, path: Path, *, stop_after: i
 def values(run: TrainingRun) -> list[dict[str, float]]:
     """The metrics of every epoch but the measured times."""
     return [{k: v for k, v in r.metrics.items() if k not in ("epoch_seconds", "images_per_second")} for r in run.history]
-
-
-def search_space(**changes: Any) -> Space:
-    """A space over rate and width; ``changes`` are merged into its sections (``first_trials`` is replaced)."""
-    sections: dict[str, Any] = {
-        "experiment": {
-            "data": {"kind": "demo", "image_size": 32},
-            "guide": GUIDE,
-            **SMALL["unet"],
-            "training": {"epochs": 4, "batch_size": 3, "precision": "fp32", "steps_per_epoch": "cases"},
-        },
-        "space": {
-            "training.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
-            "segmenter.base_width": {"choices": [2, 4]},
-        },
-        "study": {"name": "small", "trials": 6, "seed": 3, "startup_trials": 2},
-        "resources": {},
-    }
-    for name, section in changes.items():
-        if name == "experiment":
-            section = {key: {**sections["experiment"].get(key, {}), **value} for key, value in section.items()}
-        if isinstance(section, dict):
-            sections[name] = {**sections[name], **section}
-    first = [{"training.lr": 1e-3, "segmenter.base_width": 2}, {"training.lr": 2e-3}]
-    return read_space({**sections, "first_trials": changes.get("first_trials", first)}, source="small.yaml")
