@@ -6,7 +6,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from guidino_tune.cli import add_backbone_option, add_protocol_options, add_storage_option, parser, positive, protocol_values, run
+from guidino_tune.cli import (
+    add_backbone_option,
+    add_protocol_options,
+    add_storage_option,
+    add_trust_option,
+    parser,
+    positive,
+    protocol_values,
+    run,
+)
 
 EXAMPLES = """\
   guidino-tune compare kvasir                       the best three and the default, three seeds each
@@ -39,14 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--gpus-per-worker", type=float, help="a part of one with one worker")
     made.add_argument("--concurrent", type=positive, help="trainings side by side")
     add_storage_option(made)
+    add_trust_option(made)
     add_protocol_options(made, scores=True)
     return run(_compare, made, argv)
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from guidino_tune import targets
     from guidino_tune.config import Protocol
     from guidino_tune.config.parsing import parse
 
+    targets.trust(*([targets.EVERYTHING] if options.trust else ()))
     protocol = parse(Protocol, protocol_values(options), "--inference and others")
 
     from guidino_tune.workflows.compare import compare_study

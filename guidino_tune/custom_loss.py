@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from guidino_tune import targets
 from guidino_tune.config import CustomTerm, Experiment
@@ -46,7 +46,12 @@ def check_term(experiment: Experiment) -> None:
     if data.has_ignored:
         masks[:, :, :8] = IGNORED
     with targets.blaming(custom.target, WHERE):
-        value = load_term(custom)(logits, masks)
+        term = load_term(custom)
+        if isinstance(term, nn.Module) and any(p.requires_grad for p in term.parameters()):
+            raise UserError(
+                "has weights of its own, which nothing trains", where=f"{WHERE}={custom.target}", todo="make them buffers of the module"
+            )
+        value = term(logits, masks)
         if not isinstance(value, Tensor) or value.dim():
             what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise UserError(f"gives {what}", where=f"{WHERE}={custom.target}", todo="return a tensor without dimensions, such as a mean")

@@ -48,7 +48,8 @@ def _retrain(options: argparse.Namespace) -> int:
     from guidino_tune.config.parsing import parse
 
     # What is typed on the command line is named by whoever runs it.
-    targets.trust(*(text.partition("=")[2] for text in options.set), *([targets.EVERYTHING] if options.trust else ()))
+    targets.trust_values(text.partition("=")[2] for text in options.set)
+    targets.trust(*([targets.EVERYTHING] if options.trust else ()))
     protocol = parse(Protocol, protocol_values(options), "--inference and others")
 
     from guidino_tune.workflows.progress import make_console

@@ -14,7 +14,7 @@ import platform
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from guidino_tune import paths
 from guidino_tune.errors import UserError, nearest
 
 TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+FOLDER = "own_folder"
+"""Attribute of a study whose space names the user's own code: the folder of that space's file."""
 
 EVERYTHING = "*"
 """What ``--trust`` trusts: whatever the file that was named with it names."""
@@ -39,9 +42,20 @@ def trust(*targets: str) -> None:
     _trusted.update(targets)
 
 
+def trust_values(values: Iterable[str]) -> None:
+    """Allows this process to import those values of settings that are targets; a pattern such as ``*`` is none."""
+    trust(*(value.strip() for value in values if TARGET.fullmatch(value.strip())))
+
+
 def look_in(folder: str | Path) -> None:
     """Modules are also looked for in this folder, after all others and after the one in which the command runs."""
     _folders.append(str(Path(folder).absolute()))
+
+
+def look_in_noted(attributes: Mapping[str, Any]) -> None:
+    """Modules are also looked for in the folder of the space that a study was begun with, which its attributes note."""
+    if FOLDER in attributes:
+        look_in(attributes[FOLDER])
 
 
 def packed() -> dict[str, list[str]]:

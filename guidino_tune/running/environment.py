@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,15 +38,22 @@ def protect_token() -> None:
             token.chmod(0o600)
 
 
+_sealing = threading.Lock()
+_sealers: list[str | None] = []
+
+
 @contextlib.contextmanager
 def sealed_tests() -> Iterator[None]:
-    """Nothing in this process may open the test split meanwhile, not even by mistake."""
-    before = os.environ.get(SEAL)
-    os.environ[SEAL] = "1"
+    """Nothing in this process may open the test split meanwhile, not even by mistake; searches in several threads may overlap."""
+    with _sealing:
+        _sealers.append(_sealers[0] if _sealers else os.environ.get(SEAL))
+        os.environ[SEAL] = "1"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[SEAL]
-        else:
-            os.environ[SEAL] = before
+        with _sealing:
+            before = _sealers.pop()
+            if not _sealers and before is None:
+                del os.environ[SEAL]
+            elif not _sealers and before is not None:
+                os.environ[SEAL] = before

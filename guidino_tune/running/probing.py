@@ -157,7 +157,7 @@ def _two_steps(experiment: Experiment, workers: int, device: torch.device) -> in
         model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if training.compile != "none":
         model.segmenter.compile(mode="reduce-overhead" if training.compile == "cuda-graphs" else None)
-    loss = SegmentationLoss(experiment.loss, section.num_classes, section.has_ignored)
+    loss = SegmentationLoss(experiment.loss, section.num_classes, section.has_ignored).to(device)
     optimizer = make_optimizer(model.named_parameters(), training)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     batch, size = -(-training.batch_size // workers), section.image_size

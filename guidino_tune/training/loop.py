@@ -105,7 +105,7 @@ class TrainingRun:
             self.model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if training.compile != "none":
             self.model.segmenter.compile(mode="reduce-overhead" if training.compile == "cuda-graphs" else None)
-        self.loss = SegmentationLoss(experiment.loss, experiment.data.num_classes, experiment.data.has_ignored)
+        self.loss = SegmentationLoss(experiment.loss, experiment.data.num_classes, experiment.data.has_ignored).to(self.device)
         self.optimizer = make_optimizer(self.model.named_parameters(), training)
         self.encoder = make_encoder(experiment, self.model, bf16=bf16, parts=micro_batches)
         self.views = TrainViews(

@@ -159,7 +159,7 @@ def check_decisions(space: Space) -> None:
         return
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     rehearsed = optuna.create_study(directions=directions(study), sampler=make_sampler(space), pruner=make_pruner(study))
-    for _ in range(3):
+    for _ in range(min(3, len(space.first_trials)) if study.is_list else 3):
         with targets.blaming(study.sampler, "study.sampler"):
             trial = rehearsed.ask()
             suggest(space, trial)
@@ -173,6 +173,8 @@ def check_decisions(space: Space) -> None:
 def changed_code(study: optuna.Study, space: Space) -> list[str]:
     """Notes the files of the user's own code in the study; says which are not as they were when it first used them."""
     noted = study.user_attrs.get(OWN_CODE, {})
+    if space.targets and targets.FOLDER not in study.user_attrs:
+        study.set_user_attr(targets.FOLDER, str(Path(space.source).absolute().parent))
     now = targets.digests(space.targets)
     if now.keys() - noted.keys():
         study.set_user_attr(OWN_CODE, {**now, **noted})

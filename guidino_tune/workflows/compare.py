@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from guidino_tune import __version__, paths
+from guidino_tune import __version__, paths, targets
 from guidino_tune.analysis import comparison
 from guidino_tune.analysis.statistics import read_scores
 from guidino_tune.config import DINOGuide, Experiment, Protocol, Resources
@@ -40,6 +40,7 @@ from guidino_tune.workflows.checks import check_workers
 from guidino_tune.workflows.finalists import DEFAULT, Configuration, finalists
 from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.listed import Training, measure_all, train_all, with_seed
+from guidino_tune.workflows.progress import silent_console
 from guidino_tune.workflows.retrain import SeedResult, register
 from guidino_tune.workflows.track import send_results
 
@@ -104,10 +105,11 @@ def compare_study(
             configuration has a result.
         KeyboardInterrupt: It was interrupted.
     """
-    console = console or Console(quiet=True)
+    console = console or silent_console()
     follow_home(console)
     storage = storage or getattr(study, "storage", None)
     folder, opened, space = stored_study(getattr(study, "folder", study), storage)
+    targets.look_in_noted(opened.user_attrs)
     space = _at(space, data_root)
     configurations = finalists(opened, space, top=top, against=list(map(str, against)), epochs=epochs)
     used = _resources(space.resources, resources)
@@ -311,7 +313,7 @@ def _send(space: Space, folder: StudyFolder, storage: str | None, console: Conso
         console.print("the study is being searched: its driver sends the report to MLflow", highlight=False)
         return
     with lock:
-        send_results(space, console, storage)
+        send_results(space, console, storage, folder)
 
 
 def _export(

@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import TrialState
 from safetensors import SafetensorError, safe_open
 
-from guidino_tune import paths
+from guidino_tune import paths, targets
 from guidino_tune.config import Data, DINOGuide
 from guidino_tune.config.parsing import parse
 from guidino_tune.data.sources import find_cases
@@ -29,7 +29,7 @@ from guidino_tune.study.trials import orphans
 from guidino_tune.training.backbones import read_known
 from guidino_tune.training.checkpoints import WEIGHTS, read_checkpoint
 from guidino_tune.workflows.backbones import recalled
-from guidino_tune.workflows.checks import check_models, check_storage, check_workers
+from guidino_tune.workflows.checks import check_decisions, check_models, check_storage, check_workers
 from guidino_tune.workflows.data_page import data_page
 from guidino_tune.workflows.resolve import resolve_data
 from guidino_tune.workflows.track import waiting
@@ -120,6 +120,8 @@ def look_at_space(name: str, data_root: str | None = None, *, images: bool = Fal
         UserError: The space cannot be read at all.
     """
     space = absolute(override(load_space(name), [*([f"data.root={data_root}"] if data_root else []), *settings]))
+    targets.trust(*space.targets)
+    targets.look_in(Path(space.source).parent)
     untold: list[Finding] = []
     try:
         space = resolve_data(space)
@@ -129,6 +131,7 @@ def look_at_space(name: str, data_root: str | None = None, *, images: bool = Fal
     problems = _problem("space", lambda: check_space(space, begun=folder.definition.exists()))
     if not problems:  # else its experiments cannot be built
         problems += _problem("models", lambda: check_models(space))
+        problems += _problem("sampler and pruner", lambda: check_decisions(space))
         problems += _problem("workers", lambda: check_workers(space.base, space.resources.workers))
     problems += _problem("study folder", lambda: check_storage(folder.path))
     problems += _problem("study folder", lambda: check_same_search(space, folder))

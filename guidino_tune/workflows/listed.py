@@ -165,9 +165,15 @@ class TrainingList:
         for label, training in self.trainings.items():
             if training.finished or training.diverged:
                 continue
+            epochs = f"{len(training.folder.history())} of {training.experiment.training.epochs} epochs"
+            if label not in failed:
+                raise UserError(
+                    f"{label} stopped after {epochs}, and its best weights are not there",
+                    where=str(training.folder.path),
+                    todo="remove this folder: the same command trains it again",
+                )
             kind, message = _failure(failed[label])
             if kind not in INFEASIBLE:
-                epochs = f"{len(training.folder.history())} of {training.experiment.training.epochs} epochs"
                 todo = f"{POLICIES[kind].todo}; the same command continues it"
                 raise UserError(f"{label} stopped after {epochs}: {kind}: {message}", where=str(training.folder.path), todo=todo)
             short[label] = f"{kind}: {message}; the same command tries it again, as with fewer side by side (--concurrent)"

@@ -100,6 +100,8 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(model_folder.best_device() if name == "auto" else name)
         torch.empty(0, device=device)
+        if device.type == "meta":
+            raise RuntimeError("its tensors hold no numbers")
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # which of them depends on how torch was built
         raise UserError(f"torch cannot use it: {str(error).splitlines()[0]}", where=f"device {name!r}", todo=todo) from None
     return device
@@ -109,11 +111,11 @@ def _device(name: str) -> torch.device:
 class TrainedModel:
     """A trained network with all that is needed to segment an image as it was trained to.
 
-    An image is an array (H, W) or (H, W, C), a Pillow image, or the path of a file (with slice 12 of a volume as ``ct.nii.gz#12``; where
-    an image has several files, NAME_0000, NAME_0001, ..., the path of one of them). Each gives exactly the same mask as the others of the
-    same numbers; see ``data.arrays.decode_array`` for what floats mean. A list of images gives a list of results. They are read and
-    segmented one after the other, so that a list of any length needs no more memory than one image, and each has the mask that it has
-    alone.
+    An image is an array (H, W) or (H, W, C), a Pillow image, or the path of a file (with slice 12 of a volume as ``ct.nii.gz#12``; where an
+    image has several files, NAME_0000, NAME_0001, ..., the path of one of them). Each gives exactly the same mask as the others of the same
+    numbers (but Pillow keeps 8 bits of 16-bit colours: give such files by their path); see ``data.arrays.decode_array`` for what floats
+    mean. A list of images gives a list of results. They are read and segmented one after the other, so that a list of any length needs no
+    more memory than one image, and each has the mask that it has alone.
 
     Several threads may use one model: they read their images at the same time, and take turns in the network.
 

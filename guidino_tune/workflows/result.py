@@ -16,7 +16,6 @@ from optuna.trial import FrozenTrial, TrialState
 from guidino_tune import paths
 from guidino_tune.config import Experiment
 from guidino_tune.errors import UserError
-from guidino_tune.space.space import Space
 from guidino_tune.study.driver import INTERRUPTED, OUT_OF_TIME
 from guidino_tune.study.optuna_private import stored_trial
 from guidino_tune.study.outcomes import INTERRUPTION
@@ -61,7 +60,7 @@ class TrialResult:
     objectives: Mapping[str, float]
     failure: str
     folder: Path
-    _space: Space = field(repr=False, compare=False)
+    _study: StudyResult = field(repr=False, compare=False)
 
     @property
     def experiment(self) -> Experiment:
@@ -70,7 +69,12 @@ class TrialResult:
         Raises:
             UserError: The trial was left while it got its parameters.
         """
-        return self._space.experiment(self.parameters)
+        return self._study.space.experiment(self.parameters)
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Study, trial, split, backbone: with it ``retrain`` tests on no case that the search has seen."""
+        return self._study.export(self.number).provenance
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +268,7 @@ class StudyResult:
             objectives=dict(zip(self.space.study.objectives, trial.values or (), strict=False)),
             failure=f"{failure}: {message}" if failure and trial.state == TrialState.FAIL else "",
             folder=self.stored.folder.trial(trial.number).path,
-            _space=self.space,
+            _study=self,
         )
 
     def _is_left(self, trial: FrozenTrial) -> bool:

@@ -36,6 +36,7 @@ from guidino_tune.workflows.backbones import retrained_backbone
 from guidino_tune.workflows.checks import check_own_code, check_workers
 from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.listed import Training, measure_all, train_all, with_seed
+from guidino_tune.workflows.progress import silent_console
 from guidino_tune.workflows.register import register_model
 from guidino_tune.workflows.resolve import resolve_data
 
@@ -183,7 +184,7 @@ def retrain_model(
         own = file.stem if file else f"{space.base.name}-{space.base.hash}"
         name = f"{provenance['study']}-{provenance['trial']}" if {"study", "trial"} <= provenance.keys() else own
         name += f"-{folds}-folds" if folds else ""
-    console = console or Console(quiet=True)
+    console = console or silent_console()
     home = paths.home() / "retrained" / name
     with expecting(chosen(backbones)), retrained_backbone(space.base, provenance, home, console) as experiment:
         job = Job(

@@ -124,15 +124,15 @@ def open_tracker(snapshot: StudySnapshot, folder: StudyFolder, tell: Callable[[s
     return MLflowTracker(mlflow_uri(), MLFLOW_EXPERIMENT, snapshot, folder.ledger, paths.home() / "mlartifacts", tell=tell)
 
 
-def send_results(space: Space, console: Console, storage: str | None = None) -> bool:
+def send_results(space: Space, console: Console, storage: str | None = None, folder: StudyFolder | None = None) -> bool:
     """Brings MLflow up to date with everything that a study holds: what it missed, and what was measured and written after the search.
 
-    The caller holds the study's lock.
+    The caller holds the study's lock. Its folder is that of its name in the home, unless it is given.
 
     Returns:
         Whether everything arrived; if not, it prints why.
     """
-    folder = folder_of(space.study.name)
+    folder = folder or folder_of(space.study.name)
     study = load_study(folder, storage)
     snapshot = study_snapshot(study, space, folder)
     tracker = open_tracker(snapshot, folder)
@@ -184,7 +184,7 @@ def send(names: Sequence[str], console: Console, storage: str | None = None) -> 
                 continue
             with folder.lock():
                 mend_journal(folder.journal)
-                arrived = send_results(space, console, storage)
+                arrived = send_results(space, console, storage, folder)
         except UserError as error:
             if len(names) == 1:
                 raise

@@ -128,7 +128,7 @@ class serving:
             self.process = subprocess.Popen(
                 shlex.split(self.command), cwd=self.folder, stdout=log, stderr=log, env=environment, start_new_session=True
             )
-        if not until(self._answers, 60):
+        if not until(self._answers, 180):
             self.__exit__()
             raise AssertionError((self.folder / "server.log").read_text())
 

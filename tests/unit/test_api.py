@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from training_helpers import search_space
 import guidino_tune as gt
 from guidino_tune import paths
 from guidino_tune.config import Experiment
+from guidino_tune.running.environment import SEAL, sealed_tests
 from guidino_tune.space.space import load_space, override
 from guidino_tune.workflows import result as results
 from guidino_tune.workflows.search import _take_own
@@ -185,3 +188,19 @@ def test_the_readme_speaks_of_what_is_there() -> None:
     names = {word.partition("(")[0] for word in code.replace("gt.", " gt.").split() if word.startswith("gt.")}
     assert names
     assert {name.removeprefix("gt.") for name in names} <= set(gt.__all__)
+
+
+def test_a_trial_says_where_it_comes_from(home: Path) -> None:
+    make_study()
+    trial = gt.open_study("small").trial(0)
+    assert (trial.provenance["study"], trial.provenance["trial"]) == ("small", 0)
+
+
+def test_searches_in_several_threads_seal_the_test_until_the_last_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SEAL)
+    first, second = sealed_tests(), sealed_tests()
+    with contextlib.ExitStack() as last:
+        with first:
+            last.enter_context(second)
+        assert os.environ[SEAL] == "1"
+    assert SEAL not in os.environ

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,3 +105,10 @@ def test_what_cannot_be_retrained_is_refused(capsys: pytest.CaptureFixture[str])
     with pytest.raises(UserError, match="one fold is no cross-validation"):
         retrain_model(make_experiment(), folds=1)
     assert capsys.readouterr().out == ""
+
+
+def test_weights_that_are_gone_are_a_message(trainings: list[Training], tmp_path: Path) -> None:
+    listed, _ = drive(trainings, tmp_path, {})
+    shutil.rmtree(trainings[1].folder.best)
+    with pytest.raises(UserError, match="seed 1 stopped after 4 of 4 epochs, and its best weights are not there"):
+        listed.short_of_memory()

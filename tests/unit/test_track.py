@@ -250,3 +250,16 @@ def test_ctrl_c_leaves_the_waiting(closed_port: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sending.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         sending.await_mlflow("wait", console())
+
+
+def test_a_study_elsewhere_is_sent_and_not_one_of_its_name_here(
+    shown: Shown, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUIDINO_TUNE_HOME", str(tmp_path / "other"))
+    elsewhere = make_study(trials=1)
+    monkeypatch.setenv("GUIDINO_TUNE_HOME", str(home))
+    here = make_study(trials=2)
+    code, out, _ = shown(str(elsewhere.path), "--flush")
+    assert (code, out.strip().splitlines()[-1]) == (0, f"{elsewhere.path}: everything is in MLflow")
+    assert elsewhere.ledger.exists()
+    assert not here.ledger.exists()
