@@ -253,7 +253,7 @@ class Loss:
     top_k_weight: Annotated[NonNegative, About(before=0, memory=bool)] = 0.0
     top_k_fraction: Annotated[float, Field(gt=0, le=1), Number, About(idle=lambda e: e.loss.top_k_weight == 0)] = 0.1
     boundary_weight: Annotated[NonNegative, About(before=0, memory=bool)] = 0.0
-    class_weights: Annotated[Positive | tuple[NonNegative, ...] | None, About(before=None)] = None
+    class_weights: Annotated[Positive | Annotated[tuple[NonNegative, ...], Field(min_length=2)] | None, About(before=None)] = None
     custom: Annotated[CustomTerm | None, About(before=None, idle=_without_custom, memory=whole)] = None
 
     @property

@@ -17,7 +17,7 @@ import yaml
 from conftest import SPACE, study_folder, trials_of
 from ray import tune
 
-from guidino_tune.running import executors
+from guidino_tune.running import executors, tune_adapter
 from guidino_tune.search import main as search
 from guidino_tune.study.outcomes import PATIENCE
 
@@ -71,7 +71,7 @@ def test_lost_machines_and_killed_processes_cost_no_trial(
                 time.sleep(60)
             super()._step(told)
 
-    monkeypatch.setattr(executors, "trainable", lambda plan: tune.with_resources(Mortal, {"CPU": 1, "spare": 1}))
+    monkeypatch.setattr(tune_adapter, "trainable", lambda plan: tune.with_resources(Mortal, {"CPU": 1, "spare": 1}))
     assert search([small(tmp_path, demo, trials=3)]) == 0
     trials = trials_of(home, "small")
     assert [t.state.name for t in trials] == ["COMPLETE"] * 3
@@ -96,7 +96,7 @@ def test_a_cause_that_all_trials_have_ends_the_search_which_then_goes_on(
                 raise RuntimeError(f"shapes differ in trial {self.config['number']}")
             super()._step(told)
 
-    monkeypatch.setattr(executors, "trainable", lambda plan: tune.with_resources(Broken, {"CPU": plan.cpus}))
+    monkeypatch.setattr(tune_adapter, "trainable", lambda plan: tune.with_resources(Broken, {"CPU": plan.cpus}))
     file = small(tmp_path, demo, trials=4)
     assert search([file]) == 1
     printed = capsys.readouterr().out

@@ -37,7 +37,7 @@ def test_two_networks_and_one_too_large(tmp_path: Path, monkeypatch: pytest.Monk
     first = pack(space, tmp_path, Console(file=text, width=300))
     assert first == Resources(concurrent=1)
     stored = json.loads((tmp_path / "memory.json").read_text())["peaks"]
-    peaks = {(p["shape"]["segmenter"]["base_width"], p["shape"]["batch"]): p["bytes"] for p in stored.values()}
+    peaks = {(p["shape"]["segmenter"]["base_width"], p["shape"]["training.batch_size"]): p["bytes"] for p in stored.values()}
     small, large = peaks[2, 4], peaks[64, 4]
     # Weights, gradients and AdamW's two moments of a U-Net with 31 million weights take 500 MB.
     assert small + 400e6 < large < small + 1500e6

@@ -51,6 +51,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(get_args(hint))
     if get_origin(hint) in (Union, types.UnionType):
         return st.one_of(*map(values_of, get_args(hint)))
+    if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis:
+        return st.lists(values_of(get_args(hint)[0]), min_size=1, max_size=3)
     if get_origin(hint) is tuple:
         return st.tuples(*map(values_of, get_args(hint))).map(list)
     if dataclasses.is_dataclass(hint):
@@ -74,6 +76,9 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     raise AssertionError(f"no values for {hint}")
 
 
+PLAIN = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-1e9, 1e9) | st.text("ab: #", max_size=4)
+
+
 def mappings_of(cls: type) -> st.SearchStrategy[dict[str, Any]]:
     hints = get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls)]
@@ -94,6 +99,10 @@ def mappings_of(cls: type) -> st.SearchStrategy[dict[str, Any]]:
         "objectives": st.just(["val_dice"])
         | st.sets(st.sampled_from(sorted(OBJECTIVES))).map(lambda s: ["val_dice", *sorted(s - {"val_dice"})]),
         "constraints": st.dictionaries(st.sampled_from(CONSTRAINTS), st.floats(1e-3, 1e9)),
+        "sampler": st.sampled_from(["tpe", "random", "listed", "optuna.samplers:NSGAIISampler"]),
+        "pruner": st.sampled_from(["asha", "none", "optuna.pruners:MedianPruner"]),
+        "target": st.sampled_from(["my.parts:Net", "parts:term"]),
+        **dict.fromkeys(("options", "sampler_options", "pruner_options"), st.dictionaries(st.sampled_from(["a", "width"]), PLAIN)),
         "trials_per_gpu": st.none() | st.integers(1, 64) | st.just("auto"),
     }
     made = {name: special[name] if name in special else values_of(hints[name]) for name in names}

@@ -20,7 +20,7 @@ from guidino_tune.errors import UserError
 from guidino_tune.known_backbones import expecting
 from guidino_tune.models.backbone import check_backbone, fingerprint_of
 from guidino_tune.study.store import StudyFolder, check_same_search, open_study
-from guidino_tune.training.backbones import read_known
+from guidino_tune.training.backbones import noted_of_trial, read_known
 from guidino_tune.workflows import backbones
 
 
@@ -79,7 +79,7 @@ def test_a_study_goes_on_where_its_backbone_has_moved(tmp_path: Path) -> None:
     assert hashes == {space.base.hash}
     assert folder.definition.read_text() == definition
     assert yaml.safe_load((folder.path / "backbones.yaml").read_text())[str(weights)]["place"] == str(moved)
-    assert backbones.noted(space.base, folder)["place"] == str(moved)
+    assert noted_of_trial(space.base, folder.path)["place"] == str(moved)
     save_model(moved, other=True)
     with pytest.raises(UserError, match="other weights"):
         start(space_on(moved))
