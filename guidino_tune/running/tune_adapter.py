@@ -50,6 +50,7 @@ def run_trials(driver: Driver, resources: Plan) -> None:
             name=f"run-{uuid.uuid4().hex[:12]}",
             storage_path=str(folder.ray),
             verbose=0,
+            progress_reporter=tune.CLIReporter(),  # which is silent then; that of a notebook leaves an empty line
             # The searcher hands out again what shall go on: Tune counts the loss of a machine as a failure of the trial.
             failure_config=tune.FailureConfig(max_failures=0),
         ),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
-import os
 import time
 from collections.abc import Sequence
 
@@ -310,6 +310,6 @@ def _closing(
 
 
 def _plain(study: optuna.Study, space: Space) -> str:
-    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=200, record=True, file=io.StringIO(), force_jupyter=False)  # a notebook shows what is printed anywhere
     console.print(leaderboard(study, space, rows=1000))
     return console.export_text()
