@@ -37,7 +37,7 @@ INTERRUPTED, OUT_OF_TIME = "Interrupted", "The time budget is used up"
 
 
 def _uncounted(experiment: Experiment) -> Mapping[str, float]:
-    raise NotImplementedError("the study counts parameters or operations: hand the driver a function that does")
+    raise TypeError("this study looks at parameters or operations: give the driver `count`, such as models.cost.network_cost")
 
 
 class Driver:
