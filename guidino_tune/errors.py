@@ -139,3 +139,10 @@ def passwords(url: str) -> set[str]:
     found = {match["password"][1:] for match in _LOGIN.finditer(url) if match["password"]}
     found |= {match["token"] for match in _TOKEN.finditer(url)} | {match["value"] for match in _OPTION.finditer(url)}
     return {form for secret in found for form in (secret, unquote(secret)) if form}
+
+
+def first_names(names: Iterable[object], limit: int = 3) -> str:
+    """The first few names, sorted, and how many more there are: ``a, b, c and 4 more``."""
+    ordered = sorted(str(name) for name in names)
+    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
+    return ", ".join(ordered[:limit]) + more

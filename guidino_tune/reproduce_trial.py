@@ -70,7 +70,8 @@ def _repeat(options: argparse.Namespace) -> int:
 
         repeated = repeat_trial(
             options.study, options.trial, epochs=options.epochs, output=Path(options.output) if options.output else None,
-            storage=options.storage, backbones=options.backbone, started=started, told=lambda epoch: progress.update(bar, completed=epoch),
+            storage=options.storage, backbones=options.backbone, started=started,
+            on_epoch=lambda epoch: progress.update(bar, completed=epoch),
         )  # fmt: skip
     console.print(repeated.table())
     console.print(repeated.verdict(), highlight=False)

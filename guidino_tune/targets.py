@@ -63,10 +63,10 @@ def packed() -> dict[str, list[str]]:
     return {"trusted": sorted(_trusted), "folders": _here()}
 
 
-def adopt(told: dict[str, list[str]]) -> None:
+def adopt(given: dict[str, list[str]]) -> None:
     """Takes over what another process has ``packed``."""
-    trust(*told.get("trusted", ()))
-    _folders.extend(folder for folder in told.get("folders", ()) if folder not in _folders)
+    trust(*given.get("trusted", ()))
+    _folders.extend(folder for folder in given.get("folders", ()) if folder not in _folders)
 
 
 def load(target: str, where: str) -> Any:

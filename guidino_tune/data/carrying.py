@@ -14,7 +14,7 @@ from typing import Any
 
 from guidino_tune import paths
 from guidino_tune.config.parsing import read_yaml
-from guidino_tune.data.cases import Listing, first_names
+from guidino_tune.data.cases import Listing
 from guidino_tune.data.splits import (
     PARTS,
     Split,
@@ -27,7 +27,7 @@ from guidino_tune.data.splits import (
     split_digest,
     split_text,
 )
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 
 SPLIT, DIGEST, IDS = "split", "split_sha256", "split_ids"
 """In the provenance of a configuration: path of the study's split, digest of what it holds, and its ids where no file goes along."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 
 Pair = tuple[str, str]
 """Two case ids."""
@@ -95,13 +95,6 @@ class Listing:
         """
         by_id = {case.id: case for case in self.cases}
         return [by_id[name] for name in ids]
-
-
-def first_names(names: Iterable[object], limit: int = 3) -> str:
-    """The first few names, sorted, and how many more there are: ``a, b, c and 4 more``."""
-    ordered = sorted(str(name) for name in names)
-    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
-    return ", ".join(ordered[:limit]) + more
 
 
 def stable_hash(*parts: object) -> int:

@@ -9,9 +9,10 @@ import os
 import uuid
 from pathlib import Path
 
-from guidino_tune.data.cases import Listing, Pair, first_names
+from guidino_tune.data.cases import Listing, Pair
 from guidino_tune.data.copies import VERSION, Copies, copies_among, copies_in_files
 from guidino_tune.data.table import CaseTable, Progress
+from guidino_tune.errors import first_names
 
 MANY_EMPTY = 0.1
 """Share of empty masks from which it is told; a few are as usual as images without a lesion."""

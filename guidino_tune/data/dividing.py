@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from guidino_tune.config.data import Data
-from guidino_tune.data.cases import Case, Listing, first_names
+from guidino_tune.data.cases import Case, Listing
 from guidino_tune.data.copies import copies_in_files
 from guidino_tune.data.drawing import ENOUGH
 from guidino_tune.data.identity import seen_images
@@ -26,7 +26,7 @@ from guidino_tune.data.splits import (
     split_apart,
     write_split,
 )
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 
 Progress = Callable[[int, int], None]
 

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from guidino_tune.data.cases import Case, Listing, first_names
+from guidino_tune.data.cases import Case, Listing
 from guidino_tune.data.files import slice_of
 from guidino_tune.data.splits import Split
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 
 DIGITS = 16
 

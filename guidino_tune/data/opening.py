@@ -16,7 +16,7 @@ import numpy as np
 
 from guidino_tune import paths
 from guidino_tune.config.data import Data
-from guidino_tune.data.cases import Case, Listing, first_names, stable_hash
+from guidino_tune.data.cases import Case, Listing, stable_hash
 from guidino_tune.data.checks import look_over
 from guidino_tune.data.dividing import leak_notes, take_or_draw
 from guidino_tune.data.labels import LabelRule
@@ -34,7 +34,7 @@ from guidino_tune.data.rules import (
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import Split
 from guidino_tune.data.table import CaseTable, Progress, build_table
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 
 SURVEYED = 3000
 """Cases whose masks are looked at before a validation split is drawn that has as much of small and large foregrounds as the rest."""

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from guidino_tune.config.data import IGNORED, Data
-from guidino_tune.data.cases import Case, first_names, stable_hash
+from guidino_tune.data.cases import Case, stable_hash
 from guidino_tune.data.intensity import EIGHT_BITS, IntensityRule, measure_intensity
 from guidino_tune.data.label_rules import Survey, found_rule
 from guidino_tune.data.labels import LabelRule, Seen, look, strength
 from guidino_tune.data.rasters import is_turned
 from guidino_tune.data.reading import read_raw
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 
 RULES = "rules.json"
 """Beside the split of a study, in model folders and in exports."""

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from guidino_tune.config.data import Data
-from guidino_tune.data.cases import Case, Listing, Pair, first_names
+from guidino_tune.data.cases import Case, Listing, Pair
 from guidino_tune.data.drawing import Cells, cells, draw_folds, draw_part
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 
 PARTS = ("train", "validation", "test")
 """Of a split, and the names of their lists in its file."""

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from guidino_tune import paths
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 from guidino_tune.models import fingerprints, weights
 from guidino_tune.models.architectures import ARCHITECTURES, SIZES
 from guidino_tune.models.backbone import Backbone
 from guidino_tune.models.layouts import Network, recognise
 from guidino_tune.models.published import Published, is_timm_folder, read_published
-from guidino_tune.models.weights import not_finite, some
+from guidino_tune.models.weights import not_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,7 +97,9 @@ def _module(network: Network, source: Path) -> PreTrainedModel:
     ]
     for what, names in (("lacks", lacks), ("has too much:", extra), ("has other shapes:", shapes)):
         if names:
-            raise UserError(f"looks like a {network.about}, but {what} {some(names)}", where=str(source), todo="download or copy it again")
+            raise UserError(
+                f"looks like a {network.about}, but {what} {first_names(names)}", where=str(source), todo="download or copy it again"
+            )
     no_numbers = sorted(
         f"{name}: {str(value.dtype).removeprefix('torch.')}, {str(value.layout).removeprefix('torch.')}"
         for name, value in network.weights.items()
@@ -106,7 +108,9 @@ def _module(network: Network, source: Path) -> PreTrainedModel:
     odd = [] if no_numbers else not_finite({name: value.float() for name, value in network.weights.items()})
     for what, names in (("holds what are no plain numbers:", no_numbers), ("is damaged: NaN or infinity in", odd)):
         if names:
-            raise UserError(f"{what} {some(names)}", where=str(source), todo="give the file as it was published, or download it again")
+            raise UserError(
+                f"{what} {first_names(names)}", where=str(source), todo="give the file as it was published, or download it again"
+            )
     model.load_state_dict({name: value.contiguous() for name, value in network.weights.items()}, assign=True)
     return model
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from guidino_tune import paths
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 from guidino_tune.models.published import read_published
-from guidino_tune.models.weights import check_digest, not_finite, some
+from guidino_tune.models.weights import check_digest, not_finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +80,9 @@ def start_from(segmenter: nn.Module, layout: Layout, file: str, sha256: str | No
         ("has other shapes", other),
         ("holds NaN or infinity", not_finite(found)),
     )
-    if told := "; ".join(f"{what}: {some(names)}" for what, names in problems if names):
+    if mismatches := "; ".join(f"{what}: {first_names(names)}" for what, names in problems if names):
         raise UserError(
-            f"does not fit as {layout.about}: {told}",
+            f"does not fit as {layout.about}: {mismatches}",
             where=where,
             todo=f"give such a file, and keep {layout.fitting}; or set segmenter.pretrained=null for random weights",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import torch
 
 from guidino_tune import known_backbones as known
 from guidino_tune.config import BACKBONES, is_local_backbone
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 from guidino_tune.models.architectures import ARCHITECTURES, NUM_STAGES, SIZES, needs_licence, open_backbones
 
 if TYPE_CHECKING:
@@ -138,27 +138,21 @@ def _problem(model: PreTrainedModel, report: dict[str, Any]) -> str:
     # transformers gives missing weights random values and only logs it; a guide that is partly random must not pass for a pretrained one.
     lost = {*report["missing_keys"], *(str(item[0]) for item in report["mismatched_keys"])}
     if lost:
-        return f"lack or do not fit {some(lost)}"
+        return f"lack or do not fit {first_names(lost)}"
     # Nor one of which a part is left out: a file of twelve layers under a configuration of two would load without a word.
     heads = any("ForImageClassification" in name for name in model.config.architectures or ())
     harmless = [HEAD] if heads else []
     harmless += [] if getattr(model.config, "use_mask_token", True) else [MASK_TOKEN]
     extra = {name for name in report["unexpected_keys"] if not any(re.fullmatch(pattern, name) for pattern in harmless)}
     if extra:
-        return f"hold what the network of its {CONFIG} has no place for: {some(extra)}; is {CONFIG} the one of these weights?"
+        return f"hold what the network of its {CONFIG} has no place for: {first_names(extra)}; is {CONFIG} the one of these weights?"
     odd = not_finite(model.state_dict())
-    return f"are damaged: NaN or infinity in {some(odd)}" if odd else ""
+    return f"are damaged: NaN or infinity in {first_names(odd)}" if odd else ""
 
 
 def not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
     """Names of the weights that hold NaN or infinity, sorted."""
     return sorted(name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all())
-
-
-def some(names: Iterable[str]) -> str:
-    """Names the first three, sorted, and says how many more there are."""
-    found = sorted(names)
-    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def folder_of(backbone: str) -> Path:

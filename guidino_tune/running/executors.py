@@ -52,7 +52,7 @@ class _TuneReporter(TrialFolder):
     def __init__(self, path: Path, tell: Callable[[dict[str, Any]], None], *, main: bool = True, every_epoch: bool = True) -> None:
         super().__init__(path)
         self.tell, self.main, self.every_epoch = tell, main, every_epoch
-        self.untold: list[EpochRecord] = []
+        self.unsent: list[EpochRecord] = []
         self.store: ChunkStore | None = None
         self.draw: Callable[[], None] = lambda: None
         self.held = contextlib.ExitStack()
@@ -62,15 +62,15 @@ class _TuneReporter(TrialFolder):
         if self.main and record.epoch not in {r.epoch for r in self.history()}:
             self.append_history(record)
         self.draw()  # before it is told: with its last report a worker group ends
-        self.untold.append(record)
+        self.unsent.append(record)
         from guidino_tune.config.study import OBJECTIVE
 
         # A report of a worker group waits for its controller; between two validations there is nothing to decide.
         if self.every_epoch or OBJECTIVE in record.metrics:
             # As text, for Tune flattens nested results and adds its own fields to them.
             note = self.store.problem if self.store else ""
-            self.tell({"records": json.dumps([r.to_dict() for r in self.untold]), "epoch": record.epoch, "note": note})
-            self.untold = []
+            self.tell({"records": json.dumps([r.to_dict() for r in self.unsent]), "epoch": record.epoch, "note": note})
+            self.unsent = []
         return Decision.CONTINUE
 
 
@@ -193,14 +193,14 @@ class TrialActor(tune.Trainable):
             failure: dict[str, Any] = json.loads(earlier.read_text(encoding="utf-8"))
             earlier.unlink()
             return failure
-        told: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         try:
-            self._step(told)
+            self._step(result)
         except Exception as error:
             if not _worth_parts(error, self.parts):
                 return self._failed(error)
         else:
-            return told
+            return result
         # Outside the handler above, whose exception still holds the tensors that did not fit.
         if self.run:
             self.config = {**self.config, "reported": max(self.config["reported"], self.run.epoch)}
@@ -208,19 +208,19 @@ class TrialActor(tune.Trainable):
         _free_memory()
         self.parts = PARTS
         try:
-            self._step(told)
+            self._step(result)
         except Exception as error:
             return self._failed(error)
-        return told
+        return result
 
     def cleanup(self) -> None:
         """See ``Trainable.cleanup``."""
         self._end_run()
 
-    def _step(self, told: dict[str, Any]) -> None:
+    def _step(self, result: dict[str, Any]) -> None:
         if self.run is None:
-            self.run = _start(self.config, told.update, device="cuda" if self.config["gpus"] else "cpu", parts=self.parts)
-        self.run.reporter.tell = told.update  # type: ignore[attr-defined]
+            self.run = _start(self.config, result.update, device="cuda" if self.config["gpus"] else "cpu", parts=self.parts)
+        self.run.reporter.tell = result.update  # type: ignore[attr-defined]
         self.run.run_epoch()
 
     def _end_run(self) -> None:

@@ -104,21 +104,21 @@ class Outcomes:
         Returns:
             Kind and message to be recorded, and whether the trial goes on from its checkpoint.
         """
-        said = redacted(" ".join(text.split()))[:1000] or "nothing is known of its end"
+        message = redacted(" ".join(text.split()))[:1000] or "nothing is known of its end"
         if kind == "preempted":
             self._preemptions[number] += 1
             if self._preemptions[number] <= PREEMPTIONS:
-                return kind, said, True
-            return "crashed", f"its machine was lost {PREEMPTIONS + 1} times without an epoch in between; the last time: {said}", False
+                return kind, message, True
+            return "crashed", f"its machine was lost {PREEMPTIONS + 1} times without an epoch in between; the last time: {message}", False
         if kind == "out-of-memory":
             first = number not in self._short_of_memory
             self._short_of_memory.add(number)
-            return kind, said, first
+            return kind, message, first
         self._deaths[number] += 1
         times = self._deaths[number]
         if times <= self.max_failures:
-            return kind, said, True
-        return kind, f"its process ended {times} time(s), more often than resources.max_failures allows; the last time: {said}", False
+            return kind, message, True
+        return kind, f"its process ended {times} time(s), more often than resources.max_failures allows; the last time: {message}", False
 
     def repeated(self, params: Mapping[str, Any]) -> FailureKind | None:
         """The kind in which a configuration failed so often that it is not tried again."""

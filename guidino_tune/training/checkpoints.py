@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from guidino_tune.errors import UserError
-from guidino_tune.models.weights import not_finite, some
+from guidino_tune.errors import UserError, first_names
+from guidino_tune.models.weights import not_finite
 from guidino_tune.training.folder import STATE, named
 from guidino_tune.training.reporter import EpochRecord
 
@@ -101,7 +101,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         # None is saved with a weight that is not finite. An infinite square of a gradient may belong to an optimiser, NaN never.
         odd = not_finite(weights) + sorted(name for name, value in optimizer.items() if value.is_floating_point() and value.isnan().any())
         if odd:
-            raise ValueError(f"NaN or infinity in {some(odd)}")
+            raise ValueError(f"NaN or infinity in {first_names(odd)}")
         return Checkpoint(state["experiment"], history, weights, optimizer, str(state.get("backbone", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"the checkpoint is damaged: {error}", where=str(folder), todo="an older one is used where there is one") from None
@@ -143,7 +143,7 @@ def check_finite(weights: Mapping[str, torch.Tensor], file: Path) -> None:
         UserError: Names the weights.
     """
     if odd := not_finite(weights):
-        raise UserError(f"the weights hold NaN or infinity in {some(odd)}", where=str(file), todo="retrain, or copy the model again")
+        raise UserError(f"the weights hold NaN or infinity in {first_names(odd)}", where=str(file), todo="retrain, or copy the model again")
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:

@@ -17,7 +17,7 @@ from guidino_tune.config import Data, Protocol
 from guidino_tune.config.data import INSTANCES
 from guidino_tune.config.parsing import parse, read_yaml
 from guidino_tune.data.carrying import DIGEST
-from guidino_tune.data.cases import Case, first_names
+from guidino_tune.data.cases import Case
 from guidino_tune.data.decoding import read_case
 from guidino_tune.data.files import slice_of
 from guidino_tune.data.identity import check_images, same_images
@@ -25,7 +25,7 @@ from guidino_tune.data.rules import Rules, label_rule, survey_masks
 from guidino_tune.data.sealed import open_test
 from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import check_split, images_of, read_split, split_digest
-from guidino_tune.errors import UserError, about
+from guidino_tune.errors import UserError, about, first_names
 from guidino_tune.framing import cut, frame, place_mask
 from guidino_tune.inference import largest_component, predict_image
 from guidino_tune.metrics import NAMES, CaseScore, case_dice, score_case, values, with_classes

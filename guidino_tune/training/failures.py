@@ -110,10 +110,10 @@ def death_kind(text: str) -> FailureKind:
         text: The whole message. Ray's exceptions differ between a task, an actor and a worker group, and a worker group's hold those of its
             workers as text only; the words of the core are the same in all of them.
     """
-    said = text.lower()
-    if _MEMORY_MONITOR in said:
+    lower = text.lower()
+    if _MEMORY_MONITOR in lower:
         return "out-of-memory"
-    return "preempted" if any(sign in said for sign in _NODE_SIGNS) else "crashed"
+    return "preempted" if any(sign in lower for sign in _NODE_SIGNS) else "crashed"
 
 
 def as_kind(name: object) -> FailureKind:

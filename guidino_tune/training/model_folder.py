@@ -60,8 +60,8 @@ def export_model(source: Path, experiment: Experiment, target: Path, provenance:
     (draft / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
     split = {DIGEST: split_digest(read_split(split_file))} if split_file is not None else {}
     own = {OWN_CODE: targets.digests(experiment.targets.values())} if experiment.targets else {}
-    said = {**provenance, **split, **own, **provenance_of(experiment, source), WEIGHTS_CRC: checksum_of(draft / WEIGHTS)}
-    (draft / PROVENANCE).write_text(yaml.safe_dump(said, sort_keys=False), encoding="utf-8")
+    whole = {**provenance, **split, **own, **provenance_of(experiment, source), WEIGHTS_CRC: checksum_of(draft / WEIGHTS)}
+    (draft / PROVENANCE).write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
     if split_file is not None:
         if (target / SPLIT).is_file():
             copied_from(target / SPLIT, split_file)  # openings that only the older one's record has

@@ -179,9 +179,9 @@ class _Measuring:
     @property
     def remarks(self) -> list[str]:
         """How the cases were measured."""
-        said = sorted({measured.protocol for measured in self.measured.values()})
+        protocols = sorted({measured.protocol for measured in self.measured.values()})
         chosen = ["post-processing was chosen on the validation cases"] if self.protocol.largest_component == "validation" else []
-        return [f"measured with: {'; or '.join(said)}", *chosen]
+        return [f"measured with: {'; or '.join(protocols)}", *chosen]
 
 
 def _at(space: Space, root: str | Path | None) -> Space:

@@ -122,11 +122,11 @@ def look_at_space(name: str, data_root: str | None = None, *, images: bool = Fal
     space = absolute(override(load_space(name), [*([f"data.root={data_root}"] if data_root else []), *settings]))
     targets.trust(*space.targets)
     targets.look_in(Path(space.source).parent)
-    untold: list[Finding] = []
+    unread: list[Finding] = []
     try:
         space = resolve_data(space)
     except UserError as error:
-        untold = list(_refused("space's data", error))
+        unread = list(_refused("space's data", error))
     folder = folder_of(space.study.name)
     problems = _problem("space", lambda: check_space(space, begun=folder.definition.exists()))
     if not problems:  # else its experiments cannot be built
@@ -140,7 +140,7 @@ def look_at_space(name: str, data_root: str | None = None, *, images: bool = Fal
         problems += _problem("shared views", lambda: check_storage(views))
     drawn = space.base.data.kind != "demo" or Path(space.base.data.root or paths.datasets() / "demo").is_dir()
     if drawn:  # else listing the images would draw them
-        problems += untold or _problem("space's data", lambda: find_cases(space.base.data))
+        problems += unread or _problem("space's data", lambda: find_cases(space.base.data))
     yield from problems
     if not problems:
         yield Finding("ok", "space", f"{space.source}: {len(space.parameters)} parameters, {len(space.first_trials)} first trials")

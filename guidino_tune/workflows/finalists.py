@@ -39,8 +39,8 @@ class Configuration:
 def default_experiment(space: Space) -> tuple[Experiment, str]:
     """The configuration that a search starts from, and what it is in words: the base experiment with the first of the first trials."""
     first = space.first_trials[0] if space.first_trials else {}
-    said = ", ".join(f"{path}={value}" for path, value in first.items())
-    about = "the experiment of the search space" + (f" with its first listed trial ({said})" if said else "")
+    values = ", ".join(f"{path}={value}" for path, value in first.items())
+    about = "the experiment of the search space" + (f" with its first listed trial ({values})" if values else "")
     return space.experiment(first), about
 
 

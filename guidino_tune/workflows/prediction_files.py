@@ -14,12 +14,11 @@ from PIL import Image
 
 from guidino_tune.config import Data
 from guidino_tune.config.parsing import parse
-from guidino_tune.data.cases import first_names
 from guidino_tune.data.files import ENDINGS, VOLUMES, ending, slice_of, stem
 from guidino_tune.data.predicted import MARK, MASKS, OVERLAYS, mark_in
 from guidino_tune.data.reading import volume_slices
 from guidino_tune.data.sources import find_cases
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 

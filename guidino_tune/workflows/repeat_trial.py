@@ -89,14 +89,14 @@ class Repeated:
 class _Until(TrialFolder):
     """A folder for the repetition, which ends after an epoch."""
 
-    def __init__(self, path: Path, last: int, told: Callable[[int], None]) -> None:
+    def __init__(self, path: Path, last: int, on_epoch: Callable[[int], None]) -> None:
         super().__init__(path)
-        self.last, self.told = last, told
+        self.last, self.on_epoch = last, on_epoch
 
     def report(self, record: EpochRecord) -> Decision:
         """See ``Reporter``."""
         self.append_history(record)
-        self.told(record.epoch)
+        self.on_epoch(record.epoch)
         return Decision.STOP if record.epoch >= self.last else Decision.CONTINUE
 
 
@@ -109,7 +109,7 @@ def repeat_trial(
     storage: str | None = None,
     backbones: Sequence[str] = (),
     started: Callable[[int, str], None] = lambda epochs, text: None,
-    told: Callable[[int], None] = lambda epoch: None,
+    on_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> Repeated:
     """Trains a trial once more, from its start, with its own seed, views, threads and precision, as far as it came.
 
@@ -123,7 +123,7 @@ def repeat_trial(
         storage: Database URL of the study; by default the file in its folder.
         backbones: Where the folders of its backbones are now: ``DIR`` or ``OLD=DIR``.
         started: Told the number of epochs to train and a line about the trial.
-        told: Told of each epoch.
+        on_epoch: Called with the number of each epoch.
 
     Raises:
         UserError: No such study or trial, a trial without an epoch or with a torn history, other images than those of the study,
@@ -169,7 +169,7 @@ def repeat_trial(
         before = torch.get_num_threads()
         try:
             now, here = _train(
-                experiment, data, then, machines, space.resources, _Until(scratch, then[-1].epoch, told),
+                experiment, data, then, machines, space.resources, _Until(scratch, then[-1].epoch, on_epoch),
                 validated=validated_epochs(space.study, experiment.training.epochs),
             )  # fmt: skip
         finally:

@@ -101,15 +101,15 @@ def run_table(
                 _frame_remark(dataset, protocol),
             ]
             write_text(folder.reports / f"{table.name}.md", tables.markdown(mine, f"{table.title} on {dataset}", remarks))
-            said = f"{protocol.describe()}, {_cases(trained)} cases"
-            write_text(folder.reports / f"{table.name}.csv", tables.csv_text(mine, said))
+            caption = f"{protocol.describe()}, {_cases(trained)} cases"
+            write_text(folder.reports / f"{table.name}.csv", tables.csv_text(mine, caption))
             send_results(space, console)
         console.print(f"written: {folder.reports / table.name}.md and .csv", highlight=False, soft_wrap=True)
         found += mine
     console.print(_shown(table, found))
     described = {dataset: protocols[dataset].describe() for dataset in spaces}
     for text in dict.fromkeys(described.values()):
-        where = ", ".join(dataset for dataset, said in described.items() if said == text)
+        where = ", ".join(dataset for dataset, metrics in described.items() if metrics == text)
         console.print(f"metrics on {where}: {text}; budget: {about}", highlight=False, soft_wrap=True)
     return code or (0 if any(row.results for row in found) else 1)
 

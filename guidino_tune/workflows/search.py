@@ -185,7 +185,7 @@ def _take_own(study: optuna.Study, space: Space, folder: StudyFolder, **given: o
 
 
 def _run_trials(
-    study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, console: Console, told: Listener | None = None
+    study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, console: Console, callback: Listener | None = None
 ) -> str:
     """Runs what remains of the study; says why when it ended before all trials did."""
     before, left = len(finished(study)), remaining(study, space)
@@ -201,11 +201,11 @@ def _run_trials(
             highlight=False,
         )
         console.print(f"study folder {folder.path}; Ray dashboard {dashboard or 'off'}", highlight=False)
-        return _search(study, space, folder, recorder, resources, console, told)
+        return _search(study, space, folder, recorder, resources, console, callback)
 
 
 def _search(
-    study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, resources: Plan, console: Console, told: Listener | None
+    study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, resources: Plan, console: Console, callback: Listener | None
 ) -> str:
     """Runs what remains; see ``_run_trials``."""
     from guidino_tune.running.executors import process_settings
@@ -218,8 +218,8 @@ def _search(
             recorder.changed(number, experiment, record)
             if record is None:
                 progress.changed(number)
-            if told:
-                told(number, record)
+            if callback:
+                callback(number, record)
 
         settings = process_settings(resources, space.resources, ray_folder=folder.ray)
 

@@ -54,14 +54,14 @@ def await_mlflow(tracking: Tracking, console: Console) -> None:
         raise UserError(
             f"MLflow cannot be used: {reason}", todo="start or correct it, or search with --tracking spool, which sends everything later"
         )
-    started, told = time.monotonic(), ""
+    started, shown = time.monotonic(), ""
     with console.status("") as status:
         while reason is not None:
-            if reason != told:
+            if reason != shown:
                 console.print(
                     f"waiting for MLflow (Ctrl-C leaves, and nothing is lost): {reason}", markup=False, highlight=False, soft_wrap=True
                 )
-                told = reason
+                shown = reason
             status.update(f"waiting for MLflow since {time.monotonic() - started:.0f} s")
             time.sleep(PAUSE)
             reason = unreachable(mlflow_uri(), PROBE)

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from guidino_tune.config.data import Data
-from guidino_tune.data.cases import Listing, first_names
+from guidino_tune.data.cases import Listing
 from guidino_tune.data.predicted import MASKS, OVERLAYS, mark_in
 from guidino_tune.data.sources import nnunet, patterns, tables
 from guidino_tune.data.sources.beside import beside, side_by_side
 from guidino_tune.data.sources.gathering import gather
 from guidino_tune.data.sources.pairing import Item, Pairs, item, pair_up
 from guidino_tune.data.sources.tree import File, Tree, kind_of, meaning, role_of, scan
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 
 NO_TRUTH = frozenset(
     ("overlay", "overlays", "edge", "edges", "depth", "depths", "preview", "previews", "thumbnail", "thumbnails", "visualisation",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from guidino_tune.data.cases import Case, Listing, first_names
+from guidino_tune.data.cases import Case, Listing
 from guidino_tune.data.sources.pairing import Item, Pairs
 from guidino_tune.data.sources.pairs import LISTS, with_lists
 from guidino_tune.data.sources.tree import Tree
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 
 CLASS_WORDS = frozenset(
     ("benign", "malignant", "normal", "abnormal", "positive", "negative", "healthy", "diseased", "disease", "polyp", "polyps", "tumor",

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from guidino_tune.data.cases import Case, Listing, first_names
+from guidino_tune.data.cases import Case, Listing
 from guidino_tune.data.files import slice_of
 from guidino_tune.data.sources.gathering import CLASS_WORDS
 from guidino_tune.data.sources.tree import below
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 
 FRAME_WORDS = frozenset(("frame", "frames", "frm", "slice", "slices", "video", "vid"))
 """Words in names of images that follow one another."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from guidino_tune.config.data import Data
-from guidino_tune.data.cases import Case, Listing, first_names
+from guidino_tune.data.cases import Case, Listing
 from guidino_tune.data.sources.pairs import files_by_stem
 from guidino_tune.data.sources.tree import Tree
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 
 IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = "imagesTr", "labelsTr", "imagesTs", "labelsTs"
 CHANNEL = re.compile(r"(.+)_([0-9]{4})", re.DOTALL)

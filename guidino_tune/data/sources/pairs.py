@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from guidino_tune.data.cases import Case, Listing, first_names
+from guidino_tune.data.cases import Case, Listing
 from guidino_tune.data.files import ending, stem
 from guidino_tune.data.sources.tree import composed, entries
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 
 MASK_SUFFIXES = ("", "_mask", "_segmentation")
 LISTS = {"train.txt": "train", "validation.txt": "validation", "val.txt": "validation", "test.txt": "test"}

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from fnmatch import translate
 
 from guidino_tune.config.data import Data
-from guidino_tune.data.cases import Listing, first_names
+from guidino_tune.data.cases import Listing
 from guidino_tune.data.sources.gathering import gather
 from guidino_tune.data.sources.pairing import Item, Pairs, item, pair_up
 from guidino_tune.data.sources.tree import SPLIT_WORDS, File, Tree, composed, kind_of, role_of
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 
 _WILD = re.compile(r"\*\*/?|[*?]|\[!?\]?[^\]]*\]")
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from guidino_tune.data.cases import Case, Listing, first_names
+from guidino_tune.data.cases import Case, Listing
 from guidino_tune.data.files import ending, slice_of, stem
 from guidino_tune.data.sources.tree import composed
-from guidino_tune.errors import UserError, nearest
+from guidino_tune.errors import UserError, first_names, nearest
 
 NAMES = ("cases.csv", "cases.jsonl")
 """Tables that are found by themselves in the folder of a data set."""

@@ -6,9 +6,9 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from guidino_tune.data.cases import Case, Listing, first_names
+from guidino_tune.data.cases import Case, Listing
 from guidino_tune.data.files import VOLUMES, ending, slice_of
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, first_names
 
 
 def sliced(listing: Listing, on_bad: str = "error") -> Listing:
