@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from guidino_tune.cli import add_backbone_option, add_protocol_options, add_trust_option, parser, protocol_values, run
 
@@ -35,82 +35,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from rich.console import Console
 
     from guidino_tune import targets
     from guidino_tune.config import Protocol
     from guidino_tune.config.parsing import parse
-    from guidino_tune.data.openings import earlier_openings, openings
-    from guidino_tune.errors import UserError
-    from guidino_tune.known_backbones import chosen, expecting
-    from guidino_tune.metrics import summarise
-    from guidino_tune.training.evaluation import (
-        check_scores_file,
-        choose_cases,
-        choose_largest_component,
-        evaluate_cases,
-        find_split,
-        rules_for,
-        validation_cases,
-        write_scores,
-    )  # fmt: skip
-    from guidino_tune.training.model_folder import best_device, find_rules, load_model
+    from guidino_tune.workflows.evaluate import evaluate_model
 
-    if options.split == "test" and not options.reason:
-        raise UserError("opening the sealed test split needs a reason", where="--split test", todo='add --reason "..."')
-    if options.output:
-        check_scores_file(Path(options.output))
     targets.trust(*([targets.EVERYTHING] if options.trust else ()))
-    protocol = parse(Protocol, protocol_values(options), "options")
     console = Console(markup=False, emoji=False)
-    folder = Path(options.model)
-    with expecting(chosen(options.backbone)):
-        model, experiment = load_model(folder, best_device())
-    data, rules = experiment.data, find_rules(folder, experiment.data)
-    protocol = protocol.of(data)
-    choosing = protocol.largest_component == "validation"
-    # With --split all the folder is that of another data set, and post-processing is chosen on the model's own.
-    own_root = None if options.split == "all" else options.data_root
-    chosen_on = validation_cases(folder, data, root=own_root, split_file=options.split_file) if choosing else []
-    split = find_split(folder, options.split_file)
-    before = earlier_openings(openings(split)) if split and options.split == "test" else ""
-    cases = choose_cases(
-        folder, data, options.split,
-        kind=options.kind, root=options.data_root, split_file=options.split_file, reason=options.reason,
+    names = ("split", "reason", "kind", "data_root", "split_file", "output")
+    found = evaluate_model(
+        options.model, backbones=options.backbone, protocol=parse(Protocol, protocol_values(options), "options"), console=console,
+        **{name: getattr(options, name) for name in names},
     )  # fmt: skip
-    if before:
-        console.print(f"note: {before}", style="yellow", highlight=False, soft_wrap=True)
-    own = rules_for(cases, data, rules) if options.split == "all" else rules
-    with console.status("evaluating") as status:
-        if choosing:
-            protocol, dice = choose_largest_component(
-                model, chosen_on, data, protocol,
-                lambda done, total: status.update(f"choosing the post-processing: {done} of {total} validation images"),
-                rules=rules,
-            )  # fmt: skip
-            console.print(
-                f"largest component {protocol.largest_component}: on {len(chosen_on)} validation cases Dice {dice['always']:.4f} with it, "
-                f"{dice['never']:.4f} without"
-                + (" (the cases that are scored too: their score is a little too good)" if options.split == "validation" else ""),
-                highlight=False,
-                soft_wrap=True,
-            )
-        scores = evaluate_cases(
-            model, cases, data, protocol, lambda done, total: status.update(f"evaluating: {done} of {total} images"), rules=own
-        )
-    mean = summarise(list(scores.values()))
-    if options.output:
-        write_scores(scores, Path(options.output), protocol, data)
-    title = f"{experiment.name}, {options.split} split of {options.kind or data.kind}, {len(scores)} cases, {protocol.describe()}"
-    console.print(f"{title}: {_line(mean, '')}", highlight=False, soft_wrap=True)
+    data = found.experiment.data
+    where = f"{options.split} split of {options.kind or data.kind}, {len(found.scores)} cases, {found.protocol.describe()}"
+    console.print(f"{found.experiment.name}, {where}: {_line(found.mean, '')}", highlight=False, soft_wrap=True)
     for number, name in enumerate(data.class_names, 1) if data.num_classes > 1 else ():
-        console.print(f"  {name}: {_line(mean, f'_class_{number}')}", highlight=False, soft_wrap=True)
+        console.print(f"  {name}: {_line(found.mean, f'_class_{number}')}", highlight=False, soft_wrap=True)
     return 0
 
 
-def _line(mean: dict[str, float], suffix: str) -> str:
+def _line(mean: Mapping[str, float], suffix: str) -> str:
     dice, iou, hd95, asd = (mean[name + suffix] for name in ("dice", "iou", "hd95", "asd"))
     return f"Dice {dice:.4f}, IoU {iou:.4f}, HD95 {hd95:.2f} px, ASD {asd:.2f} px"
 

@@ -70,16 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
-    from guidino_tune.space.check import without_idle
-    from guidino_tune.space.space import absolute, load_space, override
+    from guidino_tune.api import load_space
 
     assignments = [f"{path}={getattr(options, name)}" for name, path in OPTIONS.items() if getattr(options, name) is not None]
     if options.seed is not None:
         assignments += [f"study.seed={options.seed}", f"training.seed={options.seed}"]
-    space = load_space(options.space)
-    if options.max_epochs is not None and options.max_epochs < space.study.min_epochs:
+    if options.max_epochs is not None and options.max_epochs < load_space(options.space).study.min_epochs:
         assignments.append("study.min_epochs=1")
-    space = absolute(without_idle(override(space, [*assignments, *options.set])))
+    space = load_space(options.space, [*assignments, *options.set])
 
     from guidino_tune.workflows.backbones import moved
     from guidino_tune.workflows.progress import make_console
