@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -20,16 +19,18 @@ from guidino_tune.config.parsing import parse, read_yaml
 from guidino_tune.config.sections import DINOGuide, Guide, Loss, Training
 from guidino_tune.config.segmenters import Custom, NNWNet, Segmenter
 
+SCALARS = frozenset({type(None), str, bool, int, float})
+
 
 def _plain(value: Any) -> Any:
-    """As ``dataclasses.asdict`` and JSON would have it, several times as fast: a check of a space asks for it thousands of times."""
-    if value is None or isinstance(value, str | int | float):
+    """As ``dataclasses.asdict`` and JSON would have it, many times as fast: a check of a space asks for it thousands of times."""
+    if type(value) in SCALARS:
         return value
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
-    return {name: _plain(getattr(value, name)) for name in value.__slots__}
+    return {name: one if type(one := getattr(value, name)) in SCALARS else _plain(one) for name in value.__slots__}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -169,12 +170,17 @@ class Experiment:
         weights = self.loss.weights_of(self.data.num_classes)
         values["loss"]["class_weights"] = list(weights) if weights else None
         values["segmenter"] |= self.segmenter.as_built(self.data.image_size)
-        for path, about in self.known_fields():
-            *above, name = path.split(".")
-            section = functools.reduce(lambda inner, key: inner.get(key, {}), above, values)
-            if name in section and about.unseen(self, section[name]):
-                del section[name]
+        self._forget_unseen(self, values)
         return values
+
+    def _forget_unseen(self, section: Any, values: dict[str, Any]) -> None:
+        cls: type = type(section)
+        for name, about in known_of(cls).items():
+            if name in values and about.unseen(self, values[name]):
+                del values[name]
+        for name, value in _sections(section):
+            if name in values:
+                self._forget_unseen(value, values[name])
 
     def known_fields(self) -> Iterator[tuple[str, About]]:
         """The paths of its fields of which something is known, and what; see ``About``."""
@@ -187,14 +193,20 @@ class Experiment:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _sections(section: Any) -> Iterator[tuple[str, Any]]:
+    for name in section.__slots__:
+        if type(value := getattr(section, name)) not in SCALARS and dataclasses.is_dataclass(value):
+            yield name, value
+
+
 def _known_fields(section: Any, prefix: str) -> Iterator[tuple[str, About]]:
     cls: type = type(section)
-    known = known_of(cls)
-    for field in dataclasses.fields(section):
-        if field.name in known:
-            yield prefix + field.name, known[field.name]
-        if dataclasses.is_dataclass(value := getattr(section, field.name)):
-            yield from _known_fields(value, f"{prefix}{field.name}.")
+    known, inner = known_of(cls), dict(_sections(section))
+    for name in section.__slots__:
+        if name in known:
+            yield prefix + name, known[name]
+        if name in inner:
+            yield from _known_fields(inner[name], f"{prefix}{name}.")
 
 
 KNOWN: dict[str, About] = dict(Experiment(data=Data(kind="demo")).known_fields())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import reprlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -122,6 +123,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
 def parse(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     """Builds a dataclass from a mapping.
 
@@ -131,7 +137,8 @@ def parse(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     if not isinstance(values, Mapping):
         raise UserError(f"{shown(values)} is no mapping of names to values", where=source)
     try:
-        return TypeAdapter(cls).validate_python(dict(values))
+        made: T = _adapter(cls).validate_python(dict(values))  # type: ignore[arg-type]
+        return made
     except ValidationError as error:
         problems = [_describe(cls, item) for item in error.errors()]
         raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
@@ -332,9 +333,13 @@ class Training:
 Guide = Annotated[NoGuide | DINOGuide, Field(discriminator="kind")]
 
 
+@cache
+def _members(section: str) -> dict[str, Any]:
+    union = {"guide": Guide, "segmenter": Segmenter}.get(section)
+    return {cls().kind: cls for cls in get_args(get_args(union)[0])} if union else {}
+
+
 def section_defaults(section: str, kind: str) -> dict[str, Any] | None:
     """All fields of the ``guide`` or ``segmenter`` of that kind at their defaults; ``None`` for another section or an unknown kind."""
-    union = {"guide": Guide, "segmenter": Segmenter}.get(section)
-    members = get_args(get_args(union)[0]) if union else ()
-    found = next((cls for cls in members if cls().kind == kind), None)
-    return dataclasses.asdict(found()) if found else None
+    cls = _members(section).get(kind)
+    return dataclasses.asdict(cls()) if cls else None

@@ -11,6 +11,7 @@ import torch
 import yaml
 from conftest import SPACE, study_folder, trials_of
 
+from guidino_tune import paths
 from guidino_tune.search import main as search
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.reporter import Decision, EpochRecord
@@ -42,7 +43,7 @@ def one_trial(tmp_path: Path, demo: Path, name: str, *, trials: int = 1, **chang
     file = tmp_path / f"{name}.yaml"
     file.write_text(yaml.safe_dump(space))
     assert search([str(file)]) == 0
-    return study_folder(tmp_path / "guidino_home", name).trial(0)
+    return study_folder(paths.home(), name).trial(0)
 
 
 def metrics(folder: TrialFolder) -> list[dict[str, float]]:

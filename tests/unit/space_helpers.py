@@ -7,12 +7,13 @@ from typing import Any
 from guidino_tune.space.space import Space, read_space
 
 SMALL: dict[str, dict[str, Any]] = {
+    "tiny": {"segmenter": {"kind": "custom", "target": "own_parts:TinyNet", "gates": ["bottleneck", "input"], "options": {"width": 2}}},
     "unet": {"segmenter": {"kind": "unet", "base_width": 2}},
     "nnunet": {"segmenter": {"kind": "nnunet", "base_width": 2, "num_stages": 4}},
     "nnwnet": {"segmenter": {"kind": "nnwnet", "base_width": 2}},
     "segguidino": {"segmenter": {"kind": "segguidino", "hidden": 8, "dropout": 0.2}},
 }
-"""One small network of each family."""
+"""One small network of each family, and the smallest, which trains in a third of the time of the others."""
 
 NO_GUIDE = {"kind": "none"}
 GUIDE = {"kind": "dino", "backbone": "tiny", "weights": "random", "tokenbook": {"num_prototypes": 4}}

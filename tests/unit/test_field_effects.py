@@ -25,7 +25,7 @@ from guidino_tune.config import Data, Experiment
 from guidino_tune.config.experiment import KNOWN
 from guidino_tune.config.sections import DINOGuide, Loss, Training
 from guidino_tune.config.segmenters import Segmenter
-from guidino_tune.data.opening import open_for_search
+from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.sources.demo import generate
 from guidino_tune.space.check import _computed
 from guidino_tune.space.parameters import leaf_paths, set_path
@@ -33,7 +33,7 @@ from guidino_tune.targets import trust
 from guidino_tune.training.loop import TrainingRun
 
 Values = dict[str, Any]
-trust("own_parts:TinyNet", "own_parts:OtherNet", "own_parts:absolute_error")
+trust("own_parts:OtherNet", "own_parts:absolute_error")
 GUIDE: Values = {"guide.kind": "dino", "guide.backbone": "tiny", "guide.weights": "random", "guide.tokenbook.num_prototypes": 3}
 LORA: Values = {**GUIDE, "guide.lora.rank": 2, "guide.lora.dropout": 0.0}
 HINGE: Values = {"loss.hinge_weight": 0.5}
@@ -198,7 +198,7 @@ WITHOUT: list[tuple[Values, str, Any]] = [
     ({}, "loss.lambda_guide", 0.7),
     ({}, "loss.guide_loss", "mse"),
     ({}, "loss.guide_target", "nearest"),
-    ({}, "loss.head_target", "nearest"),
+    (segmenter("unet"), "loss.head_target", "nearest"),
     ({}, "loss.hinge_margin", 2.0),
     ({}, "loss.hinge_band", 7),
     ({}, "data.patch_foreground", 0.9),
@@ -212,7 +212,7 @@ WITHOUT: list[tuple[Values, str, Any]] = [
     (GUIDE, "guide.lora.dropout", 0.5),
     (GUIDE, "guide.lora.targets", "attention+mlp"),
     (GUIDE, "training.lora_lr", 1e-2),
-    (GUIDE, "guide.gate", "bottleneck"),  # the default of a U-Net
+    (GUIDE, "guide.gate", "bottleneck"),  # the default of this network
     ({**GUIDE, "loss.lambda_guide": 0.0}, "loss.guide_loss", "mse"),
     ({**GUIDE, "loss.lambda_guide": 0.0}, "loss.guide_target", "nearest"),
     ({**GUIDE, "guide.tokenbook.num_prototypes": 4}, "guide.tokenbook.num_prototypes", None),  # one per patch: 2 x 2
@@ -278,10 +278,15 @@ class Unsaved(Listener):
 
 
 @functools.cache
+def opened(root: Path, data: Data) -> SearchData:
+    return open_for_search(data, cache=root / "cache")
+
+
+@functools.cache
 def trained(root: Path, text: str) -> str:
     """What comes of two epochs: a fingerprint of cases, metrics and weights."""
     experiment = Experiment.from_dict(json.loads(text))
-    data = open_for_search(experiment.data, cache=root / "cache")
+    data = opened(root, experiment.data)
     folder = root / "runs" / hashlib.sha256(text.encode()).hexdigest()
     run = TrainingRun(experiment, data, Unsaved(folder))
     run.run()
@@ -301,7 +306,7 @@ def experiment_of(root: Path, values: Values) -> Experiment:
             Data(kind="folder", root=str(root / "binary"), image_size=32, validation_fraction=0.3, test_fraction=0.1)
         ),
         "guide": {"kind": "none"},
-        "segmenter": dataclasses.asdict(_segmenters()["unet"]()) | SMALL["unet"],
+        "segmenter": dataclasses.asdict(_segmenters()["custom"]()) | SMALL["custom"],
         "loss": dataclasses.asdict(Loss()),
         "training": dataclasses.asdict(Training(epochs=2, batch_size=2, lr=1e-3, precision="fp32", steps_per_epoch="cases")),
     }
@@ -369,6 +374,6 @@ def test_how_it_is_computed_changes_no_result_but_for_rounding(path: str, value:
 
 def test_every_kind_differs(folders: Path) -> None:
     """Plain and guided, and every segmenter: no two of them train the same."""
-    contexts = [{**GUIDE, **LARGE, **segmenter(kind)} for kind in SMALL] + [{}, GUIDE]
+    contexts = [{**GUIDE, **LARGE, **segmenter(kind)} for kind in SMALL] + [segmenter("unet"), {}, GUIDE]
     found = [trained(folders, json.dumps(experiment_of(folders, context).to_dict())) for context in contexts]
     assert len(set(found)) == len(contexts)

@@ -133,8 +133,14 @@ def test_candidates_reach_the_upper_ends_together() -> None:
 
 def test_the_largest_of_many_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing, "MOST_PROBES", 2)
-    tall = make_experiment(guide=LORA, size=64, batch_size=8)
-    many = [make_experiment(), make_experiment(guide=GUIDE), make_experiment(guide=GUIDE, batch_size=6), make_experiment(guide=LORA), tall]
+    tall = make_experiment("unet", guide=LORA, size=64, batch_size=8)
+    many = [
+        make_experiment("unet"),
+        make_experiment("unet", guide=GUIDE),
+        make_experiment("unet", guide=GUIDE, batch_size=6),
+        make_experiment("unet", guide=LORA),
+        tall,
+    ]
     chosen = largest_shapes(many, 1)
     assert chosen == [tall, many[2]]
     # Two gates of the same network are one family: the second place goes to another network.

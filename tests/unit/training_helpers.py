@@ -17,9 +17,12 @@ from guidino_tune.data.rules import measure_rules
 from guidino_tune.data.sources.demo import generate
 from guidino_tune.data.splits import Split
 from guidino_tune.data.table import build_table
+from guidino_tune.targets import trust
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.reporter import Decision, EpochRecord
+
+trust("own_parts:TinyNet")
 
 
 def make_data(folder: Path, *, size: int = 32, train: int = 6, validation: int = 4) -> SearchData:
@@ -61,7 +64,7 @@ def make_label_data(folder: Path, *, size: int = 32, cases: int = 12) -> Data:
     return Data(kind="folder", root=str(folder), image_size=size, num_classes=2, validation_fraction=0.3, test_fraction=0.1)
 
 
-def make_experiment(kind: str = "unet", *, guide: dict[str, Any] | None = None, size: int = 32, **training: Any) -> Experiment:
+def make_experiment(kind: str = "tiny", *, guide: dict[str, Any] | None = None, size: int = 32, **training: Any) -> Experiment:
     """A small experiment on ``size`` pixels; ``training`` overrides single values."""
     return Experiment.from_dict(
         {
