@@ -97,3 +97,11 @@ def migrated() -> None:
             one.backup(other)
 
     module._initialize_tables = initialize
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo data set has twenty images instead of two hundred, which take seconds to draw."""
+    from guidino_tune.data.sources import demo
+
+    monkeypatch.setattr(demo, "COUNTS", {"train": 12, "validation": 4, "test": 4})

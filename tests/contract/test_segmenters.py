@@ -19,9 +19,9 @@ from guidino_tune.targets import trust
 
 CONFIGS: dict[str, Any] = {c().kind: c for c in get_args(get_args(Segmenter)[0])}
 SMALL: dict[str, dict[str, Any]] = {
-    "unet": {"base_width": 4},
+    "unet": {"base_width": 2},
     "nnunet": {"base_width": 4, "num_stages": 4},
-    "nnwnet": {"base_width": 4},
+    "nnwnet": {"base_width": 2},
     "swinunet": {"embed_width": 8, "depths": (2, 2, 1, 1), "heads": (1, 2, 2, 4)},
     "h2former": {"base_width": 8, "blocks": (1, 1, 1, 1), "heads": (1, 2, 2, 4)},
     "ukan": {"widths": (16, 16, 24)},
@@ -54,7 +54,13 @@ def possible(kind: str, guide: Any) -> bool:
 
 
 trust("own_parts:TinyNet")
-CASES = [(kind, guide, extra) for kind in SEGMENTERS for guide in GUIDES if possible(kind, guide) for extra in options(kind)]
+CASES = [
+    (kind, guide, extra)
+    for kind in SEGMENTERS
+    for guide in GUIDES
+    if possible(kind, guide) and (kind == "unet" or guide not in ("mean", "softmax"))  # no segmenter sees how the mask is made
+    for extra in (options(kind) if guide in ("plain", "guided") else [{}])
+]
 PLACES = [(kind, place) for kind in SEGMENTERS for place in CONFIGS[kind](**SMALL.get(kind, {})).gates]
 
 
@@ -97,21 +103,21 @@ def settle(model: Any, images: torch.Tensor) -> Any:
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "place"), PLACES)
 def test_gate_multiplies_at_its_place(kind: str, place: str) -> None:
-    images = torch.randn(4, 3, 64, 64)
+    images = torch.randn(2, 3, 64, 64)
     model = settle(build(kind, TINY | {"gate": place}), images)
     request = model.feature_request
     features = model.backbone(images, request.layers, request.final_norm)
     none = model.segmenter(images, Gate(), features)[0]
-    ones = model.segmenter(images, Gate(torch.ones(4, 1, 4, 4), place), features)[0]
+    ones = model.segmenter(images, Gate(torch.ones(2, 1, 4, 4), place), features)[0]
     # Not one factor for all: an instance norm that follows would take it out again.
-    uneven = model.segmenter(images, Gate(torch.linspace(0.1, 1, 16).view(1, 1, 4, 4).expand(4, -1, -1, -1), place), features)[0]
-    elsewhere = model.segmenter(images, Gate(torch.zeros(4, 1, 4, 4), "nowhere"), features)[0]
+    uneven = model.segmenter(images, Gate(torch.linspace(0.1, 1, 16).view(1, 1, 4, 4).expand(2, -1, -1, -1), place), features)[0]
+    elsewhere = model.segmenter(images, Gate(torch.zeros(2, 1, 4, 4), "nowhere"), features)[0]
     assert torch.equal(ones, none)
     assert torch.equal(elsewhere, none)
     assert (uneven - none).abs().max() > 0.05 * none.std()
-    mask = model.tokenbook(features.last)
-    assert torch.equal(model(images).logits[0], model.segmenter(images, Gate(mask, place), features)[0])
-    assert not torch.equal(model(images).logits[0], none)
+    guided, mask = model(images).logits[0], model.tokenbook(features.last)
+    assert torch.equal(guided, model.segmenter(images, Gate(mask, place), features)[0])
+    assert not torch.equal(guided, none)
 
 
 MAPS: dict[str, dict[str, int]] = {
@@ -161,22 +167,20 @@ def test_guide_learns_through_the_gate_alone(kind: str, place: str) -> None:
     assert model.tokenbook.prototypes.grad.abs().max() > 0
 
 
+@torch.no_grad()
 @pytest.mark.parametrize(("kind", "guide", "extra"), CASES)
 def test_saved_state_gives_the_same_output(kind: str, guide: Any, extra: dict[str, Any], tmp_path: Path) -> None:
     images = torch.randn(2, 3, 64, 64)
-    trained = build(kind, GUIDES[guide], **extra).train()
-    with torch.no_grad():
-        for parameter in trained.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        trained(images)  # moves batch norm statistics
+    trained, fresh = (build(kind, GUIDES[guide], **extra) for _ in range(2))
+    for parameter in trained.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    trained.train()(images)  # moves batch norm statistics
     save_file({k: v.contiguous() for k, v in trained.trained_state().items()}, tmp_path / "weights.safetensors")
-    fresh = build(kind, GUIDES[guide], **extra)
-    trained.eval()
-    fresh.eval()
-    assert not torch.equal(fresh(images).logits[0], trained(images).logits[0])
+    expected = trained.eval()(images).logits
+    assert not torch.equal(fresh.eval()(images).logits[0], expected[0])
     fresh.load_trained_state(load_file(tmp_path / "weights.safetensors"))
-    for a, b in zip(fresh(images).logits, trained(images).logits, strict=True):
+    for a, b in zip(fresh(images).logits, expected, strict=True):
         assert torch.equal(a, b)
 
 

@@ -120,6 +120,7 @@ def test_an_older_study_is_noted_from_now_on(tmp_path: Path) -> None:
         backbones.note(study, space, folder)
 
 
+@pytest.mark.usefixtures("few")
 def test_a_dry_run_tells_of_other_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from guidino_tune.search import main
 

@@ -93,18 +93,18 @@ def test_spots_on_plain_skin_only_look_alike(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_thousands_of_one_layout_are_compared_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As X-rays are: from afar all of them look alike, so that nearly all of four million pairs are candidates."""
-    monkeypatch.setattr(copies, "MOST", 5_000)
+    """As X-rays are: from afar all of them look alike, so that nearly all of a million pairs are candidates."""
+    monkeypatch.setattr(copies, "MOST", 2_500)
     rng = np.random.default_rng(0)
     layout = gaussian_filter(rng.normal(size=(32, 32, 1)), (8, 8, 0))
-    details = gaussian_filter(rng.normal(size=(3000, 32, 32, 1)).astype(np.float32), (0, 1, 1, 0))
+    details = gaussian_filter(rng.normal(size=(1500, 32, 32, 1)).astype(np.float32), (0, 1, 1, 0))
     pictures = np.clip(130 + 50 * layout / layout.std() + 20 * details / details.std(), 30, 255).astype(np.uint8).repeat(3, axis=3)
-    pictures[2999] = np.clip(pictures[17] + rng.normal(0, 2, (32, 32, 3)), 0, 255)
+    pictures[1499] = np.clip(pictures[17] + rng.normal(0, 2, (32, 32, 3)), 0, 255)
     start = time.perf_counter()
     found, passed_over = near_copies(pictures)
-    assert time.perf_counter() - start < 40
-    assert found == [(17, 2999)]
-    assert passed_over > 3_000_000
+    assert time.perf_counter() - start < 10
+    assert found == [(17, 1499)]
+    assert passed_over > 750_000
     assert "were not looked at closely" in copies.Copies((), (), passed_over=passed_over).note[0]
 
 

@@ -147,7 +147,7 @@ def gaps(splits: Sequence[Split], sizes: dict[str, float]) -> float:
     return float(np.mean([abs(np.mean([sizes[n] for n in s.validation]) - np.mean([sizes[n] for n in s.train])) for s in splits]))
 
 
-@pytest.mark.parametrize(("count", "per_group", "folds", "least"), [(200, 1, None, 4), (600, 3, None, 2), (200, 1, 5, 4), (600, 3, 5, 3)])
+@pytest.mark.parametrize(("count", "per_group", "folds", "least"), [(200, 1, None, 4), (600, 3, 5, 3)])
 def test_validation_has_the_sizes_of_training(count, per_group, folds, least):
     """Over 200 seeds, against the plain draw of the same seed: the difference of mean foreground is several times smaller."""
     listing, sizes = of_many_sizes(count, 0, per_group)

@@ -66,6 +66,7 @@ def space_of(segmenter: dict[str, Any] = NET, space: dict[str, Any] | None = Non
     return made
 
 
+@pytest.mark.usefixtures("few")
 def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text().partition("### Your own parts")[2].partition("\n## ")[0]
     (code,), (space,) = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("python", "yaml"))

@@ -170,5 +170,4 @@ def test_a_driver_that_dies_anywhere_changes_nothing(sampler: str, tmp_path: Pat
     space = space_of(sampler, reduction_factor=2)
     whole = lives(space, tmp_path / "whole", None)
     assert {t.state for t in whole.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
-    for seed in range(3):
-        assert content(lives(space, tmp_path / str(seed), random.Random(seed))) == content(whole)
+    assert content(lives(space, tmp_path / "died", random.Random(0))) == content(whole)

@@ -100,7 +100,7 @@ def test_both_classes_are_learned(section: Data, data: SearchData, tmp_path: Pat
         section,
         data={"augmentation": "none", "normalisation": "zscore"},
         segmenter={"kind": "unet", "base_width": 8},
-        training={"epochs": 60, "schedule": "constant"},
+        training={"epochs": 30, "schedule": "constant", "lr": 6e-3},
     )
     run = TrainingRun(made, data, Listener(tmp_path))
     run.num_shown = len(data.validation)

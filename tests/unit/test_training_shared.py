@@ -44,13 +44,11 @@ def made(kind: str, guide: dict[str, Any] | None) -> Experiment:
 @pytest.mark.parametrize(
     ("kind", "guide", "encoded"),
     [
-        ("unet", None, False),
+        ("tiny", None, False),
         ("unet", GUIDE, True),
-        ("nnwnet", GUIDE, True),
         ("segguidino", GUIDE, True),
         ("segguidino", LORA, False),
         ("segdino", GATELESS, True),  # reads several layers
-        ("segdino", GUIDE, True),
     ],
 )
 def test_on_and_off_give_the_same_loss_curve(
