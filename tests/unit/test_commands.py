@@ -111,7 +111,16 @@ def test_a_mistake_in_the_space_is_told_before_anything_else(tmp_path: Path, hom
 
 
 def test_missing_data_root(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["kvasir", "--dry-run", "--data-root", str(tmp_path / "nowhere"), "--set", "guide.weights=random"]
+    argv = [
+        "kvasir",
+        "--dry-run",
+        "--data-root",
+        str(tmp_path / "nowhere"),
+        "--set",
+        "guide.backbone=tiny",
+        "--set",
+        "guide.weights=random",
+    ]
     shown = fails("search", argv, capsys)
     assert str(tmp_path / "nowhere") in shown
     assert "  -> " in shown

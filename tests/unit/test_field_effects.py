@@ -1,7 +1,7 @@
 """No field of an experiment is dead: each one changes what is trained where it should, and nothing where we say that it does not.
 
-Both are really computed. Two epochs of a tiny network are trained with one value and with another; the cases, every metric of every epoch
-and every learned weight are compared bit by bit.
+Both are really computed. An epoch or two of a tiny network are trained with one value and with another; the cases, every metric of every
+epoch and every learned weight are compared bit by bit.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ HINGE: Values = {"loss.hinge_weight": 0.5}
 LABELS: Values = {"data.root": "labels", "data.num_classes": 2}
 COPIES: Values = {"data.root": "copies"}
 LARGE: Values = {"data.image_size": 64}
+TWO: Values = {"training.epochs": 2}
+VIEWS: Values = {**TWO, "data.augmentation": "nnunet"}
 
 SMALL: dict[str, Values] = {
     "unet": {"base_width": 2},
@@ -70,14 +72,14 @@ EFFECTS: dict[str, tuple[Values, Any]] = {
     "data.image_size": ({}, 64),
     "data.num_classes": (LABELS, 3),
     "data.normalisation": ({}, "zscore"),
-    "data.augmentation": ({}, "none"),
+    "data.augmentation": ({}, "nnunet"),
     "data.validation_fraction": ({}, 0.4),
     "data.test_fraction": ({}, 0.4),
     "data.split_seed": ({}, 1),
     "data.group_duplicates": (COPIES, True),
     "data.max_train_cases": ({}, 3),
     "data.max_validation_cases": ({}, 1),
-    "data.view_cycle": ({}, 1),
+    "data.view_cycle": (VIEWS, 1),
     "data.images": ({"data.root": "wild", "data.masks": "masks", "data.images": "images"}, "others"),
     "data.masks": ({"data.root": "wild", "data.images": "images", "data.masks": "masks"}, "second"),
     "data.group": ({}, "c00|c01|c0"),
@@ -124,7 +126,7 @@ EFFECTS: dict[str, tuple[Values, Any]] = {
     "loss.boundary_weight": ({}, 0.1),
     "loss.class_weights": ({}, 4.0),
     "loss.custom": ({}, {"target": "own_parts:absolute_error"}),
-    "training.epochs": ({}, 3),
+    "training.epochs": ({}, 2),
     "training.steps_per_epoch": ({}, 4),
     "training.batch_size": ({}, 3),
     "training.optimizer": ({}, "sgd"),
@@ -133,7 +135,7 @@ EFFECTS: dict[str, tuple[Values, Any]] = {
     "training.backbone_lr": ({**GUIDE, "guide.train": "full"}, 1e-2),
     "training.weight_decay": ({}, 0.3),
     "training.momentum": ({"training.optimizer": "sgd"}, 0.5),
-    "training.schedule": ({}, "cosine"),
+    "training.schedule": (TWO, "cosine"),
     "training.precision": ({}, "bf16"),
     "training.grad_clip": ({}, 1e-3),
     "training.seed": ({}, 1),
@@ -202,12 +204,12 @@ WITHOUT: list[tuple[Values, str, Any]] = [
     ({}, "loss.hinge_margin", 2.0),
     ({}, "loss.hinge_band", 7),
     ({}, "data.patch_foreground", 0.9),
-    ({}, "data.view_cycle", 2),  # not above the two epochs
-    ({"data.augmentation": "none"}, "data.view_cycle", 1),
+    (VIEWS, "data.view_cycle", 2),  # not above the two epochs
+    (TWO, "data.view_cycle", 1),
     ({"loss.dice_weight": 0.0}, "loss.batch_dice", False),
     ({"training.batch_size": 1}, "loss.batch_dice", False),
-    ({"training.epochs": 1}, "training.schedule", "cosine"),
-    ({"training.epochs": 1}, "training.schedule", "constant"),
+    ({}, "training.schedule", "cosine"),
+    ({}, "training.schedule", "constant"),
     (GUIDE, "guide.lora.alpha", 4.0),
     (GUIDE, "guide.lora.dropout", 0.5),
     (GUIDE, "guide.lora.targets", "attention+mlp"),
@@ -284,7 +286,7 @@ def opened(root: Path, data: Data) -> SearchData:
 
 @functools.cache
 def trained(root: Path, text: str) -> str:
-    """What comes of two epochs: a fingerprint of cases, metrics and weights."""
+    """What comes of the training: a fingerprint of cases, metrics and weights."""
     experiment = Experiment.from_dict(json.loads(text))
     data = opened(root, experiment.data)
     folder = root / "runs" / hashlib.sha256(text.encode()).hexdigest()
@@ -303,12 +305,19 @@ def trained(root: Path, text: str) -> str:
 def experiment_of(root: Path, values: Values) -> Experiment:
     made: Values = {
         "data": dataclasses.asdict(
-            Data(kind="folder", root=str(root / "binary"), image_size=32, validation_fraction=0.3, test_fraction=0.1)
+            Data(
+                kind="folder",
+                root=str(root / "binary"),
+                image_size=32,
+                augmentation="none",
+                validation_fraction=0.3,
+                test_fraction=0.1,
+            )
         ),
         "guide": {"kind": "none"},
         "segmenter": dataclasses.asdict(_segmenters()["custom"]()) | SMALL["custom"],
         "loss": dataclasses.asdict(Loss()),
-        "training": dataclasses.asdict(Training(epochs=2, batch_size=2, lr=1e-3, precision="fp32", steps_per_epoch="cases")),
+        "training": dataclasses.asdict(Training(epochs=1, batch_size=2, lr=1e-3, precision="fp32", steps_per_epoch="cases")),
     }
     for path, value in values.items():
         local = path in ("data.root", "guide.backbone") and value in ("labels", "copies", "folder", "wild", "deep", "wide", "many")

@@ -161,7 +161,9 @@ def test_what_was_not_copied_is_still_read_where_it_is(old: Path, tmp_path: Path
     assert all(place.startswith((old / "mlartifacts").as_uri()) for place in files(home)[1])
     assert doctor(["--study", "small"]) in (0, 1)
     (command,) = [line.partition("to move them here: ")[2] for line in capsys.readouterr().out.splitlines() if "to move them here" in line]
-    subprocess.run(["bash", "-c", command], capture_output=True, check=True, timeout=120)  # the advice, followed
+    copying, _, sending = command.rpartition(" && ")  # the advice, followed
+    subprocess.run(["bash", "-c", copying], check=True, timeout=120)
+    assert track(shlex.split(sending.partition("track ")[2])) == 0
     assert all(place.startswith((home / "mlartifacts").as_uri()) for place in files(home)[1])
 
 

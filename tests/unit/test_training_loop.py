@@ -30,6 +30,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> SearchData:
     return make_data(tmp_path_factory.mktemp("cases"))
 
 
+@pytest.fixture(scope="module")
+def straight(data: SearchData, tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
+    return train(make_experiment(), data, tmp_path_factory.mktemp("straight"))
+
+
+@pytest.fixture(scope="module")
+def broken_off(data: SearchData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run, stopped after its third epoch."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    train(make_experiment(), data, folder, stop_after=3)
+    return folder
+
+
 def same_state(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
@@ -183,12 +196,11 @@ def test_weights_that_the_last_step_spoiled_are_not_saved(data: SearchData, tmp_
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER])
 def test_a_checkpoint_with_nan_is_damaged_and_says_nothing_of_the_configuration(
-    name: str, value: float, data: SearchData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    name: str, value: float, data: SearchData, straight: TrainingRun, broken_off: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever wrote it and whatever its checksum: the trial must not be told as one that diverged."""
     experiment = make_experiment()
-    straight = train(experiment, data, tmp_path / "straight")
-    train(experiment, data, tmp_path / "run", stop_after=3)
+    shutil.copytree(broken_off, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "epoch-00003"
     tensors = load_file(newest / name)
     spoiled = sorted(key for key in tensors if tensors[key].ndim)[0]
@@ -285,13 +297,13 @@ def test_eight_demo_images_are_learned_by_heart(tmp_path: Path) -> None:
 
 
 def test_the_same_experiment_trains_the_same_whatever_happened_before(data: SearchData, tmp_path: Path) -> None:
-    experiment = make_experiment("nnwnet", guide=GUIDE, epochs=1)
+    experiment = make_experiment("unet", guide=GUIDE, epochs=1)
     runs = []
     for number in range(2):
         torch.manual_seed(number)
         runs.append(train(experiment, data, tmp_path / str(number)))
     assert values(runs[0]) == values(runs[1])
-    other = train(make_experiment("nnwnet", guide=GUIDE, epochs=1, seed=1), data, tmp_path / "other")
+    other = train(make_experiment("unet", guide=GUIDE, epochs=1, seed=1), data, tmp_path / "other")
     assert values(other) != values(runs[0])
 
 
@@ -306,11 +318,10 @@ def test_a_shared_frozen_backbone_is_not_spoiled_by_lora_trials(data: SearchData
 
 @pytest.mark.parametrize("damage", ["weights", "optimizer", "state", "missing state", "empty weights"])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    damage: str, data: SearchData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: str, data: SearchData, straight: TrainingRun, broken_off: Path, tmp_path: Path
 ) -> None:
     experiment = make_experiment()
-    straight = train(experiment, data, tmp_path / "straight")
-    train(experiment, data, tmp_path / "run", stop_after=3)
+    shutil.copytree(broken_off, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "epoch-00003"
     name = {"weights": WEIGHTS, "optimizer": OPTIMIZER, "empty weights": WEIGHTS}.get(damage, STATE)
     content = (newest / name).read_bytes()
