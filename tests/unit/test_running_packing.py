@@ -144,7 +144,7 @@ def test_the_largest_of_many_are_measured(monkeypatch: pytest.MonkeyPatch) -> No
     chosen = largest_shapes(many, 1)
     assert chosen == [tall, many[2]]
     # Two gates of the same network are one family: the second place goes to another network.
-    gates = [make_experiment(guide={**LORA, "gate": gate}, size=64, batch_size=8) for gate in ("input", "skips", "bottleneck")]
+    gates = [make_experiment("unet", guide={**LORA, "gate": gate}, size=64, batch_size=8) for gate in ("input", "skips", "bottleneck")]
     assert len({e.gate for e in largest_shapes([*gates, many[2]], 1)} & {"input", "skips", "bottleneck"}) == 2
     assert many[2] in largest_shapes([*gates, many[2]], 1)
 
