@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   guidino-tune prepare demo                       draw the demo images (seconds, no network)
   guidino-tune prepare kvasir                     fetch Kvasir-SEG (46 MB), check it, unpack it
-  guidino-tune prepare isic2017 --root /data/isic fetch ISIC 2017 (about 12 GB) into /data/isic
+  guidino-tune prepare isic2017 --root /data/isic  fetch ISIC 2017 (about 12 GB) into /data/isic
   guidino-tune prepare tn3k                       says what to download by hand; then the same command goes on
   guidino-tune prepare kvasir --find-copies       which images are there twice, or nearly so?
   guidino-tune prepare backbone dinov3_vits16_pretrain.pth --output models/vits16
