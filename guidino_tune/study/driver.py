@@ -25,7 +25,7 @@ from guidino_tune.study import optuna_private
 from guidino_tune.study.journal import sync_to_disk
 from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, values
 from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, REPEATED, TWICE, Outcomes
-from guidino_tune.study.pruners import is_stopped, rungs, validated_epochs
+from guidino_tune.study.pruners import ends, is_stopped, rungs, validated_epochs
 from guidino_tune.study.samplers import ListedSampler
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.study.trials import counts_as_finished, orphans, remaining
@@ -257,7 +257,8 @@ class Driver:
         if self.space.study.constraints and not feasible(self.frozen(trial)):
             return False
         single = len(self.study.directions) == 1
-        return not (validated and single and last >= self.space.study.min_epochs and trial.should_prune())
+        compared = validated and single and last >= self.space.study.min_epochs
+        return not (compared and ends(trial, self.space.study, last, epochs))
 
     def _report(self, trial: optuna.Trial, objective: float, epoch: int) -> None:
         if len(self.study.directions) == 1:
