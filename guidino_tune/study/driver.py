@@ -24,8 +24,9 @@ from guidino_tune.space.suggest import suggest
 from guidino_tune.study import optuna_private
 from guidino_tune.study.journal import sync_to_disk
 from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, values
-from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, REPEATED, TWICE, Outcomes
+from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, REPEATED, REPEATS, TWICE, Outcomes
 from guidino_tune.study.pruners import ends, is_stopped, rungs, validated_epochs
+from guidino_tune.study.repeats import REDRAWS, Repeats
 from guidino_tune.study.samplers import ListedSampler
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.study.trials import counts_as_finished, orphans, remaining
@@ -86,6 +87,8 @@ class Driver:
         self.outcomes = Outcomes(study.get_trials(deepcopy=False), settings.get("max_failures", 0))
         if isinstance(study.sampler, ListedSampler):
             study.sampler.outcomes = self.outcomes
+        self.repeats = Repeats(study.get_trials(deepcopy=False))
+        self.exhausted = False
         self.error: Exception | None = None
         self.refusal = ""
         self.warn, self.warned, self.count = warn, {""}, count
@@ -131,6 +134,8 @@ class Driver:
         """Why the run ended before all its trials did; empty when all have."""
         if self.given_up:
             return self.given_up
+        if self.exhausted:
+            return ""
         if remaining(self.study, self.space, self.outcomes):
             return OUT_OF_TIME if self.expired else INTERRUPTED
         # Of a list: what the next run tries again.
@@ -139,22 +144,33 @@ class Driver:
 
     @property
     def waits(self) -> bool:
-        """True while running trials suffice; one of them may yet have to be made up for, or to go on elsewhere."""
-        return bool(self.running) and len(self.running) >= self.remaining
+        """True while running trials suffice, or are all that is left; one of them may yet have to be made up for, or to go on elsewhere."""
+        return bool(self.running) and (self.exhausted or len(self.running) >= self.remaining)
 
     def ask(self, key: str) -> dict[str, Any] | None:
         """The next trial: one that a dead driver or machine left running, else a new one; ``None`` when there shall be no more."""
         refusals = 0
         while refusals < REFUSALS:
+            begun = False
             if self.orphans:
                 frozen = self.orphans.pop(0)
+                begun = "hash" in frozen.user_attrs
                 trial = optuna_private.running_trial(self.study, frozen)
                 reported = dict(frozen.intermediate_values)
                 if frozen.user_attrs.get(INTERRUPTION):
                     trial.set_user_attr(INTERRUPTION, "")
-            else:
+            elif self.repeats.in_a_row < REDRAWS:
                 trial, reported = self.study.ask(), {}
+            elif drawn := self.repeats.draw(self.study, self.space, self.outcomes):
+                trial, reported = drawn, {}
+            else:
+                self.exhausted = True
+                if not self.running:
+                    self.warn(self.repeats.exhausted)
+                return None
             experiment = self.space.experiment(suggest(self.space, trial))
+            if not begun and self._repeats(trial, experiment):
+                continue
             trial.set_user_attr("name", experiment.name)
             trial.set_user_attr("hash", experiment.hash)
             trial.set_user_attr("epochs", experiment.training.epochs)
@@ -167,6 +183,19 @@ class Driver:
                 return None
         self.refusal = f"the sampler proposed {REFUSALS} configurations in a row that had failed before, the last one: {refused}"
         return None
+
+    def _repeats(self, trial: optuna.Trial, experiment: Experiment) -> bool:
+        """Closes a trial whose result is known, or will be; nothing counts it, and no observer is told. Lists are trained as they stand."""
+        other = self.repeats.known.get(experiment.hash)
+        if other is None or self.space.study.is_list:
+            return False
+        if text := self.outcomes.repetition(trial.number, experiment.hash, trial.params):
+            self.warn(text)
+        trial.set_user_attr(REPEATS, other)
+        trial.set_user_attr("message", f"has the configuration of trial {other}; not trained again")
+        self.study.tell(trial, state=TrialState.FAIL)
+        self.repeats.in_a_row += 1
+        return True
 
     def _refused(self, trial: optuna.Trial, experiment: Experiment) -> str:
         """Closes a trial that must not be run, and says why; empty for any other."""
@@ -199,6 +228,7 @@ class Driver:
         if text := self.outcomes.repetition(number, experiment.hash, trial.params):
             self.warn(text)
         sync_to_disk(self.study)  # its folder must not outlive what the study knows of it
+        self.repeats.started(number, experiment)
         self.running[key], self.experiments[number], self.seen[number] = trial, experiment, set(reported)
         self.listener(number, experiment, None)
         return {
@@ -275,6 +305,7 @@ class Driver:
         """Closes a trial with what really happened to it, or keeps it to go on."""
         trial = self.running.pop(key, None)
         text = self.last_words.pop(key, "")
+        self.exhausted = False
         if trial is None:
             return
         number = trial.number
@@ -312,6 +343,7 @@ class Driver:
         sync_to_disk(self.study)
         closed = self.frozen(trial)
         self.outcomes.closed(closed)
+        self.repeats.closed(closed)
         lost = self.space.study.is_list and self.outcomes.repeated(closed.params)
         if counts_as_finished(closed) or lost:
             self.remaining -= 1

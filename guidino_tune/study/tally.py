@@ -8,6 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune.study.objectives import feasible
+from guidino_tune.study.outcomes import REPEATS
 from guidino_tune.study.trials import counts_as_finished, rank
 
 
@@ -40,9 +41,9 @@ class Tally:
             self.take(trial)
 
     def take(self, trial: FrozenTrial) -> bool:
-        """Counts a trial as it is now; False when its state was known already."""
+        """Counts a trial as it is now; False when its state was known already, or it repeats another."""
         before = self._known.get(trial.number)
-        if before == trial.state:
+        if before == trial.state or REPEATS in trial.user_attrs:
             return False
         if before is not None:
             self.states[before] -= 1
