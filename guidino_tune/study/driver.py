@@ -24,12 +24,12 @@ from guidino_tune.space.suggest import suggest
 from guidino_tune.study import optuna_private
 from guidino_tune.study.journal import sync_to_disk
 from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, values
-from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, REPEATED, REPEATS, TWICE, Outcomes
+from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, REPEATED, REPEATS, TOO_TIGHT, TWICE, UNTRAINED, Outcomes
 from guidino_tune.study.pruners import ends, is_stopped, rungs, validated_epochs
 from guidino_tune.study.repeats import REDRAWS, Repeats
 from guidino_tune.study.samplers import ListedSampler
 from guidino_tune.study.store import StudyFolder
-from guidino_tune.study.trials import counts_as_finished, orphans, remaining
+from guidino_tune.study.trials import counts_as_finished, orphans, remaining, untrained
 from guidino_tune.training.failures import FAILURE, FailureKind, as_kind, death_kind
 from guidino_tune.training.reporter import EpochRecord
 
@@ -88,7 +88,7 @@ class Driver:
         if isinstance(study.sampler, ListedSampler):
             study.sampler.outcomes = self.outcomes
         self.repeats = Repeats(study.get_trials(deepcopy=False))
-        self.exhausted = False
+        self.exhausted, self.untrained = False, 0
         self.error: Exception | None = None
         self.refusal = ""
         self.warn, self.warned, self.count = warn, {""}, count
@@ -151,10 +151,9 @@ class Driver:
         """The next trial: one that a dead driver or machine left running, else a new one; ``None`` when there shall be no more."""
         refusals = 0
         while refusals < REFUSALS:
-            begun = False
+            begun = bool(self.orphans) and "hash" in self.orphans[0].user_attrs
             if self.orphans:
                 frozen = self.orphans.pop(0)
-                begun = "hash" in frozen.user_attrs
                 trial = optuna_private.running_trial(self.study, frozen)
                 reported = dict(frozen.intermediate_values)
                 if frozen.user_attrs.get(INTERRUPTION):
@@ -179,7 +178,7 @@ class Driver:
             if not refused and not self._too_much(trial, experiment):
                 return self._started(key, trial, experiment, reported)
             refusals += bool(refused)
-            if self.remaining <= 0:
+            if self.remaining <= 0 or self.refusal:
                 return None
         self.refusal = f"the sampler proposed {REFUSALS} configurations in a row that had failed before, the last one: {refused}"
         return None
@@ -203,22 +202,26 @@ class Driver:
         if kind is None:
             return ""
         message = f"failed so {TWICE} times before ({experiment.hash}); not tried again"
-        trial.set_user_attr("failure", kind)
-        trial.set_user_attr("message", message)
-        trial.set_user_attr(REPEATED, True)
+        for name, value in {"failure": kind, "message": message, REPEATED: True}.items():
+            trial.set_user_attr(name, value)
         self.study.tell(trial, state=TrialState.FAIL)
         sync_to_disk(self.study)
         self.listener(trial.number, experiment, None)
         return f"{kind}: {message}"
 
     def _too_much(self, trial: optuna.Trial, experiment: Experiment) -> bool:
-        """Closes a trial that is beyond a constraint before it is trained, or trained any further; it counts as finished."""
+        """Closes a trial that is beyond a constraint before it is trained, or trained any further; only the latter counts."""
         if feasible(frozen := self.frozen(trial)):
             return False
         trial.set_user_attr("message", beyond(self.space.study, frozen))
         self.study.tell(trial, state=TrialState.PRUNED)
         sync_to_disk(self.study)
-        self.remaining -= 1
+        self.repeats.known.setdefault(experiment.hash, trial.number)
+        counts = self.space.study.is_list or not untrained(frozen)
+        self.remaining -= counts
+        self.untrained += not counts
+        if self.untrained >= UNTRAINED:
+            self.refusal = f"{UNTRAINED} untrained configurations in a row: {beyond(self.space.study, frozen)}; {TOO_TIGHT}"
         self.folder.trial(trial.number).tidy()
         self.listener(trial.number, experiment, None)
         return True
@@ -229,6 +232,7 @@ class Driver:
             self.warn(text)
         sync_to_disk(self.study)  # its folder must not outlive what the study knows of it
         self.repeats.started(number, experiment)
+        self.untrained = 0
         self.running[key], self.experiments[number], self.seen[number] = trial, experiment, set(reported)
         self.listener(number, experiment, None)
         return {
@@ -304,8 +308,7 @@ class Driver:
     def tell(self, key: str, *, crashed: bool) -> None:
         """Closes a trial with what really happened to it, or keeps it to go on."""
         trial = self.running.pop(key, None)
-        text = self.last_words.pop(key, "")
-        self.exhausted = False
+        text, self.exhausted = self.last_words.pop(key, ""), False
         if trial is None:
             return
         number = trial.number

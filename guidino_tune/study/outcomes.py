@@ -41,6 +41,12 @@ PREEMPTIONS = 20
 REFUSALS = 20
 """Configurations in a row that a sampler may propose though they are not to be tried again."""
 
+UNTRAINED = 100
+"""Configurations in a row that may be beyond a constraint before they are trained; then the search gives up."""
+
+TOO_TIGHT = "start another study (--name) with a higher limit in study.constraints, or with smaller networks"
+"""What to do then."""
+
 REPEATED = "repeated"
 """Attribute of a trial that was not run, because its configuration had failed twice."""
 

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune.study.objectives import feasible
 from guidino_tune.study.outcomes import REPEATS
-from guidino_tune.study.trials import counts_as_finished, rank
+from guidino_tune.study.trials import counts_as_finished, rank, untrained
 
 
 class Tally:
@@ -20,7 +20,7 @@ class Tally:
 
     Attributes:
         states: How many trials are in each state.
-        done: How many gave a result.
+        done: How many gave a result, and were trained for it.
         failures: How many failed, by kind.
         epochs: How many epochs the finished ones were trained.
         beyond: How many were ended because they broke a constraint; in ``states`` they are pruned.
@@ -51,7 +51,7 @@ class Tally:
         self.states[trial.state] += 1
         self.latest = max(self.latest, *(at.timestamp() for at in (trial.datetime_start, trial.datetime_complete) if at), 0.0)
         if trial.state.is_finished():
-            self.done += counts_as_finished(trial)
+            self.done += counts_as_finished(trial) and not untrained(trial)
             if trial.state == TrialState.FAIL:
                 self.failures[str(trial.user_attrs.get("failure", "unknown"))] += 1
             self.epochs += max(trial.intermediate_values, default=0)
