@@ -84,7 +84,8 @@ class StudySearcher(Searcher):
             return Searcher.FINISHED
         if driver.waits:
             return None  # Tune asks again
-        return (driver.ask(trial_id) if driver.remaining > 0 else None) or Searcher.FINISHED
+        asked = driver.ask(trial_id) if driver.remaining > 0 else None
+        return asked or (None if driver.waits else Searcher.FINISHED)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """The scheduler reports: it must know the answer."""

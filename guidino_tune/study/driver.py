@@ -24,11 +24,12 @@ from guidino_tune.space.suggest import suggest
 from guidino_tune.study import optuna_private
 from guidino_tune.study.journal import sync_to_disk
 from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, values
-from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, REPEATED, TWICE, Outcomes
-from guidino_tune.study.pruners import is_stopped, rungs, validated_epochs
+from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, REPEATED, REPEATS, TOO_TIGHT, TWICE, UNTRAINED, Outcomes
+from guidino_tune.study.pruners import ends, is_stopped, rungs, validated_epochs
+from guidino_tune.study.repeats import REDRAWS, Repeats
 from guidino_tune.study.samplers import ListedSampler
 from guidino_tune.study.store import StudyFolder
-from guidino_tune.study.trials import counts_as_finished, orphans, remaining
+from guidino_tune.study.trials import counts_as_finished, orphans, remaining, untrained
 from guidino_tune.training.failures import FAILURE, FailureKind, as_kind, death_kind
 from guidino_tune.training.reporter import EpochRecord
 
@@ -86,6 +87,8 @@ class Driver:
         self.outcomes = Outcomes(study.get_trials(deepcopy=False), settings.get("max_failures", 0))
         if isinstance(study.sampler, ListedSampler):
             study.sampler.outcomes = self.outcomes
+        self.repeats = Repeats(study.get_trials(deepcopy=False))
+        self.exhausted, self.untrained = False, 0
         self.error: Exception | None = None
         self.refusal = ""
         self.warn, self.warned, self.count = warn, {""}, count
@@ -131,6 +134,8 @@ class Driver:
         """Why the run ended before all its trials did; empty when all have."""
         if self.given_up:
             return self.given_up
+        if self.exhausted:
+            return ""
         if remaining(self.study, self.space, self.outcomes):
             return OUT_OF_TIME if self.expired else INTERRUPTED
         # Of a list: what the next run tries again.
@@ -139,22 +144,32 @@ class Driver:
 
     @property
     def waits(self) -> bool:
-        """True while running trials suffice; one of them may yet have to be made up for, or to go on elsewhere."""
-        return bool(self.running) and len(self.running) >= self.remaining
+        """True while running trials suffice, or are all that is left; one of them may yet have to be made up for, or to go on elsewhere."""
+        return bool(self.running) and (self.exhausted or len(self.running) >= self.remaining)
 
     def ask(self, key: str) -> dict[str, Any] | None:
         """The next trial: one that a dead driver or machine left running, else a new one; ``None`` when there shall be no more."""
         refusals = 0
         while refusals < REFUSALS:
+            begun = bool(self.orphans) and "hash" in self.orphans[0].user_attrs
             if self.orphans:
                 frozen = self.orphans.pop(0)
                 trial = optuna_private.running_trial(self.study, frozen)
                 reported = dict(frozen.intermediate_values)
                 if frozen.user_attrs.get(INTERRUPTION):
                     trial.set_user_attr(INTERRUPTION, "")
-            else:
+            elif self.repeats.in_a_row < REDRAWS:
                 trial, reported = self.study.ask(), {}
+            elif drawn := self.repeats.draw(self.study, self.space, self.outcomes):
+                trial, reported = drawn, {}
+            else:
+                self.exhausted = True
+                if not self.running:
+                    self.warn(self.repeats.exhausted)
+                return None
             experiment = self.space.experiment(suggest(self.space, trial))
+            if not begun and self._repeats(trial, experiment):
+                continue
             trial.set_user_attr("name", experiment.name)
             trial.set_user_attr("hash", experiment.hash)
             trial.set_user_attr("epochs", experiment.training.epochs)
@@ -163,10 +178,23 @@ class Driver:
             if not refused and not self._too_much(trial, experiment):
                 return self._started(key, trial, experiment, reported)
             refusals += bool(refused)
-            if self.remaining <= 0:
+            if self.remaining <= 0 or self.refusal:
                 return None
         self.refusal = f"the sampler proposed {REFUSALS} configurations in a row that had failed before, the last one: {refused}"
         return None
+
+    def _repeats(self, trial: optuna.Trial, experiment: Experiment) -> bool:
+        """Closes a trial whose result is known, or will be; nothing counts it, and no observer is told. Lists are trained as they stand."""
+        other = self.repeats.known.get(experiment.hash)
+        if other is None or self.space.study.is_list:
+            return False
+        if text := self.outcomes.repetition(trial.number, experiment.hash, trial.params):
+            self.warn(text)
+        trial.set_user_attr(REPEATS, other)
+        trial.set_user_attr("message", f"has the configuration of trial {other}; not trained again")
+        self.study.tell(trial, state=TrialState.FAIL)
+        self.repeats.in_a_row += 1
+        return True
 
     def _refused(self, trial: optuna.Trial, experiment: Experiment) -> str:
         """Closes a trial that must not be run, and says why; empty for any other."""
@@ -174,22 +202,26 @@ class Driver:
         if kind is None:
             return ""
         message = f"failed so {TWICE} times before ({experiment.hash}); not tried again"
-        trial.set_user_attr("failure", kind)
-        trial.set_user_attr("message", message)
-        trial.set_user_attr(REPEATED, True)
+        for name, value in {"failure": kind, "message": message, REPEATED: True}.items():
+            trial.set_user_attr(name, value)
         self.study.tell(trial, state=TrialState.FAIL)
         sync_to_disk(self.study)
         self.listener(trial.number, experiment, None)
         return f"{kind}: {message}"
 
     def _too_much(self, trial: optuna.Trial, experiment: Experiment) -> bool:
-        """Closes a trial that is beyond a constraint before it is trained, or trained any further; it counts as finished."""
+        """Closes a trial that is beyond a constraint before it is trained, or trained any further; only the latter counts."""
         if feasible(frozen := self.frozen(trial)):
             return False
         trial.set_user_attr("message", beyond(self.space.study, frozen))
         self.study.tell(trial, state=TrialState.PRUNED)
         sync_to_disk(self.study)
-        self.remaining -= 1
+        self.repeats.known.setdefault(experiment.hash, trial.number)
+        counts = self.space.study.is_list or not untrained(frozen)
+        self.remaining -= counts
+        self.untrained += not counts
+        if self.untrained >= UNTRAINED:
+            self.refusal = f"{UNTRAINED} untrained configurations in a row: {beyond(self.space.study, frozen)}; {TOO_TIGHT}"
         self.folder.trial(trial.number).tidy()
         self.listener(trial.number, experiment, None)
         return True
@@ -199,6 +231,8 @@ class Driver:
         if text := self.outcomes.repetition(number, experiment.hash, trial.params):
             self.warn(text)
         sync_to_disk(self.study)  # its folder must not outlive what the study knows of it
+        self.repeats.started(number, experiment)
+        self.untrained = 0
         self.running[key], self.experiments[number], self.seen[number] = trial, experiment, set(reported)
         self.listener(number, experiment, None)
         return {
@@ -257,7 +291,8 @@ class Driver:
         if self.space.study.constraints and not feasible(self.frozen(trial)):
             return False
         single = len(self.study.directions) == 1
-        return not (validated and single and last >= self.space.study.min_epochs and trial.should_prune())
+        compared = validated and single and last >= self.space.study.min_epochs
+        return not (compared and ends(trial, self.space.study, last, epochs))
 
     def _report(self, trial: optuna.Trial, objective: float, epoch: int) -> None:
         if len(self.study.directions) == 1:
@@ -273,7 +308,7 @@ class Driver:
     def tell(self, key: str, *, crashed: bool) -> None:
         """Closes a trial with what really happened to it, or keeps it to go on."""
         trial = self.running.pop(key, None)
-        text = self.last_words.pop(key, "")
+        text, self.exhausted = self.last_words.pop(key, ""), False
         if trial is None:
             return
         number = trial.number
@@ -311,6 +346,7 @@ class Driver:
         sync_to_disk(self.study)
         closed = self.frozen(trial)
         self.outcomes.closed(closed)
+        self.repeats.closed(closed)
         lost = self.space.study.is_list and self.outcomes.repeated(closed.params)
         if counts_as_finished(closed) or lost:
             self.remaining -= 1

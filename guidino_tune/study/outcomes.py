@@ -41,8 +41,17 @@ PREEMPTIONS = 20
 REFUSALS = 20
 """Configurations in a row that a sampler may propose though they are not to be tried again."""
 
+UNTRAINED = 100
+"""Configurations in a row that may be beyond a constraint before they are trained; then the search gives up."""
+
+TOO_TIGHT = "start another study (--name) with a higher limit in study.constraints, or with smaller networks"
+"""What to do then."""
+
 REPEATED = "repeated"
 """Attribute of a trial that was not run, because its configuration had failed twice."""
+
+REPEATS = "repeats"
+"""Attribute of a trial that was not run, because the trial of this number has its result, or is to have it."""
 
 INTERRUPTION = "interrupted"
 """Attribute of a trial that waits to go on: what interrupted it; empty while it runs."""
@@ -132,7 +141,7 @@ class Outcomes:
     def repetition(self, number: int, name: str, params: Mapping[str, Any]) -> str:
         """A warning when another trial has different parameters and yet the same experiment; once for the same parameters.
 
-        Such a trial is run: its result is that of the other one, once more.
+        Of a list such a trial is run: its result is that of the other one, once more.
 
         Args:
             number: Of the new trial.
@@ -172,7 +181,7 @@ def in_words(trials: Sequence[FrozenTrial]) -> list[str]:
     """A line for each kind of failure among these trials: how many, the message of the first, and what to do about it."""
     groups: dict[FailureKind, list[FrozenTrial]] = {}
     for trial in trials:
-        if trial.state == TrialState.FAIL and REPEATED not in trial.user_attrs:
+        if trial.state == TrialState.FAIL and not {REPEATED, REPEATS} & trial.user_attrs.keys():
             groups.setdefault(as_kind(trial.user_attrs.get("failure")), []).append(trial)
     lines = []
     for kind, failed in sorted(groups.items(), key=lambda group: -len(group[1])):
@@ -183,7 +192,8 @@ def in_words(trials: Sequence[FrozenTrial]) -> list[str]:
 
 def same_way(trials: Iterable[FrozenTrial]) -> FailureKind | None:
     """The kind in which all these trials failed; ``None`` when they did not, or not the same way."""
-    kinds = {as_kind(t.user_attrs.get("failure")) if t.state == TrialState.FAIL else None for t in trials}
+    run = (t for t in trials if REPEATS not in t.user_attrs)
+    kinds = {as_kind(t.user_attrs.get("failure")) if t.state == TrialState.FAIL else None for t in run}
     return kinds.pop() if len(kinds) == 1 else None
 
 

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 from guidino_tune import targets
 from guidino_tune.config import Study
 from guidino_tune.errors import UserError
+from guidino_tune.study import optuna_private
 
 PRUNERS: dict[str, Callable[[Study], optuna.pruners.BasePruner]] = {
     "asha": lambda s: optuna.pruners.SuccessiveHalvingPruner(min_resource=s.min_epochs, reduction_factor=s.reduction_factor),
@@ -67,16 +68,35 @@ def _halvings(study: Study, epochs: int) -> Iterator[int]:
         rung *= study.reduction_factor
 
 
+DECISION = "decision"
+"""Attribute of a trial: the newest epoch at which it was compared, and whether that ended it. Later peers do not change it."""
+
+
+def ends(trial: optuna.Trial, settings: Study, epoch: int, epochs: int) -> bool:
+    """Compares a trial that has reported ``epoch`` of ``epochs``, and keeps in the study what was decided at a rung."""
+    ended = trial.should_prune()
+    if epoch in rungs(settings, epochs):
+        trial.set_user_attr(DECISION, [epoch, ended])
+    return ended
+
+
 def is_stopped(study: optuna.Study, settings: Study, trial: FrozenTrial) -> bool:
     """True when a running trial is to end at its newest epoch, which a driver that died could not say, or not record.
 
-    Optuna's pruner notes that a trial has passed a rung before it compares, and does not compare a second time.
+    A trial is compared once: what a rung decided stands. Optuna's pruner notes that a trial has passed a rung before it compares, and
+    does not compare a second time; so a trial whose driver died between both is compared, and decided, here.
     """
     last, epochs = trial.last_step, trial.user_attrs.get("epochs", 0)
     if last not in rungs(settings, epochs)[:-1]:
         return False
+    decided, ended = trial.user_attrs.get(DECISION, (0, False))
+    if decided == last:
+        return bool(ended)
     key = f"completed_rung_{rungs(settings, epochs).index(last)}"
     if settings.pruner not in PRUNERS or key not in trial.system_attrs:
-        return study.pruner.prune(study, trial)
-    values = sorted(t.system_attrs[key] for t in study.get_trials(deepcopy=False) if key in t.system_attrs)
-    return bool(trial.system_attrs[key] < values[-max(1, len(values) // settings.reduction_factor)])
+        ended = study.pruner.prune(study, trial)
+    else:
+        values = sorted(t.system_attrs[key] for t in study.get_trials(deepcopy=False) if key in t.system_attrs)
+        ended = trial.system_attrs[key] < values[-max(1, len(values) // settings.reduction_factor)]
+    optuna_private.running_trial(study, trial).set_user_attr(DECISION, [last, bool(ended)])
+    return bool(ended)

@@ -70,13 +70,16 @@ class RecentTPESampler(optuna.samplers.TPESampler):
         super().__init__(**options)
         self._seed = seed
         # With fewer than its first random trials in sight it would take every trial for one of those.
-        latest = None if latest is None else max(latest, options.get("n_startup_trials", 10))
+        self._startup = options.get("n_startup_trials", 10)
+        latest = None if latest is None else max(latest, self._startup)
         self._known: set[int] = set()
+        self._results = 0
+        self._failed: list[FrozenTrial] = []
         self._best: list[tuple[tuple[float, ...], int, FrozenTrial]] = []
         self._latest: deque[FrozenTrial] = deque(maxlen=latest)
         self._window: tuple[int, list[FrozenTrial]] = (-1, [])
         # Optuna's rule for how many are good ones, asked with the size of the study and not with that of the window.
-        good = None if latest is None else lambda _: min(math.ceil(len(self._known) / 10), BEST)
+        good = None if latest is None else lambda _: min(math.ceil(self._results / 10), BEST)
         optuna_private.adapt(self, RepeatingRandomSampler(seed), good)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -99,15 +102,27 @@ class RecentTPESampler(optuna.samplers.TPESampler):
         return self._window[1]
 
     def _take_in(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
-        """Prepares the window for ``trial``; returns the trials that have finished since the last time."""
+        """Prepares the window for ``trial``; returns the trials that have finished since the last time.
+
+        Trials that diverged or lacked memory are shown as beyond a constraint, so that TPE keeps away from them; none is shown before
+        there are as many results as TPE wants of random trials, or the first failure would be taken for the best trial.
+        """
         new, window = [], {}
-        for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)):
+        for other in study.get_trials(deepcopy=False):
             if other.state == TrialState.RUNNING:
                 window[other.number] = other
-            elif other.number not in self._known:
+            elif other.number in self._known or other.state == TrialState.WAITING:
+                continue
+            elif other.state != TrialState.FAIL:
                 new.append(other)
+            elif counts_as_finished(other):
+                self._failed.append(_as_beyond(other))
+            self._known |= {other.number} if other.state.is_finished() else set()
+        self._results += len(new)
+        if self._results >= self._startup:
+            new += self._failed
+            self._failed = []
         for other in new:
-            self._known.add(other.number)
             self._latest.append(other)
             if self._latest.maxlen is not None:
                 insort(self._best, (_order(other), other.number, other))
@@ -115,6 +130,15 @@ class RecentTPESampler(optuna.samplers.TPESampler):
         window |= {other.number: other for other in self._latest} | {number: other for _, number, other in self._best}
         self._window = trial.number, [window[number] for number in sorted(window)]
         return new
+
+
+def _as_beyond(trial: FrozenTrial) -> FrozenTrial:
+    """A failed trial as TPE sees it: farther beyond a constraint than any other. The study's own record stays as it is."""
+    shown = optuna.trial.create_trial(
+        state=TrialState.PRUNED, params=trial.params, distributions=trial.distributions, constraints={"failed": math.inf}
+    )
+    shown.number = trial.number
+    return shown
 
 
 def _order(trial: FrozenTrial) -> tuple[float, ...]:

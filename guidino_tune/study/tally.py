@@ -8,7 +8,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune.study.objectives import feasible
-from guidino_tune.study.trials import counts_as_finished, rank
+from guidino_tune.study.outcomes import REPEATS
+from guidino_tune.study.trials import counts_as_finished, rank, untrained
 
 
 class Tally:
@@ -19,7 +20,7 @@ class Tally:
 
     Attributes:
         states: How many trials are in each state.
-        done: How many gave a result.
+        done: How many gave a result, and were trained for it.
         failures: How many failed, by kind.
         epochs: How many epochs the finished ones were trained.
         beyond: How many were ended because they broke a constraint; in ``states`` they are pruned.
@@ -40,9 +41,9 @@ class Tally:
             self.take(trial)
 
     def take(self, trial: FrozenTrial) -> bool:
-        """Counts a trial as it is now; False when its state was known already."""
+        """Counts a trial as it is now; False when its state was known already, or it repeats another."""
         before = self._known.get(trial.number)
-        if before == trial.state:
+        if before == trial.state or REPEATS in trial.user_attrs:
             return False
         if before is not None:
             self.states[before] -= 1
@@ -50,7 +51,7 @@ class Tally:
         self.states[trial.state] += 1
         self.latest = max(self.latest, *(at.timestamp() for at in (trial.datetime_start, trial.datetime_complete) if at), 0.0)
         if trial.state.is_finished():
-            self.done += counts_as_finished(trial)
+            self.done += counts_as_finished(trial) and not untrained(trial)
             if trial.state == TrialState.FAIL:
                 self.failures[str(trial.user_attrs.get("failure", "unknown"))] += 1
             self.epochs += max(trial.intermediate_values, default=0)

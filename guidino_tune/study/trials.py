@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
-from guidino_tune.study.objectives import feasible
+from guidino_tune.study.objectives import COUNTED, feasible
 from guidino_tune.study.outcomes import REPEATED, Outcomes, as_key
 from guidino_tune.training.failures import INFEASIBLE
 
@@ -31,7 +31,7 @@ def remaining(study: optuna.Study, space: Space, outcomes: Outcomes | None = Non
     if space.study.is_list:
         lost = (outcomes or Outcomes(study.get_trials(deepcopy=False), 0)).hopeless
         return sum(as_key(values) not in lost for values in unfinished(space.first_trials, finished(study)))
-    return max(0, space.study.trials - len(finished(study)))
+    return max(0, space.study.trials - sum(not untrained(trial) for trial in finished(study)))
 
 
 def without_result(study: optuna.Study, space: Space) -> list[str]:
@@ -65,6 +65,11 @@ def counts_as_finished(trial: FrozenTrial) -> bool:
     if trial.state == TrialState.FAIL:
         return trial.user_attrs.get("failure") in INFEASIBLE and REPEATED not in trial.user_attrs
     return trial.state.is_finished()
+
+
+def untrained(trial: FrozenTrial) -> bool:
+    """True when it was beyond a constraint before it was trained: a result for a list, and no trial of a search."""
+    return any(trial.constraints.get(name, 0) > 0 for name in COUNTED)
 
 
 def best_value(trial: FrozenTrial) -> float | None:

@@ -18,6 +18,7 @@ from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import SHORT, beyond, feasible, in_words
 from guidino_tune.study.objectives import shown as shown_value
 from guidino_tune.study.optuna_private import stored_trial
+from guidino_tune.study.outcomes import REPEATS
 from guidino_tune.study.tally import Tally
 from guidino_tune.study.trials import best_value, front, ranking, remaining
 
@@ -131,7 +132,7 @@ def leaderboard(study: optuna.Study, space: Space, rows: int = 10) -> Table:
     complete = [*leading, *(t for t in ranking(study) if t.number not in on_front)]
     leaders = on_front or {t.number for t in complete[:1]}
     others = sorted(
-        (t for t in study.get_trials(deepcopy=False) if t.state in (TrialState.PRUNED, TrialState.FAIL)),
+        (t for t in study.get_trials(deepcopy=False) if t.state in (TrialState.PRUNED, TrialState.FAIL) and REPEATS not in t.user_attrs),
         key=lambda t: -(best_value(t) or 0.0),
     )
     shown = complete[:rows]

@@ -15,7 +15,7 @@ from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import MEASURED, as_dict, beyond
 from guidino_tune.study.optuna_private import stored_trial
-from guidino_tune.study.outcomes import INTERRUPTION
+from guidino_tune.study.outcomes import INTERRUPTION, REPEATS
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.study.tally import Tally
 from guidino_tune.study.trials import best_value, front, ranking
@@ -181,8 +181,8 @@ class Recorder:
 
 
 def _is_known(trial: FrozenTrial) -> bool:
-    """False for a trial whose driver died before it had all its parameters: what is sent of those is not taken back."""
-    return trial.state.is_finished() or "hash" in trial.user_attrs
+    """False for a trial whose driver died before it had all its parameters, for what is sent is not taken back; and for a repetition."""
+    return REPEATS not in trial.user_attrs and (trial.state.is_finished() or "hash" in trial.user_attrs)
 
 
 def study_files(folder: StudyFolder) -> tuple[Path, ...]:

@@ -29,7 +29,7 @@ from guidino_tune.running.packing import pack
 from guidino_tune.space.advice import training_notes
 from guidino_tune.space.space import Space, override
 from guidino_tune.study.driver import INTERRUPTED, Driver
-from guidino_tune.study.outcomes import in_words, same_way
+from guidino_tune.study.outcomes import REPEATS, in_words, same_way
 from guidino_tune.study.store import StoredStudy, StudyFolder, folder_of, open_study
 from guidino_tune.study.trials import best_value, finished, ranking, remaining, without_result
 from guidino_tune.tracking import MLflowTracker
@@ -270,7 +270,7 @@ def _closing(
 ) -> None:
     console.print(leaderboard(study, space))
     ranked = ranking(study)
-    failed = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.FAIL]
+    failed = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.FAIL and REPEATS not in t.user_attrs]
     if failed:
         lines = [f"{len(failed)} trials failed:", *in_words(failed), *without_result(study, space)]
         console.print("\n  ".join(lines), style="red", highlight=False, soft_wrap=True, markup=False)

@@ -15,7 +15,9 @@ from training_helpers import Listener, make_data, make_experiment, search_space
 
 from guidino_tune import paths
 from guidino_tune.errors import UserError
+from guidino_tune.study.outcomes import UNTRAINED
 from guidino_tune.study.samplers import RecentTPESampler
+from guidino_tune.study.tally import Tally
 from guidino_tune.study.trials import ranking
 from guidino_tune.training import costs
 from guidino_tune.training.loop import TrainingRun
@@ -36,8 +38,8 @@ def test_a_network_with_too_many_parameters_is_not_trained(tmp_path: Path) -> No
             driver.epoch("a", asked["number"], epoch, 0.5)
         driver.driver.tell("a", crashed=False)
     trials = driver.study.get_trials()
-    assert len(trials) == 12
-    assert 0 < len(trained) < 12
+    assert len(trained) == 12 < len(trials)  # only what is trained counts
+    assert Tally(driver.study).done == 12
     for t in trials:
         width = t.params["segmenter.base_width"]
         assert t.constraints == {"parameters": pytest.approx(sizes[width] / limit - 1)}
@@ -46,6 +48,15 @@ def test_a_network_with_too_many_parameters_is_not_trained(tmp_path: Path) -> No
     small = next(t for t in trials if t.params["segmenter.base_width"] == 4)
     assert small.user_attrs["message"].startswith(f"parameters {sizes[4]:,} above")
     assert driver.driver.given_up == ""
+
+
+def test_a_limit_that_no_network_keeps_ends_the_search(tmp_path: Path) -> None:
+    driver = Run(tmp_path, space_of(constraints={"parameters": 1000}, sampler="random", trials=12)).driver
+    assert driver.ask("a") is None
+    assert len(driver.study.trials) == UNTRAINED
+    assert driver.remaining == 12
+    for part in ("100 untrained configurations in a row", "above 1,000", "study.constraints"):
+        assert part in driver.given_up
 
 
 def test_a_trial_that_turns_out_too_slow_is_not_trained_further(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from space_helpers import GUIDE, search_space
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.study.driver import Driver
+from guidino_tune.study.samplers import RecentTPESampler
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.study.trials import orphans
 from guidino_tune.training.reporter import EpochRecord
@@ -171,3 +172,43 @@ def test_a_driver_that_dies_anywhere_changes_nothing(sampler: str, tmp_path: Pat
     whole = lives(space, tmp_path / "whole", None)
     assert {t.state for t in whole.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
     assert content(lives(space, tmp_path / "died", random.Random(0))) == content(whole)
+
+
+def failing(sampler: str, path: Path, kind: str) -> float:
+    """Share of the second half of 60 trials that fail, where three rates of ten do, and the best rate is the highest that does not."""
+    space = space_of(sampler, trials=60, startup_trials=10, pruner="none")
+    study = open_study(space, StudyFolder(path))
+    failed = []
+    for _ in range(60):
+        trial = study.ask()
+        rate = suggest(space, trial)["training.lr"]
+        failed.append(rate > 10**-2.6)
+        if failed[-1]:
+            trial.set_user_attr("failure", kind)
+            study.tell(trial, state=TrialState.FAIL)
+        else:
+            study.tell(trial, np.log10(rate))
+    assert {t.state for t in study.trials if t.params["training.lr"] > 10**-2.6} == {TrialState.FAIL}
+    return float(np.mean(failed[30:]))
+
+
+def test_tpe_learns_from_trials_that_diverged_and_not_from_those_that_a_machine_lost(tmp_path: Path) -> None:
+    diverged, lost = failing("tpe", tmp_path / "a", "diverged"), failing("tpe", tmp_path / "b", "crashed")
+    assert diverged < lost / 2, (diverged, lost)
+
+
+def test_the_window_of_tpe_holds_failures_as_worst_once_there_are_results() -> None:
+    study = optuna.create_study(direction="maximize")
+    sampler = RecentTPESampler(n_startup_trials=3)
+    seen = []
+    for kind in ("diverged", "out-of-memory", "", "bug", "", "", "preempted"):
+        trial = study.ask()
+        trial.suggest_float("x", 0, 1)
+        trial.set_user_attr("failure", kind)
+        study.tell(trial, *((0.5,) if not kind else ()), state=TrialState.FAIL if kind else TrialState.COMPLETE)
+        window = sampler._modelled(study, optuna.create_trial(state=TrialState.RUNNING))
+        sampler._window = (-2, [])
+        seen.append([t.number for t in window])
+    assert seen == [[], [], [2], [2], [2, 4], [0, 1, 2, 4, 5], [0, 1, 2, 4, 5]]
+    assert [t.constraints for t in window] == [{"failed": np.inf}] * 2 + [{}] * 3
+    assert [t.number for *_, t in sampler._best] == [2, 4, 5, 0, 1]
