@@ -11,8 +11,10 @@ import optuna
 import pytest
 from synthetic_curves import Formula, synthetic_space, synthetic_table
 
+from guidino_tune.analysis.searches import Search, epochs_ratio, mean_interval
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.errors import UserError
+from guidino_tune.simulate import main
 from guidino_tune.simulation.curves import Curve, CurveTable, read_table, write_table
 from guidino_tune.simulation.executor import NOWHERE, new_study, simulate
 from guidino_tune.simulation.sources import Rows, Surrogate
@@ -115,3 +117,28 @@ def test_wrong_input_is_one_message(tmp_path: Path) -> None:
         Rows(table)
     with pytest.raises(UserError, match="too few for a model"):
         Surrogate(CurveTable(table.space, table.curves[:3], {}))
+
+
+def test_the_command_compares_methods_on_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(synthetic_table(30, epochs=9), tmp_path / "t.parquet")
+    asked = [str(tmp_path / "t.parquet"), "--seeds", "2", "--workers", "2", "--epochs", "40", "--output", str(tmp_path / "out")]
+    assert main([*asked, "--methods", "random+asha,tpe+asha"]) == 0
+    page = (tmp_path / "out" / "simulation.md").read_text()
+    assert "| 2 | random+asha | 2 |" in page
+    assert "1.00 [" in page  # the reference against itself
+    assert (tmp_path / "out" / "simulation.png").read_bytes()[:4] == b"\x89PNG"
+    assert len((tmp_path / "out" / "simulation.csv").read_text().splitlines()) == 1 + 2 * 2 * 50
+    assert main([*asked, "--methods", "tpe"]) == 2
+    assert main([*asked, "--methods", "tpee+asha"]) == 2
+    told = capsys.readouterr().err
+    assert "'tpe' is no method" in told
+    assert "did you mean 'tpe'" in told
+
+
+def test_epochs_to_a_quality_are_counted_from_the_mean_of_the_seeds() -> None:
+    def search(method: str, at: int) -> Search:
+        return Search(method, 1, 0, (1, at), (1.0, float(at)), (0.5, 0.1), 2, 0.0, 400, 400.0)
+
+    slow, fast = [search("random+asha", 200)] * 3, [search("tpe+asha", 50)] * 3
+    assert epochs_ratio(fast, slow) == (0.25, 0.25, 0.25)
+    assert mean_interval([0.25] * 4) == (0.25, 0.25, 0.25)
