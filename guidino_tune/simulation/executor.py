@@ -158,6 +158,6 @@ def simulate(
             start(key)
         else:
             end(key)
-    columns = tuple(zip(*leads, strict=True)) or ((), (), ())
     began = sum(t.state != TrialState.WAITING for t in study.get_trials(deepcopy=False))
-    return Simulated(*columns, began, failed / max(1, ended), trained, clock, spent), study
+    at, when, qualities = tuple(x[0] for x in leads), tuple(x[1] for x in leads), tuple(x[2] for x in leads)
+    return Simulated(at, when, qualities, began, failed / max(1, ended), trained, clock, spent), study

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -65,9 +66,15 @@ def simulate_searches(
     tasks = [(method, count, seed) for method in methods for count in workers for seed in range(seeds)]
     started, last = time.monotonic(), time.monotonic()
     found: list[tuple[Task, Simulated]] = []
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs, _prepare, (spaces, source, budget, losses)) as pool:
-        for done in pool.imap_unordered(_run, tasks):
+    runs: Iterable[tuple[Task, Simulated]]
+    with contextlib.ExitStack() as stack:
+        if jobs > 1:
+            processes = multiprocessing.get_context("spawn").Pool(jobs, _prepare, (spaces, source, budget, losses))
+            runs = stack.enter_context(processes).imap_unordered(_run, tasks)
+        else:
+            _prepare(spaces, source, budget, losses)
+            runs = map(_run, tasks)
+        for done in runs:
             found.append(done)
             if time.monotonic() - last > 10:
                 last = time.monotonic()

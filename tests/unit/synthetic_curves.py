@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 
@@ -46,8 +47,11 @@ class Formula:
         self.crossing, self.epochs = crossing, epochs
         generator = random.Random(1)
         self.networks = {name: (generator.uniform(0, 0.12), generator.uniform(-3.8, -2.9), generator.uniform(0, 1)) for name in NETWORKS}
-        draws = [drawn(generator) for _ in range(20_000)]
-        self.best = max(self.quality(v) for v in draws if not self.diverges(v))
+
+    @functools.cached_property
+    def best(self) -> float:
+        generator = random.Random(1)
+        return max(self.quality(v) for v in (drawn(generator) for _ in range(20_000)) if not self.diverges(v))
 
     def diverges(self, values: Values) -> bool:
         return math.log10(float(values["training.lr"])) > self.networks[str(values["segmenter.kind"])][1] + 0.9  # type: ignore[arg-type]
