@@ -107,9 +107,10 @@ def simulate_searches(
 
 def _space(table: CurveTable, method: str) -> Space:
     sampler, plus, pruner = method.partition("+")
-    if not plus or sampler == "listed":
+    space = override(table.space, {"study.sampler": sampler, "study.pruner": pruner}) if plus else None
+    if space is None or space.study.is_list:
         raise UserError(f"{method!r} is no method", where="--methods", todo="write SAMPLER+PRUNER, such as tpe+asha or random+none")
-    return override(table.space, {"study.sampler": sampler, "study.pruner": pruner})
+    return space
 
 
 def _source(table: CurveTable, curves: Curves) -> Source:
