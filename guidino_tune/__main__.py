@@ -17,6 +17,8 @@ COMMANDS = {
     "retrain": "train an exported configuration with several seeds and test it once",
     "evaluate": "score a model on the validation or the sealed test split",
     "predict": "masks and overlays for a folder of images",
+    "record": "record learning curves of random configurations, as a table",
+    "simulate": "compare samplers and pruners on recorded curves, in minutes",
     "track": "show what MLflow lacks of a study, and send it",
     "prepare": "download, check and unpack a data set, or convert backbone weights",
     "doctor": "what is here, and what to do about what is not",

@@ -59,10 +59,11 @@ LAYERS = {
     "inference": layer("config", "normalisation", "framing", "monai_parts", heavy="torch"),
     "training": layer(*BELOW_TRAINING, heavy="torch"),
     "study": layer("config", "space", "data", "training", heavy="optuna"),
+    "simulation": layer("config", "space", "training", "study", heavy="optuna pyarrow"),
     "tracking": layer("config", "training.reporter", heavy="mlflow"),
     "analysis": layer("config", heavy="matplotlib pandas"),
     "running": layer(*BELOW_RUNNING, heavy="torch optuna ray"),
-    "workflows": layer(*BELOW_RUNNING, "tracking", "running", heavy="torch optuna pandas"),
+    "workflows": layer(*BELOW_RUNNING, "simulation", "tracking", "running", heavy="torch optuna pandas"),
     "api": layer("config", "space"),
 }
 """By folder or top-level module. Only ``monai_parts`` has monai, only ``tracking`` mlflow and only ``running`` ray."""
@@ -328,7 +329,7 @@ def test_help_imports_nothing_heavy(command: str) -> None:
 
 
 def test_a_study_needs_neither_ray_nor_torch_nor_mlflow() -> None:
-    every = ", ".join(f"{NAME}.{module}" for module in modules(PACKAGE) if module.partition(".")[0] == "study")
+    every = ", ".join(f"{NAME}.{module}" for module in modules(PACKAGE) if module.partition(".")[0] in ("study", "simulation"))
     assert "study.driver" in every
     assert loaded(f"import {every}")[2] & {"ray", "torch", "mlflow", "transformers", "monai"} == set()
 

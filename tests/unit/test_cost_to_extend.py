@@ -35,7 +35,8 @@ PLACES: dict[str, set[str]] = {
     "adamw": {SECTIONS, "training/optimisers.py"},
     "sgd": {SECTIONS, "training/optimisers.py"},
     "poly": {SECTIONS, "training/optimisers.py"},
-    "listed": {"config/study.py", "study/samplers.py", "space/recipes.py", "workflows/listed.py"},  # tables are lists, and so are seeds
+    # tables are lists, and so are seeds and repetitions
+    "listed": {"config/study.py", "study/samplers.py", "space/recipes.py", "workflows/listed.py", "workflows/record.py"},
     "tpe": {"config/study.py", "study/samplers.py"},
     "asha": {"config/study.py", "study/pruners.py"},
 }

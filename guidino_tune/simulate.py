@@ -1,0 +1,66 @@
+"""The command ``simulate``: which sampler and pruner would have been the best, on recorded curves."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from guidino_tune.cli import parser, positive, run
+
+EXAMPLES = """\
+  guidino-tune simulate curves.parquet                      tpe and random with ASHA, random without, on a recorded table
+  guidino-tune simulate kvasir --methods tpe+asha,random+asha --workers 4
+                                                            on the trials of your own study
+  guidino-tune simulate curves.parquet --curves surrogate --seeds 20 --epochs 2000 --jobs 8
+                                                            on a model of the curves, in eight processes
+
+Trains nothing and needs no Ray: the real driver runs on a virtual clock. `guidino-tune record` makes a table."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and simulates; see ``--help``."""
+    made = parser("simulate", "Compare samplers and pruners on recorded learning curves.", EXAMPLES)
+    made.add_argument("curves_of", metavar="TABLE|STUDY", help="a table that ends in .parquet, or a study by name or path")
+    made.add_argument("--methods", default="random+asha,tpe+asha,random+none", help="SAMPLER+PRUNER,... (default: %(default)s)")
+    made.add_argument("--seeds", type=positive, default=50, help="studies of each method (default: 50)")
+    made.add_argument("--workers", type=_counts, default=[1, 4, 16], metavar="N,...", help="trials side by side (default: 1,4,16)")
+    made.add_argument("--epochs", type=positive, help="budget of a search, of all its trials (default: that of 20 whole trainings)")
+    made.add_argument(
+        "--curves", choices=["auto", "exact", "surrogate"], default="auto",
+        help="exact: the nearest recorded configuration; surrogate: a fitted model; auto: exact where no curve was stopped early",
+    )  # fmt: skip
+    made.add_argument("--losses", type=_rate, default=0.0, metavar="RATE", help="losses of a worker's machine in an hour (default: 0)")
+    made.add_argument("--jobs", type=positive, default=1, help="processes (default: 1)")
+    made.add_argument("--output", default="simulation", metavar="DIR", help="for simulation.md, .csv and .png (default: simulation)")
+    return run(_simulate, made, argv)
+
+
+def _counts(text: str) -> list[int]:
+    return [positive(part) for part in text.split(",")]
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0")
+    return value
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from guidino_tune.workflows.progress import make_console
+    from guidino_tune.workflows.simulate import simulate_searches
+
+    simulate_searches(
+        options.curves_of, options.methods.split(","), console=make_console(), output=Path(options.output), seeds=options.seeds,
+        workers=options.workers, epochs=options.epochs, curves=options.curves, losses=options.losses, jobs=options.jobs,
+    )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A search on recorded curves: the real driver under a virtual clock."""

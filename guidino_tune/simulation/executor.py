@@ -1,0 +1,163 @@
+"""W workers on a virtual clock: they run the trials of the real driver over recorded curves, in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from guidino_tune.config.study import OBJECTIVE
+from guidino_tune.simulation.curves import Curve
+from guidino_tune.simulation.sources import Source
+from guidino_tune.space.space import Space
+from guidino_tune.study.driver import Driver
+from guidino_tune.study.objectives import directions
+from guidino_tune.study.pruners import make_pruner
+from guidino_tune.study.samplers import make_sampler
+from guidino_tune.study.store import StudyFolder
+from guidino_tune.training.failures import as_kind
+from guidino_tune.training.reporter import EpochRecord
+
+NOWHERE = Path(os.devnull) / "simulated"
+"""Folder of a study that keeps nothing on the disk."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Simulated:
+    """How one simulated search went.
+
+    Attributes:
+        epochs: Epochs trained so far, of all trials together, each time that another configuration became the leading one.
+        seconds: Of the virtual clock, likewise.
+        qualities: Of that configuration, trained whole and without luck: the best complete trial by its own Dice; before there is one,
+            the trial with the best Dice so far.
+        trials: That began.
+        diverged: Share of the ended ones that failed through their configuration.
+        total_epochs: That were trained.
+        total_seconds: Of the virtual clock, at the end.
+        worker_seconds: That the workers spent on epochs.
+    """
+
+    epochs: tuple[int, ...]
+    seconds: tuple[float, ...]
+    qualities: tuple[float, ...]
+    trials: int
+    diverged: float
+    total_epochs: int
+    total_seconds: float
+    worker_seconds: float
+
+
+def new_study(space: Space, source: Source, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
+    """A study in memory with the sampler and pruner of the space, and its first trials queued, as ``store.open_study`` makes one."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        inner = sampler or make_sampler(space)
+    study = optuna.create_study(directions=directions(space.study), sampler=source.sampler(inner), pruner=make_pruner(space.study))
+    for values in space.first_trials:
+        study.enqueue_trial(dict(values), skip_if_exists=True)
+    return study
+
+
+def as_records(curve: Curve, asked: dict[str, object], epochs: int) -> Iterator[tuple[float, EpochRecord | None]]:
+    """Seconds and record of each epoch to come; the record is ``None`` where the training fails."""
+    dice, validated = curve.filled(), set(asked["validated"])  # type: ignore[call-overload]
+    usual = float(np.nanmean(curve.seconds)) if np.isfinite(curve.seconds).any() else 1.0
+    for epoch in range(int(asked["reported"]) + 1, epochs + 1):  # type: ignore[call-overload]
+        if epoch > len(dice):
+            yield usual, None
+            return
+        seconds = float(curve.seconds[epoch - 1]) if np.isfinite(curve.seconds[epoch - 1]) else usual
+        yield seconds, EpochRecord(epoch, {OBJECTIVE: float(dice[epoch - 1])} if epoch in validated else {}, 0.0)
+
+
+def simulate(
+    space: Space,
+    source: Source,
+    *,
+    workers: int,
+    epochs: int,
+    losses: float = 0.0,
+    sampler: Callable[[Space, int], optuna.samplers.BaseSampler] | None = None,
+) -> tuple[Simulated, optuna.Study]:
+    """Searches until so many epochs were trained. The same arguments give the same study.
+
+    Args:
+        space: With sampler, pruner and seed of the study; the number of trials is not a limit.
+        source: Of the curves.
+        workers: Trials side by side.
+        epochs: Budget, of all trials together.
+        losses: How often a worker's machine is lost in an hour, on average. The epoch is lost, and the trial goes on elsewhere.
+        sampler: In place of the space's; made from the space and the seed.
+    """
+    settings = dataclasses.replace(space.study, trials=epochs, objectives=(OBJECTIVE,), constraints={}, time_budget=None)
+    space = dataclasses.replace(space, study=settings)
+    seed, length = settings.seed, space.base.training.epochs
+    study = new_study(space, source, sampler(space, seed) if sampler else None)
+    driver = Driver(study, space, StudyFolder(NOWHERE), lambda number, experiment, record: None)
+    random = np.random.default_rng(seed)
+    clock, spent, trained, turn, ended, failed = 0.0, 0.0, 0, 0, 0, 0
+    queue: list[tuple[float, int, str, EpochRecord | None, bool]] = []
+    running: dict[str, tuple[Iterator[tuple[float, EpochRecord | None]], Curve]] = {}
+    lead: tuple[bool, float] = (False, -1.0)
+    leads: list[tuple[int, float, float]] = []
+
+    def start(key: str) -> None:
+        nonlocal turn, spent
+        seconds, record = next(running[key][0])
+        lost = bool(losses) and random.random() < -np.expm1(-losses * seconds / 3600)
+        seconds *= random.random() if lost else 1.0
+        turn, spent = turn + 1, spent + seconds
+        heapq.heappush(queue, (clock + seconds, turn, key, record, lost))
+
+    def end(key: str, kind: str = "") -> None:
+        nonlocal ended, failed
+        curve = running.pop(key)[1]
+        if kind:
+            driver.fail(key, as_kind(kind), "the machine was lost" if kind == "preempted" else f"recorded as {curve.state}")
+        driver.tell(key, crashed=bool(kind))
+        ended, failed = ended + (kind != "preempted"), failed + bool(kind and kind != "preempted")
+
+    while trained < epochs:
+        while len(running) < workers and not driver.waits and not driver.given_up:
+            key = str(turn)
+            asked = driver.ask(key)
+            if asked is None:
+                break
+            values = driver.running[key].params
+            curve = source.curve(values, seed)
+            running[key] = as_records(curve, asked, length), curve
+            start(key)
+        if not queue:
+            break
+        clock, _, key, record, lost = heapq.heappop(queue)
+        if lost:
+            end(key, "preempted")
+            continue
+        trained += 1
+        if record is None:
+            end(key, running[key][1].state)
+            continue
+        values = driver.running[key].params
+        known = record.metrics.get(OBJECTIVE)
+        goes_on = driver.report(key, [record])
+        best = max(driver.frozen(driver.running[key]).intermediate_values.values(), default=-1.0)
+        candidate = (record.epoch == length, best)
+        if known is not None and candidate > lead:
+            lead = candidate
+            leads.append((trained, clock, source.quality(values)))
+        if goes_on:
+            start(key)
+        else:
+            end(key)
+    began = sum(t.state != TrialState.WAITING for t in study.get_trials(deepcopy=False))
+    at, when, qualities = tuple(x[0] for x in leads), tuple(x[1] for x in leads), tuple(x[2] for x in leads)
+    return Simulated(at, when, qualities, began, failed / max(1, ended), trained, clock, spent), study

@@ -1,0 +1,261 @@
+"""Where the curve of a proposed configuration comes from: the nearest recorded one, or a model of all of them."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial
+
+from guidino_tune.errors import UserError
+from guidino_tune.simulation.curves import COMPLETE, STOPPED, Curve, CurveTable
+from guidino_tune.space.parameters import Parameter, Scalar, Values
+from guidino_tune.space.space import Space
+from guidino_tune.study.outcomes import as_key
+
+
+class Source(Protocol):
+    """Answers how a training goes."""
+
+    note: str
+
+    def curve(self, values: Values, seed: int) -> Curve:
+        """The training of these values with the luck of this seed."""
+        ...
+
+    def quality(self, values: Values) -> float:
+        """Best Dice of a whole training, without luck."""
+        ...
+
+    def sampler(self, inner: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
+        """The sampler as this source can answer it."""
+        ...
+
+    @property
+    def best(self) -> float:
+        """Best quality that is known."""
+        ...
+
+
+def luck(values: Values, seed: int) -> np.random.Generator:
+    """Random numbers of one training: the same for every method that trains these values in the study of this seed."""
+    return np.random.default_rng([seed, zlib.crc32(repr(sorted(values.items())).encode())])
+
+
+def encode(space: Space, values: Values) -> np.ndarray:
+    """Values as numbers in [0, 1] in the space's own scale, a place for each choice; -1 where a parameter is not active."""
+    row: list[float] = []
+    for path, parameter in space.parameters.items():
+        value = values.get(path)
+        if parameter.type == "choice":
+            row += [float(value == choice) if path in values else -1.0 for choice in parameter.choices]
+        elif path not in values:
+            row.append(-1.0)
+        else:
+            low, high = parameter.limits
+            at, low, high = (math.log(x) for x in (float(value), low, high)) if parameter.log else (float(value), low, high)  # type: ignore[arg-type]
+            row.append((at - low) / (high - low) if high > low else 0.0)
+    return np.array(row)
+
+
+class Rows:
+    """The recorded curves themselves. A proposal becomes the nearest recorded configuration with the same active parameters.
+
+    One that a study has not used yet goes before one that it has; of several seeds the study's luck takes one.
+
+    Args:
+        table: Without curves that were stopped early.
+
+    Raises:
+        UserError: A curve was stopped early: what would have followed is not known.
+    """
+
+    def __init__(self, table: CurveTable) -> None:
+        if stopped := sum(c.state == STOPPED or (not c.failed and len(c.dice) < table.epochs) for c in table.curves):
+            raise UserError(
+                f"{stopped} of {len(table.curves)} curves were stopped before their last epoch, so they cannot be played as they are",
+                where="--curves exact", todo="take --curves surrogate, which goes on with them",
+            )  # fmt: skip
+        self.space = table.space
+        self.groups: dict[Any, list[Curve]] = {}
+        for curve in table.curves:
+            self.groups.setdefault(as_key(curve.parameters), []).append(curve)
+        self.known = [group[0].parameters for group in self.groups.values()]
+        self._encoded = np.array([encode(self.space, values) for values in self.known])
+        self._branches = [frozenset(values) for values in self.known]
+        self.note = f"each proposal is replaced by the nearest of {len(self.known)} recorded configurations with the same active parameters"
+
+    def nearest(self, values: Values, used: frozenset[Any] = frozenset()) -> Values:
+        """The nearest recorded configuration; only where all of its branch are ``used``, one of them."""
+        distance = ((self._encoded - encode(self.space, values)) ** 2).sum(1)
+        branch = frozenset(values)
+        return min(enumerate(self.known), key=lambda n: (self._branches[n[0]] != branch, as_key(n[1]) in used, distance[n[0]]))[1]
+
+    def _group(self, values: Values) -> list[Curve]:
+        return self.groups.get(as_key(values)) or self.groups[as_key(self.nearest(values))]
+
+    def curve(self, values: Values, seed: int) -> Curve:
+        """See ``Source``."""
+        group = self._group(values)
+        return group[luck(values, seed).integers(len(group))]
+
+    def quality(self, values: Values) -> float:
+        """See ``Source``: the mean over the recorded seeds."""
+        return float(np.mean([max(curve.filled(), default=0.0) for curve in self._group(values)]))
+
+    def sampler(self, inner: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
+        """See ``Source``."""
+        return RowSampler(inner, self)
+
+    @property
+    def best(self) -> float:
+        """See ``Source``; of those that never fail."""
+        return max(self.quality(values) for values in self.known if not any(c.failed for c in self.groups[as_key(values)]))
+
+
+class RowSampler(optuna.samplers.BaseSampler):
+    """Lets another sampler propose, and gives the trial the nearest recorded configuration: what the study knows is what was run."""
+
+    def __init__(self, inner: optuna.samplers.BaseSampler, rows: Rows) -> None:
+        self.inner, self.rows = inner, rows
+        self._chosen: tuple[int, Values] = -1, {}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Nothing is given together."""
+        return {}
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        """See ``infer_relative_search_space``."""
+        return {}
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        """The value of the row that this trial got."""
+        if self._chosen[0] != trial.number:
+            together = self.inner.sample_relative(study, trial, self.inner.infer_relative_search_space(study, trial))
+
+            def choose(path: str, parameter: Parameter) -> Scalar:
+                value: Scalar = (
+                    together[path] if path in together else self.inner.sample_independent(study, trial, path, distribution(parameter))
+                )
+                return value
+
+            used = frozenset(as_key(t.params) for t in study.get_trials(deepcopy=False) if t.number != trial.number)
+            self._chosen = trial.number, self.rows.nearest(self.rows.space.walk(choose)[0], used)
+        row = self._chosen[1]
+        return row[param_name] if param_name in row else self.inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: Any, values: Any) -> None:
+        """See ``BaseSampler``."""
+        self.inner.after_trial(study, trial, state, values)
+
+
+def distribution(parameter: Parameter) -> BaseDistribution:
+    """A parameter in Optuna's terms, as ``suggest`` asks for it."""
+    if parameter.type == "choice":
+        return CategoricalDistribution(parameter.choices)
+    low, high = parameter.limits
+    if parameter.type == "int":
+        return optuna.distributions.IntDistribution(int(low), int(high), log=parameter.log, step=int(parameter.step or 1))
+    return optuna.distributions.FloatDistribution(low, high, log=parameter.log, step=parameter.step)
+
+
+class Surrogate:
+    """Extremely randomised trees that give a whole curve, the seconds of an epoch and the chance of a failure for any configuration.
+
+    A curve that was stopped early goes on as the mean of the complete ones does. The luck of a seed is a difference, drawn from the record,
+    between two trainings of one configuration, divided by the root of 2.
+
+    Args:
+        table: At least ten curves, one of them complete.
+
+    Raises:
+        UserError: There are fewer.
+    """
+
+    def __init__(self, table: CurveTable) -> None:
+        from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
+        from sklearn.model_selection import GroupKFold
+
+        self.space, self.epochs = table.space, table.epochs
+        trained = [c for c in table.curves if not c.failed and len(c.dice)]
+        complete = [c.filled() for c in trained if len(c.dice) >= self.epochs]
+        if len(trained) < 10 or not complete:
+            raise UserError(f"{len(trained)} curves, {len(complete)} of them complete, are too few for a model", where="--curves surrogate",
+                            todo="record at least ten, and one that is complete")  # fmt: skip
+        mean = np.mean([c[: self.epochs] for c in complete], axis=0)
+        curves = np.array([self._continued(c.filled(), mean) for c in trained])
+        inputs = np.array([encode(self.space, c.parameters) for c in trained])
+        every = np.array([encode(self.space, c.parameters) for c in table.curves])
+        kinds = np.array([c.state if c.failed else "" for c in table.curves])
+        trees = {"n_estimators": 60, "random_state": 0, "n_jobs": 1}
+        groups = np.array([c.configuration for c in trained])
+        misses: list[float] = []
+        folds = min(5, len(set(groups)))
+        for train, test in GroupKFold(folds).split(inputs, groups=groups) if folds > 1 else ():
+            fitted = ExtraTreesRegressor(**trees).fit(inputs[train], curves[train])
+            misses += [float(x) for x in np.abs(fitted.predict(inputs[test]).max(1) - curves[test].max(1))]
+        self.error = float(np.mean(misses)) if misses else math.nan
+        spread = float(np.mean(np.abs(curves.max(1) - np.median(curves.max(1)))))
+        self._curves = [t.tree_ for t in ExtraTreesRegressor(**trees).fit(inputs, curves).estimators_]
+        known = np.array([np.nanmean(c.seconds) if np.isfinite(c.seconds).any() else np.nan for c in trained])
+        known = np.log(np.where(np.isfinite(known), known, np.nanmedian(known) if np.isfinite(known).any() else 1.0).clip(1e-6))
+        self._seconds = [t.tree_ for t in ExtraTreesRegressor(**trees).fit(inputs, known).estimators_]
+        self._kinds = sorted(set(kinds))
+        forest = ExtraTreesClassifier(**trees, min_samples_leaf=3).fit(every, kinds) if len(self._kinds) > 1 else None
+        self._failures = [t.tree_ for t in forest.estimators_] if forest else []
+        self._lengths = {kind: [len(c.dice) for c in table.curves if c.state == kind] for kind in self._kinds if kind}
+        pairs: dict[int, list[np.ndarray]] = {}
+        for curve, full in zip(trained, curves, strict=True):
+            pairs.setdefault(curve.configuration, []).append(full)
+        self._noise = [(one - group[0]) / math.sqrt(2) for group in pairs.values() for one in group[1:]]
+        scatter = (
+            f"{np.mean([np.abs(n[-1]) for n in self._noise]):.4f} from {len(self._noise)} repetitions" if self._noise else "none recorded"
+        )
+        self.note = (
+            f"a model of {len(table.curves)} curves: of configurations held out, the final Dice is missed by {self.error:.4f} on average "
+            f"(by {spread:.4f} if the median were said of all); luck of a seed: {scatter}"
+        )
+        self._memory: dict[Any, tuple[np.ndarray, float, np.ndarray]] = {}
+        self.best = max(float(self._answer(c.parameters)[0].max()) for c in trained)
+
+    def _continued(self, curve: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        curve = curve[: self.epochs]
+        return np.concatenate([curve, np.clip(curve[-1] + mean[len(curve) :] - mean[len(curve) - 1], 0, 1)])
+
+    def _answer(self, values: Mapping[str, Scalar]) -> tuple[np.ndarray, float, np.ndarray]:
+        key = as_key(values)
+        if key not in self._memory:
+            row = encode(self.space, dict(values)).astype(np.float32)[None]
+
+            def mean(trees: list[Any]) -> np.ndarray:
+                return np.asarray(sum(np.asarray(tree.predict(row)).reshape(-1) for tree in trees) / len(trees))
+
+            chances = mean(self._failures) if self._failures else np.ones(1)
+            if len(self._memory) > 20_000:
+                self._memory.clear()
+            self._memory[key] = mean(self._curves), float(np.exp(mean(self._seconds)[0])), chances / chances.sum()
+        return self._memory[key]
+
+    def curve(self, values: Values, seed: int) -> Curve:
+        """See ``Source``."""
+        dice, seconds, chances = self._answer(values)
+        random = luck(values, seed)
+        kind = self._kinds[random.choice(len(chances), p=chances)]
+        if self._noise:
+            dice = np.clip(dice + self._noise[random.integers(len(self._noise))] * random.choice((-1, 1)), 0, 1)
+        if kind:
+            dice = dice[: min(random.choice(self._lengths[kind]), self.epochs - 1)]
+        return Curve(-1, seed, values, dice, np.full(len(dice), seconds), kind or COMPLETE)
+
+    def quality(self, values: Values) -> float:
+        """See ``Source``: of the model, without luck."""
+        return float(self._answer(values)[0].max())
+
+    def sampler(self, inner: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
+        """See ``Source``: any configuration has an answer."""
+        return inner

@@ -1,0 +1,128 @@
+"""Many searches simulated over recorded curves: which sampler and pruner would have been the best."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from guidino_tune.analysis.searches import Search, csv_text, draw, markdown
+from guidino_tune.errors import UserError
+from guidino_tune.simulation.curves import STOPPED, CurveTable, from_study, read_table
+from guidino_tune.simulation.executor import Simulated, simulate
+from guidino_tune.simulation.sources import Rows, Source, Surrogate
+from guidino_tune.space.space import Space, override
+from guidino_tune.training.folder import write_text
+
+REFERENCE = "random+asha"
+"""Whose quality at the end the others have to reach."""
+
+Curves = Literal["auto", "exact", "surrogate"]
+Task = tuple[str, int, int]
+_SHARED: list[tuple[dict[str, Space], Source, int, float]] = []
+"""In a process that simulates: what all its searches share."""
+
+
+def simulate_searches(
+    name: str,
+    methods: Sequence[str],
+    *,
+    console: Console,
+    output: Path,
+    seeds: int = 50,
+    workers: Sequence[int] = (1, 4, 16),
+    epochs: int | None = None,
+    curves: Curves = "auto",
+    losses: float = 0.0,
+    jobs: int = 1,
+) -> list[Search]:
+    """Simulates every method with every number of workers and seed; writes ``simulation.md``, ``.csv`` and ``.png``.
+
+    Args:
+        name: A table (a file that ends in ``.parquet``), or a study by name or path.
+        methods: Each ``SAMPLER+PRUNER`` as in ``study.sampler`` and ``study.pruner``.
+        console: For progress and the table.
+        output: Folder of the three files.
+        seeds: Studies of each method, from seed 0.
+        workers: Numbers of workers.
+        epochs: Budget of a search, of all its trials together; ``None``: twenty whole trainings.
+        curves: ``exact`` rows, the ``surrogate``, or ``auto``: exact where no curve was stopped early.
+        losses: Of a worker's machine, in an hour.
+        jobs: Processes.
+
+    Raises:
+        UserError: No such table or study, or it cannot be simulated; an unknown sampler or pruner.
+    """
+    table = read_table(Path(name)) if name.endswith(".parquet") else from_study(name)
+    spaces = {method: _space(table, method) for method in methods}
+    source = _source(table, curves)
+    budget = epochs or 20 * table.epochs
+    console.print(f"{len(table.curves)} curves of {table.epochs} epochs: {source.note}", highlight=False, soft_wrap=True)
+    tasks = [(method, count, seed) for method in methods for count in workers for seed in range(seeds)]
+    started, last = time.monotonic(), time.monotonic()
+    found: list[tuple[Task, Simulated]] = []
+    runs: Iterable[tuple[Task, Simulated]]
+    with contextlib.ExitStack() as stack:
+        if jobs > 1:
+            processes = multiprocessing.get_context("spawn").Pool(jobs, _prepare, (spaces, source, budget, losses))
+            runs = stack.enter_context(processes).imap_unordered(_run, tasks)
+        else:
+            _prepare(spaces, source, budget, losses)
+            runs = map(_run, tasks)
+        for done in runs:
+            found.append(done)
+            if time.monotonic() - last > 10:
+                last = time.monotonic()
+                console.print(f"{len(found)} of {len(tasks)} searches simulated, {last - started:.0f} s", highlight=False)
+    spent, hours = time.monotonic() - started, sum(s.worker_seconds for _, s in found) / 3600
+    best = max(source.best, *(q for _, s in found for q in s.qualities))
+    order = {task: place for place, task in enumerate(tasks)}
+    searches = [
+        Search(*task, s.epochs, s.seconds, tuple(best - q for q in s.qualities), s.trials, s.diverged, s.total_epochs, s.total_seconds)
+        for task, s in sorted(found, key=lambda item: order[item[0]])
+        if s.qualities
+    ]
+    if not searches:
+        raise UserError("no simulated search had a result within its budget", where=f"--epochs {budget}", todo="allow more epochs")
+    origin = ", ".join(f"{key} {value}" for key, value in table.origin.items())
+    remarks = [
+        f"curves: {name} ({origin}); {source.note}",
+        f"{seeds} seeds of {budget} epochs each; regret: best known Dice {best:.4f} minus that of the leading configuration, without luck",
+        f"{hours:,.0f} worker-hours simulated in {spent:.0f} s by {jobs} process(es): {hours / spent:,.0f} in a second",
+    ]
+    page = markdown(searches, REFERENCE, remarks, "simulation.png")
+    output.mkdir(parents=True, exist_ok=True)
+    draw(searches, output / "simulation.png")
+    write_text(output / "simulation.csv", csv_text(searches))
+    write_text(output / "simulation.md", page)
+    console.print(page, highlight=False)
+    console.print(f"written: {output / 'simulation.md'}, .csv and .png", highlight=False, soft_wrap=True)
+    return searches
+
+
+def _space(table: CurveTable, method: str) -> Space:
+    sampler, plus, pruner = method.partition("+")
+    space = override(table.space, {"study.sampler": sampler, "study.pruner": pruner}) if plus else None
+    if space is None or space.study.is_list:
+        raise UserError(f"{method!r} is no method", where="--methods", todo="write SAMPLER+PRUNER, such as tpe+asha or random+none")
+    return space
+
+
+def _source(table: CurveTable, curves: Curves) -> Source:
+    exact = curves == "exact" or (curves == "auto" and all(c.state != STOPPED for c in table.curves))
+    return Rows(table) if exact else Surrogate(table)
+
+
+def _prepare(spaces: dict[str, Space], source: Source, budget: int, losses: float) -> None:
+    _SHARED[:] = [(spaces, source, budget, losses)]
+
+
+def _run(task: Task) -> tuple[Task, Simulated]:
+    (spaces, source, budget, losses), (method, workers, seed) = _SHARED[0], task
+    space = override(spaces[method], {"study.seed": seed})
+    return task, simulate(space, source, workers=workers, epochs=budget, losses=losses)[0]

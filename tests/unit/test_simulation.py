@@ -1,0 +1,144 @@
+"""A search on recorded curves: clock, repeatability, tables, surrogate, messages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from synthetic_curves import Formula, synthetic_space, synthetic_table
+
+from guidino_tune.analysis.searches import Search, epochs_ratio, mean_interval
+from guidino_tune.config.study import OBJECTIVE
+from guidino_tune.errors import UserError
+from guidino_tune.simulate import main
+from guidino_tune.simulation.curves import Curve, CurveTable, read_table, write_table
+from guidino_tune.simulation.executor import NOWHERE, new_study, simulate
+from guidino_tune.simulation.sources import Rows, Surrogate
+from guidino_tune.study.driver import Driver
+from guidino_tune.study.store import StudyFolder
+from guidino_tune.training.reporter import EpochRecord
+
+
+def shown(study: optuna.Study) -> list[Any]:
+    return [(t.number, t.state.name, t.params, t.intermediate_values) for t in study.get_trials(deepcopy=False)]
+
+
+class Fixed(Formula):
+    """The paper's configuration takes 2 s an epoch, every other one 3 s; each is as good as the other."""
+
+    def curve(self, values: Any, seed: int) -> Curve:
+        first = values["loss.lambda_guide"] == 0.1
+        return Curve(0, seed, values, np.array([0.1, 0.2]), np.full(2, 2.0 if first else 3.0))
+
+
+def test_the_clock_is_that_of_a_schedule_by_hand() -> None:
+    space = synthetic_space(2, sampler="random", pruner="none")
+    result, study = simulate(space, Fixed(epochs=2), workers=2, epochs=6)
+    # Worker 1: 0-2-4 (trial 0), 4-7-10 (trial 2); worker 2: 0-3-6 (trial 1), 6-9 (trial 3). Six epochs: at 2, 3, 4, 6, 7 and 9 s.
+    assert (result.total_epochs, result.total_seconds, result.trials) == (6, 9.0, 4)
+    # At 9 s, trial 2 has spent 3 s and begun 3 more; trial 3 is told its first epoch, and goes on with the second.
+    assert result.worker_seconds == 4 + 6 + 6 + 6
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE", "RUNNING", "RUNNING"]
+    assert result.epochs[:2] == (1, 3)  # the first epoch leads, then the first complete trial
+
+
+def test_the_same_seed_gives_the_same_study_and_another_seed_another() -> None:
+    table = Rows(synthetic_table(40, epochs=9))
+    runs = [shown(simulate(synthetic_space(9, seed=seed), table, workers=3, epochs=90, losses=20.0)[1]) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_a_simulated_study_is_that_of_a_plain_loop_of_the_driver() -> None:
+    formula, space = Formula(epochs=9), synthetic_space(9, trials=12, seed=4, startup_trials=4)
+    budget = 200
+    study = new_study(space, formula)
+    driver = Driver(study, space, StudyFolder(NOWHERE), lambda number, experiment, record: None)
+    epochs = 0
+    while driver.remaining:
+        assert driver.ask("one")
+        curve = formula.curve(driver.running["one"].params, 4)
+        for epoch, dice in enumerate(curve.dice, 1):
+            epochs += 1
+            if not driver.report("one", [EpochRecord(epoch, {OBJECTIVE: float(dice)}, 0.0)]):
+                break
+        else:
+            driver.fail("one", "diverged", f"recorded as {curve.state}")
+            epochs += 1
+        driver.tell("one", crashed=False)
+    assert epochs < budget
+    assert shown(simulate(space, formula, workers=1, epochs=epochs)[1])[:12] == shown(study)
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    table = synthetic_table(30, epochs=9, stopped=3)
+    write_table(table, tmp_path / "t.parquet")
+    read = read_table(tmp_path / "t.parquet")
+    assert (read.space.to_dict(), read.origin) == (table.space.to_dict(), table.origin)
+    assert {c.state for c in read.curves} == {"complete", "stopped", "diverged"}
+    for old, new in zip(table.curves, read.curves, strict=True):
+        assert (old.configuration, old.seed, old.parameters, old.state) == (new.configuration, new.seed, new.parameters, new.state)
+        np.testing.assert_array_equal(old.dice, new.dice)
+        np.testing.assert_array_equal(old.seconds, new.seconds)
+
+
+def test_exact_proposals_are_recorded_rows_each_once_while_there_are_others() -> None:
+    table = synthetic_table(40, epochs=9, repeat=0)
+    space = replace(synthetic_space(9, sampler="random"), first_trials=())
+    _, study = simulate(space, Rows(table), workers=2, epochs=80)
+    rows = [c.parameters for c in table.curves]
+    params = [t.params for t in study.trials]
+    assert all(p in rows for p in params)
+    used = {repr(sorted(p.items())) for p in params}
+    assert len(used) == len(params) < 40
+
+
+def test_the_surrogate_tells_its_error_of_configurations_it_has_not_seen() -> None:
+    table = synthetic_table(60, epochs=9, repeat=10, stopped=10)
+    model, formula = Surrogate(table), Formula(epochs=9)
+    unseen = [c.parameters for c in synthetic_table(90, epochs=9).curves[70:] if c.state == "complete"]
+    real = float(np.mean([abs(model.quality(v) - formula.quality(v)) for v in unseen]))
+    assert 0.5 * model.error < real < 2 * model.error
+    assert f"{model.error:.4f}" in model.note
+    assert "from 10 repetitions" in model.note or "from 9 repetitions" in model.note or "from 8 repetitions" in model.note
+
+
+def test_wrong_input_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_table(tmp_path / "none.parquet")
+    (tmp_path / "text.parquet").write_text("configuration,epoch\n")
+    with pytest.raises(UserError, match="is no Parquet file"):
+        read_table(tmp_path / "text.parquet")
+    table = synthetic_table(12, epochs=9, stopped=4)
+    with pytest.raises(UserError, match="stopped before their last epoch"):
+        Rows(table)
+    with pytest.raises(UserError, match="too few for a model"):
+        Surrogate(CurveTable(table.space, table.curves[:3], {}))
+
+
+def test_the_command_compares_methods_on_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(synthetic_table(30, epochs=9), tmp_path / "t.parquet")
+    asked = [str(tmp_path / "t.parquet"), "--seeds", "2", "--workers", "2", "--epochs", "40", "--output", str(tmp_path / "out")]
+    assert main([*asked, "--methods", "random+asha,tpe+asha"]) == 0
+    page = (tmp_path / "out" / "simulation.md").read_text()
+    assert "| 2 | random+asha | 2 |" in page
+    assert "1.00 [" in page  # the reference against itself
+    assert (tmp_path / "out" / "simulation.png").read_bytes()[:4] == b"\x89PNG"
+    assert len((tmp_path / "out" / "simulation.csv").read_text().splitlines()) == 1 + 2 * 2 * 50
+    assert main([*asked, "--methods", "tpe"]) == 2
+    assert main([*asked, "--methods", "tpee+asha"]) == 2
+    told = capsys.readouterr().err
+    assert "'tpe' is no method" in told
+    assert "did you mean 'tpe'" in told
+
+
+def test_epochs_to_a_quality_are_counted_from_the_mean_of_the_seeds() -> None:
+    def search(method: str, at: int) -> Search:
+        return Search(method, 1, 0, (1, at), (1.0, float(at)), (0.5, 0.1), 2, 0.0, 400, 400.0)
+
+    slow, fast = [search("random+asha", 200)] * 3, [search("tpe+asha", 50)] * 3
+    assert epochs_ratio(fast, slow) == (0.25, 0.25, 0.25)
+    assert mean_interval([0.25] * 4) == (0.25, 0.25, 0.25)
