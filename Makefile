@@ -47,7 +47,7 @@ overfit: .venv/.dev
 	$(BIN)/python tests/benchmarks/overfit.py
 
 chaos: .venv/.dev
-	$(BIN)/python tests/ray/chaos.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python tests/ray/chaos.py $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

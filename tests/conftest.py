@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from small_searches import SPACE
 
 # Before torch is imported, and for the processes that tests start: two test processes with a thread per core each wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -65,6 +67,29 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("GUIDINO_TUNE_SEALED", "0")  # a trial sets it for its process, here that of the tests after it
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo images, drawn once for all tests."""
+    from guidino_tune.data.sources.demo import find
+
+    root = tmp_path_factory.mktemp("demo")
+    find(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def shared_views(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One store of views for all small searches, each of which has a home of its own: who only reads them need not import MONAI."""
+    SPACE["resources"]["views_folder"] = str(tmp_path_factory.mktemp("views"))
+
+
+@pytest.fixture
+def space_file(tmp_path: Path, demo: Path) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(SPACE))
+    return file
 
 
 @pytest.fixture(scope="session")

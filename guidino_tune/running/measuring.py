@@ -120,7 +120,9 @@ def measure_models(
 
 def _reason(error: Exception) -> str:
     cause = getattr(error, "cause", None)
-    return str(cause if isinstance(cause, UserError) else error).strip().splitlines()[-1]
+    if isinstance(cause, UserError):
+        return "; ".join(line.removeprefix("  -> ") for line in str(cause).splitlines())
+    return str(error).strip().splitlines()[-1]
 
 
 def _measure(

@@ -4,7 +4,7 @@ Real processes on the loopback address: a Ray cluster of two nodes beside its he
 are its driver, the actor of a trial, the worker of a Ray Train trial, the raylet of the node on which a trial runs, and the MLflow server.
 Trials run one after the other in a fixed order, so a disturbed study must end like the undisturbed one.
 
-    python tests/ray/chaos.py --kills 60 --seed 0 --minutes 30
+    make chaos ARGS='--kills 60 --seed 0 --minutes 30'
 
 The table of all kills is in ``build/chaos``; exit code 1 after any discrepancy, and all files of the run are kept then.
 """

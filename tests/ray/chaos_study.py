@@ -11,7 +11,7 @@ from typing import Any
 
 import chaos_truth as truth
 import yaml
-from conftest import SPACE
+from small_searches import SPACE
 
 EPOCHS = {"actor": 9, "train": 12}
 TRIALS = {"actor": 6, "train": 2}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from conftest import study_folder, trials_of
 from optuna.trial import TrialState
+from small_searches import study_folder, trials_of
 
 TIMES = ("epoch_seconds", "images_per_second")
 """Metrics that differ from run to run."""

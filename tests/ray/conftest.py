@@ -1,4 +1,4 @@
-"""One Ray cluster for all tests here, and a small search space on demo images.
+"""One Ray cluster for all tests here.
 
 Only one cluster may be on a machine: the tests share this one, and the commands that they start join it.
 """
@@ -11,35 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from optuna.trial import FrozenTrial
 
 from guidino_tune.running import prepare_environment
-from guidino_tune.study.store import StudyFolder, load_study
-
-SPACE: dict[str, Any] = {
-    "experiment": {
-        "data": {"kind": "demo", "image_size": 32, "max_train_cases": 8, "max_validation_cases": 4},
-        "guide": {"kind": "dino", "backbone": "tiny", "weights": "random", "tokenbook": {"num_prototypes": 4}},
-        "segmenter": {"kind": "unet", "base_width": 2},
-        "training": {"epochs": 3, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "steps_per_epoch": "cases"},
-    },
-    "space": {
-        "training.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
-        "guide.lora.rank": {"choices": [0, 2]},
-        "loss.lambda_guide": {"type": "float", "low": 0.01, "high": 1.0, "log": True},
-    },
-    "first_trials": [{"training.lr": 1e-3, "guide.lora.rank": 0, "loss.lambda_guide": 0.1}],
-    "study": {"name": "small", "trials": 4, "startup_trials": 2, "min_epochs": 1},
-    "resources": {"concurrent": 2, "executor": "actor"},
-}
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cluster() -> Iterator[str]:
+def cluster(shared_views: None) -> Iterator[str]:
     """Address of the cluster; ``RAY_ADDRESS`` leads every command here to it."""
     prepare_environment()
     import ray
@@ -52,35 +31,6 @@ def cluster() -> Iterator[str]:
     yield os.environ["RAY_ADDRESS"]
     os.environ.pop("RAY_ADDRESS", None)
     ray.shutdown()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def shared_views(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One store of views for all searches here, each of which has a home of its own: who only reads them need not import MONAI."""
-    SPACE["resources"]["views_folder"] = str(tmp_path_factory.mktemp("views"))
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo images, drawn once for all tests."""
-    from guidino_tune.data.sources.demo import find
-
-    root = tmp_path_factory.mktemp("demo")
-    find(root)
-    return root
-
-
-@pytest.fixture
-def space_file(tmp_path: Path, demo: Path) -> Path:
-    file = tmp_path / "small.yaml"
-    file.write_text(yaml.safe_dump(SPACE))
-    return file
-
-
-@pytest.fixture(autouse=True)
-def unsealed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search seals its process for good; after each test the environment is put back."""
-    monkeypatch.setenv("GUIDINO_TUNE_SEALED", "0")
 
 
 class Command:
@@ -122,13 +72,3 @@ def start(tmp_path: Path, demo: Path) -> Iterator[Callable[..., Command]]:
         if command.process.poll() is None:
             command.process.kill()
             command.process.wait()
-
-
-def study_folder(home: Path, name: str) -> StudyFolder:
-    return StudyFolder(home / "studies" / name)
-
-
-def trials_of(home: Path, name: str) -> list[FrozenTrial]:
-    """The trials of a study as they are stored now; none before it exists."""
-    folder = study_folder(home, name)
-    return load_study(folder).get_trials() if folder.definition.exists() else []

@@ -13,7 +13,7 @@ import chaos
 import chaos_study
 import chaos_truth as truth
 import pytest
-from conftest import study_folder, trials_of
+from small_searches import study_folder, trials_of
 
 from guidino_tune.space.space import read_space
 from guidino_tune.study.store import open_study
@@ -32,6 +32,7 @@ def cluster() -> None:
 def test_a_search_survives_the_death_of_everything_it_depends_on(tmp_path: Path) -> None:
     victims = ["driver", "raylet", "mlflow server"]
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "GUIDINO_TUNE_HOME")}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     command = [sys.executable, str(Path(chaos.__file__)), "--kills", "3", "--seed", "1", "--minutes", "4", "--output", str(tmp_path)]
     run = subprocess.run([*command, "--victims", *victims], env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-5000:]

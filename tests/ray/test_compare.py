@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import yaml
-from conftest import SPACE, Command, study_folder
+from conftest import Command
+from in_process import without_ray
+from small_searches import SPACE, study_folder
 
 from guidino_tune import paths
 from guidino_tune.compare import main as compare
@@ -29,7 +31,7 @@ Start = Callable[..., Command]
 
 
 def test_finalists_are_compared_once_and_the_test_is_opened_once(
-    home: Path, demo: Path, start: Start, capsys: pytest.CaptureFixture[str]
+    home: Path, demo: Path, start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Settings with which so small a network learns in four epochs: without scores there is nothing to compare.
     experiment = {**SPACE["experiment"], "loss": {"bce_weight": 0.0}}
@@ -103,6 +105,7 @@ def test_finalists_are_compared_once_and_the_test_is_opened_once(
 
     # Another protocol looks at the test cases again: recorded, and told on the console and on the page.
     before = {f: f.stat().st_mtime_ns for f in study.path.rglob("compare/*/seed-*/history.jsonl")}
+    without_ray(monkeypatch)  # whose part was seen
     assert compare([*words, "--hd95", "pooled"]) == 0
     assert "the test cases were opened once before" in capsys.readouterr().out
     assert len(openings.read_text().splitlines()) == 2

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SPACE, trials_of
+from small_searches import SPACE, trials_of
 
 from guidino_tune import export
 from guidino_tune.config import Experiment

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import SPACE, study_folder, trials_of
+from small_searches import SPACE, study_folder, trials_of
 
 from guidino_tune import paths
 from guidino_tune.search import main as search

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import ray
 import yaml
-from conftest import SPACE, study_folder, trials_of
 from ray import tune
+from small_searches import slow_space, study_folder, trials_of
 
 from guidino_tune.running import executors, tune_adapter
 from guidino_tune.search import main as search
@@ -49,10 +49,9 @@ def machines(cluster: str, tmp_path: Path) -> Iterator[None]:
 
 
 def small(tmp_path: Path, demo: Path, **study: Any) -> str:
-    experiment = {**SPACE["experiment"], "data": {**SPACE["experiment"]["data"], "root": str(demo)}}
-    resources = {**SPACE["resources"], "concurrent": 1}
-    space = {**SPACE, "experiment": experiment, "study": {**SPACE["study"], "pruner": "none", **study}, "resources": resources}
-    file = tmp_path / "small.yaml"
+    file = slow_space(tmp_path, demo, epochs=3, pruner="none", **study)
+    space = yaml.safe_load(file.read_text())
+    space["resources"]["concurrent"] = 1
     file.write_text(yaml.safe_dump(space))
     return str(file)
 

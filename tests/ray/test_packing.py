@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import SPACE
 from rich.console import Console
+from small_searches import SPACE
 
 from guidino_tune.config import Resources
 from guidino_tune.running.packing import pack
@@ -27,7 +27,7 @@ def test_two_networks_and_one_too_large(tmp_path: Path, monkeypatch: pytest.Monk
         {"segmenter.base_width": 2, "training.batch_size": TOO_MANY},
     ]
     values = {
-        "experiment": SPACE["experiment"],
+        "experiment": {**SPACE["experiment"], "guide": {"kind": "none"}},
         "space": {path: {"choices": list(dict.fromkeys(v[path] for v in listed))} for path in listed[0]},
         "first_trials": listed,
         "study": {"sampler": "listed", "trials": 3},

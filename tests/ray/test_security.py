@@ -15,7 +15,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from conftest import Command, trials_of
+from conftest import Command
+from small_searches import slow_space, trials_of
 
 from guidino_tune import export
 from guidino_tune.running.executors import _failure
@@ -79,15 +80,15 @@ def jobs() -> str:
 
 @pytest.mark.timeout(200)
 def test_a_search_leaves_no_secret_behind(
-    space_file: Path,
     tmp_path: Path,
+    demo: Path,
     planted: None,
     monkeypatch: pytest.MonkeyPatch,
     start: Callable[..., Command],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    home = tmp_path / "home"
-    options = ("--home", str(home), "--trials", "1", "--concurrent", "1", "--max-epochs", "1")
+    home, space_file = tmp_path / "home", slow_space(tmp_path, demo, epochs=1, trials=1)
+    options = ("--home", str(home), "--concurrent", "1")
     running = start("guidino_tune.search", str(space_file), *options)
     study = home / "studies" / "small"
     running.until(lambda: any((study / "trials").glob("*")))

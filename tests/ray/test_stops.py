@@ -16,9 +16,9 @@ from typing import Any
 
 import optuna
 import pytest
-from conftest import Command, study_folder, trials_of
+from conftest import Command
 from optuna.trial import TrialState
-from test_search import agrees_with_mlflow, check_history, running, slow_space
+from small_searches import agrees_with_mlflow, check_history, running, slow_space, study_folder, trials_of
 
 from guidino_tune.search import main as search
 from guidino_tune.study.pruners import PRUNERS

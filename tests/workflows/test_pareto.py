@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import study_folder, trials_of
 from optuna.trial import TrialState
+from small_searches import study_folder, trials_of
 
 from guidino_tune.config import Experiment
 from guidino_tune.export import main as export

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import SPACE, study_folder, trials_of
 from rich.console import Console
+from small_searches import SPACE, study_folder, trials_of
 
 from guidino_tune.config import Experiment
 from guidino_tune.data.splits import read_split

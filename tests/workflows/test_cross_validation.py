@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SPACE
+from small_searches import SPACE
 
 from guidino_tune.data.openings import openings
 from guidino_tune.data.sources import find_cases

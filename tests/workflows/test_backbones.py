@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import SPACE, trials_of
+from small_searches import SPACE, trials_of
 
 from guidino_tune.compare import main as compare
 from guidino_tune.evaluate import main as evaluate

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import SPACE, Command, study_folder, trials_of
+from in_process import interrupted
 from optuna.trial import TrialState
+from small_searches import SPACE, study_folder, trials_of
 
 from guidino_tune.reproduce_trial import main as reproduce_trial
 from guidino_tune.search import main as search
@@ -48,7 +47,7 @@ def content(home: Path) -> list[tuple[Any, ...]]:
 
 
 def test_one_after_another_a_study_repeats_even_if_it_was_interrupted(
-    space: Path, tmp_path: Path, start: Callable[..., Command], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     homes = [tmp_path / "whole", tmp_path / "parts"]
     monkeypatch.setenv("GUIDINO_TUNE_HOME", str(homes[0]))
@@ -58,12 +57,9 @@ def test_one_after_another_a_study_repeats_even_if_it_was_interrupted(
     assert {state for _, state, *_ in whole} == {TrialState.COMPLETE, TrialState.PRUNED}
 
     monkeypatch.setenv("GUIDINO_TUNE_HOME", str(homes[1]))
-    monkeypatch.setenv("GUIDINO_TUNE_SEALED", "0")
-    first = start("guidino_tune.search", str(space))
-    first.until(lambda: any(t.number >= 2 and t.intermediate_values for t in trials_of(homes[1], "small")))
-    first.process.send_signal(signal.SIGINT)
-    assert first.wait(60) == 130
-    assert not all(t.state.is_finished() for t in trials_of(homes[1], "small")) or len(trials_of(homes[1], "small")) < TRIALS
+    interrupted(monkeypatch, lambda number, epoch: number >= 2)
+    assert search([str(space)]) == 130
+    assert TrialState.RUNNING in {t.state for t in trials_of(homes[1], "small")}
     assert search([str(space)]) == 0
     assert content(homes[1]) == whole
 

@@ -1,25 +1,24 @@
-"""A table and a scaling study from the command line: killed in the middle, continued, extended, measured once, and in MLflow."""
+"""A table and a scaling study from the command line: interrupted, continued, extended, measured once, and in MLflow."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-from collections.abc import Callable
+import re
 from pathlib import Path
 
 import pytest
-from conftest import Command, study_folder, trials_of
+from in_process import interrupted
 from optuna.trial import TrialState
 from PIL import Image
+from small_searches import study_folder, trials_of
 
 from guidino_tune.data.sources.demo import generate
 from guidino_tune.reproduce import main as reproduce
 from guidino_tune.training.measured import read_measured
 
-Start = Callable[..., Command]
 SMALL = ["segmenter.base_width=2", "guide.backbone=tiny", "data.image_size=32"]
+EPOCHS = 4
 CASES = ["data.max_train_cases=8", "data.max_validation_cases=4", "data.test_fraction=0.2"]
 
 
@@ -40,25 +39,25 @@ def arguments(root: Path, *words: str, epochs: int, settings: list[str] = SMALL)
     """A tiny budget, made smaller."""
     sets = [word for text in [*CASES, *settings] for word in ("--set", text)]
     common = ["--budget", "tiny", "--epochs", str(epochs), "--data-root", str(root)]
-    return ["guidino_tune.reproduce", *words, *common, *sets]
+    return [*words, *common, *sets]
 
 
-def test_a_killed_table_goes_on_and_is_measured_once(home: Path, polyps: Path, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_table_goes_on_and_is_measured_once(
+    home: Path, polyps: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     name = "tables-kvasir-tiny"
-    table = arguments(polyps, "table2", "--rows", "GuiDINO-U,U-Net", "--seeds", "2", epochs=8)
-    command = start(*table)
-    command.until(lambda: any(t.state == TrialState.RUNNING and len(t.intermediate_values) > 2 for t in trials_of(home, name)))
-    os.kill(command.process.pid, signal.SIGKILL)
-    command.wait()
+    table = arguments(polyps, "table2", "--rows", "GuiDINO-U,U-Net", "--seeds", "2", epochs=EPOCHS)
+    interrupted(monkeypatch, lambda number, epoch: (number, epoch) == (1, 2))
+    assert reproduce(table) == 130
     before = {t.number: t.params for t in trials_of(home, name)}
     assert not study_folder(home, name).reports.exists()
 
-    assert reproduce(table[1:]) == 0
+    assert reproduce(table) == 0
     trials = trials_of(home, name)
     assert sorted((t.params["recipe"], t.params["training.seed"]) for t in trials) == [
         ("GuiDINO-U", 0), ("GuiDINO-U", 1), ("U-Net", 0), ("U-Net", 1),
     ]  # fmt: skip
-    assert all(t.state == TrialState.COMPLETE and len(t.intermediate_values) == 8 for t in trials)
+    assert all(t.state == TrialState.COMPLETE and len(t.intermediate_values) == EPOCHS for t in trials)
     assert before.items() <= {t.number: t.params for t in trials}.items()
     folder = study_folder(home, name)
     rows = list(csv.DictReader((folder.reports / "table2.csv").open()))
@@ -74,9 +73,9 @@ def test_a_killed_table_goes_on_and_is_measured_once(home: Path, polyps: Path, s
 
     # Another row extends the study; only its trial is measured. A model that cannot be read costs the others nothing.
     (folder.trial(0).best / "weights.safetensors").write_bytes(b"damaged")
-    more = arguments(polyps, "table2", "--rows", "nnWNet,U-Net", "--seeds", "2", epochs=8)
+    more = arguments(polyps, "table2", "--rows", "nnWNet,U-Net", "--seeds", "2", epochs=EPOCHS)
     capsys.readouterr()
-    assert reproduce(more[1:]) == 0
+    assert reproduce(more) == 0
     assert trials_of(home, name)[:4] == trials
     assert [t.params["recipe"] for t in trials_of(home, name)[4:]] == ["nnWNet", "nnWNet"]
     opened = (folder.split.parent / "test-openings.jsonl").read_text().splitlines()
@@ -86,7 +85,10 @@ def test_a_killed_table_goes_on_and_is_measured_once(home: Path, polyps: Path, s
     rows = {r["system"]: r for r in csv.DictReader((folder.reports / "table2.csv").open())}
     assert rows["nnWNet"]["seeds"] == "2"
     assert rows[damaged]["seeds"] == "1"
-    assert f"seed {trials[0].params['training.seed']}: " in rows[damaged]["note"]
+    note = rows[damaged]["note"]
+    assert re.search(rf"seed {trials[0].params['training.seed']}: .* cannot be read: .*; retrain", note), note
+        "note"
+    ]
     assert "failed" in capsys.readouterr().out
 
     from guidino_tune.tracking.client import connect
@@ -104,7 +106,7 @@ def test_a_killed_table_goes_on_and_is_measured_once(home: Path, polyps: Path, s
 
 def test_a_scaling_study_draws_its_figure(home: Path, polyps: Path) -> None:
     words = ["scaling", "--rows", "Seg-GuiDINO", "--backbones", "tiny,vits16", "--image-sizes", "32,48", "--hd95", "pooled"]
-    assert reproduce(arguments(polyps, *words, epochs=1, settings=["segmenter.hidden=8"])[1:]) == 0
+    assert reproduce(arguments(polyps, *words, epochs=1, settings=["segmenter.hidden=8"])) == 0
     reports = study_folder(home, "scaling-kvasir-tiny").reports
     rows = list(csv.DictReader((reports / "scaling.csv").open()))
     assert [(r["backbone"], r["image_size"]) for r in rows] == [("tiny", "32"), ("vits16", "32"), ("tiny", "48"), ("vits16", "48")]
