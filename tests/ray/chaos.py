@@ -31,7 +31,7 @@ from typing import Any
 import chaos_truth as truth
 import psutil
 from chaos_machines import AT_WORK, WORKERS, Machines, Server, TooSlow, alive, kill, raylet, title, titles, wait
-from chaos_study import EPOCHS, SAMPLERS, Life
+from chaos_study import EPOCHS, IN_A_ROW, SAMPLERS, Life
 
 VICTIMS = {"driver": 3, "trial actor": 3, "train worker": 2, "raylet": 2, "mlflow server": 2}
 """What is killed, and how often in twelve kills."""
@@ -100,7 +100,7 @@ class Chaos:
             os.environ["MLFLOW_TRACKING_URI"] = self.server.uri
             while any(self.waiting.values()) and not self.late:
                 executor = max(EPOCHS, key=lambda e: len(self.waiting[e]) / self.planned[e])
-                sampler = SAMPLERS[executor][self.lives[executor] % len(SAMPLERS[executor])]
+                sampler = SAMPLERS[executor][self.lives[executor] // IN_A_ROW % len(SAMPLERS[executor])]
                 if (executor, sampler) not in self.references:
                     self._live(executor, sampler, disturbed=False)
                 if (executor, sampler) not in self.references:

@@ -16,7 +16,9 @@ from small_searches import SPACE
 EPOCHS = {"actor": 9, "train": 12}
 TRIALS = {"actor": 6, "train": 2}
 SAMPLERS = {"actor": ("tpe", "listed"), "train": ("tpe",)}
-"""Of one study after the other."""
+"""One after the other, each for ``IN_A_ROW`` studies: they share what they are compared with."""
+
+IN_A_ROW = 3
 
 
 class Life:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from in_process import without_ray
 from small_searches import SPACE, study_folder, trials_of
 
 from guidino_tune import paths
@@ -50,22 +51,26 @@ def metrics(folder: TrialFolder) -> list[dict[str, float]]:
     return [{k: v for k, v in r.metrics.items() if k not in TIMES} for r in folder.history()]
 
 
-def test_both_executors_give_the_same_metrics(home: Path, tmp_path: Path, demo: Path) -> None:
-    views = tmp_path / "views"
-    actor = one_trial(tmp_path, demo, "with-actor", executor="actor", concurrent=1, trials=2, views_folder=str(views))
+def test_a_worker_group_gives_the_same_metrics_as_this_process(
+    home: Path, tmp_path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so does the actor: see ``test_search``, where a trial of it is repeated bit by bit."""
     group = one_trial(tmp_path, demo, "with-train", executor="train")  # makes its own views, in the home
-    assert len(metrics(actor)) == 2
-    assert metrics(actor) == [pytest.approx(m, abs=1e-6) for m in metrics(group)]
-    for name, trials in (("with-actor", 2), ("with-train", 1)):
+    without_ray(monkeypatch)
+    views = tmp_path / "views"
+    here = one_trial(tmp_path, demo, "here", executor="actor", trials=2, views_folder=str(views))
+    assert len(metrics(here)) == 2
+    assert metrics(here) == [pytest.approx(m, abs=1e-6) for m in metrics(group)]
+    for name, trials in (("here", 2), ("with-train", 1)):
         assert [t.state.name for t in trials_of(home, name)] == ["COMPLETE"] * trials
     chunks = list(views.rglob("*.arrow"))
     assert {file.parent.name for file in chunks} == {"00000", "00001", "validation"}
-    second = trials_of(home, "with-actor")[1].datetime_start
+    second = trials_of(home, "here")[1].datetime_start
     assert second is not None
     assert max(file.stat().st_mtime for file in chunks) < second.timestamp()  # it only read what the first one had made
-    weights = [(f.best / "weights.safetensors").read_bytes() for f in (actor, group)]
+    weights = [(f.best / "weights.safetensors").read_bytes() for f in (here, group)]
     assert weights[0] == weights[1]
-    for folder in (actor, group):
+    for folder in (here, group):
         assert (folder.pictures / "validation.png").exists()
         assert not folder.checkpoints()
 

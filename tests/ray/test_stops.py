@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 import pytest
 from conftest import Command
+from in_process import without_ray
 from optuna.trial import TrialState
 from small_searches import agrees_with_mlflow, check_history, running, slow_space, study_folder, trials_of
 
@@ -68,7 +69,7 @@ def fill(disk: Path) -> None:
             file.write(bytes(4096))
 
 
-@pytest.mark.parametrize(("executor", "trials"), [("actor", 8), ("train", 1)])
+@pytest.mark.parametrize(("executor", "trials"), [("actor", 4), ("train", 1)])
 def test_after_early_stops_everything_can_be_booked_again(
     executor: str, trials: int, home: Path, tmp_path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +109,7 @@ def test_a_disk_that_fills_up_ends_the_search_and_it_goes_on(
         fill(disk)
         assert search([command[1]]) == 2  # at once: nothing is started on a full disk
         (disk / "filler").unlink()
+        without_ray(monkeypatch)  # what goes on is the study
         assert search([command[1]]) == 0
         ended = [t for t in trials_of(home, "small") if t.state != TrialState.FAIL]
         assert [t.state for t in ended] == [TrialState.COMPLETE] * 2
@@ -146,6 +148,7 @@ def test_a_stop_takes_seconds_although_mlflow_does_not_answer_and_the_search_goe
     resources_are_back()
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    without_ray(monkeypatch)  # what goes on is the study
     assert search([command[1]]) == 0
     assert [t.state for t in trials_of(home, "small")] == [TrialState.COMPLETE] * 3
     check_history(home, "small", 40)
