@@ -23,7 +23,7 @@ MADE_UP = {"N": "3", "NUMBER": "3"}
 
 def command_lines(text: str) -> Iterator[tuple[str, list[str]]]:
     """Name and words of each command in a text, without comments and what is told beside it."""
-    for found in CALL.finditer(text):
+    for found in CALL.finditer(re.sub(r"\s*\\\n\s*", " ", text)):
         name = found["name"].replace("_", "-")
         if name in COMMANDS:
             yield name, [MADE_UP.get(word, word) for word in shlex.split(re.split("  +", found["words"])[0], comments=True)]
