@@ -16,13 +16,13 @@ import pytest
 from guidino_tune.__main__ import COMMANDS, module_of
 
 ROOT = Path(__file__).parents[2]
-CALL = re.compile(r"(?:guidino-tune|python -m guidino_tune\.)\s*(?P<name>[a-z_-]+)\b(?P<words>[^`\n]*)")
+CALL = re.compile(r"(?:guidino-tune|python -m guidino_tune\.)\s*(?P<name>[a-z_-]+)\b(?!`)(?P<words>[^`\n]*)")
 MADE_UP = {"N": "3", "NUMBER": "3"}
 """What stands for a number there; other capitals may be any text."""
 
 
 def command_lines(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Name and words of each command in a text, without comments and what is told beside it."""
+    """Name and words of each command in a text, without comments and what is told beside it; not where only its name is quoted."""
     for found in CALL.finditer(re.sub(r"\s*\\\n\s*", " ", text)):
         name = found["name"].replace("_", "-")
         if name in COMMANDS:
