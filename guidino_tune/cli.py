@@ -41,6 +41,17 @@ def positive(text: str) -> int:
     return value
 
 
+def not_negative(text: str) -> float:
+    """A number from 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0")
+    return value
+
+
 def seconds(text: str) -> float:
     """A duration such as ``90``, ``30m``, ``2h`` or ``1.5d``, for argparse; seconds without a unit."""
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}

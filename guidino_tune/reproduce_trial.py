@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from guidino_tune.cli import add_backbone_option, add_storage_option, parser, positive, run
+from guidino_tune.cli import add_backbone_option, add_storage_option, not_negative, parser, positive, run
 
 EXAMPLES = """\
   guidino-tune reproduce-trial kvasir 12                 all epochs of trial 12, compared one by one
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--epochs", type=positive, metavar="N", help="only the first N (default: as far as the trial came)")
     made.add_argument("--output", metavar="DIR", help="folder for the repetition (default: repeats/NUMBER in the study's folder)")
     made.add_argument(
-        "--tolerance", type=_tolerance, default=0.0, metavar="X",
+        "--tolerance", type=not_negative, default=0.0, metavar="X",
         help="largest difference of loss or validation Dice that counts as equal (default: 0, bit by bit in every metric)",
     )  # fmt: skip
     add_backbone_option(made)
@@ -39,17 +39,6 @@ def _number(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no trial's number")
     return int(text)
-
-
-def _tolerance(text: str) -> float:
-    """A number from 0, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0")
-    return value
 
 
 def _repeat(options: argparse.Namespace) -> int:

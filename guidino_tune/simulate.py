@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from guidino_tune.cli import parser, positive, run
+from guidino_tune.cli import not_negative, parser, positive, run
 
 EXAMPLES = """\
   guidino-tune simulate curves.parquet                      tpe and random with ASHA, random without, on a recorded table
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--curves", choices=["auto", "exact", "surrogate"], default="auto",
         help="exact: the nearest recorded configuration; surrogate: a fitted model; auto: exact where no curve was stopped early",
     )  # fmt: skip
-    made.add_argument("--losses", type=_rate, default=0.0, metavar="RATE", help="losses of a worker's machine in an hour (default: 0)")
+    made.add_argument("--losses", type=not_negative, default=0.0, metavar="RATE", help="losses of a machine in an hour (default: 0)")
     made.add_argument("--jobs", type=positive, default=1, help="processes (default: 1)")
     made.add_argument("--output", default="simulation", metavar="DIR", help="for simulation.md, .csv and .png (default: simulation)")
     return run(_simulate, made, argv)
@@ -39,16 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _counts(text: str) -> list[int]:
     return [positive(part) for part in text.split(",")]
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0")
-    return value
 
 
 def _simulate(options: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from optuna.trial import TrialState
 
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.simulation.curves import Curve
@@ -22,6 +21,7 @@ from guidino_tune.study.objectives import directions
 from guidino_tune.study.pruners import make_pruner
 from guidino_tune.study.samplers import make_sampler
 from guidino_tune.study.store import StudyFolder
+from guidino_tune.study.trials import tried
 from guidino_tune.training.failures import as_kind
 from guidino_tune.training.reporter import EpochRecord
 
@@ -158,6 +158,6 @@ def simulate(
             start(key)
         else:
             end(key)
-    began = sum(t.state != TrialState.WAITING for t in study.get_trials(deepcopy=False))
+    began = len(tried(study))
     at, when, qualities = tuple(x[0] for x in leads), tuple(x[1] for x in leads), tuple(x[2] for x in leads)
     return Simulated(at, when, qualities, began, failed / max(1, ended), trained, clock, spent), study

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import COUNTED, feasible
-from guidino_tune.study.outcomes import REPEATED, Outcomes, as_key
+from guidino_tune.study.outcomes import REPEATED, REPEATS, Outcomes, as_key
 from guidino_tune.training.failures import INFEASIBLE
 
 
@@ -65,6 +65,11 @@ def counts_as_finished(trial: FrozenTrial) -> bool:
     if trial.state == TrialState.FAIL:
         return trial.user_attrs.get("failure") in INFEASIBLE and REPEATED not in trial.user_attrs
     return trial.state.is_finished()
+
+
+def tried(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that began, without those that were not run because they repeat another."""
+    return [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING and REPEATS not in t.user_attrs]
 
 
 def untrained(trial: FrozenTrial) -> bool:

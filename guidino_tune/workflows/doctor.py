@@ -25,7 +25,7 @@ from guidino_tune.space.space import Space, absolute, load_space, override, read
 from guidino_tune.study.journal import database
 from guidino_tune.study.outcomes import in_words
 from guidino_tune.study.store import StudyFolder, check_same_search, check_there, folder_of, stored_study
-from guidino_tune.study.trials import orphans
+from guidino_tune.study.trials import orphans, tried
 from guidino_tune.training.backbones import read_known
 from guidino_tune.training.checkpoints import WEIGHTS, read_checkpoint
 from guidino_tune.workflows.backbones import recalled
@@ -197,7 +197,7 @@ def _journal(folder: StudyFolder, storage: str | None) -> Iterator[Finding]:
 
 
 def _trials(study: optuna.Study, space: Space, folder: StudyFolder, *, running: bool) -> Iterator[Finding]:
-    trials = study.get_trials(deepcopy=False)
+    trials = tried(study)
     states = Counter(trial.state.name.lower() for trial in trials)
     yield Finding("ok", "study", f"{len(trials)} trials: {', '.join(f'{n} {state}' for state, n in states.items()) or 'none yet'}")
     for line in in_words(trials):

@@ -21,7 +21,7 @@ from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import in_words
 from guidino_tune.study.pruners import rungs, validated_epochs
 from guidino_tune.study.store import StudyFolder, folder_of, load_study
-from guidino_tune.study.trials import orphans
+from guidino_tune.study.trials import orphans, tried
 from guidino_tune.workflows.backbones import continued
 from guidino_tune.workflows.checks import check_search
 from guidino_tune.workflows.resolve import resolve_data
@@ -147,5 +147,5 @@ def _known(folder: StudyFolder, space: Space, storage: str | None) -> str:
     if not folder.definition.exists():
         return "new"
     study = load_study(folder, storage)
-    done = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
+    done = sum(t.state.is_finished() for t in tried(study))
     return f"{done} finished before, {len(orphans(study, space))} to be continued"

@@ -20,7 +20,7 @@ from guidino_tune.study.driver import INTERRUPTED, OUT_OF_TIME
 from guidino_tune.study.optuna_private import stored_trial
 from guidino_tune.study.outcomes import INTERRUPTION
 from guidino_tune.study.store import StoredStudy, stored_study
-from guidino_tune.study.trials import best_value, front, ranking, remaining
+from guidino_tune.study.trials import best_value, front, ranking, remaining, tried
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.export import export_split, export_trial
@@ -254,7 +254,7 @@ class StudyResult:
         return found
 
     def _begun(self) -> list[FrozenTrial]:
-        return [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+        return tried(self.study)
 
     def of_stored(self, trial: FrozenTrial) -> TrialResult:
         """What a trial of Optuna's means here."""

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 from space_helpers import search_space
 from study_helpers import dice, drive, run_trial, states
 
 from guidino_tune.study.outcomes import REPEATS
 from guidino_tune.study.tally import Tally
-from guidino_tune.study.trials import finished
+from guidino_tune.study.trials import finished, tried
 
 
 def finite(rates: int = 6, **study: Any) -> Any:
@@ -82,3 +83,12 @@ def test_what_a_dead_driver_left_running_is_no_repetition_of_itself(tmp_path: Pa
     again = drive(tmp_path, finite()).ask("a")
     assert asked
     assert again == {**asked, "reported": 1}
+
+
+def test_repetitions_are_no_trials_for_a_person(tmp_path: Path) -> None:
+    driver = drive(tmp_path, finite(sampler="random"))
+    while run_trial(driver, [0.1] * 4):
+        pass
+    assert any(REPEATS in t.user_attrs for t in driver.study.trials)
+    assert len(tried(driver.study)) == 12
+    assert {t.state for t in tried(driver.study)} == {TrialState.COMPLETE}
