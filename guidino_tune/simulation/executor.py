@@ -69,14 +69,15 @@ def new_study(space: Space, source: Source, sampler: optuna.samplers.BaseSampler
 
 def as_records(curve: Curve, asked: dict[str, object], epochs: int) -> Iterator[tuple[float, EpochRecord | None]]:
     """Seconds and record of each epoch to come; the record is ``None`` where the training fails."""
-    dice, validated = curve.filled(), set(asked["validated"])  # type: ignore[call-overload]
-    usual = float(np.nanmean(curve.seconds)) if np.isfinite(curve.seconds).any() else 1.0
+    dice, validated = curve.filled().tolist(), set(asked["validated"])  # type: ignore[call-overload]
+    timed = np.isfinite(curve.seconds)
+    usual = float(curve.seconds[timed].mean()) if timed.any() else 1.0
+    spent = np.where(timed, curve.seconds, usual).tolist()
     for epoch in range(int(asked["reported"]) + 1, epochs + 1):  # type: ignore[call-overload]
         if epoch > len(dice):
             yield usual, None
             return
-        seconds = float(curve.seconds[epoch - 1]) if np.isfinite(curve.seconds[epoch - 1]) else usual
-        yield seconds, EpochRecord(epoch, {OBJECTIVE: float(dice[epoch - 1])} if epoch in validated else {}, 0.0)
+        yield spent[epoch - 1], EpochRecord(epoch, {OBJECTIVE: dice[epoch - 1]} if epoch in validated else {}, 0.0)
 
 
 def simulate(

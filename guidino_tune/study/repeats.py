@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from guidino_tune.config import Experiment
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.study import optuna_private
@@ -38,9 +37,9 @@ class Repeats:
             if "hash" in trial.user_attrs and (trial.state == TrialState.RUNNING or counts_as_finished(trial)):
                 self.known.setdefault(trial.user_attrs["hash"], trial.number)
 
-    def started(self, number: int, experiment: Experiment) -> None:
-        """A trial runs."""
-        self.known.setdefault(experiment.hash, number)
+    def started(self, number: int, name: str) -> None:
+        """A trial runs an experiment with this hash."""
+        self.known.setdefault(name, number)
         self.in_a_row = 0
 
     def closed(self, trial: FrozenTrial) -> None:
