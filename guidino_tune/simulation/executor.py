@@ -15,6 +15,7 @@ import optuna
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.simulation.curves import Curve
 from guidino_tune.simulation.sources import Source
+from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
 from guidino_tune.study.driver import Driver
 from guidino_tune.study.objectives import directions
@@ -53,6 +54,16 @@ class Simulated:
     total_epochs: int
     total_seconds: float
     worker_seconds: float
+
+
+@dataclasses.dataclass(slots=True)
+class _Training:
+    """What runs on a worker: the seconds and records to come, their curve, its values, and the best Dice so far."""
+
+    records: Iterator[tuple[float, EpochRecord | None]]
+    curve: Curve
+    values: Values
+    best: float
 
 
 def new_study(space: Space, source: Source, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
@@ -103,17 +114,18 @@ def simulate(
     space = dataclasses.replace(space, study=settings)
     seed, length = settings.seed, space.base.training.epochs
     study = new_study(space, source, sampler(space, seed) if sampler else None)
-    driver = Driver(study, space, StudyFolder(NOWHERE), lambda number, experiment, record: None)
+    # Nothing is on the disk: as with Ray Train, folders are not tidied when a trial ends.
+    driver = Driver(study, space, StudyFolder(NOWHERE), lambda number, experiment, record: None, {"executor": "train"})
     random = np.random.default_rng(seed)
     clock, spent, trained, turn, ended, failed = 0.0, 0.0, 0, 0, 0, 0
     queue: list[tuple[float, int, str, EpochRecord | None, bool]] = []
-    running: dict[str, tuple[Iterator[tuple[float, EpochRecord | None]], Curve]] = {}
+    running: dict[str, _Training] = {}
     lead: tuple[bool, float] = (False, -1.0)
     leads: list[tuple[int, float, float]] = []
 
     def start(key: str) -> None:
         nonlocal turn, spent
-        seconds, record = next(running[key][0])
+        seconds, record = next(running[key].records)
         lost = bool(losses) and random.random() < -np.expm1(-losses * seconds / 3600)
         seconds *= random.random() if lost else 1.0
         turn, spent = turn + 1, spent + seconds
@@ -121,9 +133,9 @@ def simulate(
 
     def end(key: str, kind: str = "") -> None:
         nonlocal ended, failed
-        curve = running.pop(key)[1]
+        state = running.pop(key).curve.state
         if kind:
-            driver.fail(key, as_kind(kind), "the machine was lost" if kind == "preempted" else f"recorded as {curve.state}")
+            driver.fail(key, as_kind(kind), "the machine was lost" if kind == "preempted" else f"recorded as {state}")
         driver.tell(key, crashed=bool(kind))
         ended, failed = ended + (kind != "preempted"), failed + bool(kind and kind != "preempted")
 
@@ -133,9 +145,10 @@ def simulate(
             asked = driver.ask(key)
             if asked is None:
                 break
-            values = driver.running[key].params
-            curve = source.curve(values, seed)
-            running[key] = as_records(curve, asked, length), curve
+            known = driver.frozen(driver.running[key])
+            curve = source.curve(known.params, seed)
+            best = max(known.intermediate_values.values(), default=-1.0)
+            running[key] = _Training(as_records(curve, asked, length), curve, known.params, best)
             start(key)
         if not queue:
             break
@@ -145,16 +158,16 @@ def simulate(
             continue
         trained += 1
         if record is None:
-            end(key, running[key][1].state)
+            end(key, running[key].curve.state)
             continue
-        values = driver.running[key].params
-        known = record.metrics.get(OBJECTIVE)
+        training, dice = running[key], record.metrics.get(OBJECTIVE)
         goes_on = driver.report(key, [record])
-        best = max(driver.frozen(driver.running[key]).intermediate_values.values(), default=-1.0)
-        candidate = (record.epoch == length, best)
-        if known is not None and candidate > lead:
-            lead = candidate
-            leads.append((trained, clock, source.quality(values)))
+        if dice is not None:
+            training.best = max(training.best, dice)
+            candidate = (record.epoch == length, training.best)
+            if candidate > lead:
+                lead = candidate
+                leads.append((trained, clock, source.quality(training.values)))
         if goes_on:
             start(key)
         else:
