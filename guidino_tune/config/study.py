@@ -40,7 +40,7 @@ OBJECTIVE = "val_dice"
 are kept."""
 
 
-SAMPLERS = ("tpe", "random", "listed")
+SAMPLERS = ("auto", "tpe", "random", "qmc", "listed")
 PRUNERS = ("asha", "none")
 """By name; any other one of Optuna or of the user's own is named as ``module:name``."""
 

@@ -20,6 +20,7 @@ from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
 from guidino_tune.study import optuna_private
 from guidino_tune.study.outcomes import Outcomes, as_key
+from guidino_tune.study.pruners import rungs
 from guidino_tune.study.trials import counts_as_finished, unfinished
 
 BEST = 25
@@ -27,6 +28,16 @@ BEST = 25
 
 LATEST = 100
 """Finished trials that are modelled besides. Up to so many in all, nothing differs from Optuna's own sampler."""
+
+
+OPTIONS: dict[str, Any] = {"multivariate": True, "group": True, "constant_liar": True}
+"""Of Optuna's TPE: parameters are modelled together, those of one condition apart, and running trials are taken for bad ones."""
+
+GOOD = 0.15
+"""Share of the trials at the rung that TPE takes for good ones."""
+
+WHOLE = math.inf
+"""The rung of complete trials, whose value is that of their best epoch."""
 
 
 def _seeds(seed: int, trial: FrozenTrial, name: str) -> list[int]:
@@ -116,7 +127,7 @@ class RecentTPESampler(optuna.samplers.TPESampler):
             elif other.state != TrialState.FAIL:
                 new.append(other)
             elif counts_as_finished(other):
-                self._failed.append(_as_beyond(other))
+                self._failed.append(as_beyond(other))
             self._known |= {other.number} if other.state.is_finished() else set()
         self._results += len(new)
         if self._results >= self._startup:
@@ -132,7 +143,7 @@ class RecentTPESampler(optuna.samplers.TPESampler):
         return new
 
 
-def _as_beyond(trial: FrozenTrial) -> FrozenTrial:
+def as_beyond(trial: FrozenTrial) -> FrozenTrial:
     """A failed trial as TPE sees it: farther beyond a constraint than any other. The study's own record stays as it is."""
     shown = optuna.trial.create_trial(
         state=TrialState.PRUNED, params=trial.params, distributions=trial.distributions, constraints={"failed": math.inf}
@@ -155,15 +166,108 @@ def _order(trial: FrozenTrial) -> tuple[float, ...]:
     return 1.0, -step, -value
 
 
+class _Peers:
+    """The ended trials as they are compared at one rung: the best and the latest of those with a value, the latest that ended before."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.best: list[tuple[float, int, FrozenTrial]] = []
+        self.latest: deque[FrozenTrial] = deque(maxlen=LATEST)
+        self.ended_before: deque[FrozenTrial] = deque(maxlen=LATEST)
+
+    def add(self, trial: FrozenTrial) -> None:
+        self.number += 1
+        self.latest.append(trial)
+        insort(self.best, (-cast("float", trial.value), trial.number, trial))
+        del self.best[BEST:]
+
+
+class RungTPESampler(RecentTPESampler):
+    """Optuna's TPE, where every trial that came to a rung counts with its value there, whatever became of it.
+
+    Optuna itself puts complete trials before those that were stopped, and these by how far they came, so that the first trials of a study,
+    which nothing stopped, are its good ones. Here trials are compared at one epoch. Those that ended before it, diverged or are beyond a
+    constraint are bad; running ones that have not come so far are taken for bad until they do, so that workers spread out.
+
+    Args:
+        space: With the settings of the study: its rungs, and how many trials are enough (``startup_trials``).
+        seed: Of the study.
+    """
+
+    def __init__(self, space: Space, seed: int) -> None:
+        super().__init__(seed=seed, n_startup_trials=space.study.startup_trials, latest=None, **OPTIONS)
+        longest = max(made.training.epochs for made in (space.base, *space.recipes.values()))
+        if (searched := space.parameters.get("training.epochs")) is not None:
+            longest = max(longest, *(int(end) for end in searched.ends if isinstance(end, int | float)))
+        self._peers: dict[float, _Peers] = {rung: _Peers() for rung in (*rungs(space.study, longest)[:-1], WHOLE)}
+        self._number = 0
+        optuna_private.adapt(self, self._random_sampler, lambda _: math.ceil(GOOD * self._number))
+
+    def _take_in(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
+        """See ``RecentTPESampler``: prepares the window, and gives the trials that are new."""
+        running, new = [], []
+        for other in study.get_trials(deepcopy=False):
+            if other.number in self._known or other.number == trial.number or other.state == TrialState.WAITING:
+                continue
+            if other.state == TrialState.RUNNING:
+                running.append(other)
+                continue
+            self._known.add(other.number)
+            if counts_as_finished(other):
+                self._learn(other)
+                new.append(other if other.state != TrialState.FAIL else as_beyond(other))
+        self._window = trial.number, self._compared(running)
+        return new
+
+    def _learn(self, trial: FrozenTrial) -> None:
+        bad = trial.state == TrialState.FAIL or any(value > 0 for value in trial.constraints.values())
+        for rung, peers in self._peers.items():
+            value = _value(trial, rung)
+            if value is not None and not bad:
+                peers.add(_as_complete(trial, value))
+            elif trial.state != TrialState.COMPLETE:  # of a shorter budget it may never have been due there
+                peers.ended_before.append(as_beyond(trial))
+
+    def _compared(self, running: list[FrozenTrial]) -> list[FrozenTrial]:
+        """The trials of the highest rung that has enough of them; none where no rung has, which asks for a random trial."""
+        for rung, peers in reversed(self._peers.items()):
+            values = {other.number: value for other in running if (value := _value(other, rung)) is not None}
+            self._number = peers.number + len(values)
+            if self._number >= self._startup:
+                shown = [*peers.ended_before, *peers.latest, *(trial for *_, trial in peers.best)]
+                shown += [_as_complete(other, values[other.number]) if other.number in values else other for other in running]
+                found = {other.number: other for other in shown}
+                return [found[number] for number in sorted(found)]
+        return []
+
+
+def _value(trial: FrozenTrial, rung: float) -> float | None:
+    if rung == WHOLE:
+        return trial.value if trial.state == TrialState.COMPLETE else None
+    return trial.intermediate_values.get(int(rung))
+
+
+def _as_complete(trial: FrozenTrial, value: float) -> FrozenTrial:
+    """A trial as TPE sees it at a rung."""
+    shown = optuna.trial.create_trial(state=TrialState.COMPLETE, params=trial.params, distributions=trial.distributions, value=value)
+    shown.number = trial.number
+    return shown
+
+
+def _tpe(space: Space, seed: int) -> RecentTPESampler:
+    latest = LATEST if len(space.study.objectives) == 1 else None
+    return RecentTPESampler(seed=seed, n_startup_trials=space.study.startup_trials, latest=latest, **OPTIONS)
+
+
+def _sobol(space: Space, seed: int) -> optuna.samplers.BaseSampler:
+    rest = RepeatingRandomSampler(seed)
+    return optuna.samplers.QMCSampler(scramble=True, seed=seed, independent_sampler=rest, warn_independent_sampling=False)
+
+
 SAMPLERS: dict[str, Callable[[Space, int], optuna.samplers.BaseSampler]] = {
-    "tpe": lambda space, seed: RecentTPESampler(
-        seed=seed,
-        n_startup_trials=space.study.startup_trials,
-        multivariate=True,
-        group=True,
-        constant_liar=True,
-        latest=LATEST if len(space.study.objectives) == 1 else None,
-    ),
+    "auto": lambda space, seed: RungTPESampler(space, seed) if len(space.study.objectives) == 1 else _tpe(space, seed),
+    "tpe": _tpe,
+    "qmc": _sobol,
     "random": lambda space, seed: RepeatingRandomSampler(seed),
     "listed": lambda space, seed: ListedSampler(space.first_trials),
 }

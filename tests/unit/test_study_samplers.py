@@ -71,7 +71,7 @@ def content(study: optuna.Study) -> list[tuple[Any, ...]]:
     return [(t.number, t.state, t.params, t.intermediate_values, t.value) for t in study.get_trials(deepcopy=False)]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "random"])
 @pytest.mark.parametrize("stop", ["", "asked", "half drawn", "drawn"])
 def test_a_study_that_was_interrupted_goes_on_as_if_it_had_not_been(sampler: str, stop: str, tmp_path: Path) -> None:
     space = space_of(sampler)
@@ -165,7 +165,7 @@ def _live(driver: Driver, dies: random.Random | None) -> None:
     go_on()
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "random"])
 def test_a_driver_that_dies_anywhere_changes_nothing(sampler: str, tmp_path: Path) -> None:
     """Between asking and training, between a comparison and its consequence, between two trials: the study comes out the same."""
     space = space_of(sampler, reduction_factor=2)
