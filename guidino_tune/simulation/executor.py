@@ -73,7 +73,7 @@ def new_study(space: Space, source: Source, sampler: optuna.samplers.BaseSampler
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         inner = sampler or make_sampler(space)
     study = optuna.create_study(directions=directions(space.study), sampler=source.sampler(inner), pruner=make_pruner(space.study))
-    for values in space.first_trials:
+    for values in source.first(space.first_trials, space.study.seed):
         study.enqueue_trial(dict(values), skip_if_exists=True)
     return study
 
@@ -116,6 +116,7 @@ def simulate(
     study = new_study(space, source, sampler(space, seed) if sampler else None)
     # Nothing is on the disk: as with Ray Train, folders are not tidied when a trial ends.
     driver = Driver(study, space, StudyFolder(NOWHERE), lambda number, experiment, record: None, {"executor": "train"})
+    driver.repeats.pool = source.known
     random = np.random.default_rng(seed)
     clock, spent, trained, turn, ended, failed = 0.0, 0.0, 0, 0, 0, 0
     queue: list[tuple[float, int, str, EpochRecord | None, bool]] = []

@@ -166,7 +166,7 @@ class Driver:
             else:
                 self.exhausted = True
                 if not self.running:
-                    self.warn(self.repeats.exhausted)
+                    self.warn(self.repeats.exhausted(self.study, self.outcomes))
                 return None
             params = suggest(self.space, trial)
             experiment = self.space.experiment(params)
