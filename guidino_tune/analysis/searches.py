@@ -26,7 +26,7 @@ class Search:
         seconds: Likewise, of the virtual clock.
         regrets: From then on: best known Dice minus that of the leading configuration.
         trials: That began.
-        diverged: Share of the ended trials that failed through their configuration.
+        diverged: Share of them that failed through their configuration.
         total_epochs: That were trained.
         total_seconds: Of the virtual clock.
     """

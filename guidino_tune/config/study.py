@@ -41,7 +41,7 @@ are kept."""
 
 
 SAMPLERS = ("auto", "tpe", "random", "qmc", "listed")
-PRUNERS = ("asha", "none")
+PRUNERS = ("auto", "promotion", "asha", "none")
 """By name; any other one of Optuna or of the user's own is named as ``module:name``."""
 
 
@@ -127,6 +127,16 @@ class Study:
             if options and ":" not in chosen:
                 raise ValueError(f"{name}_options: {name} {chosen!r} takes none; they are for one that is named as module:name")
         return self
+
+    @property
+    def waits(self) -> bool:
+        """True when trials wait at rungs until they are promoted. With several objectives ``auto`` stops none."""
+        return self.pruner == "promotion" or (self.pruner == "auto" and len(self.objectives) == 1)
+
+    @property
+    def has_rungs(self) -> bool:
+        """True when trials are compared at ``min_epochs`` and its multiples by powers of ``reduction_factor``."""
+        return self.waits or self.pruner == "asha"
 
     @property
     def is_list(self) -> bool:

@@ -40,7 +40,7 @@ class Simulated:
         qualities: Of that configuration, trained whole and without luck: the best complete trial by its own Dice; before there is one,
             the trial with the best Dice so far.
         trials: That began.
-        diverged: Share of the ended ones that failed through their configuration.
+        diverged: Share of them that failed through their configuration.
         total_epochs: That were trained.
         total_seconds: Of the virtual clock, at the end.
         worker_seconds: That the workers spent on epochs.
@@ -118,7 +118,7 @@ def simulate(
     driver = Driver(study, space, StudyFolder(NOWHERE), lambda number, experiment, record: None, {"executor": "train"})
     driver.repeats.pool = source.known
     random = np.random.default_rng(seed)
-    clock, spent, trained, turn, ended, failed = 0.0, 0.0, 0, 0, 0, 0
+    clock, spent, trained, turn, failed = 0.0, 0.0, 0, 0, 0
     queue: list[tuple[float, int, str, EpochRecord | None, bool]] = []
     running: dict[str, _Training] = {}
     lead: tuple[bool, float] = (False, -1.0)
@@ -133,12 +133,12 @@ def simulate(
         heapq.heappush(queue, (clock + seconds, turn, key, record, lost))
 
     def end(key: str, kind: str = "") -> None:
-        nonlocal ended, failed
+        nonlocal failed
         state = running.pop(key).curve.state
         if kind:
             driver.fail(key, as_kind(kind), "the machine was lost" if kind == "preempted" else f"recorded as {state}")
         driver.tell(key, crashed=bool(kind))
-        ended, failed = ended + (kind != "preempted"), failed + bool(kind and kind != "preempted")
+        failed += bool(kind and kind != "preempted")
 
     while trained < epochs:
         while len(running) < workers and not driver.waits and not driver.given_up:
@@ -175,4 +175,4 @@ def simulate(
             end(key)
     began = len(tried(study))
     at, when, qualities = tuple(x[0] for x in leads), tuple(x[1] for x in leads), tuple(x[2] for x in leads)
-    return Simulated(at, when, qualities, began, failed / max(1, ended), trained, clock, spent), study
+    return Simulated(at, when, qualities, began, failed / max(1, began), trained, clock, spent), study

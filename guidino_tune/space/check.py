@@ -122,7 +122,7 @@ def _unlike_recipes(space: Space) -> Iterator[UserError]:
 def _check_objectives(space: Space) -> None:
     """Several objectives leave no order by which a trial could be stopped early."""
     study = space.study
-    if len(study.objectives) > 1 and study.pruner != "none":
+    if len(study.objectives) > 1 and study.pruner not in ("none", "auto"):
         raise UserError(
             f"{len(study.objectives)} objectives ({', '.join(study.objectives)}) and pruner {study.pruner!r} do not go together: early on, "
             "no trial is worse than another one in all of them",

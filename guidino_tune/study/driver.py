@@ -6,7 +6,6 @@ dies can be started again with the same command.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -23,15 +22,17 @@ from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.study import optuna_private
+from guidino_tune.study.guarded import Guarded
 from guidino_tune.study.journal import sync_to_disk
 from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, values
 from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, REPEATED, REPEATS, TOO_TIGHT, TWICE, UNTRAINED, Outcomes
+from guidino_tune.study.promotion import DECISION, Waiting
 from guidino_tune.study.pruners import ends, is_stopped, rungs, validated_epochs
 from guidino_tune.study.repeats import REDRAWS, Repeats
 from guidino_tune.study.samplers import ListedSampler
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.study.trials import counts_as_finished, orphans, remaining, untrained
-from guidino_tune.training.failures import FAILURE, FailureKind, as_kind, death_kind
+from guidino_tune.training.failures import FailureKind, death_kind, noted_failure
 from guidino_tune.training.reporter import EpochRecord
 
 INTERRUPTED, OUT_OF_TIME = "Interrupted", "The time budget is used up"
@@ -42,7 +43,7 @@ def _uncounted(experiment: Experiment) -> Mapping[str, float]:
     raise TypeError("this study looks at parameters or operations: give the driver `count`, such as models.cost.network_cost")
 
 
-class Driver:
+class Driver(Guarded):
     """One run of a study, as whoever runs its trials sees it. A trial that runs has a key, which that runner chooses.
 
     Args:
@@ -59,8 +60,7 @@ class Driver:
     Attributes:
         remaining: Trials that are still to give a result; those that failed otherwise are made up for.
         orphans: Trials to go on with: left by a dead driver, or by a machine that was lost.
-        error: Set when the study could not be written, as on a full disk, or when something that was handed in (a listener, a sampler, a
-            pruner) raised; nothing more is asked, reported or told.
+        waiting: Trials that wait at a rung.
     """
 
     def __init__(
@@ -76,8 +76,12 @@ class Driver:
     ) -> None:
         self.study, self.space, self.folder, self.listener = study, space, folder, listener
         self.settings, self.deadline = settings, deadline
-        self._close_stopped()
-        self.orphans = orphans(study, space)
+        # They wait, or their driver died between the decision to stop them and its record: they are not to train another epoch now.
+        stopped = {t.number: t for t in orphans(study, space) if is_stopped(study, space.study, t)}
+        self.waiting = Waiting(study, space.study, stopped)
+        if not space.study.waits:
+            self._close_waiting()
+        self.orphans = [t for t in orphans(study, space) if t.number not in stopped]
         self.remaining = remaining(study, space)
         self.running: dict[str, optuna.Trial] = {}
         self.experiments: dict[int, Experiment] = {}
@@ -90,36 +94,13 @@ class Driver:
             study.sampler.outcomes = self.outcomes
         self.repeats = Repeats(study.get_trials(deepcopy=False))
         self.exhausted, self.untrained = False, 0
-        self.error: Exception | None = None
         self.refusal = ""
         self.warn, self.warned, self.count = warn, {""}, count
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: a copy in another process could not work on the study."""
-        return {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Driver:
-        """Itself: there is one study."""
-        return self
 
     @property
     def expired(self) -> bool:
         """True after the deadline."""
         return time.monotonic() > self.deadline
-
-    def stored(self, action: Callable[[], Any], otherwise: Any) -> Any:
-        """Does what changes the study, until that fails once: Tune would take the error for the trial's, and try again.
-
-        Args:
-            action: What to do; its result is given back.
-            otherwise: The result when it was not done, or only in part: trials stay running in the study, to be continued.
-        """
-        if self.error is None:
-            try:
-                return action()
-            except Exception as error:
-                self.error = error
-        return otherwise
 
     @property
     def given_up(self) -> str:
@@ -146,12 +127,29 @@ class Driver:
     @property
     def waits(self) -> bool:
         """True while running trials suffice, or are all that is left; one of them may yet have to be made up for, or to go on elsewhere."""
-        return bool(self.running) and (self.exhausted or len(self.running) >= self.remaining)
+        return bool(self.running) and self._begun and not self.waiting.best()
+
+    @property
+    def _begun(self) -> bool:
+        return self.exhausted or len(self.running) + len(self.waiting.trials) >= self.remaining
+
+    def _promote(self) -> bool:
+        """Lets the best trial that waits go on, or a new one begin; false when neither is to be. When all have begun and none runs, the
+        best of each rung goes on, and then those that still wait are closed."""
+        last = self._begun and not self.running
+        if found := self.waiting.promote(least=int(last)):
+            self.orphans.append(found)
+        elif last:
+            self.remaining -= len(self.waiting.trials)
+            self._close_waiting()
+        return bool(found) or not self._begun
 
     def ask(self, key: str) -> dict[str, Any] | None:
         """The next trial: one that a dead driver or machine left running, else a new one; ``None`` when there shall be no more."""
         refusals = 0
         while refusals < REFUSALS:
+            if self.waiting.trials and not self.orphans and not self._promote():
+                return None
             begun = bool(self.orphans) and "hash" in self.orphans[0].user_attrs
             if self.orphans:
                 frozen = self.orphans.pop(0)
@@ -167,6 +165,8 @@ class Driver:
                 self.exhausted = True
                 if not self.running:
                     self.warn(self.repeats.exhausted(self.study, self.outcomes))
+                    if self.waiting.trials:
+                        continue
                 return None
             params = suggest(self.space, trial)
             experiment = self.space.experiment(params)
@@ -313,7 +313,7 @@ class Driver:
         if trial is None:
             return
         number = trial.number
-        if crashed and number not in self.reasons and (known := self._known_failure(number)):
+        if crashed and number not in self.reasons and (known := noted_failure(self.folder.trial(number).path)):
             self.reasons[number] = known
         reason = self.reasons.get(number)
         # A worker group tells its end as a result, after as many attempts as are allowed; only the loss of machines is no failure.
@@ -342,9 +342,12 @@ class Driver:
             self.study.tell(trial, results)
         elif self.expired:
             return  # stays RUNNING in the study: the next run goes on with it
+        elif self.space.study.waits and stored.user_attrs.get(DECISION) == [stored.last_step, True]:
+            self.waiting.trials[number] = stored
+            self._put_aside(number)
+            return
         else:
             self.study.tell(trial, state=TrialState.PRUNED)
-        sync_to_disk(self.study)
         closed = self.frozen(trial)
         self.outcomes.closed(closed)
         self.repeats.closed(closed)
@@ -354,6 +357,10 @@ class Driver:
         # The workers of a Ray Train trial end a little later than this; their folders are tidied after the search.
         if self.settings.get("executor") != "train":
             self.folder.trial(number).tidy()
+        self._put_aside(number)
+
+    def _put_aside(self, number: int) -> None:
+        sync_to_disk(self.study)
         self.listener(number, self.experiments.pop(number), None)
         self.seen.pop(number)
         self.records.pop(number, None)
@@ -367,34 +374,21 @@ class Driver:
             self.reasons[trial.number] = "environment", f"its history.jsonl is not whole: {error} is missing"
             return []
 
-    def _known_failure(self, number: int) -> tuple[FailureKind, str] | None:
-        """What a process wrote of its failure before it ended."""
-        file = self.folder.trial(number).path / FAILURE
-        if not file.exists():
-            return None
-        known = json.loads(file.read_text(encoding="utf-8"))
-        file.unlink()
-        return as_kind(known["failure"]), known["message"]
-
     def _keep(self, trial: optuna.Trial, kind: str, message: str) -> None:
         """Leaves a trial running in the study, to be handed out again with the next question."""
         number = trial.number
         trial.set_user_attr(INTERRUPTION, f"{kind}: {message}"[:2000])
-        sync_to_disk(self.study)
         self.orphans.append(self.frozen(trial))
         self.warn(f"trial {number} was interrupted and goes on from its checkpoint ({kind}: {message[:300]})")
-        self.listener(number, self.experiments.pop(number), None)
-        self.seen.pop(number)
-        self.records.pop(number, None)
+        self._put_aside(number)
 
-    def _close_stopped(self) -> None:
-        """Closes trials whose driver died between the decision to stop them and its record: they are not to train another epoch."""
-        for frozen in orphans(self.study, self.space):
-            if is_stopped(self.study, self.space.study, frozen):
-                self.study.tell(frozen.number, state=TrialState.PRUNED)
-                sync_to_disk(self.study)
-                self.folder.trial(frozen.number).tidy()
-                self.listener(frozen.number, self.space.experiment(frozen.params), None)
+    def _close_waiting(self) -> None:
+        for number, frozen in self.waiting.trials.items():
+            self.study.tell(number, state=TrialState.PRUNED)
+            sync_to_disk(self.study)
+            self.folder.trial(number).tidy()
+            self.listener(number, self.space.experiment(frozen.params), None)
+        self.waiting.trials.clear()
 
     def frozen(self, trial: optuna.Trial) -> FrozenTrial:
         """The stored state of a running trial."""

@@ -11,9 +11,12 @@ from guidino_tune import targets
 from guidino_tune.config import Study
 from guidino_tune.errors import UserError
 from guidino_tune.study import optuna_private
+from guidino_tune.study.promotion import DECISION, PromotionPruner
 
 PRUNERS: dict[str, Callable[[Study], optuna.pruners.BasePruner]] = {
     "asha": lambda s: optuna.pruners.SuccessiveHalvingPruner(min_resource=s.min_epochs, reduction_factor=s.reduction_factor),
+    "promotion": PromotionPruner,
+    "auto": lambda s: PromotionPruner(s) if s.waits else optuna.pruners.NopPruner(),
     "none": lambda s: optuna.pruners.NopPruner(),
 }
 
@@ -48,7 +51,7 @@ def validated_epochs(study: Study, epochs: int) -> tuple[int, ...]:
         In ascending order; a rung is an epoch at which the trial may be stopped, and only a validated epoch can be compared.
     """
     every = study.validate_every or max(1, epochs // VALIDATIONS)
-    return tuple(sorted({*range(every, epochs + 1, every), *(_halvings(study, epochs) if study.pruner == "asha" else ()), epochs}))
+    return tuple(sorted({*range(every, epochs + 1, every), *(_halvings(study, epochs) if study.has_rungs else ()), epochs}))
 
 
 def rungs(study: Study, epochs: int) -> tuple[int, ...]:
@@ -58,7 +61,7 @@ def rungs(study: Study, epochs: int) -> tuple[int, ...]:
     """
     if study.pruner not in PRUNERS:
         return tuple(epoch for epoch in validated_epochs(study, epochs) if epoch >= study.min_epochs or epoch == epochs)
-    return (*(_halvings(study, epochs) if study.pruner == "asha" else ()), epochs)
+    return (*(_halvings(study, epochs) if study.has_rungs else ()), epochs)
 
 
 def _halvings(study: Study, epochs: int) -> Iterator[int]:
@@ -66,10 +69,6 @@ def _halvings(study: Study, epochs: int) -> Iterator[int]:
     while rung < epochs:
         yield rung
         rung *= study.reduction_factor
-
-
-DECISION = "decision"
-"""Attribute of a trial: the newest epoch at which it was compared, and whether that ended it. Later peers do not change it."""
 
 
 def ends(trial: optuna.Trial, settings: Study, reported: Sequence[int], epochs: int) -> bool:
@@ -85,7 +84,7 @@ def ends(trial: optuna.Trial, settings: Study, reported: Sequence[int], epochs: 
 
 
 def is_stopped(study: optuna.Study, settings: Study, trial: FrozenTrial) -> bool:
-    """True when a running trial is to end at its newest epoch, which a driver that died could not say, or not record.
+    """True when a running trial is to end, or to wait, at its newest epoch, which a driver that died could not say, or not record.
 
     A trial is compared once: what a rung decided stands. Optuna's pruner notes that a trial has passed a rung before it compares, and
     does not compare a second time; so a trial whose driver died between both is compared, and decided, here.

@@ -36,7 +36,7 @@ OPTIONS: dict[str, Any] = {"multivariate": True, "group": True, "constant_liar":
 GOOD = 0.15
 """Share of the trials at the rung that TPE takes for good ones."""
 
-WHOLE = math.inf
+WHOLE = 0
 """The rung of complete trials, whose value is that of their best epoch."""
 
 
@@ -166,28 +166,13 @@ def _order(trial: FrozenTrial) -> tuple[float, ...]:
     return 1.0, -step, -value
 
 
-class _Peers:
-    """The ended trials as they are compared at one rung: the best and the latest of those with a value, the latest that ended before."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.best: list[tuple[float, int, FrozenTrial]] = []
-        self.latest: deque[FrozenTrial] = deque(maxlen=LATEST)
-        self.ended_before: deque[FrozenTrial] = deque(maxlen=LATEST)
-
-    def add(self, trial: FrozenTrial) -> None:
-        self.number += 1
-        self.latest.append(trial)
-        insort(self.best, (-cast("float", trial.value), trial.number, trial))
-        del self.best[BEST:]
-
-
 class RungTPESampler(RecentTPESampler):
-    """Optuna's TPE, where every trial that came to a rung counts with its value there, whatever became of it.
+    """Optuna's TPE over what trials had at one rung, the highest that enough of them have come to, as BOHB does (Falkner et al. 2018).
 
     Optuna itself puts complete trials before those that were stopped, and these by how far they came, so that the first trials of a study,
-    which nothing stopped, are its good ones. Here trials are compared at one epoch. Those that ended before it, diverged or are beyond a
-    constraint are bad; running ones that have not come so far are taken for bad until they do, so that workers spread out.
+    which nothing stopped, are its good ones. Here every trial that came to the rung counts with its value there, whatever became of it.
+    Those that ended before it, diverged or are beyond a constraint are bad; running ones that have not come so far are taken for bad until
+    they do, so that workers spread out. Again it is the best and the latest of each kind that are modelled.
 
     Args:
         space: With the settings of the study: its rungs, and how many trials are enough (``startup_trials``).
@@ -199,52 +184,48 @@ class RungTPESampler(RecentTPESampler):
         longest = max(made.training.epochs for made in (space.base, *space.recipes.values()))
         if (searched := space.parameters.get("training.epochs")) is not None:
             longest = max(longest, *(int(end) for end in searched.ends if isinstance(end, int | float)))
-        self._peers: dict[float, _Peers] = {rung: _Peers() for rung in (*rungs(space.study, longest)[:-1], WHOLE)}
-        self._number = 0
-        optuna_private.adapt(self, self._random_sampler, lambda _: math.ceil(GOOD * self._number))
+        self._rungs = (WHOLE, *reversed(rungs(space.study, longest)[:-1]))
+        self._compared = 0
+        self._remade: dict[tuple[int, int], FrozenTrial] = {}
+        optuna_private.adapt(self, self._random_sampler, lambda _: math.ceil(GOOD * self._compared))
 
     def _take_in(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
-        """See ``RecentTPESampler``: prepares the window, and gives the trials that are new."""
-        running, new = [], []
-        for other in study.get_trials(deepcopy=False):
-            if other.number in self._known or other.number == trial.number or other.state == TrialState.WAITING:
-                continue
-            if other.state == TrialState.RUNNING:
-                running.append(other)
-                continue
-            self._known.add(other.number)
-            if counts_as_finished(other):
-                self._learn(other)
-                new.append(other if other.state != TrialState.FAIL else as_beyond(other))
-        self._window = trial.number, self._compared(running)
-        return new
+        """See ``RecentTPESampler``."""
+        others = [
+            t
+            for t in study.get_trials(deepcopy=False)
+            if t.number != trial.number and (t.state == TrialState.RUNNING or counts_as_finished(t))
+        ]
+        bad = {t.number for t in others if t.state == TrialState.FAIL or any(value > 0 for value in t.constraints.values())}
+        # What waits at a rung belongs to the space that was drawn from, as what has ended does.
+        new = [t for t in others if t.number not in self._known and (t.state.is_finished() or t.intermediate_values)]
+        self._known |= {t.number for t in new}
+        self._window = trial.number, []
+        for rung in self._rungs:
+            values = {t.number: v for t in others if t.number not in bad and (v := _value(t, rung)) is not None}
+            self._compared = len(values)
+            if self._compared >= self._startup:
+                # One that is complete without this rung had a smaller budget.
+                rest = [t.number for t in others if t.number not in values and (t.number in bad or t.state != TrialState.COMPLETE)]
+                best = sorted(values, key=lambda number: (-values[number], number))[:BEST]
+                shown = {*best, *[*values][-LATEST:], *rest[-LATEST:]}
+                self._window = trial.number, [self._as_seen(t, rung, values.get(t.number)) for t in others if t.number in shown]
+                break
+        return [_as_complete(t, 0.0) for t in new]
 
-    def _learn(self, trial: FrozenTrial) -> None:
-        bad = trial.state == TrialState.FAIL or any(value > 0 for value in trial.constraints.values())
-        for rung, peers in self._peers.items():
-            value = _value(trial, rung)
-            if value is not None and not bad:
-                peers.add(_as_complete(trial, value))
-            elif trial.state != TrialState.COMPLETE:  # of a shorter budget it may never have been due there
-                peers.ended_before.append(as_beyond(trial))
-
-    def _compared(self, running: list[FrozenTrial]) -> list[FrozenTrial]:
-        """The trials of the highest rung that has enough of them; none where no rung has, which asks for a random trial."""
-        for rung, peers in reversed(self._peers.items()):
-            values = {other.number: value for other in running if (value := _value(other, rung)) is not None}
-            self._number = peers.number + len(values)
-            if self._number >= self._startup:
-                shown = [*peers.ended_before, *peers.latest, *(trial for *_, trial in peers.best)]
-                shown += [_as_complete(other, values[other.number]) if other.number in values else other for other in running]
-                found = {other.number: other for other in shown}
-                return [found[number] for number in sorted(found)]
-        return []
+    def _as_seen(self, trial: FrozenTrial, rung: int, value: float | None) -> FrozenTrial:
+        if value is None and trial.state == TrialState.RUNNING:
+            return trial
+        key = trial.number, rung if value is not None else -1
+        if key not in self._remade:
+            self._remade[key] = as_beyond(trial) if value is None else _as_complete(trial, value)
+        return self._remade[key]
 
 
-def _value(trial: FrozenTrial, rung: float) -> float | None:
+def _value(trial: FrozenTrial, rung: int) -> float | None:
     if rung == WHOLE:
         return trial.value if trial.state == TrialState.COMPLETE else None
-    return trial.intermediate_values.get(int(rung))
+    return trial.intermediate_values.get(rung)
 
 
 def _as_complete(trial: FrozenTrial, value: float) -> FrozenTrial:

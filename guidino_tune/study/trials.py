@@ -82,6 +82,12 @@ def untrained(trial: FrozenTrial) -> bool:
     return any(trial.constraints.get(name, 0) > 0 for name in COUNTED)
 
 
+def counted_at(study: optuna.Study, epoch: int) -> dict[int, float]:
+    """Dice after this epoch of each trial that came so far, by number; without those that failed."""
+    trials = study.get_trials(deepcopy=False)
+    return {t.number: t.intermediate_values[epoch] for t in trials if epoch in t.intermediate_values and t.state != TrialState.FAIL}
+
+
 def best_value(trial: FrozenTrial) -> float | None:
     """The trial's best validation Dice at any epoch: the epoch whose weights are kept."""
     return max(trial.intermediate_values.values(), default=None)

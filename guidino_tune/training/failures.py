@@ -27,7 +27,9 @@ others end a search, and which trials are not repeated, is told in ``guidino_tun
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from guidino_tune.errors import UserError
@@ -114,6 +116,16 @@ def death_kind(text: str) -> FailureKind:
     if _MEMORY_MONITOR in lower:
         return "out-of-memory"
     return "preempted" if any(sign in lower for sign in _NODE_SIGNS) else "crashed"
+
+
+def noted_failure(folder: Path) -> tuple[FailureKind, str] | None:
+    """Kind and message of what a trial's process wrote of its failure before it ended; read once."""
+    file = folder / FAILURE
+    if not file.exists():
+        return None
+    known = json.loads(file.read_text(encoding="utf-8"))
+    file.unlink()
+    return as_kind(known["failure"]), known["message"]
 
 
 def as_kind(name: object) -> FailureKind:

@@ -1,0 +1,39 @@
+"""What changes a study in one process, until that fails once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+
+class Guarded:
+    """Works on a study in one process: it is not copied, and does nothing more after an error.
+
+    Attributes:
+        error: Set when the study could not be written, as on a full disk, or when something that was handed in (a listener, a sampler, a
+            pruner) raised; nothing more is asked, reported or told.
+    """
+
+    error: Exception | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: a copy in another process could not work on the study."""
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself: there is one study."""
+        return self
+
+    def stored(self, action: Callable[[], Any], otherwise: Any) -> Any:
+        """Does what changes the study, until that fails once: Tune would take the error for the trial's, and try again.
+
+        Args:
+            action: What to do; its result is given back.
+            otherwise: The result when it was not done, or only in part: trials stay running in the study, to be continued.
+        """
+        if self.error is None:
+            try:
+                return action()
+            except Exception as error:
+                self.error = error
+        return otherwise
