@@ -14,7 +14,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from guidino_tune.config.data import Data
-from guidino_tune.config.fields import PATCH, STRICT, About, known_of, whole
+from guidino_tune.config.fields import PATCH, STRICT, About, forgettable, known_of, whole
 from guidino_tune.config.parsing import parse, read_yaml
 from guidino_tune.config.sections import DINOGuide, Guide, Loss, Training
 from guidino_tune.config.segmenters import Custom, NNWNet, Segmenter
@@ -175,7 +175,7 @@ class Experiment:
 
     def _forget_unseen(self, section: Any, values: dict[str, Any]) -> None:
         cls: type = type(section)
-        for name, about in known_of(cls).items():
+        for name, about in forgettable(cls):
             if name in values and about.unseen(self, values[name]):
                 del values[name]
         for name, value in _sections(section):

@@ -87,6 +87,12 @@ def known_of(cls: type) -> dict[str, About]:
     return {name: note for name, hint in hints.items() for note in getattr(hint, "__metadata__", ()) if isinstance(note, About)}
 
 
+@cache
+def forgettable(cls: type) -> tuple[tuple[str, About], ...]:
+    """The fields of a section that may be ``unseen``; asked for each hash, so the others are sorted out once."""
+    return tuple((name, about) for name, about in known_of(cls).items() if about.idle is not None or about.before is not SAME)
+
+
 def whole(value: Any) -> Any:
     """For ``About.memory``: the value itself decides."""
     return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -341,7 +342,8 @@ def _members(section: str) -> dict[str, Any]:
     return {cls().kind: cls for cls in get_args(get_args(union)[0])} if union else {}
 
 
-def section_defaults(section: str, kind: str) -> dict[str, Any] | None:
+@cache
+def section_defaults(section: str, kind: str) -> Mapping[str, Any] | None:
     """All fields of the ``guide`` or ``segmenter`` of that kind at their defaults; ``None`` for another section or an unknown kind."""
     cls = _members(section).get(kind)
     return dataclasses.asdict(cls()) if cls else None

@@ -15,6 +15,7 @@ import optuna
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.simulation.curves import Curve
 from guidino_tune.simulation.sources import Source
+from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
 from guidino_tune.study.driver import Driver
 from guidino_tune.study.objectives import directions
@@ -55,6 +56,16 @@ class Simulated:
     worker_seconds: float
 
 
+@dataclasses.dataclass(slots=True)
+class _Training:
+    """What runs on a worker: the seconds and records to come, their curve, its values, and the best Dice so far."""
+
+    records: Iterator[tuple[float, EpochRecord | None]]
+    curve: Curve
+    values: Values
+    best: float
+
+
 def new_study(space: Space, source: Source, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
     """A study in memory with the sampler and pruner of the space, and its first trials queued, as ``store.open_study`` makes one."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -62,21 +73,22 @@ def new_study(space: Space, source: Source, sampler: optuna.samplers.BaseSampler
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         inner = sampler or make_sampler(space)
     study = optuna.create_study(directions=directions(space.study), sampler=source.sampler(inner), pruner=make_pruner(space.study))
-    for values in space.first_trials:
+    for values in source.first(space.first_trials, space.study.seed):
         study.enqueue_trial(dict(values), skip_if_exists=True)
     return study
 
 
 def as_records(curve: Curve, asked: dict[str, object], epochs: int) -> Iterator[tuple[float, EpochRecord | None]]:
     """Seconds and record of each epoch to come; the record is ``None`` where the training fails."""
-    dice, validated = curve.filled(), set(asked["validated"])  # type: ignore[call-overload]
-    usual = float(np.nanmean(curve.seconds)) if np.isfinite(curve.seconds).any() else 1.0
+    dice, validated = curve.filled().tolist(), set(asked["validated"])  # type: ignore[call-overload]
+    timed = np.isfinite(curve.seconds)
+    usual = float(curve.seconds[timed].mean()) if timed.any() else 1.0
+    spent = np.where(timed, curve.seconds, usual).tolist()
     for epoch in range(int(asked["reported"]) + 1, epochs + 1):  # type: ignore[call-overload]
         if epoch > len(dice):
             yield usual, None
             return
-        seconds = float(curve.seconds[epoch - 1]) if np.isfinite(curve.seconds[epoch - 1]) else usual
-        yield seconds, EpochRecord(epoch, {OBJECTIVE: float(dice[epoch - 1])} if epoch in validated else {}, 0.0)
+        yield spent[epoch - 1], EpochRecord(epoch, {OBJECTIVE: dice[epoch - 1]} if epoch in validated else {}, 0.0)
 
 
 def simulate(
@@ -102,17 +114,19 @@ def simulate(
     space = dataclasses.replace(space, study=settings)
     seed, length = settings.seed, space.base.training.epochs
     study = new_study(space, source, sampler(space, seed) if sampler else None)
-    driver = Driver(study, space, StudyFolder(NOWHERE), lambda number, experiment, record: None)
+    # Nothing is on the disk: as with Ray Train, folders are not tidied when a trial ends.
+    driver = Driver(study, space, StudyFolder(NOWHERE), lambda number, experiment, record: None, {"executor": "train"})
+    driver.repeats.pool = source.known
     random = np.random.default_rng(seed)
     clock, spent, trained, turn, ended, failed = 0.0, 0.0, 0, 0, 0, 0
     queue: list[tuple[float, int, str, EpochRecord | None, bool]] = []
-    running: dict[str, tuple[Iterator[tuple[float, EpochRecord | None]], Curve]] = {}
+    running: dict[str, _Training] = {}
     lead: tuple[bool, float] = (False, -1.0)
     leads: list[tuple[int, float, float]] = []
 
     def start(key: str) -> None:
         nonlocal turn, spent
-        seconds, record = next(running[key][0])
+        seconds, record = next(running[key].records)
         lost = bool(losses) and random.random() < -np.expm1(-losses * seconds / 3600)
         seconds *= random.random() if lost else 1.0
         turn, spent = turn + 1, spent + seconds
@@ -120,9 +134,9 @@ def simulate(
 
     def end(key: str, kind: str = "") -> None:
         nonlocal ended, failed
-        curve = running.pop(key)[1]
+        state = running.pop(key).curve.state
         if kind:
-            driver.fail(key, as_kind(kind), "the machine was lost" if kind == "preempted" else f"recorded as {curve.state}")
+            driver.fail(key, as_kind(kind), "the machine was lost" if kind == "preempted" else f"recorded as {state}")
         driver.tell(key, crashed=bool(kind))
         ended, failed = ended + (kind != "preempted"), failed + bool(kind and kind != "preempted")
 
@@ -132,9 +146,10 @@ def simulate(
             asked = driver.ask(key)
             if asked is None:
                 break
-            values = driver.running[key].params
-            curve = source.curve(values, seed)
-            running[key] = as_records(curve, asked, length), curve
+            known = driver.frozen(driver.running[key])
+            curve = source.curve(known.params, seed)
+            best = max(known.intermediate_values.values(), default=-1.0)
+            running[key] = _Training(as_records(curve, asked, length), curve, known.params, best)
             start(key)
         if not queue:
             break
@@ -144,16 +159,16 @@ def simulate(
             continue
         trained += 1
         if record is None:
-            end(key, running[key][1].state)
+            end(key, running[key].curve.state)
             continue
-        values = driver.running[key].params
-        known = record.metrics.get(OBJECTIVE)
+        training, dice = running[key], record.metrics.get(OBJECTIVE)
         goes_on = driver.report(key, [record])
-        best = max(driver.frozen(driver.running[key]).intermediate_values.values(), default=-1.0)
-        candidate = (record.epoch == length, best)
-        if known is not None and candidate > lead:
-            lead = candidate
-            leads.append((trained, clock, source.quality(values)))
+        if dice is not None:
+            training.best = max(training.best, dice)
+            candidate = (record.epoch == length, training.best)
+            if candidate > lead:
+                lead = candidate
+                leads.append((trained, clock, source.quality(training.values)))
         if goes_on:
             start(key)
         else:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+import random
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from guidino_tune.errors import UserError
 from guidino_tune.simulation.curves import COMPLETE, STOPPED, Curve, CurveTable
 from guidino_tune.space.parameters import Parameter, Scalar, Values
 from guidino_tune.space.space import Space
-from guidino_tune.study.outcomes import as_key
+from guidino_tune.study.outcomes import Key, as_key
 
 
 class Source(Protocol):
@@ -32,13 +34,22 @@ class Source(Protocol):
         """Best Dice of a whole training, without luck."""
         ...
 
-    def sampler(self, inner: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
+    def first(self, trials: Sequence[Values], seed: int) -> Sequence[Values]:
+        """The first trials as this source can answer them."""
+        ...
+
+    def sampler(self, inner: BaseSampler) -> BaseSampler:
         """The sampler as this source can answer it."""
         ...
 
     @property
     def best(self) -> float:
         """Best quality that is known."""
+        ...
+
+    @property
+    def known(self) -> Sequence[Values]:
+        """All that can be answered; empty: any configuration. See ``Repeats.pool``."""
         ...
 
 
@@ -64,9 +75,10 @@ def encode(space: Space, values: Values) -> np.ndarray:
 
 
 class Rows:
-    """The recorded curves themselves. A proposal becomes the nearest recorded configuration with the same active parameters.
+    """The recorded curves themselves, and nothing else: a study over them is one over a finite space.
 
-    One that a study has not used yet goes before one that it has; of several seeds the study's luck takes one.
+    A proposal becomes the nearest recorded configuration with the same active parameters. One that a study has not used yet goes before
+    one that it has; of several seeds the study's luck takes one. A search ends when it has used them all.
 
     Args:
         table: Without curves that were stopped early.
@@ -82,46 +94,51 @@ class Rows:
                 where="--curves exact", todo="take --curves surrogate, which goes on with them",
             )  # fmt: skip
         self.space = table.space
-        self.groups: dict[Any, list[Curve]] = {}
+        groups: dict[Key, list[Curve]] = {}
         for curve in table.curves:
-            self.groups.setdefault(as_key(curve.parameters), []).append(curve)
-        self.known = [group[0].parameters for group in self.groups.values()]
+            groups.setdefault(as_key(curve.parameters), []).append(curve)
+        self.groups, self.known = groups, [group[0].parameters for group in groups.values()]
+        self._keys = list(groups)
         self._encoded = np.array([encode(self.space, values) for values in self.known])
         self._branches = [frozenset(values) for values in self.known]
+        self._qualities = {key: float(np.mean([max(c.filled(), default=0.0) for c in group])) for key, group in groups.items()}
+        self.best = max((self._qualities[key] for key, group in groups.items() if not any(c.failed for c in group)), default=0.0)
         self.note = f"each proposal is replaced by the nearest of {len(self.known)} recorded configurations with the same active parameters"
 
-    def nearest(self, values: Values, used: frozenset[Any] = frozenset()) -> Values:
+    def nearest(self, values: Values, used: Collection[Key] = ()) -> Values:
         """The nearest recorded configuration; only where all of its branch are ``used``, one of them."""
         distance = ((self._encoded - encode(self.space, values)) ** 2).sum(1)
-        branch = frozenset(values)
-        return min(enumerate(self.known), key=lambda n: (self._branches[n[0]] != branch, as_key(n[1]) in used, distance[n[0]]))[1]
-
-    def _group(self, values: Values) -> list[Curve]:
-        return self.groups.get(as_key(values)) or self.groups[as_key(self.nearest(values))]
+        same = np.array([branch == values.keys() for branch in self._branches])
+        free = np.array([key not in used for key in self._keys])
+        among = next(some for some in (same & free, same, free, ~free) if some.any())
+        return self.known[np.flatnonzero(among)[distance[among].argmin()]]
 
     def curve(self, values: Values, seed: int) -> Curve:
         """See ``Source``."""
-        group = self._group(values)
+        group = self.groups[as_key(values)]
         return group[luck(values, seed).integers(len(group))]
 
     def quality(self, values: Values) -> float:
         """See ``Source``: the mean over the recorded seeds."""
-        return float(np.mean([max(curve.filled(), default=0.0) for curve in self._group(values)]))
+        return self._qualities[as_key(values)]
 
-    def sampler(self, inner: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
+    def first(self, trials: Sequence[Values], seed: int) -> Sequence[Values]:
+        """See ``Source``: the nearest rows; what a trial leaves open is drawn at random."""
+        generator, found = random.Random(seed), list[Values]()
+        for trial in trials:
+            whole, _ = self.space.walk(lambda path, parameter, trial=trial: trial[path] if path in trial else parameter.draw(generator))  # type: ignore[misc]
+            found.append(self.nearest(whole, {as_key(values) for values in found}))
+        return found
+
+    def sampler(self, inner: BaseSampler) -> BaseSampler:
         """See ``Source``."""
         return RowSampler(inner, self)
 
-    @property
-    def best(self) -> float:
-        """See ``Source``; of those that never fail."""
-        return max(self.quality(values) for values in self.known if not any(c.failed for c in self.groups[as_key(values)]))
 
-
-class RowSampler(optuna.samplers.BaseSampler):
+class RowSampler(BaseSampler):
     """Lets another sampler propose, and gives the trial the nearest recorded configuration: what the study knows is what was run."""
 
-    def __init__(self, inner: optuna.samplers.BaseSampler, rows: Rows) -> None:
+    def __init__(self, inner: BaseSampler, rows: Rows) -> None:
         self.inner, self.rows = inner, rows
         self._chosen: tuple[int, Values] = -1, {}
 
@@ -144,10 +161,9 @@ class RowSampler(optuna.samplers.BaseSampler):
                 )
                 return value
 
-            used = frozenset(as_key(t.params) for t in study.get_trials(deepcopy=False) if t.number != trial.number)
+            used = {as_key(t.params) for t in study.get_trials(deepcopy=False) if t.number != trial.number}
             self._chosen = trial.number, self.rows.nearest(self.rows.space.walk(choose)[0], used)
-        row = self._chosen[1]
-        return row[param_name] if param_name in row else self.inner.sample_independent(study, trial, param_name, param_distribution)
+        return self._chosen[1][param_name]
 
     def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: Any, values: Any) -> None:
         """See ``BaseSampler``."""
@@ -164,6 +180,34 @@ def distribution(parameter: Parameter) -> BaseDistribution:
     return optuna.distributions.FloatDistribution(low, high, log=parameter.log, step=parameter.step)
 
 
+class Forest:
+    """A fitted forest as arrays, which answers one row at a time many times as fast as scikit-learn does.
+
+    Args:
+        fitted: Trees, a regressor's or a classifier's.
+    """
+
+    def __init__(self, fitted: Any) -> None:
+        trees = [one.tree_ for one in fitted.estimators_]
+        starts = np.cumsum([0, *(tree.node_count for tree in trees)])
+        self._roots = starts[:-1]
+        nodes = np.arange(starts[-1])
+        feature, left, right = (np.concatenate([getattr(t, n) for t in trees]) for n in ("feature", "children_left", "children_right"))
+        shift = np.repeat(self._roots, np.diff(starts))
+        leaf = left < 0
+        self._feature, self._threshold = np.where(leaf, 0, feature), np.concatenate([tree.threshold for tree in trees])
+        self._next = np.where(leaf, nodes, np.stack([right + shift, left + shift]))  # a leaf leads to itself
+        self._values = np.concatenate([tree.value.reshape(tree.node_count, -1) for tree in trees])
+        self._depth = max(tree.max_depth for tree in trees)
+
+    def mean(self, row: np.ndarray) -> np.ndarray:
+        """The mean of all trees for one row of inputs (float32, as the trees compare it): values, or the chance of each class."""
+        at = self._roots
+        for _ in range(self._depth):
+            at = self._next[(row[self._feature[at]] <= self._threshold[at]).astype(int), at]
+        return np.asarray(np.add.accumulate(self._values[at])[-1] / len(at))  # one after the other, as scikit-learn adds
+
+
 class Surrogate:
     """Extremely randomised trees that give a whole curve, the seconds of an epoch and the chance of a failure for any configuration.
 
@@ -176,6 +220,8 @@ class Surrogate:
     Raises:
         UserError: There are fewer.
     """
+
+    known: Sequence[Values] = ()
 
     def __init__(self, table: CurveTable) -> None:
         from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
@@ -201,13 +247,13 @@ class Surrogate:
             misses += [float(x) for x in np.abs(fitted.predict(inputs[test]).max(1) - curves[test].max(1))]
         self.error = float(np.mean(misses)) if misses else math.nan
         spread = float(np.mean(np.abs(curves.max(1) - np.median(curves.max(1)))))
-        self._curves = [t.tree_ for t in ExtraTreesRegressor(**trees).fit(inputs, curves).estimators_]
+        self._curves = Forest(ExtraTreesRegressor(**trees).fit(inputs, curves))
         known = np.array([np.nanmean(c.seconds) if np.isfinite(c.seconds).any() else np.nan for c in trained])
         known = np.log(np.where(np.isfinite(known), known, np.nanmedian(known) if np.isfinite(known).any() else 1.0).clip(1e-6))
-        self._seconds = [t.tree_ for t in ExtraTreesRegressor(**trees).fit(inputs, known).estimators_]
+        self._seconds = Forest(ExtraTreesRegressor(**trees).fit(inputs, known))
         self._kinds = sorted(set(kinds))
-        forest = ExtraTreesClassifier(**trees, min_samples_leaf=3).fit(every, kinds) if len(self._kinds) > 1 else None
-        self._failures = [t.tree_ for t in forest.estimators_] if forest else []
+        several = len(self._kinds) > 1
+        self._failures = Forest(ExtraTreesClassifier(**trees, min_samples_leaf=3).fit(every, kinds)) if several else None
         self._lengths = {kind: [len(c.dice) for c in table.curves if c.state == kind] for kind in self._kinds if kind}
         pairs: dict[int, list[np.ndarray]] = {}
         for curve, full in zip(trained, curves, strict=True):
@@ -230,32 +276,32 @@ class Surrogate:
     def _answer(self, values: Mapping[str, Scalar]) -> tuple[np.ndarray, float, np.ndarray]:
         key = as_key(values)
         if key not in self._memory:
-            row = encode(self.space, dict(values)).astype(np.float32)[None]
-
-            def mean(trees: list[Any]) -> np.ndarray:
-                return np.asarray(sum(np.asarray(tree.predict(row)).reshape(-1) for tree in trees) / len(trees))
-
-            chances = mean(self._failures) if self._failures else np.ones(1)
+            row = encode(self.space, dict(values)).astype(np.float32)
+            chances = self._failures.mean(row) if self._failures else np.ones(1)
             if len(self._memory) > 20_000:
                 self._memory.clear()
-            self._memory[key] = mean(self._curves), float(np.exp(mean(self._seconds)[0])), chances / chances.sum()
+            self._memory[key] = self._curves.mean(row), float(np.exp(self._seconds.mean(row)[0])), chances / chances.sum()
         return self._memory[key]
 
     def curve(self, values: Values, seed: int) -> Curve:
         """See ``Source``."""
         dice, seconds, chances = self._answer(values)
-        random = luck(values, seed)
-        kind = self._kinds[random.choice(len(chances), p=chances)]
+        generator = luck(values, seed)
+        kind = self._kinds[generator.choice(len(chances), p=chances)]
         if self._noise:
-            dice = np.clip(dice + self._noise[random.integers(len(self._noise))] * random.choice((-1, 1)), 0, 1)
+            dice = np.clip(dice + self._noise[generator.integers(len(self._noise))] * generator.choice((-1, 1)), 0, 1)
         if kind:
-            dice = dice[: min(random.choice(self._lengths[kind]), self.epochs - 1)]
+            dice = dice[: min(generator.choice(self._lengths[kind]), self.epochs - 1)]
         return Curve(-1, seed, values, dice, np.full(len(dice), seconds), kind or COMPLETE)
 
     def quality(self, values: Values) -> float:
         """See ``Source``: of the model, without luck."""
         return float(self._answer(values)[0].max())
 
-    def sampler(self, inner: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
+    def first(self, trials: Sequence[Values], seed: int) -> Sequence[Values]:
         """See ``Source``: any configuration has an answer."""
+        return trials
+
+    def sampler(self, inner: BaseSampler) -> BaseSampler:
+        """See ``first``."""
         return inner

@@ -45,6 +45,11 @@ class Space:
     recipes: Mapping[str, Experiment] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     origin: Space | None = dataclasses.field(default=None, repr=False, compare=False)
+    _plain_base: dict[str, Any] = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Every trial starts from the same mapping, which nobody changes: ``set_path`` copies."""
+        object.__setattr__(self, "_plain_base", self.base.to_dict())
 
     @property
     def targets(self) -> set[str]:
@@ -57,9 +62,9 @@ class Space:
         """Chooses a value for each active parameter in order.
 
         Returns:
-            The values, and the nested experiment mapping that has them.
+            The values, and the nested experiment mapping that has them, not to be changed.
         """
-        experiment, values = self.base.to_dict(), Values()
+        experiment, values = self._plain_base, Values()
         for path, parameter in self.parameters.items():
             if path == RECIPE or (has_path(experiment, path) and parameter.active(experiment)):
                 values[path] = choose(path, parameter)
@@ -72,7 +77,7 @@ class Space:
         Raises:
             UserError: The values make no valid experiment.
         """
-        experiment = self.base.to_dict()
+        experiment = self._plain_base
         order = [path for path in self.parameters if path in values]  # a recipe or kind replaces what was set before it
         for path in (*order, *(path for path in values if path not in self.parameters)):
             experiment = self._with(experiment, path, values[path])

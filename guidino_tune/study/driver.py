@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune.config import Experiment
 from guidino_tune.config.study import OBJECTIVE
+from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.study import optuna_private
@@ -165,17 +166,22 @@ class Driver:
             else:
                 self.exhausted = True
                 if not self.running:
-                    self.warn(self.repeats.exhausted)
+                    self.warn(self.repeats.exhausted(self.study, self.outcomes))
                 return None
-            experiment = self.space.experiment(suggest(self.space, trial))
-            if not begun and self._repeats(trial, experiment):
+            params = suggest(self.space, trial)
+            experiment = self.space.experiment(params)
+            name = experiment.hash
+            if not begun and self._repeats(trial, params, name):
                 continue
             trial.set_user_attr("name", experiment.name)
-            trial.set_user_attr("hash", experiment.hash)
+            trial.set_user_attr("hash", name)
             trial.set_user_attr("epochs", experiment.training.epochs)
             note_counted(self.space.study, trial, experiment, self.count)
-            refused = self._refused(trial, experiment)
-            if not refused and not self._too_much(trial, experiment):
+            refused = self._refused(trial, params, experiment, name)
+            if not refused and not self._too_much(trial, experiment, name):
+                if text := self.outcomes.repetition(trial.number, name, params):
+                    self.warn(text)
+                self.repeats.started(trial.number, name)
                 return self._started(key, trial, experiment, reported)
             refusals += bool(refused)
             if self.remaining <= 0 or self.refusal:
@@ -183,12 +189,12 @@ class Driver:
         self.refusal = f"the sampler proposed {REFUSALS} configurations in a row that had failed before, the last one: {refused}"
         return None
 
-    def _repeats(self, trial: optuna.Trial, experiment: Experiment) -> bool:
+    def _repeats(self, trial: optuna.Trial, params: Values, name: str) -> bool:
         """Closes a trial whose result is known, or will be; nothing counts it, and no observer is told. Lists are trained as they stand."""
-        other = self.repeats.known.get(experiment.hash)
+        other = self.repeats.known.get(name)
         if other is None or self.space.study.is_list:
             return False
-        if text := self.outcomes.repetition(trial.number, experiment.hash, trial.params):
+        if text := self.outcomes.repetition(trial.number, name, params):
             self.warn(text)
         trial.set_user_attr(REPEATS, other)
         trial.set_user_attr("message", f"has the configuration of trial {other}; not trained again")
@@ -196,27 +202,27 @@ class Driver:
         self.repeats.in_a_row += 1
         return True
 
-    def _refused(self, trial: optuna.Trial, experiment: Experiment) -> str:
+    def _refused(self, trial: optuna.Trial, params: Values, experiment: Experiment, name: str) -> str:
         """Closes a trial that must not be run, and says why; empty for any other."""
-        kind = self.outcomes.repeated(trial.params)
+        kind = self.outcomes.repeated(params)
         if kind is None:
             return ""
-        message = f"failed so {TWICE} times before ({experiment.hash}); not tried again"
-        for name, value in {"failure": kind, "message": message, REPEATED: True}.items():
-            trial.set_user_attr(name, value)
+        message = f"failed so {TWICE} times before ({name}); not tried again"
+        for attribute, value in {"failure": kind, "message": message, REPEATED: True}.items():
+            trial.set_user_attr(attribute, value)
         self.study.tell(trial, state=TrialState.FAIL)
         sync_to_disk(self.study)
         self.listener(trial.number, experiment, None)
         return f"{kind}: {message}"
 
-    def _too_much(self, trial: optuna.Trial, experiment: Experiment) -> bool:
+    def _too_much(self, trial: optuna.Trial, experiment: Experiment, name: str) -> bool:
         """Closes a trial that is beyond a constraint before it is trained, or trained any further; only the latter counts."""
         if feasible(frozen := self.frozen(trial)):
             return False
         trial.set_user_attr("message", beyond(self.space.study, frozen))
         self.study.tell(trial, state=TrialState.PRUNED)
         sync_to_disk(self.study)
-        self.repeats.known.setdefault(experiment.hash, trial.number)
+        self.repeats.known.setdefault(name, trial.number)
         counts = self.space.study.is_list or not untrained(frozen)
         self.remaining -= counts
         self.untrained += not counts
@@ -228,10 +234,7 @@ class Driver:
 
     def _started(self, key: str, trial: optuna.Trial, experiment: Experiment, reported: Mapping[int, float]) -> dict[str, Any]:
         number = trial.number
-        if text := self.outcomes.repetition(number, experiment.hash, trial.params):
-            self.warn(text)
         sync_to_disk(self.study)  # its folder must not outlive what the study knows of it
-        self.repeats.started(number, experiment)
         self.untrained = 0
         self.running[key], self.experiments[number], self.seen[number] = trial, experiment, set(reported)
         self.listener(number, experiment, None)
@@ -268,7 +271,7 @@ class Driver:
             self.warned.add(note)
             self.warn(note)
         number, epochs = trial.number, self.experiments[trial.number].training.epochs
-        validated, last = False, 0
+        validated, last = list[int](), 0
         for record in records:
             last = record.epoch
             self.records.setdefault(number, {})[last] = record
@@ -282,7 +285,7 @@ class Driver:
                     self.reasons[number] = ("diverged", f"{OBJECTIVE} is not finite in epoch {last}")
                     return False
                 self._report(trial, objective, last)
-                validated = True
+                validated.append(last)
             self.seen[number].add(last)
             self.outcomes.progressed(number, last)
             self.listener(number, self.experiments[number], record)
@@ -290,9 +293,7 @@ class Driver:
             return False
         if self.space.study.constraints and not feasible(self.frozen(trial)):
             return False
-        single = len(self.study.directions) == 1
-        compared = validated and single and last >= self.space.study.min_epochs
-        return not (compared and ends(trial, self.space.study, last, epochs))
+        return not (validated and len(self.study.directions) == 1 and ends(trial, self.space.study, validated, epochs))
 
     def _report(self, trial: optuna.Trial, objective: float, epoch: int) -> None:
         if len(self.study.directions) == 1:

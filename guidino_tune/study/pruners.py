@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -72,11 +72,15 @@ DECISION = "decision"
 """Attribute of a trial: the newest epoch at which it was compared, and whether that ended it. Later peers do not change it."""
 
 
-def ends(trial: optuna.Trial, settings: Study, epoch: int, epochs: int) -> bool:
-    """Compares a trial that has reported ``epoch`` of ``epochs``, and keeps in the study what was decided at a rung."""
-    ended = trial.should_prune()
-    if epoch in rungs(settings, epochs):
-        trial.set_user_attr(DECISION, [epoch, ended])
+def ends(trial: optuna.Trial, settings: Study, reported: Sequence[int], epochs: int) -> bool:
+    """Compares a trial that has newly reported these of its ``epochs``, and keeps in the study what was decided at a rung.
+
+    Without a rung among them there is nothing to decide, and the pruner, which looks at all trials, is not asked.
+    """
+    passed = set(reported).intersection(rungs(settings, epochs))
+    ended = bool(passed) and trial.should_prune()
+    if reported[-1] in passed:
+        trial.set_user_attr(DECISION, [reported[-1], ended])
     return ended
 
 

@@ -13,6 +13,9 @@ from guidino_tune.study.objectives import COUNTED, feasible
 from guidino_tune.study.outcomes import REPEATED, REPEATS, Outcomes, as_key
 from guidino_tune.training.failures import INFEASIBLE
 
+EXHAUSTED = "exhausted"
+"""Attribute of a study: every configuration of its space has a result, or failed for good, so that no run will find another."""
+
 
 def unfinished(listed: Sequence[Values], trials: Sequence[FrozenTrial]) -> list[Values]:
     """The listed sets of values that none of these trials has."""
@@ -21,7 +24,7 @@ def unfinished(listed: Sequence[Values], trials: Sequence[FrozenTrial]) -> list[
 
 
 def remaining(study: optuna.Study, space: Space, outcomes: Outcomes | None = None) -> int:
-    """How many trials are still to be finished; listed ones that failed twice the same way are not.
+    """How many trials are still to be finished; listed ones that failed twice the same way are not, nor are any of an exhausted space.
 
     Args:
         study: The study.
@@ -31,6 +34,8 @@ def remaining(study: optuna.Study, space: Space, outcomes: Outcomes | None = Non
     if space.study.is_list:
         lost = (outcomes or Outcomes(study.get_trials(deepcopy=False), 0)).hopeless
         return sum(as_key(values) not in lost for values in unfinished(space.first_trials, finished(study)))
+    if study.user_attrs.get(EXHAUSTED):
+        return 0
     return max(0, space.study.trials - sum(not untrained(trial) for trial in finished(study)))
 
 

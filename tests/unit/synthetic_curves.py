@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import optuna
@@ -42,6 +43,7 @@ class Formula:
     """Final Dice from networks and rates; slow starters end higher where ``crossing`` is above 0. Rates near the top end diverge."""
 
     note = "a formula"
+    known: Sequence[Values] = ()
 
     def __init__(self, crossing: float = 0.0, epochs: int = 100) -> None:
         self.crossing, self.epochs = crossing, epochs
@@ -77,6 +79,9 @@ class Formula:
 
     def quality(self, values: Values) -> float:
         return float(self.clean(values).max())
+
+    def first(self, trials: Sequence[Values], seed: int) -> Sequence[Values]:
+        return trials
 
     def sampler(self, inner: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
         return inner

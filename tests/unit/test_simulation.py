@@ -17,9 +17,10 @@ from guidino_tune.errors import UserError
 from guidino_tune.simulate import main
 from guidino_tune.simulation.curves import Curve, CurveTable, read_table, write_table
 from guidino_tune.simulation.executor import NOWHERE, new_study, simulate
-from guidino_tune.simulation.sources import Rows, Surrogate
+from guidino_tune.simulation.sources import Forest, Rows, Surrogate
 from guidino_tune.study.driver import Driver
 from guidino_tune.study.store import StudyFolder
+from guidino_tune.study.trials import tried
 from guidino_tune.training.reporter import EpochRecord
 
 
@@ -96,6 +97,41 @@ def test_exact_proposals_are_recorded_rows_each_once_while_there_are_others() ->
     assert len(used) == len(params) < 40
 
 
+def test_a_search_over_exact_rows_trains_each_of_them_and_nothing_else_and_then_ends() -> None:
+    """One branch has a single row, which proposals use up at once; the random redraws, too, are rows."""
+    table = synthetic_table(40, epochs=9, repeat=0)
+    without = [c for c in table.curves if not c.parameters["guide.lora.rank"]]
+    rows = Rows(CurveTable(table.space, (*[c for c in table.curves if c not in without][:20], without[0]), {}))
+    for sampler in ("random", "tpe"):
+        result, study = simulate(synthetic_space(9, sampler=sampler, startup_trials=5), rows, workers=2, epochs=10_000)
+        params = [repr(sorted(t.params.items())) for t in tried(study)]
+        assert sorted(params) == sorted(repr(sorted(values.items())) for values in rows.known)
+        assert result.trials == 21
+        assert all(t.state.is_finished() for t in study.trials)
+
+
+def test_a_first_trial_over_exact_rows_is_a_row_even_where_it_leaves_values_open() -> None:
+    rows = Rows(synthetic_table(40, epochs=9))
+    space = replace(synthetic_space(9), first_trials=({"segmenter.kind": "ukan"}, {"segmenter.kind": "ukan"}))
+    study = new_study(space, rows)
+    fixed = [t.system_attrs["fixed_params"] for t in study.trials]
+    assert fixed[0] != fixed[1]
+    assert all(values in rows.known for values in fixed)
+
+
+def test_a_forest_answers_as_scikit_learn_does() -> None:
+    from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
+
+    rng = np.random.default_rng(0)
+    inputs, asked = rng.random((80, 5)), rng.random((20, 5)).astype(np.float32)
+    curves, kinds = inputs[:, :3] ** 2, rng.integers(0, 3, 80)
+    regressor = ExtraTreesRegressor(20, random_state=0).fit(inputs, curves)
+    classifier = ExtraTreesClassifier(20, random_state=0, min_samples_leaf=3).fit(inputs, kinds)
+    for row in asked:
+        np.testing.assert_allclose(Forest(regressor).mean(row), regressor.predict(row[None])[0], rtol=1e-12)
+        np.testing.assert_allclose(Forest(classifier).mean(row), classifier.predict_proba(row[None])[0], rtol=1e-12)
+
+
 def test_the_surrogate_tells_its_error_of_configurations_it_has_not_seen() -> None:
     table = synthetic_table(60, epochs=9, repeat=10, stopped=10)
     model, formula = Surrogate(table), Formula(epochs=9)
@@ -133,6 +169,14 @@ def test_the_command_compares_methods_on_a_table(tmp_path: Path, capsys: pytest.
     told = capsys.readouterr().err
     assert "'tpe' is no method" in told
     assert "did you mean 'tpe'" in told
+
+
+def test_two_processes_find_what_one_does_on_a_surrogate(tmp_path: Path) -> None:
+    write_table(synthetic_table(30, epochs=9, stopped=4), tmp_path / "t.parquet")
+    asked = [str(tmp_path / "t.parquet"), "--methods", "random+asha", "--seeds", "2", "--workers", "2", "--epochs", "40"]
+    for jobs in ("1", "2"):
+        assert main([*asked, "--curves", "surrogate", "--jobs", jobs, "--output", str(tmp_path / jobs)]) == 0
+    assert (tmp_path / "1" / "simulation.csv").read_bytes() == (tmp_path / "2" / "simulation.csv").read_bytes()
 
 
 def test_epochs_to_a_quality_are_counted_from_the_mean_of_the_seeds() -> None:

@@ -12,7 +12,7 @@ from study_helpers import dice, drive, run_trial, states
 
 from guidino_tune.study.outcomes import REPEATS
 from guidino_tune.study.tally import Tally
-from guidino_tune.study.trials import finished, tried
+from guidino_tune.study.trials import finished, remaining, tried
 
 
 def finite(rates: int = 6, **study: Any) -> Any:
@@ -39,6 +39,30 @@ def test_every_configuration_of_a_finite_space_is_trained_once_and_then_the_sear
     assert (tally.done, sum(tally.states.values()), tally.epochs) == (12, 12, 48)
     driver = drive(tmp_path, finite(sampler=sampler), warn=warnings.append)
     assert run_trial(driver) is None  # nor does a later run train anything
+
+
+def test_a_study_of_an_exhausted_space_has_no_trials_left_to_whoever_opens_it(tmp_path: Path) -> None:
+    driver = drive(tmp_path, finite(rates=1))
+    while run_trial(driver):
+        assert remaining(driver.study, driver.space)
+    assert remaining(driver.study, driver.space) == 0
+    assert drive(tmp_path, finite(rates=1)).ended == ""
+
+
+def test_what_failed_twice_through_no_fault_of_its_own_is_left_to_a_later_run_of_an_exhausted_space(tmp_path: Path) -> None:
+    driver = drive(tmp_path, finite(rates=1))
+    widths: list[int] = []
+    while asked := driver.ask("t"):
+        widths.append(asked["experiment"]["segmenter"]["base_width"])
+        driver.fail("t", "environment" if widths[-1] == widths[0] else "diverged", "oh")
+        driver.tell("t", crashed=False)
+    assert widths.count(widths[0]) == 2
+    assert driver.exhausted
+    again = drive(tmp_path, finite(rates=1))
+    assert "Interrupted" in again.ended
+    assert run_trial(again)
+    assert run_trial(again) is None
+    assert drive(tmp_path, finite(rates=1)).ended == ""
 
 
 def test_a_space_without_parameters_is_one_trial(tmp_path: Path) -> None:
