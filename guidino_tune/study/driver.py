@@ -21,15 +21,15 @@ from guidino_tune.config import Experiment
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
-from guidino_tune.study import optuna_private
+from guidino_tune.study import optuna_private, refusals
 from guidino_tune.study.journal import sync_to_disk
 from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, values
-from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, REPEATED, REPEATS, TOO_TIGHT, TWICE, UNTRAINED, Outcomes
+from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, Outcomes
 from guidino_tune.study.pruners import ends, is_stopped, rungs, validated_epochs
 from guidino_tune.study.repeats import REDRAWS, Repeats
 from guidino_tune.study.samplers import ListedSampler
 from guidino_tune.study.store import StudyFolder
-from guidino_tune.study.trials import counts_as_finished, orphans, remaining, untrained
+from guidino_tune.study.trials import counts_as_finished, orphans, remaining
 from guidino_tune.training.failures import FAILURE, FailureKind, as_kind, death_kind
 from guidino_tune.training.reporter import EpochRecord
 
@@ -149,8 +149,8 @@ class Driver:
 
     def ask(self, key: str) -> dict[str, Any] | None:
         """The next trial: one that a dead driver or machine left running, else a new one; ``None`` when there shall be no more."""
-        refusals = 0
-        while refusals < REFUSALS:
+        failed = 0
+        while failed < REFUSALS:
             begun = bool(self.orphans) and "hash" in self.orphans[0].user_attrs
             if self.orphans:
                 frozen = self.orphans.pop(0)
@@ -168,63 +168,20 @@ class Driver:
                     self.warn(self.repeats.exhausted)
                 return None
             experiment = self.space.experiment(suggest(self.space, trial))
-            if not begun and self._repeats(trial, experiment):
+            if not begun and refusals.repeats(self, trial, experiment):
                 continue
             trial.set_user_attr("name", experiment.name)
             trial.set_user_attr("hash", experiment.hash)
             trial.set_user_attr("epochs", experiment.training.epochs)
             note_counted(self.space.study, trial, experiment, self.count)
-            refused = self._refused(trial, experiment)
-            if not refused and not self._too_much(trial, experiment):
+            refused = refusals.failed_before(self, trial, experiment)
+            if not refused and not refusals.too_much(self, trial, experiment):
                 return self._started(key, trial, experiment, reported)
-            refusals += bool(refused)
+            failed += bool(refused)
             if self.remaining <= 0 or self.refusal:
                 return None
         self.refusal = f"the sampler proposed {REFUSALS} configurations in a row that had failed before, the last one: {refused}"
         return None
-
-    def _repeats(self, trial: optuna.Trial, experiment: Experiment) -> bool:
-        """Closes a trial whose result is known, or will be; nothing counts it, and no observer is told. Lists are trained as they stand."""
-        other = self.repeats.known.get(experiment.hash)
-        if other is None or self.space.study.is_list:
-            return False
-        if text := self.outcomes.repetition(trial.number, experiment.hash, trial.params):
-            self.warn(text)
-        trial.set_user_attr(REPEATS, other)
-        trial.set_user_attr("message", f"has the configuration of trial {other}; not trained again")
-        self.study.tell(trial, state=TrialState.FAIL)
-        self.repeats.in_a_row += 1
-        return True
-
-    def _refused(self, trial: optuna.Trial, experiment: Experiment) -> str:
-        """Closes a trial that must not be run, and says why; empty for any other."""
-        kind = self.outcomes.repeated(trial.params)
-        if kind is None:
-            return ""
-        message = f"failed so {TWICE} times before ({experiment.hash}); not tried again"
-        for name, value in {"failure": kind, "message": message, REPEATED: True}.items():
-            trial.set_user_attr(name, value)
-        self.study.tell(trial, state=TrialState.FAIL)
-        sync_to_disk(self.study)
-        self.listener(trial.number, experiment, None)
-        return f"{kind}: {message}"
-
-    def _too_much(self, trial: optuna.Trial, experiment: Experiment) -> bool:
-        """Closes a trial that is beyond a constraint before it is trained, or trained any further; only the latter counts."""
-        if feasible(frozen := self.frozen(trial)):
-            return False
-        trial.set_user_attr("message", beyond(self.space.study, frozen))
-        self.study.tell(trial, state=TrialState.PRUNED)
-        sync_to_disk(self.study)
-        self.repeats.known.setdefault(experiment.hash, trial.number)
-        counts = self.space.study.is_list or not untrained(frozen)
-        self.remaining -= counts
-        self.untrained += not counts
-        if self.untrained >= UNTRAINED:
-            self.refusal = f"{UNTRAINED} untrained configurations in a row: {beyond(self.space.study, frozen)}; {TOO_TIGHT}"
-        self.folder.trial(trial.number).tidy()
-        self.listener(trial.number, experiment, None)
-        return True
 
     def _started(self, key: str, trial: optuna.Trial, experiment: Experiment, reported: Mapping[int, float]) -> dict[str, Any]:
         number = trial.number
