@@ -23,6 +23,7 @@ from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.study import optuna_private, refusals
 from guidino_tune.study.journal import sync_to_disk
+from guidino_tune.study.nodes import NODE, OTHERS, QUICK, read_node, shown
 from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, values
 from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, Outcomes
 from guidino_tune.study.pruners import ends, is_stopped, rungs, validated_epochs
@@ -84,6 +85,7 @@ class Driver:
         self.records: dict[int, dict[int, EpochRecord]] = {}
         self.reasons: dict[int, tuple[FailureKind, str]] = {}
         self.last_words: dict[str, str] = {}
+        self.unplaced: set[int] = set()
         self.outcomes = Outcomes(study.get_trials(deepcopy=False), settings.get("max_failures", 0))
         if isinstance(study.sampler, ListedSampler):
             study.sampler.outcomes = self.outcomes
@@ -126,7 +128,10 @@ class Driver:
 
         What was said once holds: Tune asks no more, though a trial that still ran may succeed.
         """
-        self.refusal = self.refusal or self.outcomes.given_up
+        if not self.refusal and self.outcomes.given_up():
+            for trial in self.running.values():
+                self._place(trial, heard=False)
+            self.refusal = self.outcomes.given_up([trial.number for trial in self.running.values()])
         return self.refusal
 
     @property
@@ -190,6 +195,7 @@ class Driver:
         sync_to_disk(self.study)  # its folder must not outlive what the study knows of it
         self.repeats.started(number, experiment)
         self.untrained = 0
+        self.unplaced.add(number)
         self.running[key], self.experiments[number], self.seen[number] = trial, experiment, set(reported)
         self.listener(number, experiment, None)
         return {
@@ -197,6 +203,7 @@ class Driver:
             "number": number,
             "experiment": experiment.to_dict(),
             "reported": max(reported, default=0),
+            "avoided": [node.rpartition(" ")[2] for node in self.outcomes.nodes.avoided],
             "short_of_memory": self.outcomes.is_short_of_memory(number),
             "validated": validated_epochs(self.space.study, experiment.training.epochs),
             "rungs": rungs(self.space.study, experiment.training.epochs),
@@ -221,9 +228,8 @@ class Driver:
             False when the trial shall stop.
         """
         trial = self.running[key]
-        if note not in self.warned:
-            self.warned.add(note)
-            self.warn(note)
+        self._place(trial)
+        self._warn_once(note)
         number, epochs = trial.number, self.experiments[trial.number].training.epochs
         validated, last = False, 0
         for record in records:
@@ -258,6 +264,19 @@ class Driver:
             # Optuna has no rule to prune by several objectives, and refuses the report; the study is to know its epochs all the same.
             optuna_private.report(trial, objective, epoch)
 
+    def _place(self, trial: optuna.Trial, *, heard: bool = True) -> None:
+        """Notes on which node a trial is, as its process wrote into its folder before it was ``heard``; once for each start."""
+        number = trial.number
+        if number in self.unplaced and (node := read_node(self.folder.trial(number).path)) and self.outcomes.nodes.placed(number, node):
+            trial.set_user_attr(NODE, node)
+        if heard:
+            self.unplaced.discard(number)
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self.warned:
+            self.warned.add(text)
+            self.warn(text)
+
     def died(self, key: str, text: str) -> None:
         """Remembers what is said of the end of a trial's process, until the trial is closed."""
         self.last_words[key] = text
@@ -269,6 +288,7 @@ class Driver:
         if trial is None:
             return
         number = trial.number
+        self._place(trial)
         if crashed and number not in self.reasons and (known := self._known_failure(number)):
             self.reasons[number] = known
         reason = self.reasons.get(number)
@@ -303,6 +323,8 @@ class Driver:
         sync_to_disk(self.study)
         closed = self.frozen(trial)
         self.outcomes.closed(closed)
+        for node in self.outcomes.nodes.avoided:
+            self._warn_once(f"node {shown(node)}: {QUICK} configurations in a row failed there before their first epoch; {OTHERS}")
         self.repeats.closed(closed)
         lost = self.space.study.is_list and self.outcomes.repeated(closed.params)
         if counts_as_finished(closed) or lost:
