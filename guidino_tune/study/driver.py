@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune.config import Experiment
 from guidino_tune.config.study import OBJECTIVE
+from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.study import optuna_private, refusals
@@ -117,10 +118,20 @@ class Driver:
         """
         if self.error is None:
             try:
+                if who := self.folder.held and self.folder.held.taken:
+                    raise self._taken(who)
                 return action()
             except Exception as error:
-                self.error = error
+                closed = isinstance(error, optuna.exceptions.UpdateFinishedTrialError) or str(error).startswith("Cannot tell a ")
+                self.error = self._taken("it closed a trial that runs here") if closed else error
         return otherwise
+
+    def _taken(self, who: str) -> UserError:
+        return UserError(
+            f"another driver took this study over ({who}), as when this one could not reach the database for a while",
+            where=str(self.folder.path),
+            todo="let the other one go on; once it has ended, the same command continues the study",
+        )
 
     @property
     def given_up(self) -> str:
