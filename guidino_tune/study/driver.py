@@ -19,18 +19,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune.config import Experiment
 from guidino_tune.config.study import OBJECTIVE
-from guidino_tune.space.parameters import Values
+from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
-from guidino_tune.study import optuna_private
+from guidino_tune.study import optuna_private, refusals
 from guidino_tune.study.journal import sync_to_disk
+from guidino_tune.study.nodes import NODE, OTHERS, QUICK, read_node, shown
 from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, values
-from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, REPEATED, REPEATS, TOO_TIGHT, TWICE, UNTRAINED, Outcomes
+from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, Outcomes
 from guidino_tune.study.pruners import ends, is_stopped, rungs, validated_epochs
 from guidino_tune.study.repeats import REDRAWS, Repeats
 from guidino_tune.study.samplers import ListedSampler
 from guidino_tune.study.store import StudyFolder
-from guidino_tune.study.trials import counts_as_finished, orphans, remaining, untrained
+from guidino_tune.study.trials import counts_as_finished, orphans, remaining
 from guidino_tune.training.failures import FAILURE, FailureKind, as_kind, death_kind
 from guidino_tune.training.reporter import EpochRecord
 
@@ -85,6 +86,7 @@ class Driver:
         self.records: dict[int, dict[int, EpochRecord]] = {}
         self.reasons: dict[int, tuple[FailureKind, str]] = {}
         self.last_words: dict[str, str] = {}
+        self.unplaced: set[int] = set()
         self.outcomes = Outcomes(study.get_trials(deepcopy=False), settings.get("max_failures", 0))
         if isinstance(study.sampler, ListedSampler):
             study.sampler.outcomes = self.outcomes
@@ -116,10 +118,20 @@ class Driver:
         """
         if self.error is None:
             try:
+                if who := self.folder.held and self.folder.held.taken:
+                    raise self._taken(who)
                 return action()
             except Exception as error:
-                self.error = error
+                closed = isinstance(error, optuna.exceptions.UpdateFinishedTrialError) or str(error).startswith("Cannot tell a ")
+                self.error = self._taken("it closed a trial that runs here") if closed else error
         return otherwise
+
+    def _taken(self, who: str) -> UserError:
+        return UserError(
+            f"another driver took this study over ({who}), as when this one could not reach the database for a while",
+            where=str(self.folder.path),
+            todo="let the other one go on; once it has ended, the same command continues the study",
+        )
 
     @property
     def given_up(self) -> str:
@@ -127,7 +139,10 @@ class Driver:
 
         What was said once holds: Tune asks no more, though a trial that still ran may succeed.
         """
-        self.refusal = self.refusal or self.outcomes.given_up
+        if not self.refusal and self.outcomes.given_up():
+            for trial in self.running.values():
+                self._place(trial, heard=False)
+            self.refusal = self.outcomes.given_up([trial.number for trial in self.running.values()])
         return self.refusal
 
     @property
@@ -150,8 +165,8 @@ class Driver:
 
     def ask(self, key: str) -> dict[str, Any] | None:
         """The next trial: one that a dead driver or machine left running, else a new one; ``None`` when there shall be no more."""
-        refusals = 0
-        while refusals < REFUSALS:
+        failed = 0
+        while failed < REFUSALS:
             begun = bool(self.orphans) and "hash" in self.orphans[0].user_attrs
             if self.orphans:
                 frozen = self.orphans.pop(0)
@@ -171,71 +186,29 @@ class Driver:
             params = suggest(self.space, trial)
             experiment = self.space.experiment(params)
             name = experiment.hash
-            if not begun and self._repeats(trial, params, name):
+            if not begun and refusals.repeats(self, trial, params, name):
                 continue
             trial.set_user_attr("name", experiment.name)
             trial.set_user_attr("hash", name)
             trial.set_user_attr("epochs", experiment.training.epochs)
             note_counted(self.space.study, trial, experiment, self.count)
-            refused = self._refused(trial, params, experiment, name)
-            if not refused and not self._too_much(trial, experiment, name):
+            refused = refusals.failed_before(self, trial, params, experiment, name)
+            if not refused and not refusals.too_much(self, trial, experiment, name):
                 if text := self.outcomes.repetition(trial.number, name, params):
                     self.warn(text)
                 self.repeats.started(trial.number, name)
                 return self._started(key, trial, experiment, reported)
-            refusals += bool(refused)
+            failed += bool(refused)
             if self.remaining <= 0 or self.refusal:
                 return None
         self.refusal = f"the sampler proposed {REFUSALS} configurations in a row that had failed before, the last one: {refused}"
         return None
 
-    def _repeats(self, trial: optuna.Trial, params: Values, name: str) -> bool:
-        """Closes a trial whose result is known, or will be; nothing counts it, and no observer is told. Lists are trained as they stand."""
-        other = self.repeats.known.get(name)
-        if other is None or self.space.study.is_list:
-            return False
-        if text := self.outcomes.repetition(trial.number, name, params):
-            self.warn(text)
-        trial.set_user_attr(REPEATS, other)
-        trial.set_user_attr("message", f"has the configuration of trial {other}; not trained again")
-        self.study.tell(trial, state=TrialState.FAIL)
-        self.repeats.in_a_row += 1
-        return True
-
-    def _refused(self, trial: optuna.Trial, params: Values, experiment: Experiment, name: str) -> str:
-        """Closes a trial that must not be run, and says why; empty for any other."""
-        kind = self.outcomes.repeated(params)
-        if kind is None:
-            return ""
-        message = f"failed so {TWICE} times before ({name}); not tried again"
-        for attribute, value in {"failure": kind, "message": message, REPEATED: True}.items():
-            trial.set_user_attr(attribute, value)
-        self.study.tell(trial, state=TrialState.FAIL)
-        sync_to_disk(self.study)
-        self.listener(trial.number, experiment, None)
-        return f"{kind}: {message}"
-
-    def _too_much(self, trial: optuna.Trial, experiment: Experiment, name: str) -> bool:
-        """Closes a trial that is beyond a constraint before it is trained, or trained any further; only the latter counts."""
-        if feasible(frozen := self.frozen(trial)):
-            return False
-        trial.set_user_attr("message", beyond(self.space.study, frozen))
-        self.study.tell(trial, state=TrialState.PRUNED)
-        sync_to_disk(self.study)
-        self.repeats.known.setdefault(name, trial.number)
-        counts = self.space.study.is_list or not untrained(frozen)
-        self.remaining -= counts
-        self.untrained += not counts
-        if self.untrained >= UNTRAINED:
-            self.refusal = f"{UNTRAINED} untrained configurations in a row: {beyond(self.space.study, frozen)}; {TOO_TIGHT}"
-        self.folder.trial(trial.number).tidy()
-        self.listener(trial.number, experiment, None)
-        return True
-
     def _started(self, key: str, trial: optuna.Trial, experiment: Experiment, reported: Mapping[int, float]) -> dict[str, Any]:
         number = trial.number
         sync_to_disk(self.study)  # its folder must not outlive what the study knows of it
         self.untrained = 0
+        self.unplaced.add(number)
         self.running[key], self.experiments[number], self.seen[number] = trial, experiment, set(reported)
         self.listener(number, experiment, None)
         return {
@@ -243,6 +216,7 @@ class Driver:
             "number": number,
             "experiment": experiment.to_dict(),
             "reported": max(reported, default=0),
+            "avoided": [node.rpartition(" ")[2] for node in self.outcomes.nodes.avoided],
             "short_of_memory": self.outcomes.is_short_of_memory(number),
             "validated": validated_epochs(self.space.study, experiment.training.epochs),
             "rungs": rungs(self.space.study, experiment.training.epochs),
@@ -267,9 +241,8 @@ class Driver:
             False when the trial shall stop.
         """
         trial = self.running[key]
-        if note not in self.warned:
-            self.warned.add(note)
-            self.warn(note)
+        self._place(trial)
+        self._warn_once(note)
         number, epochs = trial.number, self.experiments[trial.number].training.epochs
         validated, last = list[int](), 0
         for record in records:
@@ -302,6 +275,19 @@ class Driver:
             # Optuna has no rule to prune by several objectives, and refuses the report; the study is to know its epochs all the same.
             optuna_private.report(trial, objective, epoch)
 
+    def _place(self, trial: optuna.Trial, *, heard: bool = True) -> None:
+        """Notes on which node a trial is, as its process wrote into its folder before it was ``heard``; once for each start."""
+        number = trial.number
+        if number in self.unplaced and (node := read_node(self.folder.trial(number).path)) and self.outcomes.nodes.placed(number, node):
+            trial.set_user_attr(NODE, node)
+        if heard:
+            self.unplaced.discard(number)
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self.warned:
+            self.warned.add(text)
+            self.warn(text)
+
     def died(self, key: str, text: str) -> None:
         """Remembers what is said of the end of a trial's process, until the trial is closed."""
         self.last_words[key] = text
@@ -313,6 +299,7 @@ class Driver:
         if trial is None:
             return
         number = trial.number
+        self._place(trial)
         if crashed and number not in self.reasons and (known := self._known_failure(number)):
             self.reasons[number] = known
         reason = self.reasons.get(number)
@@ -347,6 +334,8 @@ class Driver:
         sync_to_disk(self.study)
         closed = self.frozen(trial)
         self.outcomes.closed(closed)
+        for node in self.outcomes.nodes.avoided:
+            self._warn_once(f"node {shown(node)}: {QUICK} configurations in a row failed there before their first epoch; {OTHERS}")
         self.repeats.closed(closed)
         lost = self.space.study.is_list and self.outcomes.repeated(closed.params)
         if counts_as_finished(closed) or lost:

@@ -94,7 +94,7 @@ def main() -> None:
     searches = [dataclasses.replace(s) for s in searches if s.regrets and s.method not in lost]
     remarks = [
         f"{len(table.curves)} curves of {options.table}: {Surrogate(table).note}",
-        f"{options.seeds} seeds of {epochs} epochs each; regret: best of the surrogate at a recorded configuration minus that of the leading one",
+        f"{options.seeds} seeds of {epochs} epochs each; regret: best of the surrogate at a recorded configuration minus the leading one's",
         *(f"{method} could not be played: {why}" for method, why in lost.items()),
     ]
     name = Path(options.table).stem
