@@ -306,6 +306,7 @@ class Training:
             MedDINOv3's.
         momentum: Of SGD (Nesterov).
         schedule: ``poly``: ``(1 - e/E) ** 0.9``; ``cosine`` and ``linear``: to zero; per epoch ``e`` of ``E``.
+        warmup_epochs: Epochs in which the rates rise to the schedule's by equal steps; transformers may need it at high rates.
         precision: ``auto`` takes bf16 autocast where the hardware computes in it, else fp32.
         channels_last: Memory format of the segmenter.
         compile: ``torch.compile`` of the segmenter: ``default``, or ``cuda-graphs`` (mode ``reduce-overhead``, on a GPU); it takes tens
@@ -324,6 +325,7 @@ class Training:
     weight_decay: NonNegative = 3e-5
     momentum: Annotated[Fraction, About(idle=lambda e: e.training.optimizer != "sgd", memory=bool)] = 0.99
     schedule: Annotated[Literal["poly", "cosine", "linear", "constant"], About(idle=lambda e: e.training.epochs == 1)] = "poly"
+    warmup_epochs: Annotated[Index, About(before=0)] = 0
     precision: Annotated[Literal["auto", "fp32", "bf16"], About(memory=whole)] = "auto"
     channels_last: Annotated[bool, About(only_how="the memory format", memory=whole)] = True
     compile: Annotated[Literal["none", "default", "cuda-graphs"], About(before="none", only_how="how fast it is", memory=whole)] = "none"

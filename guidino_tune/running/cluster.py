@@ -6,14 +6,18 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from guidino_tune.config import Resources
 from guidino_tune.errors import UserError
 from guidino_tune.running.environment import protect_token
 from guidino_tune.running.inspection import remembers_dead_cluster
 from guidino_tune.stopping import stop_signals
+from guidino_tune.study.nodes import NODE
+from guidino_tune.training.folder import write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +120,19 @@ def _slots(node: dict[str, float], gpus: float) -> int:
     """How many workers the GPUs of a node carry; what is left over on several GPUs together carries none."""
     there = node.get("GPU", 0.0)
     return int(there) * int(1 / gpus + 1e-6) if gpus < 1 else int(there / gpus + 1e-6)
+
+
+def elsewhere(avoided: Sequence[str]) -> dict[str, str]:
+    """The label selector of nodes that are not avoided; empty, for any node, where no other one is alive."""
+    import ray
+
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in avoided] if avoided else []
+    return {"ray.io/node-id": f"!in({', '.join(avoided)})"} if others else {}
+
+
+def note_node(folder: Path) -> None:
+    """Notes in the folder of a trial on which node this process runs."""
+    import ray
+
+    name = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+    write_text(folder / NODE, f"{platform.node()} {name}".strip())

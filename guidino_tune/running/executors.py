@@ -20,7 +20,7 @@ from ray import tune
 from guidino_tune import paths
 from guidino_tune.config import Data, Experiment, Resources
 from guidino_tune.errors import redacted
-from guidino_tune.running.cluster import Plan
+from guidino_tune.running.cluster import Plan, elsewhere, note_node
 from guidino_tune.running.environment import SEAL
 from guidino_tune.training.failures import FAILURE, FailureKind, death_kind, failure_kind
 from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
@@ -101,6 +101,7 @@ def _start(
     reporter = _TuneReporter(Path(config["folder"]), tell, main=rank == 0, every_epoch=config["executor"] == "actor")
     reporter.store = _store(*config["views"]) if config["views"] else None
     if rank == 0:
+        note_node(reporter.path)
         reporter.held = reporter.hold()  # before the checkpoint is read: the process before this one may still write its last epoch
     try:
         if world_size > 1:
@@ -252,10 +253,13 @@ def train_trial(config: dict[str, Any]) -> None:
     gpus, failure = config["gpus"], Path(config["folder"]) / FAILURE
     failure.unlink(missing_ok=True)
     per_worker = {"CPU": config["cpus"] - CONTROLLER_CPU} | ({"GPU": gpus} if gpus else {})
+    where = elsewhere(config.get("avoided", ())) or None
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(num_workers=config["workers"], use_gpu=bool(gpus), resources_per_worker=per_worker),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config["workers"], use_gpu=bool(gpus), resources_per_worker=per_worker, label_selector=where
+        ),
         run_config=ray.train.RunConfig(
             name=f"trial-{config['number']:05d}-{os.getpid()}",
             storage_path=config["ray_folder"],

@@ -19,7 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from guidino_tune.errors import UserError
-from guidino_tune.running.cluster import Plan
+from guidino_tune.running.cluster import Plan, elsewhere
 from guidino_tune.running.executors import trainable
 from guidino_tune.running.leftovers import Leftovers
 from guidino_tune.stopping import stop_signals
@@ -107,6 +107,12 @@ class StudyScheduler(FIFOScheduler):
     def __init__(self, driver: Driver) -> None:
         super().__init__()
         self.driver = driver
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """See ``TrialScheduler.on_trial_add``; a reused actor has another booking, so that it is not taken where it is to be avoided."""
+        booked = trial.placement_group_factory
+        if selector := elsewhere(trial.config.get("avoided", ())):
+            trial.update_resources(tune.PlacementGroupFactory(booked.bundles, bundle_label_selector=[selector] * len(booked.bundles)))
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """See ``TrialScheduler.on_trial_result``."""

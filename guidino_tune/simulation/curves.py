@@ -90,6 +90,14 @@ class CurveTable:
         """Of a whole training."""
         return self.space.base.training.epochs
 
+    def joined(self, others: Sequence[Curve]) -> CurveTable:
+        """With more curves of the same space; the same parameters get the same number."""
+        numbers = {as_key(curve.parameters): curve.configuration for curve in self.curves}
+        more = tuple(
+            dataclasses.replace(curve, configuration=numbers.setdefault(as_key(curve.parameters), len(numbers))) for curve in others
+        )
+        return dataclasses.replace(self, curves=(*self.curves, *more))
+
 
 def write_table(table: CurveTable, file: Path) -> None:
     """Writes a table beside its place and renames it."""

@@ -285,7 +285,14 @@ def override(space: Space, assignments: Mapping[str, Any] | Iterable[str]) -> Sp
 
 def absolute(space: Space) -> Space:
     """The same space with absolute paths, for its trials run in other folders or on other machines, and the digest of a pretrained file."""
-    experiment = space.base.to_dict()
+    parameters = {path: dataclasses.replace(p, choices=tuple(_place(path, c) for c in p.choices)) for path, p in space.parameters.items()}
+    first = tuple({path: _place(path, value) for path, value in trial.items()} for trial in space.first_trials)
+    recipes = {name: _placed(made, space.source) for name, made in space.recipes.items()}
+    return dataclasses.replace(space, base=_placed(space.base, space.source), recipes=recipes, parameters=parameters, first_trials=first)
+
+
+def _placed(made: Experiment, source: str) -> Experiment:
+    experiment = made.to_dict()
     root, guide, segmenter = experiment["data"]["root"], experiment["guide"], experiment["segmenter"]
     if root is not None:
         experiment["data"]["root"] = _absolute(root)
@@ -294,10 +301,7 @@ def absolute(space: Space) -> Space:
     if file := segmenter.get("pretrained"):
         segmenter["pretrained"] = _absolute(file)
         segmenter["sha256"] = segmenter["sha256"] or _digest(Path(segmenter["pretrained"]))
-    parameters = {path: dataclasses.replace(p, choices=tuple(_place(path, c) for c in p.choices)) for path, p in space.parameters.items()}
-    first = tuple({path: _place(path, value) for path, value in trial.items()} for trial in space.first_trials)
-    base = Experiment.from_dict(experiment, source=space.source)
-    return dataclasses.replace(space, base=base, parameters=parameters, first_trials=first)
+    return Experiment.from_dict(experiment, source=source)
 
 
 def _absolute(path: str) -> str:

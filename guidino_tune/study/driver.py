@@ -18,20 +18,20 @@ from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune.config import Experiment
 from guidino_tune.config.study import OBJECTIVE
-from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
-from guidino_tune.study import optuna_private
+from guidino_tune.study import optuna_private, refusals
 from guidino_tune.study.guarded import Guarded
 from guidino_tune.study.journal import sync_to_disk
+from guidino_tune.study.nodes import NODE, OTHERS, QUICK, read_node, shown
 from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, values
-from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, REPEATED, REPEATS, TOO_TIGHT, TWICE, UNTRAINED, Outcomes
+from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, Outcomes
 from guidino_tune.study.promotion import DECISION, Waiting
 from guidino_tune.study.pruners import ends, is_stopped, rungs, validated_epochs
 from guidino_tune.study.repeats import REDRAWS, Repeats
 from guidino_tune.study.samplers import ListedSampler
 from guidino_tune.study.store import StudyFolder
-from guidino_tune.study.trials import counts_as_finished, orphans, remaining, untrained
+from guidino_tune.study.trials import counts_as_finished, orphans, remaining
 from guidino_tune.training.failures import FailureKind, death_kind, noted_failure
 from guidino_tune.training.reporter import EpochRecord
 
@@ -89,6 +89,7 @@ class Driver(Guarded):
         self.records: dict[int, dict[int, EpochRecord]] = {}
         self.reasons: dict[int, tuple[FailureKind, str]] = {}
         self.last_words: dict[str, str] = {}
+        self.unplaced: set[int] = set()
         self.outcomes = Outcomes(study.get_trials(deepcopy=False), settings.get("max_failures", 0))
         if isinstance(study.sampler, ListedSampler):
             study.sampler.outcomes = self.outcomes
@@ -108,7 +109,10 @@ class Driver(Guarded):
 
         What was said once holds: Tune asks no more, though a trial that still ran may succeed.
         """
-        self.refusal = self.refusal or self.outcomes.given_up
+        if not self.refusal and self.outcomes.given_up():
+            for trial in self.running.values():
+                self._place(trial, heard=False)
+            self.refusal = self.outcomes.given_up([trial.number for trial in self.running.values()])
         return self.refusal
 
     @property
@@ -146,8 +150,8 @@ class Driver(Guarded):
 
     def ask(self, key: str) -> dict[str, Any] | None:
         """The next trial: one that a dead driver or machine left running, else a new one; ``None`` when there shall be no more."""
-        refusals = 0
-        while refusals < REFUSALS:
+        failed = 0
+        while failed < REFUSALS:
             if self.waiting.trials and not self.orphans and not self._promote():
                 return None
             begun = bool(self.orphans) and "hash" in self.orphans[0].user_attrs
@@ -171,71 +175,29 @@ class Driver(Guarded):
             params = suggest(self.space, trial)
             experiment = self.space.experiment(params)
             name = experiment.hash
-            if not begun and self._repeats(trial, params, name):
+            if not begun and refusals.repeats(self, trial, params, name):
                 continue
             trial.set_user_attr("name", experiment.name)
             trial.set_user_attr("hash", name)
             trial.set_user_attr("epochs", experiment.training.epochs)
             note_counted(self.space.study, trial, experiment, self.count)
-            refused = self._refused(trial, params, experiment, name)
-            if not refused and not self._too_much(trial, experiment, name):
+            refused = refusals.failed_before(self, trial, params, experiment, name)
+            if not refused and not refusals.too_much(self, trial, experiment, name):
                 if text := self.outcomes.repetition(trial.number, name, params):
                     self.warn(text)
                 self.repeats.started(trial.number, name)
                 return self._started(key, trial, experiment, reported)
-            refusals += bool(refused)
+            failed += bool(refused)
             if self.remaining <= 0 or self.refusal:
                 return None
         self.refusal = f"the sampler proposed {REFUSALS} configurations in a row that had failed before, the last one: {refused}"
         return None
 
-    def _repeats(self, trial: optuna.Trial, params: Values, name: str) -> bool:
-        """Closes a trial whose result is known, or will be; nothing counts it, and no observer is told. Lists are trained as they stand."""
-        other = self.repeats.known.get(name)
-        if other is None or self.space.study.is_list:
-            return False
-        if text := self.outcomes.repetition(trial.number, name, params):
-            self.warn(text)
-        trial.set_user_attr(REPEATS, other)
-        trial.set_user_attr("message", f"has the configuration of trial {other}; not trained again")
-        self.study.tell(trial, state=TrialState.FAIL)
-        self.repeats.in_a_row += 1
-        return True
-
-    def _refused(self, trial: optuna.Trial, params: Values, experiment: Experiment, name: str) -> str:
-        """Closes a trial that must not be run, and says why; empty for any other."""
-        kind = self.outcomes.repeated(params)
-        if kind is None:
-            return ""
-        message = f"failed so {TWICE} times before ({name}); not tried again"
-        for attribute, value in {"failure": kind, "message": message, REPEATED: True}.items():
-            trial.set_user_attr(attribute, value)
-        self.study.tell(trial, state=TrialState.FAIL)
-        sync_to_disk(self.study)
-        self.listener(trial.number, experiment, None)
-        return f"{kind}: {message}"
-
-    def _too_much(self, trial: optuna.Trial, experiment: Experiment, name: str) -> bool:
-        """Closes a trial that is beyond a constraint before it is trained, or trained any further; only the latter counts."""
-        if feasible(frozen := self.frozen(trial)):
-            return False
-        trial.set_user_attr("message", beyond(self.space.study, frozen))
-        self.study.tell(trial, state=TrialState.PRUNED)
-        sync_to_disk(self.study)
-        self.repeats.known.setdefault(name, trial.number)
-        counts = self.space.study.is_list or not untrained(frozen)
-        self.remaining -= counts
-        self.untrained += not counts
-        if self.untrained >= UNTRAINED:
-            self.refusal = f"{UNTRAINED} untrained configurations in a row: {beyond(self.space.study, frozen)}; {TOO_TIGHT}"
-        self.folder.trial(trial.number).tidy()
-        self.listener(trial.number, experiment, None)
-        return True
-
     def _started(self, key: str, trial: optuna.Trial, experiment: Experiment, reported: Mapping[int, float]) -> dict[str, Any]:
         number = trial.number
         sync_to_disk(self.study)  # its folder must not outlive what the study knows of it
         self.untrained = 0
+        self.unplaced.add(number)
         self.running[key], self.experiments[number], self.seen[number] = trial, experiment, set(reported)
         self.listener(number, experiment, None)
         return {
@@ -243,6 +205,7 @@ class Driver(Guarded):
             "number": number,
             "experiment": experiment.to_dict(),
             "reported": max(reported, default=0),
+            "avoided": [node.rpartition(" ")[2] for node in self.outcomes.nodes.avoided],
             "short_of_memory": self.outcomes.is_short_of_memory(number),
             "validated": validated_epochs(self.space.study, experiment.training.epochs),
             "rungs": rungs(self.space.study, experiment.training.epochs),
@@ -267,9 +230,8 @@ class Driver(Guarded):
             False when the trial shall stop.
         """
         trial = self.running[key]
-        if note not in self.warned:
-            self.warned.add(note)
-            self.warn(note)
+        self._place(trial)
+        self._warn_once(note)
         number, epochs = trial.number, self.experiments[trial.number].training.epochs
         validated, last = list[int](), 0
         for record in records:
@@ -302,6 +264,19 @@ class Driver(Guarded):
             # Optuna has no rule to prune by several objectives, and refuses the report; the study is to know its epochs all the same.
             optuna_private.report(trial, objective, epoch)
 
+    def _place(self, trial: optuna.Trial, *, heard: bool = True) -> None:
+        """Notes on which node a trial is, as its process wrote into its folder before it was ``heard``; once for each start."""
+        number = trial.number
+        if number in self.unplaced and (node := read_node(self.folder.trial(number).path)) and self.outcomes.nodes.placed(number, node):
+            trial.set_user_attr(NODE, node)
+        if heard:
+            self.unplaced.discard(number)
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self.warned:
+            self.warned.add(text)
+            self.warn(text)
+
     def died(self, key: str, text: str) -> None:
         """Remembers what is said of the end of a trial's process, until the trial is closed."""
         self.last_words[key] = text
@@ -313,6 +288,7 @@ class Driver(Guarded):
         if trial is None:
             return
         number = trial.number
+        self._place(trial)
         if crashed and number not in self.reasons and (known := noted_failure(self.folder.trial(number).path)):
             self.reasons[number] = known
         reason = self.reasons.get(number)
@@ -350,6 +326,8 @@ class Driver(Guarded):
             self.study.tell(trial, state=TrialState.PRUNED)
         closed = self.frozen(trial)
         self.outcomes.closed(closed)
+        for node in self.outcomes.nodes.avoided:
+            self._warn_once(f"node {shown(node)}: {QUICK} configurations in a row failed there before their first epoch; {OTHERS}")
         self.repeats.closed(closed)
         lost = self.space.study.is_list and self.outcomes.repeated(closed.params)
         if counts_as_finished(closed) or lost:

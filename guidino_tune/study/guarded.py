@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
+import optuna
+
+from guidino_tune.errors import UserError
+from guidino_tune.study.store import StudyFolder
+
 
 class Guarded:
     """Works on a study in one process: it is not copied, and does nothing more after an error.
 
     Attributes:
+        folder: Of the study.
         error: Set when the study could not be written, as on a full disk, or when something that was handed in (a listener, a sampler, a
             pruner) raised; nothing more is asked, reported or told.
     """
 
+    folder: StudyFolder
     error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -33,7 +40,17 @@ class Guarded:
         """
         if self.error is None:
             try:
+                if who := self.folder.held and self.folder.held.taken:
+                    raise self._taken(who)
                 return action()
             except Exception as error:
-                self.error = error
+                closed = isinstance(error, optuna.exceptions.UpdateFinishedTrialError) or str(error).startswith("Cannot tell a ")
+                self.error = self._taken("it closed a trial that runs here") if closed else error
         return otherwise
+
+    def _taken(self, who: str) -> UserError:
+        return UserError(
+            f"another driver took this study over ({who}), as when this one could not reach the database for a while",
+            where=str(self.folder.path),
+            todo="let the other one go on; once it has ended, the same command continues the study",
+        )

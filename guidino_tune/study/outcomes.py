@@ -8,19 +8,23 @@ The kinds of failure and what each means are in ``guidino_tune.training.failures
   a common cause: a full disk, a missing folder, a dead driver, a bug. The search ends, whether or not trials had a result before, for
   every further trial would fail as well; the difference is in the exit code (1 without any result; 75, "try again later", otherwise).
   Failures of different kinds or messages are taken for those of single trials, and are made up for, up to ``LIMIT`` in a row.
-- A result in between, be it that a configuration diverges, shows that the machines work: counting starts again.
+- **One bad node ends no search.** Where a search uses several nodes, what ends it happened on at least two of them; see ``nodes``.
+- A result in between, be it that a configuration diverges, shows that the machines work, and so does an epoch of a trial on a node where
+  nothing failed: counting starts again.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune.errors import redacted
+from guidino_tune.study.nodes import Nodes
 from guidino_tune.training.failures import INFEASIBLE, POLICIES, FailureKind, as_kind
 
 PATIENCE = 3
@@ -65,17 +69,20 @@ class Outcomes:
     Args:
         trials: Those stored by earlier runs.
         max_failures: How often a trial whose process died goes on.
+
+    Attributes:
+        nodes: Where the trials of this run are.
     """
 
     def __init__(self, trials: Iterable[FrozenTrial], max_failures: int) -> None:
-        self.max_failures = max_failures
+        self.max_failures, self.nodes = max_failures, Nodes()
         self._failed: Counter[tuple[Key, FailureKind]] = Counter()
         self._described: dict[str, tuple[int, Mapping[str, Any]]] = {}
         self._deaths: Counter[int] = Counter()
         self._preemptions: Counter[int] = Counter()
         self._furthest: Counter[int] = Counter()
         self._short_of_memory: set[int] = set()
-        self._in_a_row: list[tuple[FailureKind, str]] = []
+        self._in_a_row: list[tuple[FailureKind, str, str]] = []
         self._repetitions: set[tuple[str, ...]] = set()
         for trial in trials:
             if trial.state == TrialState.FAIL and as_kind(trial.user_attrs.get("failure")) in LASTING:
@@ -90,13 +97,20 @@ class Outcomes:
             return
         self._count(trial)
         kind = as_kind(trial.user_attrs.get("failure"))
-        self._in_a_row = [] if POLICIES[kind].is_result else [*self._in_a_row, (kind, str(trial.user_attrs.get("message", "")))]
+        if POLICIES[kind].is_result:
+            self._in_a_row = []
+            return
+        node = self.nodes.failed(trial.number, as_key(trial.params))
+        self._in_a_row.append((kind, str(trial.user_attrs.get("message", "")), node))
 
     def progressed(self, number: int, epoch: int) -> None:
         """A trial told an epoch; one that no machine has come to before shows that its machines are no trap."""
         if epoch > self._furthest[number]:
             self._furthest[number] = epoch
             self._preemptions.pop(number, None)
+            node = self.nodes.progressed(number)
+            if node and node not in {where for _, _, where in self._in_a_row}:
+                self._in_a_row = []
 
     def is_short_of_memory(self, number: int) -> bool:
         """True when a trial was ended for want of memory, and goes on with parts of batches."""
@@ -159,17 +173,22 @@ class Outcomes:
             "first; in a new study (--name), search these only where they have an effect, with `when:`"
         )
 
-    @property
-    def given_up(self) -> str:
-        """Why no more trials are started, in words; empty while they are. See the rules above."""
-        last = self._in_a_row[-PATIENCE:]
-        if len(last) == PATIENCE and len({(kind, _cause(message)) for kind, message in last}) == 1:
-            kind, message = last[-1]
-            return f"{PATIENCE} trials in a row failed the same way, not through their configuration: {kind}: {_sentence(message, kind)}"
-        if len(self._in_a_row) >= LIMIT:
-            kind, message = last[-1]
-            counts = ", ".join(f"{n} {k}" for k, n in Counter(k for k, _ in self._in_a_row).items())
-            return f"{len(self._in_a_row)} trials in a row failed ({counts}), the last one: {kind}: {_sentence(message, kind)}"
+    def given_up(self, running: Collection[int] = ()) -> str:
+        """Why no more trials are started, in words; empty while they are. See the rules above.
+
+        Args:
+            running: Trials that run now.
+        """
+        row = self._in_a_row
+        if not row:
+            return ""
+        kind, message, _ = row[-1]
+        alike = list(takewhile(lambda failed: (failed[0], _cause(failed[1])) == (kind, _cause(message)), reversed(row)))
+        if len(alike) >= PATIENCE and not self.nodes.one_to_blame((node for *_, node in alike), running, few=len(alike) < LIMIT):
+            return f"{len(alike)} trials in a row failed the same way, not through their configuration: {kind}: {_sentence(message, kind)}"
+        if len(row) >= LIMIT and not self.nodes.one_to_blame((node for *_, node in row), running, few=False):
+            counts = ", ".join(f"{n} {k}" for k, n in Counter(k for k, *_ in row).items())
+            return f"{len(row)} trials in a row failed ({counts}), the last one: {kind}: {_sentence(message, kind)}"
         return ""
 
     def _count(self, trial: FrozenTrial) -> None:

@@ -17,7 +17,8 @@ from guidino_tune.data.rules import RULES
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space, read_space
 from guidino_tune.study.journal import mend_journal, open_storage, sync_to_disk
-from guidino_tune.study.locking import hold, holder
+from guidino_tune.study.lease import lease_holder
+from guidino_tune.study.locking import Hold, holder, place
 from guidino_tune.study.objectives import directions
 from guidino_tune.study.pruners import make_pruner
 from guidino_tune.study.samplers import make_sampler
@@ -40,6 +41,7 @@ class StudyFolder:
         self.best = path / "best.yaml"
         self.reports = path / "reports"
         self.ray = path / "ray"
+        self.held: Hold | None = None
 
     def trial(self, number: int) -> TrialFolder:
         """The folder of one trial."""
@@ -49,8 +51,8 @@ class StudyFolder:
         """The split of one trial: that of all."""
         return self.split
 
-    def lock(self, work: str = "search", todo: str = "wait for it, stop it, or start another study with --name") -> Any:
-        """Holds the study for this process until it ends, however it ends.
+    def lock(self, work: str = "search", todo: str = "wait for it, stop it, or start another study with --name") -> Hold:
+        """Holds the study for this process until it ends, however it ends; ``open_study`` then holds it in its database as well.
 
         Args:
             work: What is done with the study under this lock, for the message to who comes second.
@@ -59,7 +61,8 @@ class StudyFolder:
         Raises:
             UserError: Another process works on this study.
         """
-        return hold(self.path / "driver.lock", work, todo)
+        self.held = Hold(self.path / "driver.lock", work, todo)
+        return self.held
 
     def holder(self) -> str:
         """Who holds the study; empty when nobody does."""
@@ -72,6 +75,11 @@ class StoredStudy(NamedTuple):
     folder: StudyFolder
     study: optuna.Study
     space: Space
+
+    @property
+    def holder(self) -> str:
+        """Who works on it, on this machine or, of a study in a database, on any; empty when nobody does."""
+        return self.folder.holder() or lease_holder(self.study, place(self.folder.path))
 
 
 def folder_of(name: str | Path) -> StudyFolder:
@@ -103,7 +111,8 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
         storage: A database URL for teams; by default a journal file in the folder.
 
     Raises:
-        UserError: The folder holds a study of another space; the storage cannot be opened, or its trials are in another one.
+        UserError: The folder holds a study of another space; the storage cannot be opened, or its trials are in another one; the folder is
+            locked by this process, and a driver elsewhere works on the same study in the database.
     """
     wanted = space.to_dict()
     check_same_search(space, folder)
@@ -116,6 +125,8 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
         load_if_exists=True,
         pruner=make_pruner(space.study),
     )
+    if folder.held:
+        folder.held.lease(study)
     # A database may hold a study that another folder started.
     if "definition" in study.user_attrs:
         _compare(study.user_attrs["definition"], space, str(storage or folder.path))

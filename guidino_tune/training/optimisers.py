@@ -44,7 +44,7 @@ def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], training: Tra
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, training: Training, epoch: int) -> None:
     """Sets every group's rate for epoch ``epoch`` (from 0) of the full budget: no state, so a resumed run needs none."""
-    factor = SCHEDULES[training.schedule](epoch / training.epochs)
+    factor = SCHEDULES[training.schedule](epoch / training.epochs) * min(1.0, (epoch + 1) / (training.warmup_epochs + 1))
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 

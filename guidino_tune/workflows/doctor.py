@@ -164,8 +164,8 @@ def look_at_study(name: str, storage: str | None = None) -> Iterator[Finding]:
     folder = folder_of(name)
     check_there(folder)
     yield from _journal(folder, storage)
-    study, space = stored_study(name, storage)[1:]
-    holder = folder.holder()
+    stored = stored_study(name, storage)
+    (_, study, space), holder = stored, stored.holder
     if holder:
         yield Finding("note", "study", f"a search works on it ({holder})", "wait for it, or stop it, before you start another one")
     yield from _trials(study, space, folder, running=bool(holder))

@@ -156,7 +156,7 @@ class StudyResult:
         """
         if self._ended is not None:
             return self._ended
-        if holder := self.stored.folder.holder():
+        if holder := self.stored.holder:
             return f"a search works on it ({holder})"
         left = remaining(self.study, self.space)
         return f"{left} trial(s) still to be run" if left else ""
@@ -273,7 +273,7 @@ class StudyResult:
 
     def _is_left(self, trial: FrozenTrial) -> bool:
         """Whether nobody runs a trial that the study counts as running."""
-        return bool(trial.user_attrs.get(INTERRUPTION)) or not self.stored.folder.holder()
+        return bool(trial.user_attrs.get(INTERRUPTION)) or not self.stored.holder
 
 
 def open_study(name: str | Path, *, storage: str | None = None) -> StudyResult:

@@ -104,7 +104,8 @@ def run_search(
         known.enter_context(sealed_tests())
         data = _read_images(space, folder, console)
         baseline = _baseline(data, space.base.data.has_ignored)
-        study = open_study(space, folder, storage)
+        with console.status("opening the study, and waiting for the end of a driver that may have died elsewhere"):
+            study = open_study(space, folder, storage)
         _same_data(study, data, folder)
         _take_own(study, space, folder, sampler=sampler, pruner=pruner)
         stored = StoredStudy(folder, study, space)

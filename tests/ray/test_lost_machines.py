@@ -109,3 +109,32 @@ def test_a_cause_that_all_trials_have_ends_the_search_which_then_goes_on(
     printed = capsys.readouterr().out
     assert f"failed the same way, not through their configuration: bug: shapes differ in trial {PATIENCE + 5}" in printed
     assert "all of them" not in printed
+
+
+def test_a_node_where_everything_fails_is_left_to_itself(
+    home: Path, tmp_path: Path, demo: Path, machines: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = next(node["NodeID"] for node in ray.nodes() if node["Alive"] and "spare" in node["Resources"])
+
+    class Broken(executors.TrialActor):
+        """Fails in every trial on one node, after the other node has begun its own."""
+
+        def _step(self, told: dict[str, Any]) -> None:
+            executors.note_node(Path(self.config["folder"]))
+            if ray.get_runtime_context().get_node_id() == bad:
+                time.sleep(2)
+                raise RuntimeError("no driver of the GPU")
+            super()._step(told)
+
+    monkeypatch.setattr(tune_adapter, "trainable", lambda plan: tune.with_resources(Broken, {"CPU": 1, "spare": 1}))
+    space = yaml.safe_load(Path(small(tmp_path, demo, trials=6)).read_text())
+    space["resources"]["concurrent"] = 2
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(space))
+    assert search([str(tmp_path / "small.yaml")]) == 0
+    trials = trials_of(home, "small")
+    failed = [t for t in trials if t.state.name == "FAIL"]
+    assert PATIENCE <= len(failed) <= PATIENCE + 1  # one may have been asked for before
+    assert all(bad in t.user_attrs["node"] for t in failed)
+    assert sum(t.state.name == "COMPLETE" for t in trials) == 6
+    assert not any(bad in t.user_attrs["node"] for t in trials if t.state.name == "COMPLETE")
+    assert "configurations in a row failed there before their first epoch" in capsys.readouterr().out

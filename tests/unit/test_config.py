@@ -145,6 +145,7 @@ OTHER_VALUES: dict[str, Any] = {
     "training.epochs": 100, "training.steps_per_epoch": 7, "training.batch_size": 8, "training.optimizer": "adamw",
     "training.lr": 1e-3, "training.lora_lr": 1e-3,
     "training.weight_decay": 0.0, "training.momentum": 0.9, "training.schedule": "cosine", "training.precision": "fp32",
+    "training.warmup_epochs": 2,
     "training.channels_last": False, "training.compile": "default", "training.grad_clip": None, "training.seed": 1,
 }  # fmt: skip
 

@@ -136,6 +136,7 @@ EFFECTS: dict[str, tuple[Values, Any]] = {
     "training.weight_decay": ({}, 0.3),
     "training.momentum": ({"training.optimizer": "sgd"}, 0.5),
     "training.schedule": (TWO, "cosine"),
+    "training.warmup_epochs": ({}, 1),
     "training.precision": ({}, "bf16"),
     "training.grad_clip": ({}, 1e-3),
     "training.seed": ({}, 1),

@@ -89,7 +89,7 @@ def test_what_is_set_replaces_its_part_of_the_first_trials() -> None:
     after = without_idle(override(before, ["segmenter.kind=segguidino"]))
     # Three systems with a frozen guide and two with adapters: without segmenter and gate they are two.
     assert "guide.gate" not in after.parameters
-    assert [trial["guide.lora.rank"] for trial in after.first_trials] == [0, 8]
+    assert [trial["guide.train"] for trial in after.first_trials] == ["frozen", "lora"]
     # Without adapters, their scale and learning rate are no difference either.
     without = without_idle(override(before, ["guide.lora.rank=0"]))
     assert [without.experiment(trial).name for trial in without.first_trials] == ["Seg-GuiDINO", "GuiDINO-W", "GuiDINO-U"]

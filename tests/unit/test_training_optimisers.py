@@ -66,6 +66,16 @@ def test_schedules_run_over_the_whole_budget(schedule: str, formula) -> None:
         assert all(g["lr"] > 0 for g in optimizer.param_groups)
 
 
+def test_rates_rise_in_equal_steps_before_they_fall() -> None:
+    training = Training(lr=0.8, epochs=10, schedule="linear", warmup_epochs=3)
+    optimizer = make_optimizer(nn.Linear(2, 2).named_parameters(), training)
+    rates = []
+    for epoch in range(5):
+        set_learning_rates(optimizer, training, epoch)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.8 * x for x in (1 / 4, 2 / 4 * 0.9, 3 / 4 * 0.8, 0.7, 0.6)])
+
+
 @pytest.mark.parametrize("training", [Training(), Training(optimizer="sgd"), Training(optimizer="sgd", momentum=0.0)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_a_restored_optimiser_takes_the_same_step(training: Training, memory_format: torch.memory_format, tmp_path: Path) -> None:

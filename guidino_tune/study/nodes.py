@@ -1,0 +1,90 @@
+"""On which nodes the trials of a run are, and which nodes are avoided, because whatever begins there fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+
+NODE = "node"
+"""Attribute of a trial, and the file in its folder in which its process notes this: host name and Ray's id of the node it was on last."""
+
+QUICK = 3
+"""Configurations in a row that fail on a node before their first epoch; then it is avoided."""
+
+AVOIDED = 600.0
+"""Seconds for which it is; the next failure there makes it so once more."""
+
+OTHERS = f"for {AVOIDED / 60:.0f} minutes trials begin on other nodes"
+"""What is done then, in words."""
+
+
+class Nodes:
+    """Counts what fails where.
+
+    Attributes:
+        used: Nodes on which trials of this run have been.
+    """
+
+    def __init__(self) -> None:
+        self.used: set[str] = set()
+        self._of: dict[int, str] = {}
+        self._begun: set[int] = set()
+        self._quick: dict[str, set[Hashable]] = {}
+        self._until: dict[str, float] = {}
+
+    def placed(self, number: int, node: str) -> bool:
+        """A trial is on a node; true when that is news."""
+        before, self._of[number] = self._of.get(number), node
+        self.used.add(node)
+        return before != node
+
+    def progressed(self, number: int) -> str:
+        """A trial told an epoch; gives its node, empty where that is unknown."""
+        node = self._of.get(number, "")
+        if number not in self._begun:
+            self._begun.add(number)
+            self._quick.pop(node, None)
+        return node
+
+    def failed(self, number: int, configuration: Hashable) -> str:
+        """A trial ended without a result and for no fault of its own; gives its node."""
+        node = self._of.get(number, "")
+        if node and number not in self._begun:
+            self._quick.setdefault(node, set()).add(configuration)
+            if len(self._quick[node]) >= QUICK:
+                self._until[node] = time.monotonic() + AVOIDED
+        return node
+
+    @property
+    def avoided(self) -> list[str]:
+        """Where no trial is to begin now; never all nodes that are known."""
+        found = sorted(node for node, until in self._until.items() if node in self._quick and time.monotonic() < until)
+        return found if len(found) < len(self.used) else []
+
+    def one_to_blame(self, failed: Iterable[str], running: Iterable[int], *, few: bool) -> bool:
+        """Whether failures may be the fault of a single node.
+
+        Args:
+            failed: Where they were; where that is unknown, nothing speaks against a common cause.
+            running: Trials that run now.
+            few: They are so few that other nodes, used before or by trials that are only starting, may not have had their turn.
+        """
+        nodes, where = set(failed), {self._of.get(number, "") for number in running}
+        if len(nodes) != 1 or "" in nodes:
+            return False
+        return bool(where - nodes - {""}) or (few and ("" in where or len(self.used) > 1))
+
+
+def read_node(folder: Path) -> str:
+    """The node that the process of a trial noted in its folder; empty where it noted none."""
+    try:
+        return (folder / NODE).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def shown(node: str) -> str:
+    """A node in words."""
+    host, _, name = node.partition(" ")
+    return f"{host} ({name[:8]})" if name else host

@@ -1,0 +1,149 @@
+"""Failures on several nodes: one bad node ends no search, what all nodes share does, and a bad node is left alone for a while."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from test_outcomes import Death
+from test_study_driver import result
+from training_helpers import search_space
+
+from guidino_tune.study import nodes
+from guidino_tune.study.nodes import AVOIDED, NODE, QUICK
+from guidino_tune.study.outcomes import LIMIT, PATIENCE
+
+
+class Cluster(Death):
+    """Trials of a driver, on nodes."""
+
+    keys = 0
+
+    def begin(self, node: str) -> str:
+        self.keys += 1
+        asked = self.driver.ask(str(self.keys))
+        assert asked is not None
+        self.asked: dict[str, Any] = asked
+        if node:
+            Path(asked["folder"]).mkdir(parents=True, exist_ok=True)
+            (Path(asked["folder"]) / NODE).write_text(node)
+        return str(self.keys)
+
+    def fails(self, node: str, kind: Any = "environment", message: str = "no driver of the GPU") -> None:
+        key = self.begin(node)
+        self.driver.fail(key, kind, message)
+        self.driver.tell(key, crashed=False)
+
+    def hears(self, key: str, epoch: int) -> None:
+        self.driver.report(key, result(epoch, 0.5))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    return Cluster(tmp_path, search_space(first_trials=[], study={"trials": 99, "pruner": "none"}))
+
+
+def test_one_bad_node_does_not_end_the_search_of_the_others(cluster: Cluster) -> None:
+    busy = [cluster.begin("good-1 aaa"), cluster.begin("good-2 bbb")]
+    for epoch in range(1, 4):
+        for key in busy:
+            cluster.hears(key, epoch)
+        for _ in range(LIMIT):
+            cluster.fails("bad 0123456789abcdef")
+            assert not cluster.driver.given_up
+    assert cluster.run.trial(2).user_attrs[NODE] == "bad 0123456789abcdef"
+    (line,) = cluster.warnings
+    assert "node bad (01234567): 3 configurations in a row failed there" in line
+
+
+def test_trials_that_are_only_starting_elsewhere_are_waited_for(cluster: Cluster) -> None:
+    """The first epochs of the others take minutes, and a broken machine fails in seconds."""
+    starting = cluster.begin("")
+    for _ in range(LIMIT - 1):
+        cluster.fails("bad")
+    assert not cluster.driver.given_up
+    Path(cluster.asked["folder"]).with_name("00000").mkdir()
+    (Path(cluster.asked["folder"]).with_name("00000") / NODE).write_text("good")
+    for _ in range(LIMIT):
+        cluster.fails("bad")
+    assert not cluster.driver.given_up
+    cluster.driver.tell(starting, crashed=True)  # and nobody else is left
+    assert "no driver of the GPU" in cluster.driver.given_up
+
+
+def test_what_several_nodes_share_ends_the_search(cluster: Cluster) -> None:
+    cluster.begin("one")
+    for node in ("one", "one", "two"):
+        assert not cluster.driver.given_up
+        cluster.fails(node, message="no space left on device")
+    assert "no space left" in cluster.driver.given_up
+
+
+def test_an_epoch_on_a_node_where_nothing_failed_starts_the_counting_again(cluster: Cluster) -> None:
+    third, first = cluster.begin("three"), cluster.begin("one")
+    cluster.hears(third, 1)
+    cluster.hears(first, 1)
+    cluster.fails("one")
+    cluster.fails("two")
+    cluster.hears(first, 2)  # something failed there as well
+    cluster.hears(third, 1)  # no news
+    cluster.fails("one", kind="bug")
+    cluster.hears(third, 2)
+    cluster.fails("one")
+    cluster.fails("two")
+    assert not cluster.driver.given_up
+    cluster.hears(first, 3)
+    cluster.fails("one")
+    assert "3 trials in a row failed the same way" in cluster.driver.given_up
+
+
+@pytest.mark.parametrize("node", ["only", ""])
+def test_a_search_with_one_node_or_none_known_ends_as_soon_as_ever(node: str, cluster: Cluster) -> None:
+    busy = cluster.begin(node)
+    cluster.hears(busy, 1)
+    for _ in range(PATIENCE):
+        assert not cluster.driver.given_up
+        cluster.fails(node)
+        cluster.hears(busy, len(cluster.run.study.trials))
+    assert cluster.driver.given_up
+    assert not cluster.driver.outcomes.nodes.avoided
+    assert not cluster.warnings
+
+
+def test_a_node_where_everything_fails_is_avoided_and_tried_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(nodes.time, "monotonic", lambda: now)
+    good = cluster.begin("good aaa")
+    cluster.hears(good, 1)
+    for _ in range(QUICK):
+        assert cluster.asked["avoided"] == []
+        cluster.fails("bad bbb")
+    cluster.begin("good aaa")
+    assert cluster.asked["avoided"] == ["bbb"]
+    now += AVOIDED + 1
+    again = cluster.begin("bad bbb")
+    assert cluster.asked["avoided"] == []
+    cluster.driver.died(again, "the actor died")
+    cluster.driver.outcomes.max_failures = 0
+    cluster.driver.tell(again, crashed=True)
+    assert cluster.run.trial(cluster.asked["number"]).state == TrialState.FAIL
+    cluster.begin("good aaa")
+    assert cluster.asked["avoided"] == ["bbb"]
+    now += AVOIDED + 1
+    mended = cluster.begin("bad bbb")
+    cluster.hears(mended, 1)
+    cluster.fails("bad bbb")
+    cluster.begin("good aaa")
+    assert cluster.asked["avoided"] == []
+
+
+def test_a_trial_that_moved_is_known_where_it_went(cluster: Cluster) -> None:
+    key = cluster.begin("one")
+    cluster.hears(key, 1)
+    cluster.driver.died(key, "node was terminated")
+    cluster.driver.tell(key, crashed=True)
+    again = cluster.begin("two")
+    cluster.hears(again, 2)
+    assert cluster.run.trial(0).user_attrs[NODE] == "two"
