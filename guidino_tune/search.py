@@ -57,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--max-epochs", type=positive, help="full budget of a trial")
     made.add_argument("--concurrent", type=positive, help="trials side by side (default: as many as fit)")
     made.add_argument("--seed", type=int, help="of the sampler, of initial weights and of views")
-    made.add_argument("--sampler", help="how configurations are chosen: tpe, random (the control), or another one as module:name")
-    made.add_argument("--pruner", help="how trials are stopped early: asha, none, or another one as module:name")
+    made.add_argument(
+        "--sampler", help="how configurations are chosen: auto, tpe, random (the control), qmc, or another one as module:name"
+    )
+    made.add_argument("--pruner", help="how trials are stopped early: auto, promotion, asha, none, or another one as module:name")
     made.add_argument("--executor", choices=["auto", "actor", "train"], help="reused actor, or a Ray Train worker group per trial")
     add_storage_option(made)
     made.add_argument(

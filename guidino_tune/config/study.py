@@ -84,23 +84,30 @@ class Study:
         name: Of the study; its folder and its MLflow run carry it.
         trials: Trials in all; the same study with a larger number is extended. Without effect with sampler ``listed``.
         time_budget: Seconds after which no new trial starts and running ones are left to be continued; ``None``: no limit.
-        sampler: ``tpe`` (multivariate, aware of conditions), ``random``, the control, or ``listed``: the first trials, each once, and
-            nothing else, as for a table of systems or a grid. Any other as ``module:name`` of a class or function that gives an Optuna
-            sampler, such as ``optuna.samplers:CmaEsSampler``.
+        sampler: ``auto``: what did best in ``docs/searching.md``, now ``tpe``; a study that was begun with another one goes on with that.
+            ``tpe``: models which values the good trials have, comparing all at the highest rung that ``startup_trials`` of them have come
+            to; with several objectives Optuna's own rule. ``random``: draws lots, the control. ``qmc``: covers the space evenly (Sobol
+            points; what only some configurations have is drawn at random), to look at the space rather than to find the best. ``listed``:
+            the first trials, each once, and nothing else, as for a table of systems or a grid. Any other as ``module:name`` of a class or
+            function that gives an Optuna sampler, such as ``optuna.samplers:CmaEsSampler``.
         sampler_options: Keyword arguments of a sampler that is named so; ``seed`` follows from the study where it takes one.
-        pruner: ``asha`` (asynchronous successive halving), ``none``, or another one as ``module:name``, which is asked at every validation.
+        pruner: ``promotion``: at each rung a trial waits, with its checkpoint, until it is among the best one in ``reduction_factor`` that
+            came there, and then goes on; with the last trial the best of each rung goes on, and the others are stopped. ``asha``: decides
+            at once and for good, which keeps no checkpoints and starts no trial twice. Both are asynchronous successive halving. ``auto``:
+            ``promotion``, or ``none`` with several objectives; as for ``sampler``, a begun study goes on with its own. ``none``; or another
+            one as ``module:name``, which is asked at every validation.
         pruner_options: Keyword arguments of a pruner that is named so.
         min_epochs: First rung: no trial is stopped before.
         reduction_factor: One in so many trials goes on at each rung.
         validate_every: Epochs between two validations; ``None``: about twenty validations over the whole budget. Rungs and the last epoch
             are validated in any case.
-        startup_trials: Random trials before ``tpe`` starts to model.
+        startup_trials: Trials that must have come to a rung before ``tpe`` models them; until then it draws at random.
         seed: Of the sampler.
         objectives: ``val_dice`` (mean validation Dice of the best epoch, maximised) and any of these, all minimised: ``val_hd95`` (mean
             HD95 after the last epoch, pixels at training size), ``seconds`` (training and validation, summed over epochs and times the
             workers: GPU-seconds where each has one), ``parameters`` (of the whole network, backbone included), ``operations`` (floating
             point operations of one forward pass of one image, 2 per multiplication and addition). With several, the study has a Pareto
-            front instead of one best trial, and ``pruner`` must be ``none``.
+            front instead of one best trial, and no trial is stopped early.
         constraints: Largest ``parameters`` and ``operations`` (as above), ``latency`` (seconds of a forward pass of one image, median,
             measured in the trial) and ``memory`` (peak in the first epoch, 10^9 bytes: what torch took of the GPU, or without GPUs the
             whole process). A trial beyond one of them is not trained, or no further once it is measured, and never the best.
@@ -109,9 +116,9 @@ class Study:
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "study"
     trials: Count = 32
     time_budget: Positive | None = None
-    sampler: Annotated[str, _one_of(SAMPLERS)] = "tpe"
+    sampler: Annotated[str, _one_of(SAMPLERS)] = "auto"
     sampler_options: Options = Field(default_factory=FrozenOptions)
-    pruner: Annotated[str, _one_of(PRUNERS)] = "asha"
+    pruner: Annotated[str, _one_of(PRUNERS)] = "auto"
     pruner_options: Options = Field(default_factory=FrozenOptions)
     min_epochs: Count = 1
     reduction_factor: Annotated[int, Field(ge=2, le=LARGEST), Number] = 3

@@ -1,14 +1,14 @@
-"""Samplers whose draws for a trial follow from seed, trial and earlier results; TPE at a cost that does not grow with the study."""
+"""Samplers whose draws for a trial follow from seed, trial and earlier results; TPE over what trials had at one rung."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import zlib
-from bisect import insort
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -23,12 +23,9 @@ from guidino_tune.study.outcomes import Outcomes, as_key
 from guidino_tune.study.pruners import rungs
 from guidino_tune.study.trials import counts_as_finished, unfinished
 
-BEST = 25
-"""Trials that TPE takes for good ones, at most: the best tenth until there are 250."""
-
-LATEST = 100
-"""Finished trials that are modelled besides. Up to so many in all, nothing differs from Optuna's own sampler."""
-
+BEST, LATEST = 25, 100
+"""Trials that are modelled, however many there are: the best at the rung, the latest there, and as many of the latest that ended before.
+The density of all would cost time in proportion to their number."""
 
 OPTIONS: dict[str, Any] = {"multivariate": True, "group": True, "constant_liar": True}
 """Of Optuna's TPE: parameters are modelled together, those of one condition apart, and running trials are taken for bad ones."""
@@ -63,35 +60,22 @@ class RepeatingRandomSampler(optuna.samplers.RandomSampler):
         return super().sample_independent(study, trial, param_name, param_distribution)
 
 
-class RecentTPESampler(optuna.samplers.TPESampler):
-    """Optuna's TPE over the best, the latest and the running trials of a study instead of all of them.
-
-    TPE compares the density of good trials with that of all others. The good ones are the same as among all trials; of the others, whose
-    density is what costs time in proportion to their number, and in which Optuna gives later ones more weight, the latest are a sample.
-
-    What is drawn for a trial follows from the seed, its number and the trials before it: the sampler remembers no random state.
+class RepeatingTPESampler(optuna.samplers.TPESampler):
+    """Optuna's TPE, where a draw follows from the seed, the trial's number and the trials before it: no random state is remembered.
 
     Args:
         seed: Of the study.
-        latest: Finished trials that are modelled besides the best; ``None``: all, as with several objectives, which have no best ones.
-        options: Of ``optuna.samplers.TPESampler``.
+        startup: Results before it models; until then it draws at random.
     """
 
-    def __init__(self, *, seed: int = 0, latest: int | None = LATEST, **options: Any) -> None:
-        super().__init__(**options)
-        self._seed = seed
-        # With fewer than its first random trials in sight it would take every trial for one of those.
-        self._startup = options.get("n_startup_trials", 10)
-        latest = None if latest is None else max(latest, self._startup)
+    def __init__(self, seed: int, startup: int) -> None:
+        super().__init__(n_startup_trials=startup, **OPTIONS)
+        self._seed, self._startup = seed, startup
         self._known: set[int] = set()
-        self._results = 0
+        self._ended: list[FrozenTrial] = []
         self._failed: list[FrozenTrial] = []
-        self._best: list[tuple[tuple[float, ...], int, FrozenTrial]] = []
-        self._latest: deque[FrozenTrial] = deque(maxlen=latest)
         self._window: tuple[int, list[FrozenTrial]] = (-1, [])
-        # Optuna's rule for how many are good ones, asked with the size of the study and not with that of the window.
-        good = None if latest is None else lambda _: min(math.ceil(self._results / 10), BEST)
-        optuna_private.adapt(self, RepeatingRandomSampler(seed), good)
+        optuna_private.adapt(self, RepeatingRandomSampler(seed), None)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """See ``BaseSampler``; what was decomposed before is remembered, so only new trials are looked at."""
@@ -118,10 +102,10 @@ class RecentTPESampler(optuna.samplers.TPESampler):
         Trials that diverged or lacked memory are shown as beyond a constraint, so that TPE keeps away from them; none is shown before
         there are as many results as TPE wants of random trials, or the first failure would be taken for the best trial.
         """
-        new, window = [], {}
+        new, running = [], []
         for other in study.get_trials(deepcopy=False):
             if other.state == TrialState.RUNNING:
-                window[other.number] = other
+                running.append(other)
             elif other.number in self._known or other.state == TrialState.WAITING:
                 continue
             elif other.state != TrialState.FAIL:
@@ -129,22 +113,16 @@ class RecentTPESampler(optuna.samplers.TPESampler):
             elif counts_as_finished(other):
                 self._failed.append(as_beyond(other))
             self._known |= {other.number} if other.state.is_finished() else set()
-        self._results += len(new)
-        if self._results >= self._startup:
+        if len(self._ended) + len(new) >= self._startup:
             new += self._failed
             self._failed = []
-        for other in new:
-            self._latest.append(other)
-            if self._latest.maxlen is not None:
-                insort(self._best, (_order(other), other.number, other))
-                del self._best[BEST:]
-        window |= {other.number: other for other in self._latest} | {number: other for _, number, other in self._best}
-        self._window = trial.number, [window[number] for number in sorted(window)]
+        self._ended += new
+        self._window = trial.number, sorted([*self._ended, *running], key=lambda other: other.number)
         return new
 
 
 def as_beyond(trial: FrozenTrial) -> FrozenTrial:
-    """A failed trial as TPE sees it: farther beyond a constraint than any other. The study's own record stays as it is."""
+    """A trial that failed or came too short as TPE sees it: farther beyond a constraint than any other. The study keeps its own record."""
     shown = optuna.trial.create_trial(
         state=TrialState.PRUNED, params=trial.params, distributions=trial.distributions, constraints={"failed": math.inf}
     )
@@ -152,27 +130,13 @@ def as_beyond(trial: FrozenTrial) -> FrozenTrial:
     return shown
 
 
-def _order(trial: FrozenTrial) -> tuple[float, ...]:
-    """As TPE sorts the trials of a study that maximises: complete ones by value, then the others by how far they came, and by value.
-
-    Those beyond a constraint come last, by how far they are.
-    """
-    excess = sum(value for value in trial.constraints.values() if value > 0)
-    if excess > 0:
-        return 2.0, excess
-    if trial.state == TrialState.COMPLETE:
-        return 0.0, -cast("float", trial.value)
-    step, value = max(trial.intermediate_values.items(), default=(-1, 0.0))
-    return 1.0, -step, -value
-
-
-class RungTPESampler(RecentTPESampler):
+class RungTPESampler(RepeatingTPESampler):
     """Optuna's TPE over what trials had at one rung, the highest that enough of them have come to, as BOHB does (Falkner et al. 2018).
 
     Optuna itself puts complete trials before those that were stopped, and these by how far they came, so that the first trials of a study,
     which nothing stopped, are its good ones. Here every trial that came to the rung counts with its value there, whatever became of it.
     Those that ended before it, diverged or are beyond a constraint are bad; running ones that have not come so far are taken for bad until
-    they do, so that workers spread out. Again it is the best and the latest of each kind that are modelled.
+    they do, so that workers spread out.
 
     Args:
         space: With the settings of the study: its rungs, and how many trials are enough (``startup_trials``).
@@ -180,33 +144,36 @@ class RungTPESampler(RecentTPESampler):
     """
 
     def __init__(self, space: Space, seed: int) -> None:
-        super().__init__(seed=seed, n_startup_trials=space.study.startup_trials, latest=None, **OPTIONS)
+        super().__init__(seed, space.study.startup_trials)
         longest = max(made.training.epochs for made in (space.base, *space.recipes.values()))
         if (searched := space.parameters.get("training.epochs")) is not None:
             longest = max(longest, *(int(end) for end in searched.ends if isinstance(end, int | float)))
         self._rungs = (WHOLE, *reversed(rungs(space.study, longest)[:-1]))
         self._compared = 0
         self._remade: dict[tuple[int, int], FrozenTrial] = {}
-        optuna_private.adapt(self, self._random_sampler, lambda _: math.ceil(GOOD * self._compared))
+        optuna_private.adapt(self, self._random_sampler, lambda _: min(math.ceil(GOOD * self._compared), BEST))
 
     def _take_in(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
-        """See ``RecentTPESampler``."""
+        """See ``RepeatingTPESampler``."""
         others = [
             t
             for t in study.get_trials(deepcopy=False)
             if t.number != trial.number and (t.state == TrialState.RUNNING or counts_as_finished(t))
         ]
-        bad = {t.number for t in others if t.state == TrialState.FAIL or any(value > 0 for value in t.constraints.values())}
         # What waits at a rung belongs to the space that was drawn from, as what has ended does.
         new = [t for t in others if t.number not in self._known and (t.state.is_finished() or t.intermediate_values)]
         self._known |= {t.number for t in new}
+        sound = [t for t in others if t.state != TrialState.FAIL and _excess(t) <= 0]
+        beyond = [t.number for t in others if t.state.is_finished() and _excess(t) > 0]
         self._window = trial.number, []
         for rung in self._rungs:
-            values = {t.number: v for t in others if t.number not in bad and (v := _value(t, rung)) is not None}
-            self._compared = len(values)
-            if self._compared >= self._startup:
+            values = {t.number: v for t in sound if (v := _value(t, rung)) is not None}
+            enough = len(values) >= self._startup
+            # Where hardly a trial keeps the constraints, it is also those that are least beyond them that are good ones.
+            if enough or (rung == self._rungs[-1] and len(values) + len(beyond) >= self._startup):
+                self._compared = len(values) + (0 if enough else len(beyond))
                 # One that is complete without this rung had a smaller budget.
-                rest = [t.number for t in others if t.number not in values and (t.number in bad or t.state != TrialState.COMPLETE)]
+                rest = [t.number for t in others if t.number not in values and (t.state != TrialState.COMPLETE or _excess(t) > 0)]
                 best = sorted(values, key=lambda number: (-values[number], number))[:BEST]
                 shown = {*best, *[*values][-LATEST:], *rest[-LATEST:]}
                 self._window = trial.number, [self._as_seen(t, rung, values.get(t.number)) for t in others if t.number in shown]
@@ -214,12 +181,17 @@ class RungTPESampler(RecentTPESampler):
         return [_as_complete(t, 0.0) for t in new]
 
     def _as_seen(self, trial: FrozenTrial, rung: int, value: float | None) -> FrozenTrial:
-        if value is None and trial.state == TrialState.RUNNING:
+        fresh = trial.state == TrialState.RUNNING and not trial.intermediate_values
+        if value is None and (fresh or _excess(trial) > 0):
             return trial
-        key = trial.number, rung if value is not None else -1
+        key = trial.number, -1 if value is None else rung
         if key not in self._remade:
             self._remade[key] = as_beyond(trial) if value is None else _as_complete(trial, value)
         return self._remade[key]
+
+
+def _excess(trial: FrozenTrial) -> float:
+    return sum(value for value in trial.constraints.values() if value > 0)
 
 
 def _value(trial: FrozenTrial, rung: int) -> float | None:
@@ -229,15 +201,13 @@ def _value(trial: FrozenTrial, rung: int) -> float | None:
 
 
 def _as_complete(trial: FrozenTrial, value: float) -> FrozenTrial:
-    """A trial as TPE sees it at a rung."""
-    shown = optuna.trial.create_trial(state=TrialState.COMPLETE, params=trial.params, distributions=trial.distributions, value=value)
-    shown.number = trial.number
+    shown = copy.copy(trial)
+    shown.state, shown.value = TrialState.COMPLETE, value
     return shown
 
 
-def _tpe(space: Space, seed: int) -> RecentTPESampler:
-    latest = LATEST if len(space.study.objectives) == 1 else None
-    return RecentTPESampler(seed=seed, n_startup_trials=space.study.startup_trials, latest=latest, **OPTIONS)
+def _tpe(space: Space, seed: int) -> optuna.samplers.BaseSampler:
+    return RungTPESampler(space, seed) if len(space.study.objectives) == 1 else RepeatingTPESampler(seed, space.study.startup_trials)
 
 
 def _sobol(space: Space, seed: int) -> optuna.samplers.BaseSampler:
@@ -246,7 +216,7 @@ def _sobol(space: Space, seed: int) -> optuna.samplers.BaseSampler:
 
 
 SAMPLERS: dict[str, Callable[[Space, int], optuna.samplers.BaseSampler]] = {
-    "auto": lambda space, seed: RungTPESampler(space, seed) if len(space.study.objectives) == 1 else _tpe(space, seed),
+    "auto": _tpe,
     "tpe": _tpe,
     "qmc": _sobol,
     "random": lambda space, seed: RepeatingRandomSampler(seed),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,8 @@ from guidino_tune.study.journal import mend_journal, open_storage, sync_to_disk
 from guidino_tune.study.lease import lease_holder
 from guidino_tune.study.locking import Hold, holder, place
 from guidino_tune.study.objectives import directions
-from guidino_tune.study.pruners import make_pruner
-from guidino_tune.study.samplers import make_sampler
+from guidino_tune.study.pruners import PRUNERS, make_pruner
+from guidino_tune.study.samplers import SAMPLERS, make_sampler
 from guidino_tune.training.folder import TrialFolder, write_text
 
 FREE_TO_CHANGE = ("study.trials", "study.time_budget", "resources.", "experiment.data.root", "experiment.segmenter.pretrained")
@@ -142,6 +143,19 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
         begun = sum(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
         study.sampler = make_sampler(space, begun)
     return study
+
+
+def as_begun(space: Space, folder: StudyFolder) -> Space:
+    """The space with the sampler and pruner that the study in the folder was begun with, where the space leaves them to ``auto``."""
+    if not folder.definition.exists():
+        return space
+    before = read_yaml(folder.definition).get("study") or {}
+    kept = {
+        name: before[name]
+        for name, known in (("sampler", SAMPLERS), ("pruner", PRUNERS))
+        if getattr(space.study, name) == "auto" and before.get(name) in known
+    }
+    return dataclasses.replace(space, study=dataclasses.replace(space.study, **kept))
 
 
 def check_there(folder: StudyFolder) -> None:

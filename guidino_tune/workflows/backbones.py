@@ -17,7 +17,7 @@ from guidino_tune.known_backbones import Known, check_of_use, chosen, expecting,
 from guidino_tune.models import check_backbone, fingerprint_of
 from guidino_tune.space.check import examples
 from guidino_tune.space.space import Space, read_space
-from guidino_tune.study.store import StudyFolder
+from guidino_tune.study.store import StudyFolder, as_begun
 from guidino_tune.training.backbones import known_in, read_known, write_known
 from guidino_tune.training.folder import EXPERIMENT
 
@@ -69,7 +69,9 @@ def recalled(folder: StudyFolder) -> Iterator[None]:
 
 @contextmanager
 def continued(space: Space, folder: StudyFolder) -> Iterator[Space]:
-    """As ``recalled``; and a backbone that the space names by another path, but which is one of the study's, goes by the study's name.
+    """As ``recalled``; sampler and pruner are the study's where the space leaves them to ``auto``.
+
+    A backbone that the space names by another path, but which is one of the study's, goes by the study's name.
 
     Yields:
         The space with the study's names.
@@ -78,6 +80,7 @@ def continued(space: Space, folder: StudyFolder) -> Iterator[Space]:
         UserError: A backbone whose path is new has other weights than the one that it would replace.
     """
     with recalled(folder):
+        space = as_begun(space, folder)
         names = _renamed(space, folder)
         with expecting({old: Known(place=new) for new, old in names.items()}):
             yield _with_names(space, names) if names else space

