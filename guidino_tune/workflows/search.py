@@ -36,6 +36,7 @@ from guidino_tune.tracking import MLflowTracker
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.backbones import continued, note
+from guidino_tune.workflows.certainty import Certainty
 from guidino_tune.workflows.checks import changed_code, check_search
 from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.progress import Progress, conclusions, leaderboard, silent_console
@@ -284,7 +285,7 @@ def _closing(
         console.print(
             f"Best validation Dice {best:.4f} {verdict} the best constant mask ({baseline:.4f}); worst complete trial {worst:.4f}."
         )
-    for line in conclusions(study, space):
+    for line in (*conclusions(study, space), *Certainty(study, space).sentences()):
         console.print(line, highlight=False, soft_wrap=True)
     if tracking.pending or tracking.last_error:
         console.print(tracking.message, style="yellow", highlight=False, soft_wrap=True)
