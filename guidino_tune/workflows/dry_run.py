@@ -45,7 +45,7 @@ def show_plan(space: Space, console: Console, storage: str | None = None, start_
     space = resolve_data(space)
     folder = folder_of(space.study.name)
     with continued(space, folder) as space:
-        check_search(space, folder)
+        noted = check_search(space, folder)
         seeds = find_seeds(space, start_from, storage)
     opened = _read(space, folder, console)
     split = opened.split
@@ -58,7 +58,7 @@ def show_plan(space: Space, console: Console, storage: str | None = None, start_
     used = (len(split.train), data.max_train_cases), (len(split.validation), data.max_validation_cases)
     train, validation = (min(number, most or number) for number, most in used)
     epoch, *advice = training_notes(space.base, train, validation, space.resources.workers)
-    for note in (*seeds.notes, *space.notes, *opened.notes, *advice):
+    for note in (*noted, *seeds.notes, *space.notes, *opened.notes, *advice):
         console.print(f"note: {note}", style="yellow", highlight=False)
     console.rule("plan", align="left")
     study, resources, epochs = space.study, space.resources, space.base.training.epochs
