@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -62,7 +63,7 @@ def _check_inside(path: str, value: Scalar, parameter: Parameter, name: str) -> 
         )
 
 
-def grow(study: optuna.Study, old: Space, new: Space, journal: os.PathLike[str]) -> None:
+def grow(study: optuna.Study, old: Space, new: Space, journal: Path) -> None:
     """Replaces the journal of a study by one in which all trials, with their numbers and attributes, have the ranges of the new space.
 
     A crash leaves the one or the other.
@@ -71,8 +72,8 @@ def grow(study: optuna.Study, old: Space, new: Space, journal: os.PathLike[str])
         UserError: A trial had a value that lies outside, or would be another experiment in the new space.
     """
     trials = [_told_again(trial, old, new) for trial in study.get_trials(deepcopy=False)]
-    draft = f"{os.fspath(journal)}.grown"
-    open(draft, "wb").close()  # of a run that was killed here
+    draft = journal.with_name(f"{journal.name}.grown")
+    draft.write_bytes(b"")  # of a run that was killed here
     again = optuna.create_study(study_name=study.study_name, storage=open_journal(draft), directions=directions(new.study))
     for name, value in study.user_attrs.items():
         again.set_user_attr(name, value)

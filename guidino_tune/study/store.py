@@ -197,8 +197,7 @@ def _compare(before: Mapping[str, Any], space: Space, where: str, *, may_grow: b
     old, new = _flat(former.to_dict() if former else before), _flat(space.to_dict())
     grown = growth(former, space) if former else {}
     # A list may grow or shrink: its trials are compared with each other, whichever of them are asked for today.
-    free = (*FREE_TO_CHANGE, "first_trials") if space.study.is_list else FREE_TO_CHANGE
-    free += tuple(f"space.{path}." for path in grown if may_grow)
+    free = (*FREE_TO_CHANGE, *(["first_trials"] if space.study.is_list else []), *(f"space.{path}." for path in grown if may_grow))
     changed = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p) and not _is_free(p, free)]
     if changed:
         shown = "; ".join(f"{p}: {old.get(p, 'absent')} -> {new.get(p, 'absent')}" for p in changed[:5])
