@@ -12,6 +12,7 @@ EXAMPLES = """\
   guidino-tune search demo                                  a small search on generated images, minutes on two cores
   guidino-tune search kvasir --data-root /data/Kvasir-SEG   the full space on your copy of the data set
   guidino-tune search kvasir --trials 200                   the same study goes on, up to 200 trials
+  guidino-tune search my_space.yaml --from kvasir tn3k       what was best there is tried first here
   guidino-tune search kvasir --name plain --set guide.kind=none
                                                             another study: the plain networks, without guide
   guidino-tune search kvasir --set guide.backbone=/models/dinov3-vits16 --dry-run
@@ -55,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--trials", type=positive, help="trials in all; more than before extends the study")
     made.add_argument("--time-budget", type=seconds, metavar="TIME", help="stop after 30m, 2h, ...; the same command goes on later")
     made.add_argument("--max-epochs", type=positive, help="full budget of a trial")
+    made.add_argument(
+        "--from", nargs="+", default=[], dest="start_from", metavar="STUDY",
+        help="earlier studies, also of other data: their best configurations are tried first, behind the space's own first trials",
+    )  # fmt: skip
     made.add_argument("--concurrent", type=positive, help="trials side by side (default: as many as fit)")
     made.add_argument("--seed", type=int, help="of the sampler, of initial weights and of views")
     made.add_argument(
@@ -89,10 +94,11 @@ def _search(options: argparse.Namespace) -> int:
         if options.dry_run:
             from guidino_tune.workflows.dry_run import show_plan
 
-            return show_plan(space, console, options.storage)
+            return show_plan(space, console, options.storage, options.start_from)
         from guidino_tune.workflows.search import run_search
 
-        return run_search(space, console=console, storage=options.storage, tracking=options.tracking).exit_code
+        given = {"storage": options.storage, "start_from": options.start_from, "tracking": options.tracking}
+        return run_search(space, console=console, **given).exit_code
 
 
 if __name__ == "__main__":

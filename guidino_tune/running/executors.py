@@ -253,13 +253,11 @@ def train_trial(config: dict[str, Any]) -> None:
     gpus, failure = config["gpus"], Path(config["folder"]) / FAILURE
     failure.unlink(missing_ok=True)
     per_worker = {"CPU": config["cpus"] - CONTROLLER_CPU} | ({"GPU": gpus} if gpus else {})
-    where = elsewhere(config.get("avoided", ())) or None
+    where: dict[str, Any] = {"label_selector": elsewhere(config.get("avoided", ())) or None}
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config["workers"], use_gpu=bool(gpus), resources_per_worker=per_worker, label_selector=where
-        ),
+        scaling_config=ray.train.ScalingConfig(num_workers=config["workers"], use_gpu=bool(gpus), resources_per_worker=per_worker, **where),
         run_config=ray.train.RunConfig(
             name=f"trial-{config['number']:05d}-{os.getpid()}",
             storage_path=config["ray_folder"],

@@ -111,7 +111,7 @@ class StudyScheduler(FIFOScheduler):
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         """See ``TrialScheduler.on_trial_add``; a reused actor has another booking, so that it is not taken where it is to be avoided."""
         booked = trial.placement_group_factory
-        if selector := elsewhere(trial.config.get("avoided", ())):
+        if booked and (selector := elsewhere(trial.config.get("avoided", ()))):
             trial.update_resources(tune.PlacementGroupFactory(booked.bundles, bundle_label_selector=[selector] * len(booked.bundles)))
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:

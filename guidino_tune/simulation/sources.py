@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial
 
 from guidino_tune.errors import UserError
 from guidino_tune.simulation.curves import COMPLETE, STOPPED, Curve, CurveTable
+from guidino_tune.space.encoding import encode
 from guidino_tune.space.parameters import Parameter, Scalar, Values
-from guidino_tune.space.space import Space
 from guidino_tune.study.outcomes import Key, as_key
 
 
@@ -56,22 +56,6 @@ class Source(Protocol):
 def luck(values: Values, seed: int) -> np.random.Generator:
     """Random numbers of one training: the same for every method that trains these values in the study of this seed."""
     return np.random.default_rng([seed, zlib.crc32(repr(sorted(values.items())).encode())])
-
-
-def encode(space: Space, values: Values) -> np.ndarray:
-    """Values as numbers in [0, 1] in the space's own scale, a place for each choice; -1 where a parameter is not active."""
-    row: list[float] = []
-    for path, parameter in space.parameters.items():
-        value = values.get(path)
-        if parameter.type == "choice":
-            row += [float(value == choice) if path in values else -1.0 for choice in parameter.choices]
-        elif path not in values:
-            row.append(-1.0)
-        else:
-            low, high = parameter.limits
-            at, low, high = (math.log(x) for x in (float(value), low, high)) if parameter.log else (float(value), low, high)  # type: ignore[arg-type]
-            row.append((at - low) / (high - low) if high > low else 0.0)
-    return np.array(row)
 
 
 class Rows:

@@ -8,6 +8,16 @@ from guidino_tune.space.parameters import Parameter, Scalar, Values
 from guidino_tune.space.space import Space
 
 
+def distribution(parameter: Parameter) -> optuna.distributions.BaseDistribution:
+    """What Optuna keeps of a parameter with each of its values."""
+    if parameter.type == "choice":
+        return optuna.distributions.CategoricalDistribution(parameter.choices)
+    low, high = parameter.limits
+    if parameter.type == "int":
+        return optuna.distributions.IntDistribution(low, high, log=parameter.log, step=int(parameter.step or 1))
+    return optuna.distributions.FloatDistribution(low, high, log=parameter.log, step=parameter.step)
+
+
 def suggest(space: Space, trial: optuna.Trial) -> Values:
     """Asks the study's sampler for every parameter that is active, in order.
 

@@ -17,6 +17,7 @@ from guidino_tune.config.parsing import read_yaml
 from guidino_tune.data.rules import RULES
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space, read_space
+from guidino_tune.study.growing import OTHERWISE, grow, growth
 from guidino_tune.study.journal import mend_journal, open_storage, sync_to_disk
 from guidino_tune.study.lease import lease_holder
 from guidino_tune.study.locking import Hold, holder, place
@@ -26,7 +27,8 @@ from guidino_tune.study.samplers import SAMPLERS, make_sampler
 from guidino_tune.training.folder import TrialFolder, write_text
 
 FREE_TO_CHANGE = ("study.trials", "study.time_budget", "resources.", "experiment.data.root", "experiment.segmenter.pretrained")
-"""What may differ when a study goes on: everything else decides which trials are comparable. Of a file its SHA-256 does, not the place."""
+"""What may differ when a study goes on: everything else decides which trials are comparable. Of a file its SHA-256 does, not the place.
+Parameters may grow, see ``guidino_tune.study.growing``."""
 
 
 class StudyFolder:
@@ -116,9 +118,12 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
             locked by this process, and a driver elsewhere works on the same study in the database.
     """
     wanted = space.to_dict()
-    check_same_search(space, folder)
+    grown = check_same_search(space, folder)
     mend_journal(folder.journal)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if grown:
+        former = stored_study(folder.path, storage)
+        grow(former.study, former.space, space, folder.journal)
     study = optuna.create_study(
         study_name=space.study.name,
         storage=open_storage(folder.journal, storage, name=space.study.name, new=not folder.definition.exists()),
@@ -130,7 +135,7 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
         folder.held.lease(study)
     # A database may hold a study that another folder started.
     if "definition" in study.user_attrs:
-        _compare(study.user_attrs["definition"], space, str(storage or folder.path))
+        _compare(study.user_attrs["definition"], space, str(storage or folder.path), may_grow=False)
     study.set_user_attr("definition", wanted)
     if not space.study.is_list:
         for values in space.first_trials:
@@ -187,40 +192,47 @@ def load_study(folder: StudyFolder, storage: str | None = None) -> optuna.Study:
         ) from None
 
 
-def check_same_search(space: Space, folder: StudyFolder) -> None:
+def check_same_search(space: Space, folder: StudyFolder) -> list[str]:
     """Raises when the folder holds a study whose trials could not be compared with new ones.
+
+    Returns:
+        A line for each parameter that has grown since: earlier trials are to be told again, see ``guidino_tune.study.growing``.
 
     Raises:
         UserError: Names what differs.
     """
     if not folder.definition.exists():
-        return
-    _compare(read_yaml(folder.definition), space, str(folder.path))
+        return []
+    return _compare(read_yaml(folder.definition), space, str(folder.path), may_grow=folder.journal.exists())
 
 
-def _compare(before: Mapping[str, Any], space: Space, where: str) -> None:
-    old, new = _flat(_renewed(before)), _flat(space.to_dict())
+def _compare(before: Mapping[str, Any], space: Space, where: str, *, may_grow: bool) -> list[str]:
+    former = _renewed(before)
+    old, new = _flat(former.to_dict() if former else before), _flat(space.to_dict())
+    grown = growth(former, space) if former else {}
     # A list may grow or shrink: its trials are compared with each other, whichever of them are asked for today.
-    free = (*FREE_TO_CHANGE, "first_trials") if space.study.is_list else FREE_TO_CHANGE
+    free = (*FREE_TO_CHANGE, *(["first_trials"] if space.study.is_list else []), *(f"space.{path}." for path in grown if may_grow))
     changed = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p) and not _is_free(p, free)]
     if changed:
         shown = "; ".join(f"{p}: {old.get(p, 'absent')} -> {new.get(p, 'absent')}" for p in changed[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         moved = any(".guide.backbone" in path for path in changed)
         elsewhere = ", and name the folder of a backbone that has only moved by --backbone DIR" if moved else ""
+        kept = "; the space of a study in a database stays as it is" if grown and not may_grow else ""
         raise UserError(
-            f"this study was started with other settings ({shown}{more}); its trials could not be compared with new ones",
+            f"this study was started with other settings ({shown}{more}); its trials could not be compared with new ones{kept}",
             where=where,
-            todo=f"repeat the first command to continue it{elsewhere}, or start another study with --name",
+            todo=f"repeat the first command to continue it{elsewhere}, {OTHERWISE.format(name=space.study.name)}",
         )
+    return list(grown.values())
 
 
-def _renewed(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A stored definition with the fields that later versions added, at their defaults."""
+def _renewed(stored: Mapping[str, Any]) -> Space | None:
+    """A stored definition with the fields that later versions added, at their defaults; ``None`` where this version cannot read it."""
     try:
-        return read_space(stored, source="stored study").to_dict()
+        return read_space(stored, source="stored study")
     except UserError:
-        return stored
+        return None
 
 
 def _is_free(path: str, free: tuple[str, ...]) -> bool:

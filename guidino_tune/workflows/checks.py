@@ -51,8 +51,7 @@ def check_search(space: Space, folder: StudyFolder) -> list[str]:
     check_decisions(space)
     check_workers(space.base, space.resources.workers)
     find_cases(space.base.data)
-    check_same_search(space, folder)
-    return notes
+    return notes + check_same_search(space, folder)
 
 
 def check_storage(folder: Path) -> None:

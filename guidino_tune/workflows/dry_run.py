@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from guidino_tune.space.advice import training_notes
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import in_words
 from guidino_tune.study.pruners import rungs, validated_epochs
+from guidino_tune.study.seeding import find_seeds
 from guidino_tune.study.store import StudyFolder, folder_of, load_study
 from guidino_tune.study.trials import orphans, tried
 from guidino_tune.workflows.backbones import continued
@@ -31,7 +33,7 @@ MOST_READ = 3000
 """Training cases that a dry run reads: more would take longer than a look is worth."""
 
 
-def show_plan(space: Space, console: Console, storage: str | None = None) -> int:
+def show_plan(space: Space, console: Console, storage: str | None = None, start_from: Sequence[str] = ()) -> int:
     """Prints the resolved experiment, the space, and what would happen where.
 
     Returns:
@@ -43,7 +45,8 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
     space = resolve_data(space)
     folder = folder_of(space.study.name)
     with continued(space, folder) as space:
-        check_search(space, folder)
+        noted = check_search(space, folder)
+        seeds = find_seeds(space, start_from, storage)
     opened = _read(space, folder, console)
     split = opened.split
     if not space.recipes:
@@ -55,7 +58,7 @@ def show_plan(space: Space, console: Console, storage: str | None = None) -> int
     used = (len(split.train), data.max_train_cases), (len(split.validation), data.max_validation_cases)
     train, validation = (min(number, most or number) for number, most in used)
     epoch, *advice = training_notes(space.base, train, validation, space.resources.workers)
-    for note in (*space.notes, *opened.notes, *advice):
+    for note in (*noted, *seeds.notes, *space.notes, *opened.notes, *advice):
         console.print(f"note: {note}", style="yellow", highlight=False)
     console.rule("plan", align="left")
     study, resources, epochs = space.study, space.resources, space.base.training.epochs

@@ -23,6 +23,7 @@ from guidino_tune.study.store import StoredStudy, stored_study
 from guidino_tune.study.trials import best_value, front, ranking, remaining, tried
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.reporter import EpochRecord
+from guidino_tune.workflows.certainty import Certainty
 from guidino_tune.workflows.export import export_split, export_trial
 
 if TYPE_CHECKING:
@@ -252,6 +253,11 @@ class StudyResult:
         if not found:
             raise UserError("no parameter differs between the trials that ran their whole budget", where=f"study {self.name!r}")
         return found
+
+    @property
+    def certainty(self) -> Certainty:
+        """How well early epochs tell the end, what decides the Dice at each rung (from all trials), and what more trials would gain."""
+        return Certainty(self.study, self.space)
 
     def _begun(self) -> list[FrozenTrial]:
         return tried(self.study)

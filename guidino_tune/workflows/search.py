@@ -7,6 +7,7 @@ import io
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import optuna
 from optuna.trial import TrialState
@@ -30,12 +31,14 @@ from guidino_tune.space.advice import training_notes
 from guidino_tune.space.space import Space, override
 from guidino_tune.study.driver import INTERRUPTED, Driver
 from guidino_tune.study.outcomes import REPEATS, in_words, same_way
+from guidino_tune.study.seeding import find_seeds, queue_seeds
 from guidino_tune.study.store import StoredStudy, StudyFolder, folder_of, open_study
 from guidino_tune.study.trials import best_value, finished, ranking, remaining, without_result
 from guidino_tune.tracking import MLflowTracker
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.backbones import continued, note
+from guidino_tune.workflows.certainty import Certainty
 from guidino_tune.workflows.checks import changed_code, check_search
 from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.progress import Progress, conclusions, leaderboard, silent_console
@@ -59,6 +62,7 @@ def run_search(
     sampler: str | optuna.samplers.BaseSampler | None = None,
     pruner: str | optuna.pruners.BasePruner | None = None,
     storage: str | None = None,
+    start_from: Sequence[str | Path] = (),
     tracking: Tracking = "spool",
     console: Console | None = None,
 ) -> StudyResult:
@@ -75,6 +79,8 @@ def run_search(
         pruner: In place of the space's: a name as in ``study.pruner``, or a pruner of Optuna; of the epochs that are validated, it may stop
             a trial after each.
         storage: Database URL of the Optuna study; by default a journal file in the study's folder.
+        start_from: Earlier studies, also of other data sets, by name or folder: the best configurations of each are tried behind the
+            space's first trials, see ``find_seeds``. Without effect for those from which the study was begun.
         tracking: What to do when MLflow is away at the start: ``spool`` keeps everything for later, ``wait`` waits, ``stop`` raises.
         console: For progress and results; without one nothing is printed.
 
@@ -98,7 +104,7 @@ def run_search(
     folder = folder_of(space.study.name)
     with contextlib.ExitStack() as known:
         space = known.enter_context(continued(space, folder))
-        noted = check_search(space, folder)
+        noted, seeds = check_search(space, folder), find_seeds(space, start_from, storage)
         await_mlflow(tracking, console)
         known.enter_context(folder.lock())
         known.enter_context(sealed_tests())
@@ -106,6 +112,7 @@ def run_search(
         baseline = _baseline(data, space.base.data.has_ignored)
         with console.status("opening the study, and waiting for the end of a driver that may have died elsewhere"):
             study = open_study(space, folder, storage)
+        queue_seeds(study, seeds)
         _same_data(study, data, folder)
         _take_own(study, space, folder, sampler=sampler, pruner=pruner)
         stored = StoredStudy(folder, study, space)
@@ -117,7 +124,7 @@ def run_search(
         epoch, *advice = training_notes(space.base, len(data.train), len(data.validation), space.resources.workers)
         backbones, unnoted = note(study, space, folder)
         known.enter_context(expecting(backbones))
-        for line in (*noted, *space.notes, *data.notes, *advice, *unnoted, *changed_code(study, space)):
+        for line in (*noted, *seeds.notes, *space.notes, *data.notes, *advice, *unnoted, *changed_code(study, space)):
             console.print(f"note: {line}", style="yellow", highlight=False)
         for line in data.rules.lines:
             console.print(line, highlight=False, soft_wrap=True)
@@ -284,7 +291,7 @@ def _closing(
         console.print(
             f"Best validation Dice {best:.4f} {verdict} the best constant mask ({baseline:.4f}); worst complete trial {worst:.4f}."
         )
-    for line in conclusions(study, space):
+    for line in (*conclusions(study, space), *Certainty(study, space).sentences()):
         console.print(line, highlight=False, soft_wrap=True)
     if tracking.pending or tracking.last_error:
         console.print(tracking.message, style="yellow", highlight=False, soft_wrap=True)

@@ -50,13 +50,14 @@ def test_the_same_settings_open_it_again(folder: StudyFolder) -> None:
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
-        ({"space": {"training.lr": {"type": "float", "low": 1e-4, "high": 2e-2, "log": True}}}, "space.training.lr.high"),
+        ({"space": {"training.lr": {"type": "float", "low": 1e-4, "high": 5e-3, "log": True}}}, "space.training.lr.high"),
         ({"experiment": {"data": {"kind": "demo", "image_size": 64}}}, "experiment.data.image_size"),
         ({"experiment": {"training": {"epochs": 8}}}, "experiment.training.epochs"),
         ({"study": {"seed": 4}}, "study.seed"),
         ({"study": {"pruner": "none"}}, "study.pruner"),
         ({"first_trials": []}, "first_trials"),
-        ({"space": {"loss.bce_weight": {"choices": [0.5, 1.0]}}}, "space.loss.bce_weight"),
+        ({"space": {"segmenter.base_width": {"choices": [2, 8]}}}, "space.segmenter.base_width"),
+        ({"space": {"loss.bce_weight": {"choices": [0.5, 2.0]}}}, "loss.bce_weight = 1.0, which lies outside 0.5, 2.0"),
     ],
 )
 def test_another_search_is_refused_by_name(changes: dict[str, Any], path: str, folder: StudyFolder) -> None:
@@ -65,8 +66,8 @@ def test_another_search_is_refused_by_name(changes: dict[str, Any], path: str, f
     with pytest.raises(UserError) as caught:
         open_study(search_space(**changes), folder)
     assert path in str(caught.value)
-    assert str(folder.path) in caught.value.where
-    assert "--name" in caught.value.todo
+    assert caught.value.where in (str(folder.path), "space.loss.bce_weight")
+    assert "--name OTHER --from small" in caught.value.todo
     assert folder.definition.read_bytes() == before
 
 
