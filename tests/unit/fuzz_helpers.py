@@ -100,8 +100,8 @@ def mappings_of(cls: type) -> st.SearchStrategy[dict[str, Any]]:
         "objectives": st.just(["val_dice"])
         | st.sets(st.sampled_from(sorted(OBJECTIVES))).map(lambda s: ["val_dice", *sorted(s - {"val_dice"})]),
         "constraints": st.dictionaries(st.sampled_from(CONSTRAINTS), st.floats(1e-3, 1e9)),
-        "sampler": st.sampled_from(["tpe", "random", "listed", "optuna.samplers:NSGAIISampler"]),
-        "pruner": st.sampled_from(["asha", "none", "optuna.pruners:MedianPruner"]),
+        "sampler": st.sampled_from(["auto", "tpe", "random", "qmc", "listed", "optuna.samplers:NSGAIISampler"]),
+        "pruner": st.sampled_from(["auto", "promotion", "asha", "none", "optuna.pruners:MedianPruner"]),
         "target": st.sampled_from(["my.parts:Net", "parts:term"]),
         **dict.fromkeys(("options", "sampler_options", "pruner_options"), st.dictionaries(st.sampled_from(["a", "width"]), PLAIN)),
         "trials_per_gpu": st.none() | st.integers(1, 64) | st.just("auto"),

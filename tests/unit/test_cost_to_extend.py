@@ -38,7 +38,9 @@ PLACES: dict[str, set[str]] = {
     # tables are lists, and so are seeds and repetitions
     "listed": {"config/study.py", "study/samplers.py", "space/recipes.py", "workflows/listed.py", "workflows/record.py"},
     "tpe": {"config/study.py", "study/samplers.py"},
+    "qmc": {"config/study.py", "study/samplers.py"},
     "asha": {"config/study.py", "study/pruners.py"},
+    "promotion": {"config/study.py", "study/pruners.py"},
 }
 """Where the name of a kind may stand, besides docstrings: a new place is a new step for everyone who adds one."""
 
