@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import logging
 import sys
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -30,12 +32,18 @@ from guidino_tune.space.space import override
 PEERS = {
     "optuna-tpe+hyperband": "optuna_peers:OptunaHyperband",
     "ray-optuna+asha": "optuna_peers:RayOptunaAsha",
+    "syne-asha": "syne_peers:Asha",
+    "syne-bohb": "syne_peers:Bohb",
+    "syne-bore+asha": "syne_peers:AshaBore",
+    "syne-cqr+asha": "syne_peers:AshaCqr",
 }
 REFERENCE = "random+asha"
 
 
 def play(table: str, method: str, workers: int, seed: int, epochs: int) -> Search:
     """One search of one method: ``SAMPLER+PRUNER`` of this package, or a name of ``PEERS``."""
+    logging.disable(logging.WARNING)  # of peers that tell each failed training
+    warnings.simplefilter("ignore")
     if table not in _SOURCES:
         _SOURCES[table] = Surrogate(read_table(Path(table)))
     source = _SOURCES[table]
