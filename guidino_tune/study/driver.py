@@ -26,7 +26,7 @@ from guidino_tune.study.journal import sync_to_disk
 from guidino_tune.study.nodes import NODE, OTHERS, QUICK, read_node, shown
 from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, values
 from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, Outcomes
-from guidino_tune.study.promotion import DECISION, Waiting
+from guidino_tune.study.promotion import Waiting, is_waiting
 from guidino_tune.study.pruners import ends, is_stopped, rungs, validated_epochs
 from guidino_tune.study.repeats import REDRAWS, Repeats
 from guidino_tune.study.samplers import ListedSampler
@@ -318,7 +318,7 @@ class Driver(Guarded):
             self.study.tell(trial, results)
         elif self.expired:
             return  # stays RUNNING in the study: the next run goes on with it
-        elif self.space.study.waits and stored.user_attrs.get(DECISION) == [stored.last_step, True]:
+        elif self.space.study.waits and is_waiting(stored):
             self.waiting.trials[number] = stored
             self._put_aside(number)
             return

@@ -29,6 +29,11 @@ class PromotionPruner(optuna.pruners.BasePruner):
         return trial.number not in _best(counted_at(study, trial.last_step or 0), self.settings, 0)
 
 
+def is_waiting(trial: FrozenTrial) -> bool:
+    """True when it was told to wait, or to end, at its newest epoch, and has not been promoted since."""
+    return bool(trial.user_attrs.get(DECISION) == [trial.last_step, True])
+
+
 class Waiting:
     """The trials of a study that wait.
 

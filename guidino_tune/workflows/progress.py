@@ -19,6 +19,7 @@ from guidino_tune.study.objectives import SHORT, beyond, feasible, in_words
 from guidino_tune.study.objectives import shown as shown_value
 from guidino_tune.study.optuna_private import stored_trial
 from guidino_tune.study.outcomes import REPEATS
+from guidino_tune.study.promotion import is_waiting
 from guidino_tune.study.tally import Tally
 from guidino_tune.study.trials import best_value, front, ranking, remaining
 
@@ -76,7 +77,7 @@ class Progress:
             table.add_column(column, justify="right" if column in ("trial", "epoch", "Dice") else "left", no_wrap=True)
         for trial in ranking(self.study)[:3]:
             table.add_row("best", *self._row(trial), style="green")
-        for trial in self._running()[:8]:
+        for trial in sorted(self._running(), key=is_waiting)[:8]:
             table.add_row("now", *self._row(trial))
         return Group(Text(self._summary(), style="bold"), table)
 
@@ -90,10 +91,11 @@ class Progress:
         return [str(trial.number), trial.user_attrs.get("name", ""), *cells, epoch, "-" if value is None else f"{value:.4f}"]
 
     def _summary(self) -> str:
-        states = self.tally.states
+        states, waiting = self.tally.states, sum(map(is_waiting, self._running()))
         parts = [
             f"{self.tally.done}/{self.total} trials",
-            f"{states[TrialState.RUNNING]} running",
+            f"{states[TrialState.RUNNING] - waiting} running",
+            *([f"{waiting} waiting at a rung"] if waiting else ()),
             f"{states[TrialState.PRUNED] - self.tally.beyond} stopped early",
         ]
         if self.tally.beyond:
