@@ -16,6 +16,7 @@ from guidino_tune.tracking import DatasetInfo, EpochRecord, MLflowTracker, Study
 from guidino_tune.tracking.client import connect
 from guidino_tune.tracking.ledger import Ledger
 from guidino_tune.tracking.missing import missing
+from guidino_tune.tracking.snapshots import EndedTrial
 
 T0 = 1_700_000_000.0
 
@@ -235,6 +236,34 @@ def test_what_mlflow_refuses_does_not_block_the_rest(make: Make, stored: Callabl
     runs = stored().children("attributes.run_name ASC")
     assert [r.data.metrics["val_dice"] for r in runs] == [0.5, 0.6]
     assert runs[1].data.metrics["odd_name_"] == 1.0
+
+
+def test_an_ended_trial_is_read_only_where_mlflow_lacks_it_and_is_not_kept(make: Make, stored: Callable[[], Stored]) -> None:
+    read: list[int] = []
+
+    def ended(number: int, key: str, **more: Any) -> EndedTrial:
+        return EndedTrial(number, key, lambda: (read.append(number), trial(number, (0.2, 0.7), state="complete", **more))[1])
+
+    tracker = make()
+    tracker.update(trial(0, (0.2, 0.7), state="complete"), ended(0, "a"))
+    tracker.update_ended(ended(1, "a"))
+    assert tracker.close(30), tracker.message
+    assert (read, tracker._trials) == ([1, 1], {})  # for its figures, and for its files
+    again = make()
+    again.update_ended(ended(0, "a"))
+    again.update_ended(ended(1, "b", results={"test_dice": 0.5}))
+    assert again.close(30), again.message
+    assert read == [1] * 4
+    seen = stored()
+    runs = {r.data.tags["guidino.trial"]: r for r in seen.children()}
+    assert {n: (r.info.status, r.data.metrics["val_dice"]) for n, r in runs.items()} == dict.fromkeys("01", ("FINISHED", 0.7))
+    assert runs["1"].data.metrics["test_dice"] == 0.5
+    seen.client.delete_run(seen.parent().info.run_id)
+    lost = make()
+    lost.update_ended(ended(0, "a"))
+    assert lost.close(30), lost.message
+    assert read[4:] == [0, 0]
+    assert [r.data.metrics["val_dice"] for r in stored().children()] == [0.7]
 
 
 def test_a_run_deleted_by_hand_stays_deleted_and_a_lost_parent_is_made_again(make: Make, stored: Callable[[], Stored]) -> None:
