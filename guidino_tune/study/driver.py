@@ -183,8 +183,7 @@ class Driver:
                 if not self.running:
                     self.warn(self.repeats.exhausted(self.study, self.outcomes))
                 return None
-            params = suggest(self.space, trial)
-            experiment = self.space.experiment(params)
+            experiment = self.space.experiment(params := suggest(self.space, trial))
             name = experiment.hash
             if not begun and refusals.repeats(self, trial, params, name):
                 continue

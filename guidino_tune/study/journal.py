@@ -52,7 +52,7 @@ def open_journal(path: Path) -> JournalStorage:
         UserError: A line of it, other than an unfinished last one, is damaged.
     """
     try:
-        return JournalStorage(Journal(path))
+        return optuna_private.ListedJournal(Journal(path))
     except (ValueError, KeyError, TypeError) as error:
         line = _damaged_line(path)
         if not line:

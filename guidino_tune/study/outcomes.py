@@ -145,7 +145,8 @@ class Outcomes:
 
     def repeated(self, params: Mapping[str, Any]) -> FailureKind | None:
         """The kind in which a configuration failed so often that it is not tried again."""
-        return next((kind for kind in POLICIES if self._failed[as_key(params), kind] >= TWICE), None)
+        key = as_key(params)
+        return next((kind for kind in POLICIES if self._failed[key, kind] >= TWICE), None)
 
     @property
     def hopeless(self) -> set[Key]:

@@ -28,6 +28,11 @@ BEST = 25
 LATEST = 100
 """Finished trials that are modelled besides. Up to so many in all, nothing differs from Optuna's own sampler."""
 
+RUNNING = 50
+"""Running trials that are modelled, the newest: they keep TPE from proposing once more what it has just proposed. All are taken for bad
+ones (``constant_liar``), so many of them would drown what is known of the others; and each costs about as much as two finished ones. Half
+of ``LATEST`` leaves a question for a trial below 20 ms with a thousand of them."""
+
 
 def _seeds(seed: int, trial: FrozenTrial, name: str) -> list[int]:
     """What the random numbers for one draw start from: a study that was closed and opened again goes on as if it had not been."""
@@ -72,7 +77,8 @@ class RecentTPESampler(optuna.samplers.TPESampler):
         # With fewer than its first random trials in sight it would take every trial for one of those.
         self._startup = options.get("n_startup_trials", 10)
         latest = None if latest is None else max(latest, self._startup)
-        self._known: set[int] = set()
+        self._seen = 0
+        self._open: list[int] = []
         self._results = 0
         self._failed: list[FrozenTrial] = []
         self._best: list[tuple[tuple[float, ...], int, FrozenTrial]] = []
@@ -107,17 +113,14 @@ class RecentTPESampler(optuna.samplers.TPESampler):
         Trials that diverged or lacked memory are shown as beyond a constraint, so that TPE keeps away from them; none is shown before
         there are as many results as TPE wants of random trials, or the first failure would be taken for the best trial.
         """
-        new, window = [], {}
-        for other in study.get_trials(deepcopy=False):
-            if other.state == TrialState.RUNNING:
-                window[other.number] = other
-            elif other.number in self._known or other.state == TrialState.WAITING:
-                continue
-            elif other.state != TrialState.FAIL:
-                new.append(other)
-            elif counts_as_finished(other):
-                self._failed.append(_as_beyond(other))
-            self._known |= {other.number} if other.state.is_finished() else set()
+        trials = study.get_trials(deepcopy=False)
+        asked, self._seen = [*self._open, *range(self._seen, len(trials))], len(trials)
+        self._open = [number for number in asked if not trials[number].state.is_finished()]
+        new = [trials[n] for n in asked if trials[n].state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        failed = (trials[n] for n in asked if trials[n].state == TrialState.FAIL)
+        self._failed += [_as_beyond(other) for other in failed if counts_as_finished(other)]
+        running = [trials[n] for n in self._open if trials[n].state == TrialState.RUNNING]
+        window = {other.number: other for other in running[-RUNNING:]}
         self._results += len(new)
         if self._results >= self._startup:
             new += self._failed

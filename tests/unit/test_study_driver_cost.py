@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from test_study_driver import Run, result
 from training_helpers import search_space
 
-from guidino_tune.study.samplers import BEST, LATEST, RecentTPESampler, _seeds
+from guidino_tune.study.samplers import BEST, LATEST, RUNNING, RecentTPESampler, _seeds
 from guidino_tune.study.store import StudyFolder, load_study, open_study
 from guidino_tune.study.tally import Tally
 from guidino_tune.study.trials import finished, ranking
@@ -99,6 +99,22 @@ def test_beyond_it_the_good_trials_are_those_of_tpe(complete: int, monkeypatch: 
     assert LATEST - BEST <= len(ours[1]) <= LATEST + 5
     assert ours[1] == sorted(ours[1])
     assert {t.number for t in study.trials if t.state == TrialState.RUNNING} <= set(ours[1])
+
+
+def test_of_many_running_trials_the_newest_are_modelled_and_up_to_the_bound_all_as_tpe_does() -> None:
+    draws: dict[int, list[Any]] = {}
+    for running in (RUNNING, 3 * RUNNING):
+        for sampler in (RecentTPESampler(**OPTIONS), StockSampler(**OPTIONS)):
+            study = search(optuna.samplers.RandomSampler(seed=1), 30)
+            more = running - sum(t.state == TrialState.RUNNING for t in study.trials)
+            for _ in range(more):
+                draw(study.ask())
+            study.sampler = sampler
+            draws.setdefault(running, []).append(draw(study.ask()))
+        modelled = RecentTPESampler(**OPTIONS)._modelled(study, study.trials[-1])
+        shown = [t.number for t in modelled if t.state == TrialState.RUNNING]
+        assert shown == [t.number for t in study.trials if t.state == TrialState.RUNNING][-RUNNING:]
+    assert draws[RUNNING][0] == draws[RUNNING][1]
 
 
 def test_a_parameter_that_only_old_trials_had_is_still_modelled() -> None:
