@@ -53,7 +53,7 @@ def await_mlflow(tracking: Tracking, console: Console) -> None:
         return
     if tracking == "stop":
         raise UserError(
-            f"MLflow cannot be used: {reason}", todo="start or correct it, or search with --tracking spool, which sends everything later"
+            f"MLflow cannot be used: {reason}", todo="start or correct it, or choose tracking `spool`, which sends everything later"
         )
     started, shown = time.monotonic(), ""
     with console.status("") as status:
