@@ -56,12 +56,12 @@ class UserError(Exception):
 
 
 _ACCESS = "make it readable and writable"
-_HOME = ", or choose another folder with --home or GUIDINO_TUNE_HOME"
-_ROOM = "make room there; nothing that was finished is lost, and the same command goes on"
+_HOME = ", or choose another folder as GUIDINO_TUNE_HOME"
+_ROOM = "make room there, and run it again: nothing that was finished is lost"
 _STORAGE = {
     errno.ENOSPC: ("the disk is full", _ROOM),
     errno.EDQUOT: ("the quota of this disk is used up", _ROOM),
-    errno.EFBIG: ("the file would become larger than is allowed", "raise the limit (ulimit -f); the same command goes on"),
+    errno.EFBIG: ("the file would become larger than is allowed", "raise the limit (ulimit -f), and run it again to go on"),
     errno.EROFS: ("this disk can only be read", _ACCESS),
     errno.EACCES: ("access is not permitted", _ACCESS),
     errno.EPERM: ("access is not permitted", _ACCESS),
@@ -69,8 +69,8 @@ _STORAGE = {
     errno.ELOOP: ("a link on this path leads back to itself", "choose another folder"),
     errno.ENOTDIR: ("a part of this path is a file, not a folder", "choose another folder"),
     errno.EEXIST: ("here is a file where a folder must be", "move it away, or choose another folder"),
-    errno.EIO: ("the disk cannot be read or written (input/output error)", "check the disk; the same command goes on"),
-    errno.ESTALE: ("the disk of another machine is gone", "mount it again; the same command goes on"),
+    errno.EIO: ("the disk cannot be read or written (input/output error)", "check the disk, and run it again to go on"),
+    errno.ESTALE: ("the disk of another machine is gone", "mount it again, and run it again to go on"),
 }
 
 

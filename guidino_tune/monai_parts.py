@@ -15,9 +15,12 @@ from importlib.machinery import ModuleSpec
 from typing import Any
 
 UNUSED = frozenset(
-    {"huggingface_hub", "matplotlib", "mlflow", "nibabel", "optuna", "pandas", "pydicom", "sklearn", "tensorboardX", "transformers"}
-)
-"""Packages that MONAI takes for absent, unless they are imported before it. The parts below use none of them."""
+    {
+        "huggingface_hub", "jsonschema", "matplotlib", "mlflow", "nibabel", "optuna", "pandas", "pydicom", "requests", "scipy.signal",
+        "scipy.stats", "sklearn", "tensorboardX", "transformers",
+    }
+)  # fmt: skip
+"""Packages, or parts of them, that MONAI takes for absent, unless they are imported before it. The parts below use none of them."""
 
 
 class _Absent(MetaPathFinder):
@@ -25,7 +28,7 @@ class _Absent(MetaPathFinder):
         self.packages, self.thread = packages, threading.get_ident()
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if name.partition(".")[0] in self.packages and threading.get_ident() == self.thread:
+        if {name, name.partition(".")[0]} & self.packages and threading.get_ident() == self.thread:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return None
 

@@ -109,9 +109,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             raise UserError(f"is larger than {MAX_BYTES / 1e6:g} MB: no file of ours is", where=str(path), todo="check the path")
         text = content.decode("utf-8")
     except FileNotFoundError:
-        raise UserError(
-            "no such file", where=str(path), todo="check the path, or list the spaces with: guidino-tune search --help"
-        ) from None
+        raise UserError("no such file", where=str(path), todo="check the path; a shipped space is named without .yaml") from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read: {error}", where=str(path)) from None
     try:
@@ -141,9 +139,7 @@ def parse(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         return made
     except ValidationError as error:
         problems = [_describe(cls, item) for item in error.errors()]
-        raise UserError(
-            "; ".join(dict.fromkeys(problems)), where=source, todo="correct the value or the name and run the command again"
-        ) from None
+        raise UserError("; ".join(dict.fromkeys(problems)), where=source, todo="correct the value or the name, and run it again") from None
 
 
 def _describe(cls: type, item: Any) -> str:

@@ -125,7 +125,7 @@ def find_searched(
         if (digest or (own and split_digest(read_split(own)))) not in (None, split_digest(split)):
             raise UserError(
                 "this is not the split that the configuration was searched on: its test cases may have been seen by the search",
-                where=f"--split-file {given}",
+                where=str(given),
                 todo=f"give the split.json of study {provenance.get('study', 'it came from')}, as it was then",
             )
         return Searched(split, own, groups_of(given), images_of(given), str(given), proved=bool(digest or own))
@@ -147,11 +147,11 @@ def find_searched(
 
 def _not_here(file: Path, provenance: Mapping[str, Any], named: Path | None) -> UserError:
     there, study = beside(file), provenance.get("study", "it came from")
-    name = "name the study's split.json: --split-file FILE"
+    name = "name the study's split.json as the split file"
     if not provenance.get(DIGEST):
         what = f"an earlier version exported this, without a proof of its split, and {named or 'the split of its study'} is not here"
         what += f": nothing says whether {there.name} is the split of its search" if there.is_file() else ""
-        todo = f"export it again where study {study} is; or, at your own word, name the split.json of that study: --split-file FILE"
+        todo = f"export it again where study {study} is; or, at your own word, name the split.json of that study as the split file"
     elif there.is_file():
         what = f"{there.name} is not the split of its search, or was altered since the export"
         todo = f"put the {there.name} that `export` wrote back, or {name}"
@@ -185,7 +185,7 @@ def fit(searched: Searched, listing: Listing, where: str) -> tuple[Split, tuple[
         raise UserError(
             f"none of the {sum(len(getattr(split, part)) for part in PARTS)} cases of the search is here",
             where=where,
-            todo="point data.root (--data-root) at the data of the search. To train on other data, take the section `provenance` out of "
+            todo="point data.root at the data of the search. To train on other data, take the section `provenance` out of "
             "the file: a split of its own is then drawn",
         )
     for part in PARTS:
@@ -212,7 +212,7 @@ def check_taken(taken: Split, searched: Split, where: str) -> None:
         raise UserError(
             "the split differs from the study's: the test cases may have been seen by the search",
             where=where,
-            todo="choose another --name, which takes the study's split over",
+            todo="choose another name for the result, which takes the study's split over",
         )
 
 

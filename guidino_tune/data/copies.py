@@ -25,8 +25,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import fft
-from scipy.ndimage import gaussian_filter
 
 from guidino_tune.data.cases import Case, Pair
 from guidino_tune.data.raw import Values
@@ -228,6 +226,9 @@ def _candidates(grey: NDArray[np.float32]) -> tuple[NDArray[np.int64], int]:
 
 def _scores(colours: NDArray[np.float32], grey: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
     """Of each pair, 1 for equal pictures; -1 where too little is lit in both."""
+    from scipy import fft  # takes a second of every process that opens images
+    from scipy.ndimage import gaussian_filter
+
     lit = (grey > _DARK).astype(np.float32)
     broad = [gaussian_filter(g * w, 4) / np.maximum(gaussian_filter(w, 4), 1e-3) for g, w in zip(grey, lit, strict=True)]
     details = (grey - np.stack(broad)) * lit

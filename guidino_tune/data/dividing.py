@@ -150,7 +150,7 @@ def _check_settings(split: Split, data: Data, split_file: Path) -> None:
         raise UserError(
             f"the stored split is of {is_of}, but {asked} asked for (folds count from 0)",
             where=str(split_file),
-            todo=f"set {values}, or start another study (--name)",
+            todo=f"set {values}, or start another study (another study.name)",
         )
 
 

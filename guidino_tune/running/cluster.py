@@ -82,7 +82,9 @@ def plan(resources: Resources) -> Plan:
     if kind == "auto":
         kind = "train" if resources.workers > 1 or per_worker else "actor"
     if kind == "actor" and resources.workers > 1:
-        raise UserError("the actor executor has one worker", where="resources.workers", todo="use --executor train, or workers: 1")
+        raise UserError(
+            "the actor executor has one worker", where="resources.workers", todo="use resources.executor: train, or resources.workers: 1"
+        )
     cpus_per_worker = resources.cpus_per_worker or _share(nodes, per_worker)
     # A worker lives on one node: what is left over on several nodes together carries none.
     places = sum(_places(node, cpus_per_worker, per_worker) for node in nodes)

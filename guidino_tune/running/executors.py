@@ -13,8 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray.train
-import ray.train.torch
 from ray import tune
 
 from guidino_tune import paths
@@ -27,8 +25,10 @@ from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.reporter import Decision, EpochRecord
 
 # MONAI and transformers take seconds to import. Of the processes of a Ray Train trial only the workers need them; the one that waits for
-# the workers must be up before they are started.
+# the workers must be up before they are started. And of all processes only those of a Ray Train trial need Ray Train.
 if TYPE_CHECKING:
+    import ray.train
+
     from guidino_tune.data.opening import SearchData
     from guidino_tune.data.store import ChunkStore
     from guidino_tune.training.loop import TrainingRun
@@ -248,6 +248,7 @@ class TrialActor(tune.Trainable):
 
 def train_trial(config: dict[str, Any]) -> None:
     """Runs a trial as a Ray Train worker group; called by Tune."""
+    import ray.train.torch
     from ray.tune.integration.ray_train import TuneReportCallback
 
     gpus, failure = config["gpus"], Path(config["folder"]) / FAILURE
@@ -289,6 +290,8 @@ def _group_death(error: ray.train.TrainingFailedError) -> FailureKind:
 
 def train_worker(config: dict[str, Any]) -> None:
     """One worker of the group; all of them run the loop, the first one saves."""
+    import ray.train.torch
+
     _prepare_process(config)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()

@@ -62,7 +62,7 @@ def run_trials(driver: Driver, resources: Plan) -> None:
         with Leftovers(resources.executor), stop_signals():
             tuner.fit()
     except ray.tune.TuneError as error:
-        raise UserError(f"Ray ended the search: {error}", where=str(folder.path), todo="the same command continues it") from error
+        raise UserError(f"Ray ended the search: {error}", where=str(folder.path), todo="run it again to continue") from error
     finally:
         shutil.rmtree(folder.ray, ignore_errors=True)
 

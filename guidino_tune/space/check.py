@@ -127,7 +127,7 @@ def _check_objectives(space: Space) -> None:
             f"{len(study.objectives)} objectives ({', '.join(study.objectives)}) and pruner {study.pruner!r} do not go together: early on, "
             "no trial is worse than another one in all of them",
             where=f"{space.source}, study.pruner",
-            todo="stop none: --pruner none; or keep one objective, and bound the others by study.constraints",
+            todo="stop none (study.pruner: none); or keep one objective, and bound the others by study.constraints",
         )
 
 
@@ -154,7 +154,7 @@ def without_idle(space: Space) -> Space:
         space,
         parameters={p: spec for p, spec in space.parameters.items() if p not in idle},
         first_trials=tuple(first),
-        notes=(*space.notes, *(f"without effect after --set, not searched: {p}" for p in idle)),
+        notes=(*space.notes, *(f"without effect with what is set, not searched: {p}" for p in idle)),
     )
 
 
@@ -167,7 +167,7 @@ def _without_impossible(space: Space, origin: Space) -> Space:
         if lost and kept:
             parameters[path] = dataclasses.replace(parameter, choices=kept)
             dropped |= {(path, c) for c in lost}
-            notes.append(f"impossible after --set, not searched: {path} = {', '.join(map(str, lost))}")
+            notes.append(f"impossible with what is set, not searched: {path} = {', '.join(map(str, lost))}")
     first = tuple(trial for trial in space.first_trials if not dropped.intersection(trial.items()))
     return dataclasses.replace(space, parameters=parameters, first_trials=first, notes=(*space.notes, *notes))
 

@@ -226,13 +226,12 @@ def _assigned(assignments: Mapping[str, Any] | Iterable[str]) -> Iterator[tuple[
         return
     for text in assignments:
         path, equals, raw = text.partition("=")
-        where = f"--set {text}"
         if not equals:
-            raise UserError("has no '='", where=where, todo="write --set path=value, such as --set training.epochs=20")
+            raise UserError("has no '='", where=text, todo="write path=value, such as training.epochs=20")
         try:
-            yield path, read_setting(path, raw), where
+            yield path, read_setting(path, raw), text
         except ValueError:
-            raise UserError(f"{shown(raw)} is no YAML value", where=where) from None
+            raise UserError(f"{shown(raw)} is no YAML value", where=text) from None
 
 
 def override(space: Space, assignments: Mapping[str, Any] | Iterable[str]) -> Space:
@@ -261,10 +260,10 @@ def override(space: Space, assignments: Mapping[str, Any] | Iterable[str]) -> Sp
             raise UserError(f"unknown name {path!r}; {hint}", where=where)
         experiment = set_path(experiment, path, value)
         fixed[path] = value
-    base = Experiment.from_dict(experiment, source="experiment with --set")
+    base = Experiment.from_dict(experiment, source="experiment with what is set")
     checked = base.to_dict()  # `1e-4` came as text and is a number by now
     fixed = {p: get_path(checked, p) for p in fixed}
-    notes = [f"fixed by --set, no longer searched: {p} = {fixed[p]}" for p in space.parameters if p in fixed]
+    notes = [f"set, no longer searched: {p} = {fixed[p]}" for p in space.parameters if p in fixed]
     # What was set replaces the same path in the first trials; those that differed only there become one.
     first: list[Values] = []
     for trial in space.first_trials:
@@ -276,8 +275,8 @@ def override(space: Space, assignments: Mapping[str, Any] | Iterable[str]) -> Sp
         base=base,
         parameters={p: spec for p, spec in space.parameters.items() if p not in fixed},
         first_trials=tuple(first),
-        study=parse(Study, settings["study"], "--set, study"),
-        resources=parse(Resources, settings["resources"], "--set, resources"),
+        study=parse(Study, settings["study"], "study"),
+        resources=parse(Resources, settings["resources"], "resources"),
         notes=(*space.notes, *notes),
         origin=space.origin or space,
     )

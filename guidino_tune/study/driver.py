@@ -172,8 +172,7 @@ class Driver(Guarded):
                     if self.waiting.trials:
                         continue
                 return None
-            params = suggest(self.space, trial)
-            experiment = self.space.experiment(params)
+            experiment = self.space.experiment(params := suggest(self.space, trial))
             name = experiment.hash
             if not begun and refusals.repeats(self, trial, params, name):
                 continue

@@ -21,7 +21,7 @@ from guidino_tune.space.suggest import distribution
 from guidino_tune.study.journal import open_journal, sync_to_disk
 from guidino_tune.study.objectives import directions
 
-OTHERWISE = "or start another study with --name OTHER --from {name}, which tries the best configurations of this one first"
+OTHERWISE = "or start another study with another study.name from {name} (start_from): it tries the best configurations of this one first"
 """What works for any other change."""
 
 
@@ -98,7 +98,7 @@ def _told_again(trial: FrozenTrial, old: Space, new: Space) -> FrozenTrial:
             raise UserError(
                 f"trial {trial.number} would be another experiment in this space; it could not be compared with new ones",
                 where=new.source,
-                todo=f"repeat the first command to continue the study, {OTHERWISE.format(name=old.study.name)}",
+                todo=f"repeat the first search to continue the study, {OTHERWISE.format(name=old.study.name)}",
             )
     told = optuna.trial.create_trial(
         state=trial.state, values=trial.values, params=params, distributions=dict(_distributions(params, new)),

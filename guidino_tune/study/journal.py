@@ -52,7 +52,7 @@ def open_journal(path: Path) -> JournalStorage:
         UserError: A line of it, other than an unfinished last one, is damaged.
     """
     try:
-        return JournalStorage(Journal(path))
+        return optuna_private.ListedJournal(Journal(path))
     except (ValueError, KeyError, TypeError) as error:
         line = _damaged_line(path)
         if not line:
@@ -87,7 +87,7 @@ def open_storage(journal: Path, url: str | None, *, name: str, new: bool = False
             raise UserError(
                 "the study's trials are not here: they are kept in a database, or the journal is gone",
                 where=str(journal),
-                todo="name the database by GUIDINO_TUNE_STORAGE or --storage, or restore the file from a copy",
+                todo="name the database as GUIDINO_TUNE_STORAGE or storage, or restore the file from a copy",
             )
         journal.parent.mkdir(parents=True, exist_ok=True)
         return open_journal(journal)
@@ -98,7 +98,7 @@ def open_storage(journal: Path, url: str | None, *, name: str, new: bool = False
         raise UserError(
             f"the study's database cannot be opened ({type(error).__name__}: {reason})",
             where=url,
-            todo="correct --storage or GUIDINO_TUNE_STORAGE, start the database, or install its driver",
+            todo="correct storage or GUIDINO_TUNE_STORAGE, start the database, or install its driver",
         ) from None
     begun = journal.exists() or not new
     if begun and name not in (study.study_name for study in storage.get_all_studies()):
@@ -106,7 +106,7 @@ def open_storage(journal: Path, url: str | None, *, name: str, new: bool = False
         raise UserError(
             f"this database does not have the trials of study {name!r}: {place}",
             where=url,
-            todo="go on without --storage and GUIDINO_TUNE_STORAGE, or with the right ones, or start another study with --name",
+            todo="go on without storage and GUIDINO_TUNE_STORAGE, or with the right ones, or start another study with another study.name",
         )
     return storage
 

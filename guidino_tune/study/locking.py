@@ -68,7 +68,7 @@ def _locked(path: Path, work: str, todo: str) -> TextIO:
                 raise UserError(
                     f"this file system keeps no locks ({error}), so two searches could not be told apart",
                     where=str(path.parent),
-                    todo="choose another folder with --home or GUIDINO_TUNE_HOME, or mount it with locks",
+                    todo="choose another folder as GUIDINO_TUNE_HOME, or mount it with locks",
                 ) from None
             if time.monotonic() > end:
                 raise UserError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
+from itertools import islice
 from typing import Any, cast
 
 import optuna
 from optuna.samplers import RandomSampler, TPESampler
+from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 
@@ -41,6 +43,26 @@ def adapt(sampler: TPESampler, startup: RandomSampler, good: Callable[[int], int
     sampler._random_sampler = startup
     if good is not None:
         sampler._gamma = good
+
+
+class ListedJournal(JournalStorage):
+    """A journal of one study, whose trials are listed without a loop: each question for a trial and each rung asks for all of them."""
+
+    _begun = 0
+
+    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        """See ``BaseStorage``; a trial that has begun does not wait again, so those at the front are not looked at a second time."""
+        waiting = states == (TrialState.WAITING,)
+        with self._thread_lock:
+            self._sync_with_backend()
+            trials, alone = list(self._replay_result._trials.values()), len(self._replay_result._studies) == 1
+        if deepcopy or not (states is None or waiting) or not alone:
+            return super().get_all_trials(study_id, deepcopy, states)
+        if not waiting:
+            return trials
+        found = [trial for trial in islice(trials, self._begun, None) if trial.state == TrialState.WAITING]
+        self._begun = found[0].number if found else len(trials)
+        return found
 
 
 class _Part:

@@ -48,7 +48,7 @@ REFUSALS = 20
 UNTRAINED = 100
 """Configurations in a row that may be beyond a constraint before they are trained; then the search gives up."""
 
-TOO_TIGHT = "start another study (--name) with a higher limit in study.constraints, or with smaller networks"
+TOO_TIGHT = "start another study (another study.name) with a higher limit in study.constraints, or with smaller networks"
 """What to do then."""
 
 REPEATED = "repeated"
@@ -145,7 +145,8 @@ class Outcomes:
 
     def repeated(self, params: Mapping[str, Any]) -> FailureKind | None:
         """The kind in which a configuration failed so often that it is not tried again."""
-        return next((kind for kind in POLICIES if self._failed[as_key(params), kind] >= TWICE), None)
+        key = as_key(params)
+        return next((kind for kind in POLICIES if self._failed[key, kind] >= TWICE), None)
 
     @property
     def hopeless(self) -> set[Key]:
@@ -170,7 +171,7 @@ class Outcomes:
         shown = ", ".join(f"{p}: {known.get(p, 'absent')} and {params.get(p, 'absent')}" for p in differing)
         return (
             f"trials {other} and {number} differ in parameters without effect on their experiment ({shown}), so the second one repeats the "
-            "first; in a new study (--name), search these only where they have an effect, with `when:`"
+            "first; in a new study (another study.name), search these only where they have an effect, with `when:`"
         )
 
     def given_up(self, running: Collection[int] = ()) -> str:

@@ -27,6 +27,10 @@ BEST, LATEST = 25, 100
 """Trials that are modelled, however many there are: the best at the rung, the latest there, and as many of the latest that ended before.
 The density of all would cost time in proportion to their number."""
 
+RUNNING = 50
+"""Running trials without a result that are modelled, the newest: they keep TPE from proposing once more what it has just proposed. All are
+taken for bad ones, so many of them would drown what is known of the others."""
+
 OPTIONS: dict[str, Any] = {"multivariate": True, "group": True, "constant_liar": True}
 """Of Optuna's TPE: parameters are modelled together, those of one condition apart, and running trials are taken for bad ones."""
 
@@ -117,7 +121,7 @@ class RepeatingTPESampler(optuna.samplers.TPESampler):
             new += self._failed
             self._failed = []
         self._ended += new
-        self._window = trial.number, sorted([*self._ended, *running], key=lambda other: other.number)
+        self._window = trial.number, sorted([*self._ended, *running[-RUNNING:]], key=lambda other: other.number)
         return new
 
 
@@ -161,7 +165,7 @@ class RungTPESampler(RepeatingTPESampler):
             if t.number != trial.number and (t.state == TrialState.RUNNING or counts_as_finished(t))
         ]
         # What waits at a rung belongs to the space that was drawn from, as what has ended does.
-        new = [t for t in others if t.number not in self._known and (t.state.is_finished() or t.intermediate_values)]
+        new = [t for t in others if t.number not in self._known and not _is_fresh(t)]
         self._known |= {t.number for t in new}
         sound = [t for t in others if t.state != TrialState.FAIL and _excess(t) <= 0]
         beyond = [t.number for t in others if t.state.is_finished() and _excess(t) > 0]
@@ -173,21 +177,25 @@ class RungTPESampler(RepeatingTPESampler):
             if enough or (rung == self._rungs[-1] and len(values) + len(beyond) >= self._startup):
                 self._compared = len(values) + (0 if enough else len(beyond))
                 # One that is complete without this rung had a smaller budget.
-                rest = [t.number for t in others if t.number not in values and (t.state != TrialState.COMPLETE or _excess(t) > 0)]
+                rest = [t for t in others if t.number not in values and (t.state != TrialState.COMPLETE or _excess(t) > 0)]
+                fresh, before = ([t.number for t in rest if _is_fresh(t) is new] for new in (True, False))
                 best = sorted(values, key=lambda number: (-values[number], number))[:BEST]
-                shown = {*best, *[*values][-LATEST:], *rest[-LATEST:]}
+                shown = {*best, *[*values][-LATEST:], *before[-LATEST:], *fresh[-RUNNING:]}
                 self._window = trial.number, [self._as_seen(t, rung, values.get(t.number)) for t in others if t.number in shown]
                 break
         return [_as_complete(t, 0.0) for t in new]
 
     def _as_seen(self, trial: FrozenTrial, rung: int, value: float | None) -> FrozenTrial:
-        fresh = trial.state == TrialState.RUNNING and not trial.intermediate_values
-        if value is None and (fresh or _excess(trial) > 0):
+        if value is None and (_is_fresh(trial) or _excess(trial) > 0):
             return trial
         key = trial.number, -1 if value is None else rung
         if key not in self._remade:
             self._remade[key] = as_beyond(trial) if value is None else _as_complete(trial, value)
         return self._remade[key]
+
+
+def _is_fresh(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.RUNNING and not trial.intermediate_values
 
 
 def _excess(trial: FrozenTrial) -> float:

@@ -54,7 +54,7 @@ class StudyFolder:
         """The split of one trial: that of all."""
         return self.split
 
-    def lock(self, work: str = "search", todo: str = "wait for it, stop it, or start another study with --name") -> Hold:
+    def lock(self, work: str = "search", todo: str = "wait for it, stop it, or start another study with another study.name") -> Hold:
         """Holds the study for this process until it ends, however it ends; ``open_study`` then holds it in its database as well.
 
         Args:
@@ -171,7 +171,7 @@ def check_there(folder: StudyFolder) -> None:
     """
     if not folder.definition.exists():
         known = ", ".join(sorted(p.parent.name for p in folder.path.parent.glob("*/study.yaml")))
-        todo = f"studies: {known}" if known else "run `guidino-tune search` first, or name --home"
+        todo = f"studies: {known}" if known else "search first, or name the folder that holds it as GUIDINO_TUNE_HOME"
         raise UserError("no such study", where=str(folder.path), todo=todo)
 
 
@@ -222,7 +222,7 @@ def _compare(before: Mapping[str, Any], space: Space, where: str, *, may_grow: b
         raise UserError(
             f"this study was started with other settings ({shown}{more}); its trials could not be compared with new ones{kept}",
             where=where,
-            todo=f"repeat the first command to continue it{elsewhere}, {OTHERWISE.format(name=space.study.name)}",
+            todo=f"repeat the first search to continue it{elsewhere}, {OTHERWISE.format(name=space.study.name)}",
         )
     return list(grown.values())
 

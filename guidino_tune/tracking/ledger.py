@@ -31,6 +31,7 @@ class Sent:
         doubtful: When a run of the study was last asked for that may have been asked for before (Unix seconds), while MLflow may still
             make it twice; else 0. Only of the study's own run.
         uri: The MLflow that has the study, without a password; only of the study's own run.
+        ended: The key of the trial's ``EndedTrial`` of which MLflow has everything.
     """
 
     run_id: str = ""
@@ -44,13 +45,14 @@ class Sent:
     deleted: bool = False
     doubtful: float = 0.0
     uri: str = ""
+    ended: str = ""
 
     def merge(self, changes: dict[str, Any]) -> None:
         """Takes over ``changes``; tags, metrics and files are added to, everything else is replaced. Unknown keys are left out."""
         for key, value in changes.items():
             if key in ("tags", "metrics", "files"):
                 getattr(self, key).update(value)
-            elif key in ("run_id", "params", "epoch", "status", "step", "deleted", "doubtful", "uri"):
+            elif key in ("run_id", "params", "epoch", "status", "step", "deleted", "doubtful", "uri", "ended"):
                 setattr(self, key, value)
 
 

@@ -20,7 +20,7 @@ from guidino_tune.errors import UserError, redacted
 from guidino_tune.tracking.client import THREAD_NAME, connect, explain, is_permanent, is_server, is_slow, place, ui_command
 from guidino_tune.tracking.ledger import Ledger
 from guidino_tune.tracking.runs import STUDY, RunSender, study_id
-from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot
+from guidino_tune.tracking.snapshots import EndedTrial, StudySnapshot, TrialSnapshot
 from guidino_tune.tracking.views import page
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two tries while MLflow is away
@@ -73,6 +73,7 @@ class MLflowTracker:
         self._timeout = timeout
         self._study, self._status = study, "RUNNING"
         self._trials: dict[int, TrialSnapshot] = {}
+        self._ended: dict[int, EndedTrial] = {}
         self._jobs: dict[Job, float] = {("study", -1): 0.0}  # when each is due (monotonic seconds), in order
         self._waiting = 0  # calls of flush: nothing waits for others then
         self._busy: Job | None = None
@@ -93,11 +94,26 @@ class MLflowTracker:
             self._thread = threading.Thread(target=self._work, name=THREAD_NAME, daemon=True)
             self._thread.start()
 
-    def update(self, trial: TrialSnapshot) -> None:
-        """Leaves a trial's newest snapshot to be sent; an older one that still waits is replaced."""
+    def update(self, trial: TrialSnapshot, ended: EndedTrial | None = None) -> None:
+        """Leaves a trial's newest snapshot to be sent; an older one that still waits is replaced.
+
+        Args:
+            trial: The snapshot.
+            ended: The same trial, where it has ended: once the snapshot is sent, this is kept in its place.
+        """
         with self._lock:
             self._trials[trial.number] = trial
+            self._ended.pop(trial.number, None)
+            if ended:
+                self._ended[trial.number] = ended
             self._add(("trial", trial.number), 0.0 if trial.finished else GATHER)
+
+    def update_ended(self, trial: EndedTrial) -> None:
+        """The same for a trial that ended in an earlier run."""
+        with self._lock:
+            self._trials.pop(trial.number, None)
+            self._ended[trial.number] = trial
+            self._add(("trial", trial.number), 0.0)
 
     def update_study(self, study: StudySnapshot) -> None:
         """The same for the study."""
@@ -279,7 +295,7 @@ class MLflowTracker:
         sender = RunSender(connect(self.uri, self._timeout), self._experiment, self._artifact_location, self._ledger, self._refuse)
         if not sender.open(self._study):
             with self._lock:
-                self._jobs |= dict.fromkeys([("study", -1), *(("trial", number) for number in self._trials)], 0.0)
+                self._jobs |= dict.fromkeys([("study", -1), *(("trial", number) for number in {*self._trials, *self._ended})], 0.0)
         if self._ledger.sent(STUDY).uri != (now := place(self.uri)):
             self._ledger.note(STUDY, uri=now)
         self._sender = sender
@@ -288,20 +304,35 @@ class MLflowTracker:
     def _send(self, sender: RunSender, job: Job) -> None:
         kind, number = job
         with self._lock:
-            study, status, trial = self._study, self._status, self._trials.get(number)
+            study, status, trial, ended = self._study, self._status, self._trials.get(number), self._ended.get(number)
         if kind == "study":
             sender.send_study(study, status)
             if status != "RUNNING":
                 sender.remove_doubles(study)
         elif kind == "study files":
             sender.send_files(STUDY, (), study.artifacts)
-        elif trial is not None and kind == "trial":
-            sender.send_trial(trial, study)
-        elif trial is not None:
-            sender.send_files(str(number), trial.pictures, trial.artifacts)
+        elif self._has(ended) or not (snapshot := trial or (ended and ended.read())):
+            return
+        elif kind == "trial":
+            sender.send_trial(snapshot, study)
+        else:
+            sender.send_files(str(number), snapshot.pictures, snapshot.artifacts)
+            with self._lock:
+                if ended and self._ended.get(number) is ended:
+                    self._trials.pop(number, None)
+            assert self._ledger is not None
+            if ended and not self._refusals and self._ledger.sent(str(number)).run_id:
+                self._ledger.note(str(number), ended=ended.key)
+
+    def _has(self, ended: EndedTrial | None) -> bool:
+        """True when MLflow has everything of a trial that ended."""
+        return bool(ended and self._ledger and self._ledger.sent(str(ended.number)).ended == ended.key)
 
     def _has_files(self, job: Job) -> bool:
-        trial = self._trials.get(job[1])
+        """True when the files of a job's run are to be looked at; of a trial that ended, to note that MLflow has all of it."""
+        trial, ended = self._trials.get(job[1]), self._ended.get(job[1])
+        if ended:
+            return not self._has(ended)
         return bool(trial.pictures or trial.artifacts) if trial else bool(self._study.artifacts)
 
     def _refuse(self, message: str) -> None:

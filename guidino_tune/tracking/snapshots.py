@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -51,6 +51,21 @@ class TrialSnapshot:
     started: float | None = None
     finished: float | None = None
     measured: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EndedTrial:
+    """A trial that has ended: nothing of it is kept in memory, and it is read only where MLflow lacks it.
+
+    Attributes:
+        number: The trial's number in the study.
+        key: Differs when there is something else to be sent.
+        read: Makes its snapshot from the study's folder, in any thread.
+    """
+
+    number: int
+    key: str
+    read: Callable[[], TrialSnapshot]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from guidino_tune.training.folder import EXPERIMENT
 
 PATH = "guide.backbone"
 
-RETRAIN_OTHERS = "to retrain with other weights, name their folder by --set guide.backbone=DIR and another --name"
+RETRAIN_OTHERS = "to retrain with other weights, set guide.backbone to their folder, and choose another name for the result"
 
 NOTED = "backbones"
 """User attribute of a study: the fingerprint of each of its backbones, by ``key_of``."""
@@ -63,7 +63,9 @@ def recalled(folder: StudyFolder) -> Iterator[None]:
         UserError: What it notes is damaged.
     """
     name = folder.path.name
-    with expecting(read_known(folder.path, owner=f"study {name!r}", otherwise="for other weights start another study with --name")):
+    with expecting(
+        read_known(folder.path, owner=f"study {name!r}", otherwise="for other weights start another study with another study.name")
+    ):
         yield
 
 
@@ -144,7 +146,7 @@ def note(study: optuna.Study, space: Space, folder: StudyFolder) -> tuple[dict[s
     for key, guide in guides_of(examples(space)).items():
         found[key] = fingerprint_of(guide)
         if key in before and before[key] != found[key]:
-            otherwise = "for other weights start another study with --name"
+            otherwise = "for other weights start another study with another study.name"
             known = Known(fingerprint=before[key], owner=f"study {space.study.name!r}", otherwise=otherwise)
             raise other_weights(guide.backbone, found[key], known)
         if key not in before and begun and not space.study.is_list:

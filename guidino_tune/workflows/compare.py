@@ -117,7 +117,7 @@ def compare_study(
     with (
         moved(space, backbones),
         recalled(folder),
-        home.lock("comparison", "wait for it, or stop it: the same command goes on with what it has done"),
+        home.lock("comparison", "wait for it, or stop it and run it again: what it has done stays"),
     ):
         notes = _check(configurations, folder, used)
         complete = sum(c.finalist for c in configurations)
@@ -207,7 +207,7 @@ def _resources(known: Resources, changes: Mapping[str, Any]) -> Resources:
     if "gpus_per_worker" in given:
         given["trials_per_gpu"] = None
     executor = "auto" if int(given.get("workers") or 1) > 1 else known.executor
-    return parse(Resources, dataclasses.asdict(known) | given | {"executor": executor}, "--workers, --gpus-per-worker and others")
+    return parse(Resources, dataclasses.asdict(known) | given | {"executor": executor}, "resources")
 
 
 def _check(configurations: Sequence[Configuration], folder: StudyFolder, resources: Resources) -> list[str]:

@@ -159,7 +159,7 @@ def _fold_files(data: Data, opened: SearchData, split_file: Path) -> list[Path]:
             raise UserError(
                 "the folds divide other cases than those that are here",
                 where=str(split_file.parent),
-                todo="put the images back, or choose another --name",
+                todo="put the images back, or choose another name for the result",
             )
         return files
     kept = {name: tuple(case for case in getattr(split, name) if case in usable) for name in part}

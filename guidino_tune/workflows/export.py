@@ -75,11 +75,11 @@ def export_trial(name: str | StoredStudy, number: int | None, storage: str | Non
             f"no trial of {len(trials)} has run its whole budget within the constraints; {len(too_much)} broke them, as trial "
             f"{too_much[0].number}: {beyond(space.study, too_much[0])}",
             where=str(folder.path),
-            todo="wait, name one with --trial, or start a study with wider study.constraints",
+            todo="wait, name one by its number, or start a study with wider study.constraints",
         )
     if number is None and not ranked:
         raise UserError(
-            f"no trial of {len(trials)} has run its whole budget yet", where=str(folder.path), todo="wait, or name one with --trial"
+            f"no trial of {len(trials)} has run its whole budget yet", where=str(folder.path), todo="wait, or name one by its number"
         )
     if number is not None and number not in trials:
         known = f"0 to {max(trials)}" if trials else "none yet"

@@ -93,7 +93,7 @@ def finalists(study: optuna.Study, space: Space, *, top: int, against: Sequence[
             add(_of_trial(space, trials[word], reference=True))
         else:
             known = f"0 to {max(map(int, trials))}" if trials else "none"
-            raise UserError(f"no trial {word!r}", where="--against", todo=f"give the word default, or numbers of trials ({known})")
+            raise UserError(f"no trial {word!r}", where="against", todo=f"give the word default, or numbers of trials ({known})")
     return list(found.values())
 
 

@@ -30,7 +30,7 @@ def follow_home(console: Console) -> None:
                     raise UserError(
                         f"the home folder was moved here from {moved.former} while study {name!r} is at work ({holder})",
                         where=str(home),
-                        todo="stop that process, or wait for it; then the same command goes on",
+                        todo="stop that process, or wait for it, and run it again",
                     )
             mend(moved)
             former.append(moved.former)

@@ -145,9 +145,9 @@ class TrainingList:
         if driver.error:
             raise driver.error
         if driver.given_up:
-            raise UserError(driver.given_up, where=str(self.folder.path), todo="the same command goes on with what is saved")
+            raise UserError(driver.given_up, where=str(self.folder.path), todo="run it again to go on with what is saved")
         if driver.ended == INTERRUPTED:
-            self._say(f"{INTERRUPTED}. Nothing is lost; the same command goes on from here.")
+            self._say(f"{INTERRUPTED}. Nothing is lost: run it again to go on from here.")
             raise KeyboardInterrupt
 
     def driver(self, settings: Mapping[str, Any]) -> Driver:
@@ -170,13 +170,13 @@ class TrainingList:
                 raise UserError(
                     f"{label} stopped after {epochs}, and its best weights are not there",
                     where=str(training.folder.path),
-                    todo="remove this folder: the same command trains it again",
+                    todo="remove this folder, and run it again: it is then trained anew",
                 )
             kind, message = _failure(failed[label])
             if kind not in INFEASIBLE:
-                todo = f"{POLICIES[kind].todo}; the same command continues it"
+                todo = f"{POLICIES[kind].todo}; then run it again to continue"
                 raise UserError(f"{label} stopped after {epochs}: {kind}: {message}", where=str(training.folder.path), todo=todo)
-            short[label] = f"{kind}: {message}; the same command tries it again, as with fewer side by side (--concurrent)"
+            short[label] = f"{kind}: {message}; run it again to try once more, as with fewer side by side (resources.concurrent)"
         return short
 
     def of_trial(self, number: int) -> Training:
@@ -237,6 +237,6 @@ def measure_all(models: Mapping[str, TrialFolder], *about: Any, **how: Any) -> d
     results, failures = measure_models(models, *about, **how)
     for label, why in failures.items():
         raise UserError(
-            f"{label} could not be measured: {why}", where=str(models[label].path), todo="the same command measures what is missing"
+            f"{label} could not be measured: {why}", where=str(models[label].path), todo="run it again to measure what is missing"
         )
     return results

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from guidino_tune import __version__
 from guidino_tune.analysis import pareto
 from guidino_tune.config import Experiment
 from guidino_tune.config.study import OBJECTIVE
@@ -19,7 +22,7 @@ from guidino_tune.study.outcomes import INTERRUPTION, REPEATS
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.study.tally import Tally
 from guidino_tune.study.trials import best_value, front, ranking
-from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot, flatten
+from guidino_tune.tracking.snapshots import EndedTrial, StudySnapshot, TrialSnapshot, flatten
 from guidino_tune.tracking.snapshots import TrialState as TrackedState
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.measured import cases_file, read_measured
@@ -70,9 +73,10 @@ class Recorder:
         """Hands over every trial there is, and writes nothing."""
         self._front = {t.number for t in front(self.study)}
         for trial in self.study.get_trials(deepcopy=False):
-            if _is_known(trial):
-                state: TrackedState | None = "interrupted" if trial.state == TrialState.RUNNING else None
-                self._update(trial, self.folder.trial(trial.number).history(), state=state)
+            if _is_known(trial) and trial.state.is_finished():
+                self.tracker.update_ended(self._ended(trial))
+            elif _is_known(trial):
+                self.tracker.update(self._snapshot(trial, state="interrupted"))
 
     def changed(self, number: int, experiment: Experiment, record: EpochRecord | None) -> None:
         """One trial started, finished an epoch, or ended."""
@@ -84,8 +88,11 @@ class Recorder:
             history.append(record)
         trial = stored_trial(self.study, number)
         self._tally.take(trial)
-        self._update(trial, tuple(history), experiment)
-        if trial.state.is_finished():
+        snapshot = self._snapshot(trial, tuple(history), experiment)
+        if not trial.state.is_finished():
+            self.tracker.update(snapshot)
+        else:
+            self.tracker.update(snapshot, self._ended(trial))
             del self._histories[number]
             self._fixed.pop(number, None)
             self.refresh()
@@ -95,7 +102,7 @@ class Recorder:
         now = {t.number for t in front(self.study)}
         left_or_joined, self._front = now ^ self._front, now
         for number in sorted(left_or_joined):
-            self._update(stored_trial(self.study, number), self.folder.trial(number).history())
+            self.tracker.update_ended(self._ended(stored_trial(self.study, number)))
         best = self._tally.best
         metrics = {f"trials_{name}": float(self._tally.states[state]) for state, name in STATES.items()}
         if best:
@@ -132,11 +139,25 @@ class Recorder:
         """Marks trials that the study still counts as running: nobody runs them now."""
         for trial in self.study.get_trials(deepcopy=False):
             if trial.state == TrialState.RUNNING and _is_known(trial):
-                self._update(trial, self.folder.trial(trial.number).history(), state="interrupted")
+                self.tracker.update(self._snapshot(trial, state="interrupted"))
 
-    def _update(self, trial: FrozenTrial, history: Any, experiment: Experiment | None = None, state: TrackedState | None = None) -> None:
+    def _ended(self, trial: FrozenTrial) -> EndedTrial:
+        """A trial that has ended; what may still change of it makes its key: what is measured, its pictures, its place on the front."""
+        place = self.folder.trial(trial.number)
+        times = [file.stat().st_mtime_ns if file.exists() else 0 for file in (place.test_file, place.pictures)]
+        key = f"{__version__} {times[0]} {times[1]} {trial.number in self._front}"
+        return EndedTrial(trial.number, key, functools.partial(self._snapshot, trial))
+
+    def _snapshot(
+        self,
+        trial: FrozenTrial,
+        history: Sequence[EpochRecord] | None = None,
+        experiment: Experiment | None = None,
+        state: TrackedState | None = None,
+    ) -> TrialSnapshot:
         ended = trial.state.is_finished()
         place = self.folder.trial(trial.number)
+        history = place.history() if history is None else history
         measured = read_measured(place) if ended else []
         tested = measured[-1] if measured else None
         failure = trial.user_attrs.get("failure")
@@ -161,22 +182,20 @@ class Recorder:
         tags = fixed["tags"] | ({"test_protocol": tested.protocol} if tested else {})
         if len(self.space.study.objectives) > 1 and trial.state == TrialState.COMPLETE:
             tags |= {PARETO: str(trial.number in self._front).lower()}
-        self.tracker.update(
-            TrialSnapshot(
-                number=trial.number,
-                state=state or ("interrupted" if waits else STATES[trial.state]),
-                reason=reason or waits,
-                history=history,
-                results=results,
-                pictures=tuple(sorted(place.pictures.glob("*.png"))) if ended else (),
-                artifacts=(cases_file(place, tested),) if tested else (),
-                # Never before its start, whatever the clock did meanwhile: MLflow sorts by duration.
-                finished=max(trial.datetime_complete, trial.datetime_start or trial.datetime_complete).timestamp()
-                if trial.datetime_complete
-                else None,
-                measured=place.test_file.stat().st_mtime if tested else None,
-                **fixed | {"tags": tags},
-            )
+        return TrialSnapshot(
+            number=trial.number,
+            state=state or ("interrupted" if waits else STATES[trial.state]),
+            reason=reason or waits,
+            history=history,
+            results=results,
+            pictures=tuple(sorted(place.pictures.glob("*.png"))) if ended else (),
+            artifacts=(cases_file(place, tested),) if tested else (),
+            # Never before its start, whatever the clock did meanwhile: MLflow sorts by duration.
+            finished=max(trial.datetime_complete, trial.datetime_start or trial.datetime_complete).timestamp()
+            if trial.datetime_complete
+            else None,
+            measured=place.test_file.stat().st_mtime if tested else None,
+            **fixed | {"tags": tags},
         )
 
 

@@ -112,7 +112,9 @@ class Job:
         check_own_code(self.experiment)
         stored = self.home / EXPERIMENT
         if stored.exists() and Experiment.from_yaml(stored).hash != self.experiment.hash:
-            raise UserError("another experiment was retrained under this name", where=str(self.home), todo="choose another --name")
+            raise UserError(
+                "another experiment was retrained under this name", where=str(self.home), todo="choose another name for the result"
+            )
         take_split(self.provenance, self.split_file, self.experiment.data, self.console, file=self.file, given=self.given)
         write_text(stored, self.experiment.to_yaml())
 
@@ -124,13 +126,13 @@ class Job:
         """
         # Each seed sees views of its own, once: there is nothing to share.
         resources = dataclasses.replace(self.resources, share_views=False)
-        with StudyFolder(self.home).lock("retraining", "wait for it, or stop it: the same command goes on with what it has done"):
+        with StudyFolder(self.home).lock("retraining", "wait for it, or stop it and run it again: what it has done stays"):
             failed = train_all(trainings, self.home, resources, self.console)
         for label, why in failed.items():
             raise UserError(
                 f"{label} has no result: {why}",
                 where=str(self.home),
-                todo="or choose other values (--set training.lr=..., training.grad_clip=...) and another --name",
+                todo="or choose other values (training.lr, training.grad_clip) and another name for the result",
             )
 
 
@@ -171,14 +173,18 @@ def retrain_model(
         KeyboardInterrupt: It was interrupted.
     """
     if folds == 1:
-        raise UserError("one fold is no cross-validation", where="--folds 1", todo="choose 2 or more, or leave it out")
+        raise UserError("one fold is no cross-validation", where="folds: 1", todo="choose 2 or more, or leave it out")
     values, provenance, file = _described(what)
     given = dataclasses.asdict(resources) if isinstance(resources, Resources) else {**(resources or {})}
     space = read_space({"experiment": values, "resources": given}, source=str(file or "experiment"))
     assignments = [f"training.epochs={epochs}"] if epochs else []
     assignments += [f"data.root={data_root}"] if data_root else []
     if any(text.partition(".")[0] in ("study", "resources") for text in settings):
-        raise UserError("takes paths of the experiment only", where="--set", todo="see the options --workers, --concurrent and others")
+        raise UserError(
+            "takes paths of the experiment only",
+            where="settings",
+            todo="those of resources, such as workers and concurrent, are given by themselves",
+        )
     space = resolve_data(absolute(override(space, [*assignments, *settings])))
     if name is None:
         own = file.stem if file else f"{space.base.name}-{space.base.hash}"
@@ -221,7 +227,7 @@ def _retrain(job: Job, seeds: int) -> Retrained:
         raise UserError(
             "the split has no test cases to measure on at the end",
             where=str(job.split_file),
-            todo="train on folds of it, whose scores need none: --folds 5",
+            todo="train on folds of it, whose scores need none, such as 5 folds",
         )
     numbers = [experiment.training.seed + i for i in range(seeds)]
     trainings = {

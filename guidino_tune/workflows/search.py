@@ -47,7 +47,7 @@ from guidino_tune.workflows.resolve import resolve_data
 from guidino_tune.workflows.result import Callback, Listener, StudyResult, callback_listener
 from guidino_tune.workflows.track import Tracking, await_mlflow, open_tracker, remember_data, study_snapshot
 
-CONTINUES = "Nothing is lost; the same command goes on from here."
+CONTINUES = "Nothing is lost: run it again to go on from here."
 
 
 SENDING, STOPPING, AT_ONCE = 60.0, 5.0, 1.0
@@ -243,7 +243,7 @@ def _search(
 
 
 def _unwritable(error: Exception, folder: StudyFolder) -> Exception:
-    todo = "put it right; nothing is lost, the same command goes on"
+    todo = "put it right, and run it again to go on: nothing is lost"
     if not isinstance(error, OSError):
         return UserError(f"the study's database refuses ({error})", where=str(folder.path), todo=todo)
     # Not every file that is opened here is the study's: weights may be read to count a network's operations.
@@ -269,7 +269,7 @@ def _same_data(study: optuna.Study, data: SearchData, folder: StudyFolder) -> No
             "the images differ from those this study was started with, or this version reads them otherwise; its trials could not be "
             "compared with new ones",
             where=str(folder.path),
-            todo="restore the images, go on with the version of guidino_tune that began it, or start another study with --name",
+            todo="restore the images, go on with the version of guidino_tune that began it, or start another study with another study.name",
         )
 
 

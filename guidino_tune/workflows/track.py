@@ -23,6 +23,7 @@ from guidino_tune.tracking import DatasetInfo, MLflowTracker, StudySnapshot, Tri
 from guidino_tune.tracking.inspection import MLFLOW_EXPERIMENT, reach, unreachable
 from guidino_tune.tracking.ledger import Ledger
 from guidino_tune.tracking.missing import Missing, missing
+from guidino_tune.tracking.snapshots import EndedTrial
 from guidino_tune.workflows.recorder import Recorder, study_files
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def await_mlflow(tracking: Tracking, console: Console) -> None:
         return
     if tracking == "stop":
         raise UserError(
-            f"MLflow cannot be used: {reason}", todo="start or correct it, or search with --tracking spool, which sends everything later"
+            f"MLflow cannot be used: {reason}", todo="start or correct it, or choose tracking `spool`, which sends everything later"
         )
     started, shown = time.monotonic(), ""
     with console.status("") as status:
@@ -245,3 +246,7 @@ class _Collected:
     def update(self, trial: TrialSnapshot) -> None:
         """Keeps one."""
         self.trials.append(trial)
+
+    def update_ended(self, trial: EndedTrial) -> None:
+        """Keeps one."""
+        self.trials.append(trial.read())

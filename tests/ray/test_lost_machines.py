@@ -102,7 +102,7 @@ def test_a_cause_that_all_trials_have_ends_the_search_which_then_goes_on(
     assert [t.state.name for t in trials_of(home, "small")] == ["FAIL"] * PATIENCE
     assert "3 bug (trial 0, 1, 2): shapes differ in trial 0" in printed
     assert "all of them failed the same way (bug)" in printed
-    assert "the same command goes on" in printed
+    assert "run it again to go on" in printed
     mended.touch()
     assert search([file]) == os.EX_TEMPFAIL  # two had results, the second in a process that had seen a failure; then all failed
     assert [t.state.name for t in trials_of(home, "small")] == [*["FAIL"] * PATIENCE, "COMPLETE", "FAIL", "COMPLETE", *["FAIL"] * PATIENCE]

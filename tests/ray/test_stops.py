@@ -141,7 +141,7 @@ def test_a_stop_takes_seconds_although_mlflow_does_not_answer_and_the_search_goe
     assert seconds < 20, f"stopping took {seconds:.1f} s"
     assert {t.state for t in trials_of(home, "small") if t.number < 2} == {TrialState.RUNNING}
     output = first.log.read_text()
-    assert "the same command goes on" in output
+    assert "run it again to go on" in output
     assert "not yet in MLflow" in output
     assert "Traceback" not in output
     whole_journal(home)

@@ -55,7 +55,7 @@ def test_a_study_notes_its_backbones_and_refuses_others(tmp_path: Path) -> None:
     with backbones.continued(space, folder), pytest.raises(UserError, match=f"study 'small'.*, not {first}"):
         check_backbone(of(weights))
     (folder.path / "backbones.yaml").unlink()  # the study itself knows too
-    with pytest.raises(UserError, match=f"study 'small'.*, not {first}.*(\n.*)*another study with --name"):
+    with pytest.raises(UserError, match=f"study 'small'.*, not {first}.*(\n.*)*another study with another study.name"):
         start(space)
     start(search_space(experiment={"guide": guide_on(weights)}, study={"name": "other"}))  # as the message says
     save_model(weights)
@@ -175,7 +175,7 @@ def test_an_older_study_whose_backbone_moved_is_continued_as_its_message_says(tm
     moved = Path(shutil.move(weights, tmp_path / "moved"))
     with pytest.raises(UserError, match=r"guide\.backbone") as error:
         start(space_on(moved))
-    assert "repeat the first command" in error.value.todo
+    assert "repeat the first search" in error.value.todo
     assert "--backbone DIR" in error.value.todo
     with backbones.moved(space, [str(moved)]):
         start(space)

@@ -72,8 +72,8 @@ def test_unknown_option(command: str, capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["kvasr"], ["no search space 'kvasr'", "did you mean 'kvasir'", "  -> "]),
         (["no_such.yaml"], ["no_such.yaml: no such file", "  -> "]),
-        (["demo", "--set", "training.epoch=3"], ["--set training.epoch=3", "'training.epochs'"]),
-        (["demo", "--set", "nonsense"], ["--set nonsense", "no '='"]),
+        (["demo", "--set", "training.epoch=3"], ["training.epoch=3", "'training.epochs'"]),
+        (["demo", "--set", "nonsense"], ["nonsense", "no '='"]),
         (["demo", "--set", "training.epochs=many"], ["'training.epochs'", "'many'"]),
         (["demo", "--set", "segmenter.kind=unett"], ["did you mean 'unet'"]),
         (["demo", "--set", "study.name=a b"], ["'name' = 'a b'"]),

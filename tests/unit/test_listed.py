@@ -79,7 +79,7 @@ def test_what_failed_goes_on_where_it_was_and_a_second_failure_of_a_kind_ends_it
     assert trainings[1].folder.checkpoints()  # what it has is not trained again
     with pytest.raises(UserError, match="seed 1 stopped after 2 of 4 epochs: bug: said so") as caught:
         listed.short_of_memory()
-    assert caught.value.todo == "read the traceback; the same command continues it"
+    assert caught.value.todo == "read the traceback; then run it again to continue"
     _, again = drive([t for t in trainings if not t.finished], tmp_path, {})
     assert [Path(c["folder"]).name for c in again] == ["seed-1"]
     assert trainings[1].finished
@@ -92,7 +92,7 @@ def test_what_diverged_is_remembered_and_what_was_short_of_memory_is_tried_again
     assert trainings[0].diverged == f"diverged: said so; to train it all the same, remove {file}"
     assert not trainings[0].folder.best.exists()  # no model to be exported by mistake
     assert list(listed.short_of_memory()) == ["seed 1"]
-    assert "the same command tries it again" in listed.short_of_memory()["seed 1"]
+    assert "run it again to try once more" in listed.short_of_memory()["seed 1"]
     known = [trainings[0], trainings[2]]
     assert train_all(known, tmp_path, Resources(), QUIET) == {"seed 0": trainings[0].diverged}
     file.write_text(json.dumps({"failure": "out-of-memory", "message": "from an older version"}))

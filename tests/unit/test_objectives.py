@@ -102,7 +102,7 @@ def test_several_objectives_need_the_pruner_none() -> None:
     assert (space.study.objectives, space.study.constraints) == (("val_dice", "parameters"), {"parameters": 30e6})
     with pytest.raises(UserError, match=r"study\.pruner") as caught:
         check_space(space)
-    assert "--pruner none" in caught.value.todo
+    assert "study.pruner: none" in caught.value.todo
     check_space(override(space, ["study.pruner=none"]))
     check_space(override(search_space(), ["study.constraints={latency: 0.1}"]))  # one objective can be pruned
 

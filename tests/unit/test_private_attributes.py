@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from guidino_tune.study import optuna_private
 from guidino_tune.study.journal import Journal, open_journal
@@ -73,6 +74,21 @@ def study(tmp_path: Path) -> optuna.Study:
 
 def test_study_storage_and_id_lead_to_a_trial_by_its_number(study: optuna.Study) -> None:
     assert [optuna_private.stored_trial(study, n).user_attrs["place"] for n in range(3)] == [0, 1, 2]
+
+
+def test_the_listed_journal_lists_what_optuna_does_with_every_state(study: optuna.Study) -> None:
+    study.enqueue_trial({"x": 1.0})
+    study.add_trial(optuna.create_trial(values=[0.0, 1.0]))
+    study.enqueue_trial({"x": 2.0})
+    storage, plain = study._storage, optuna.storages.JournalStorage(optuna_private.backend(study))  # type: ignore[arg-type]
+    for _ in range(4):
+        for states in (None, (TrialState.WAITING,), (TrialState.RUNNING, TrialState.COMPLETE)):
+            assert storage.get_all_trials(0, False, states) == plain.get_all_trials(0, False, states)
+        study.ask()
+        study.enqueue_trial({"x": 3.0})
+    optuna.create_study(storage=storage, study_name="another").ask()
+    assert len(study.get_trials(deepcopy=False)) == len(plain.get_all_trials(0)) == 10
+    assert [t.number for t in storage.get_all_trials(1, False)] == [0]
 
 
 def test_trial_id_of_a_frozen_trial_goes_on_with_that_trial(study: optuna.Study) -> None:

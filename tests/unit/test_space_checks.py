@@ -74,7 +74,7 @@ def test_override_fixes_what_was_searched() -> None:
     assert "training.lr" in before.parameters
     assert "training.lr" not in after.parameters
     assert (after.base.training.lr, after.base.training.epochs, after.study.trials, after.resources.workers) == (1e-4, 5, 3, 2)
-    assert after.notes == ("fixed by --set, no longer searched: training.lr = 0.0001",)
+    assert after.notes == ("set, no longer searched: training.lr = 0.0001",)
     assert len(after.first_trials) == len(before.first_trials)
     assert all("training.lr" not in trial for trial in after.first_trials)
     check_space(override(after, ["study.min_epochs=1"]))
@@ -98,7 +98,7 @@ def test_what_is_set_replaces_its_part_of_the_first_trials() -> None:
 def test_override_drops_what_lost_its_effect() -> None:
     space = without_idle(override(load_space("kvasir"), ["guide.lora.rank=0"]))
     assert {RANK, ALPHA, LORA_LR} & set(space.parameters) == set()
-    assert sum("without effect after --set" in note for note in space.notes) == 2
+    assert sum("without effect with what is set" in note for note in space.notes) == 2
     check_space(space)
     plain = without_idle(override(load_space("kvasir"), ["guide.kind=none", "segmenter.kind=unet"]))
     assert list(plain.parameters) == ["loss.hinge_weight", "training.lr"]

@@ -67,7 +67,7 @@ def test_another_search_is_refused_by_name(changes: dict[str, Any], path: str, f
         open_study(search_space(**changes), folder)
     assert path in str(caught.value)
     assert caught.value.where in (str(folder.path), "space.loss.bce_weight")
-    assert "--name OTHER --from small" in caught.value.todo
+    assert "another study.name from small" in caught.value.todo
     assert folder.definition.read_bytes() == before
 
 

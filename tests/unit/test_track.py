@@ -219,7 +219,7 @@ def test_at_the_start_spool_goes_on_and_stop_stops(closed_port: str, monkeypatch
     sending.await_mlflow("spool", console())
     with pytest.raises(UserError, match="connection refused") as caught:
         sending.await_mlflow("stop", console())
-    assert "--tracking spool" in caught.value.todo
+    assert "tracking `spool`" in caught.value.todo
     assert "geheim" not in str(caught.value)
 
 

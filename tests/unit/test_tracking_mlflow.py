@@ -16,6 +16,7 @@ from guidino_tune.tracking import DatasetInfo, EpochRecord, MLflowTracker, Study
 from guidino_tune.tracking.client import connect
 from guidino_tune.tracking.ledger import Ledger
 from guidino_tune.tracking.missing import missing
+from guidino_tune.tracking.snapshots import EndedTrial
 
 T0 = 1_700_000_000.0
 
@@ -235,6 +236,24 @@ def test_what_mlflow_refuses_does_not_block_the_rest(make: Make, stored: Callabl
     runs = stored().children("attributes.run_name ASC")
     assert [r.data.metrics["val_dice"] for r in runs] == [0.5, 0.6]
     assert runs[1].data.metrics["odd_name_"] == 1.0
+
+
+def test_an_ended_trial_is_read_only_where_mlflow_lacks_it_and_is_not_kept(make: Make, stored: Callable[[], Stored]) -> None:
+    read: list[int] = []
+
+    def told(number: int, key: str, fresh: bool = False) -> dict[int, TrialSnapshot]:
+        now, tracker = trial(number, (0.2, 0.7), state="complete", results={"test_dice": float(key)}), make()
+        one = EndedTrial(number, key, lambda: (read.append(number), now)[1])
+        tracker.update(now, one) if fresh else tracker.update_ended(one)
+        assert tracker.close(30), tracker.message
+        return tracker._trials
+
+    assert (told(0, "0.5", fresh=True), told(0, "0.5"), read) == ({}, {}, [])
+    assert (told(1, "0.5"), told(1, "0.6"), read) == ({}, {}, [1] * 4)  # for its figures, and for its files
+    assert sorted(r.data.metrics["test_dice"] for r in stored().children()) == [0.5, 0.6]
+    stored().client.delete_run(stored().parent().info.run_id)
+    assert (told(0, "0.5"), set(read[4:])) == ({}, {0})
+    assert [r.data.metrics["val_dice"] for r in stored().children()] == [0.7]
 
 
 def test_a_run_deleted_by_hand_stays_deleted_and_a_lost_parent_is_made_again(make: Make, stored: Callable[[], Stored]) -> None:

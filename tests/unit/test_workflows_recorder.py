@@ -1,5 +1,6 @@
 """What observers are told of a study: tracking snapshots, the best configuration as a file, the tables."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from guidino_tune.export import main as export
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.study.store import StudyFolder, open_study
-from guidino_tune.tracking.snapshots import StudySnapshot, TrialSnapshot
+from guidino_tune.tracking.snapshots import EndedTrial, StudySnapshot, TrialSnapshot
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.export import export_trial
 from guidino_tune.workflows.progress import Progress, leaderboard
@@ -32,8 +33,12 @@ class Tracker:
         self.trials: list[TrialSnapshot] = []
         self.studies: list[StudySnapshot] = []
 
-    def update(self, trial: TrialSnapshot) -> None:
+    def update(self, trial: TrialSnapshot, ended: EndedTrial | None = None) -> None:
         self.trials.append(trial)
+        assert ended is None or ended.read() == replace(trial, history=list(trial.history))  # what is kept is what was sent
+
+    def update_ended(self, trial: EndedTrial) -> None:
+        self.trials.append(trial.read())
 
     def update_study(self, study: StudySnapshot) -> None:
         self.studies.append(study)
@@ -143,6 +148,18 @@ def test_a_resumed_driver_hands_over_every_trial(setup: Setup) -> None:
     assert [(t.number, t.state, len(t.history)) for t in tracker.trials] == [(0, "pruned", 2), (1, "interrupted", 1)]
     again.interrupted()
     assert [(t.number, t.state) for t in tracker.trials[2:]] == [(1, "interrupted")]
+
+
+def test_the_key_of_an_ended_trial_follows_what_is_measured_of_it_later(setup: Setup) -> None:
+    trial = setup.trial([0.1, 0.2], TrialState.PRUNED)
+    keys: list[str] = []
+    place = setup.folder.trial(trial.number)
+    for change in (lambda: None, lambda: place.test_file.write_text("[]"), lambda: place.pictures.mkdir(), lambda: None):
+        change()
+        setup.tracker.update_ended = lambda ended: keys.append(ended.key)  # type: ignore[method-assign]
+        Recorder(setup.study, setup.space, setup.folder, setup.tracker, StudySnapshot("small")).sync()
+    assert len(set(keys)) == 3
+    assert keys[2] == keys[3]
 
 
 def test_export_of_the_best_and_of_any_trial(setup: Setup) -> None:

@@ -25,7 +25,7 @@ def test_a_search_gives_a_pareto_front_within_the_constraints(
 ) -> None:
     objectives = "study.objectives=[val_dice,val_hd95,seconds,parameters]"
     assert search([str(space_file), "--set", objectives, "--set", "study.constraints={latency: 60}"]) == 2
-    assert "--pruner none" in capsys.readouterr().err
+    assert "study.pruner: none" in capsys.readouterr().err
     arguments = [
         str(space_file), "--set", objectives, "--set", "study.constraints={latency: 60, memory: 100}", "--set", "study.pruner=none",
         "--trials", "3", "--concurrent", "1",

@@ -2,6 +2,8 @@
 
     python tests/benchmarks/peers/compare.py kvasir.parquet --ours random+asha,tpe+asha --peers all --seeds 30 --workers 4,16
 
+NePS (PriorBand, ifBO) is missing: its versions ask for torchvision, which asks for another torch.
+
 All play on one surrogate of the table, with the same workers, budget and first configurations, and the luck of a training is that of its
 values and the study's seed, whoever trains it. Peers that are not in this package's environment need their own:
 
@@ -32,6 +34,7 @@ from guidino_tune.space.space import override
 PEERS = {
     "optuna-tpe+hyperband": "optuna_peers:OptunaHyperband",
     "ray-optuna+asha": "optuna_peers:RayOptunaAsha",
+    "smac-hyperband": "smac_peers:Smac",
     "syne-asha": "syne_peers:Asha",
     "syne-bohb": "syne_peers:Bohb",
     "syne-bore+asha": "syne_peers:AshaBore",
