@@ -30,8 +30,8 @@ LATEST = 100
 
 RUNNING = 50
 """Running trials that are modelled, the newest: they keep TPE from proposing once more what it has just proposed. All are taken for bad
-ones (``constant_liar``), so many of them would drown what is known of the others; and each costs about as much as two finished ones. Half
-of ``LATEST`` leaves a question for a trial below 20 ms with a thousand of them."""
+ones (``constant_liar``), so many of them would drown what is known of the others; and each costs about as much as two finished ones.
+``tests/benchmarks/asking.py`` tells what a question for a trial costs with and without this bound."""
 
 
 def _seeds(seed: int, trial: FrozenTrial, name: str) -> list[int]:
