@@ -24,8 +24,8 @@ from guidino_tune.training.failures import FAILURE, FailureKind, death_kind, fai
 from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.reporter import Decision, EpochRecord
 
-# MONAI and transformers take seconds to import. Of the processes of a Ray Train trial only the workers need them; the one that waits for
-# the workers must be up before they are started. And of all processes only those of a Ray Train trial need Ray Train.
+# MONAI and transformers take seconds to import. Of the processes of a Ray Train trial only the workers need them, and not the one that
+# waits for the workers; and no other process needs Ray Train.
 if TYPE_CHECKING:
     import ray.train
 
