@@ -24,8 +24,7 @@ from guidino_tune.training.failures import FAILURE, FailureKind, death_kind, fai
 from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.reporter import Decision, EpochRecord
 
-# MONAI and transformers take seconds to import. Of the processes of a Ray Train trial only the workers need them, and not the one that
-# waits for the workers; and no other process needs Ray Train.
+# MONAI and transformers take seconds to import: of the processes of a Ray Train trial only the workers do so. No other needs Ray Train.
 if TYPE_CHECKING:
     import ray.train
 
@@ -253,12 +252,12 @@ def train_trial(config: dict[str, Any]) -> None:
 
     gpus, failure = config["gpus"], Path(config["folder"]) / FAILURE
     failure.unlink(missing_ok=True)
-    per_worker = {"CPU": config["cpus"] - CONTROLLER_CPU} | ({"GPU": gpus} if gpus else {})
-    where: dict[str, Any] = {"label_selector": elsewhere(config.get("avoided", ())) or None}
+    booked: dict[str, Any] = {"resources_per_worker": {"CPU": config["cpus"] - CONTROLLER_CPU} | ({"GPU": gpus} if gpus else {})}
+    booked["label_selector"] = elsewhere(config.get("avoided", ())) or None
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(num_workers=config["workers"], use_gpu=bool(gpus), resources_per_worker=per_worker, **where),
+        scaling_config=ray.train.ScalingConfig(num_workers=config["workers"], use_gpu=bool(gpus), **booked),
         run_config=ray.train.RunConfig(
             name=f"trial-{config['number']:05d}-{os.getpid()}",
             storage_path=config["ray_folder"],
