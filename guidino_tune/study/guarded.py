@@ -52,5 +52,5 @@ class Guarded:
         return UserError(
             f"another driver took this study over ({who}), as when this one could not reach the database for a while",
             where=str(self.folder.path),
-            todo="let the other one go on; once it has ended, the same command continues the study",
+            todo="let the other one go on; once it has ended, run it again to continue the study",
         )

@@ -121,7 +121,7 @@ def test_a_crash_while_it_grows_loses_nothing(folder: StudyFolder, monkeypatch: 
 def test_more_epochs_would_be_other_trials(folder: StudyFolder) -> None:
     with pytest.raises(UserError, match=r"experiment.training.epochs: 4 -> 8") as told:
         open_study(space_of(experiment={"training": {"epochs": 8}}), folder)
-    assert "--name OTHER --from small" in told.value.todo
+    assert "another study.name from small" in told.value.todo
 
 
 def test_a_study_in_a_database_stays_as_it_is(tmp_path: Path) -> None:
