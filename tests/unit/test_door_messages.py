@@ -24,7 +24,6 @@ MISTAKES: dict[str, Callable[[Run], Any]] = {
     "no trials": lambda run: gt.load_space("demo", {"study.trials": 0}),
     "no workers": lambda run: gt.load_space("demo", {"resources.workers": 0}),
     "no value": lambda run: gt.load_space("demo", ["study.trials"]),
-    "objectives that stop nothing": lambda run: gt.run_search(gt.load_space("demo", {"study.objectives": ["val_dice", "parameters"]})),
     "no such study": lambda run: gt.open_study("smal"),
     "another search of this name": lambda run: gt.run_search(override(run.space, {"training.epochs": 9})),
     "a study at work": lambda run: gt.run_search(override(run.space, {"study.trials": 9})),
