@@ -171,7 +171,7 @@ def run(command: Callable[[argparse.Namespace], int], arguments: argparse.Argume
         The exit code: the command's own, 2 for a mistake or a disk that cannot be written, 130 for Ctrl-C, SIGTERM and SIGHUP.
     """
     sys.excepthook = _show_redacted
-    # Imports leave half a million objects that stay. To look through them again and again, and at the end, was a third of a search's start.
+    # Imports leave half a million objects that stay. To look through them again and again, and at the end, was a quarter of the start.
     gc.set_threshold(20_000, 20, 20)
     atexit.register(gc.freeze)
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from guidino_tune.cli import not_negative, parser, positive, run
 
 EXAMPLES = """\
-  guidino-tune simulate curves.parquet                      random with ASHA, what auto does, random alone, on a recorded table
+  guidino-tune simulate recorded/kvasir                     random with ASHA, what auto does, random alone, on a table that comes along
   guidino-tune simulate kvasir --methods random+asha,tpe+promotion --workers 4
                                                             on the trials of your own study
   guidino-tune simulate curves.parquet --curves surrogate --seeds 20 --epochs 2000 --jobs 8
@@ -22,7 +22,11 @@ Trains nothing and needs no Ray: the real driver runs on a virtual clock. `guidi
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and simulates; see ``--help``."""
     made = parser("simulate", "Compare samplers and pruners on recorded learning curves.", EXAMPLES)
-    made.add_argument("curves_of", metavar="TABLE|STUDY", help="a table that ends in .parquet, or a study by name or path")
+    made.add_argument(
+        "curves_of",
+        metavar="TABLE|STUDY",
+        help="a table that ends in .parquet; recorded/kvasir, isic2017 or ddti, which come along; or a study by name or path",
+    )
     made.add_argument("--methods", default="random+asha,auto+auto,random+none", help="SAMPLER+PRUNER,... (default: %(default)s)")
     made.add_argument("--seeds", type=positive, default=50, help="studies of each method (default: 50)")
     made.add_argument("--workers", type=_counts, default=[1, 4, 16], metavar="N,...", help="trials side by side (default: 1,4,16)")

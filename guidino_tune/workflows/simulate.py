@@ -11,6 +11,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from guidino_tune import simulation
 from guidino_tune.analysis.searches import Search, csv_text, draw, markdown
 from guidino_tune.errors import UserError
 from guidino_tune.simulation.curves import STOPPED, CurveTable, from_study, read_table
@@ -21,6 +22,9 @@ from guidino_tune.training.folder import write_text
 
 REFERENCE = "random+asha"
 """Whose quality at the end the others have to reach."""
+
+SHIPPED = Path(simulation.__file__).parent
+"""Where the tables lie that come with the package; their ``README.md`` says what they are and are not."""
 
 Curves = Literal["auto", "exact", "surrogate"]
 Task = tuple[str, int, int]
@@ -44,7 +48,7 @@ def simulate_searches(
     """Simulates every method with every number of workers and seed; writes ``simulation.md``, ``.csv`` and ``.png``.
 
     Args:
-        name: A table (a file that ends in ``.parquet``), or a study by name or path.
+        name: A table (a file that ends in ``.parquet``, or one of ``SHIPPED`` such as ``recorded/kvasir``), or a study by name or path.
         methods: Each ``SAMPLER+PRUNER`` as in ``study.sampler`` and ``study.pruner``.
         console: For progress and the table.
         output: Folder of the three files.
@@ -58,7 +62,8 @@ def simulate_searches(
     Raises:
         UserError: No such table or study, or it cannot be simulated; an unknown sampler or pruner.
     """
-    table = read_table(Path(name)) if name.endswith(".parquet") else from_study(name)
+    file = SHIPPED / f"{name}.parquet"
+    table = read_table(file if file.is_file() else Path(name)) if file.is_file() or name.endswith(".parquet") else from_study(name)
     spaces = {method: _space(table, method) for method in methods}
     source = _source(table, curves)
     budget = epochs or 20 * table.epochs

@@ -22,6 +22,7 @@ from guidino_tune.study.driver import Driver
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.study.trials import tried
 from guidino_tune.training.reporter import EpochRecord
+from guidino_tune.workflows.simulate import SHIPPED
 
 
 def shown(study: optuna.Study) -> list[Any]:
@@ -186,3 +187,12 @@ def test_epochs_to_a_quality_are_counted_from_the_mean_of_the_seeds() -> None:
     slow, fast = [search("random+asha", 200)] * 3, [search("tpe+asha", 50)] * 3
     assert epochs_ratio(fast, slow) == (0.25, 0.25, 0.25)
     assert mean_interval([0.25] * 4) == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize("name", ["kvasir", "isic2017", "ddti"])
+def test_tables_that_come_with_the_package_are_whole_and_name_no_place(name: str) -> None:
+    table = read_table(SHIPPED / f"recorded/{name}.parquet")
+    assert len(table.curves) >= 44
+    assert all(len(curve.dice) == table.epochs == 27 for curve in table.curves)
+    assert {table.space.base.data.root, *(recipe.data.root for recipe in table.space.recipes.values())} == {None}
+    assert all(table.space.experiment(curve.parameters).hash for curve in table.curves)
