@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_study_and_another_seed_another() -> None:
 
 
 def test_a_simulated_study_is_that_of_a_plain_loop_of_the_driver() -> None:
-    formula, space = Formula(epochs=9), synthetic_space(9, trials=12, seed=4, startup_trials=4)
+    formula, space = Formula(epochs=9), synthetic_space(9, trials=12, seed=4, startup_trials=4, pruner="asha")
     budget = 200
     study = new_study(space, formula)
     driver = Driver(study, space, StudyFolder(NOWHERE), lambda number, experiment, record: None)
