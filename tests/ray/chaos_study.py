@@ -74,6 +74,6 @@ def space(demo: Path, name: str, executor: str, sampler: str) -> dict[str, Any]:
         "space": {**SPACE["space"], "training.lr": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True}},
         "first_trials": first if sampler == "listed" else first[:1],
         # The workers of a Ray Train trial are ahead of the decision to stop it, so how far they come then is a matter of chance.
-        "study": {**study, "pruner": "asha" if executor == "actor" else "none"},
+        "study": {**study, "pruner": "auto" if executor == "actor" else "none"},
         "resources": {"concurrent": 1, "executor": executor, "max_failures": 100},
     }

@@ -22,7 +22,7 @@ Start = Callable[..., Command]
 def test_a_killed_search_goes_on_and_is_extended(
     home: Path, tmp_path: Path, demo: Path, start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    space = slow_space(tmp_path, demo, epochs=9, trials=5, min_epochs=3)
+    space = slow_space(tmp_path, demo, epochs=9, trials=5, min_epochs=3, pruner="asha")
     command = ("guidino_tune.search", str(space))
     first = start(*command)
     first.until(lambda: bool(finished(home, "small")) and bool(running(home, "small")))

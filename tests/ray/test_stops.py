@@ -75,7 +75,7 @@ def test_after_early_stops_everything_can_be_booked_again(
 ) -> None:
     # No Dice reaches it, so every trial is stopped at its first comparison.
     monkeypatch.setitem(PRUNERS, "asha", lambda study: optuna.pruners.ThresholdPruner(lower=2.0))
-    command = [str(slow_space(tmp_path, demo, epochs=4, trials=trials, min_epochs=1)), "--executor", executor]
+    command = [str(slow_space(tmp_path, demo, epochs=4, trials=trials, min_epochs=1, pruner="asha")), "--executor", executor]
     assert search([*command, "--set", f"resources.concurrent={2 if executor == 'actor' else 1}"]) == 1  # no trial was complete
     ended = trials_of(home, "small")
     assert [t.state for t in ended] == [TrialState.PRUNED] * trials, [t.user_attrs for t in ended if t.state == TrialState.FAIL]

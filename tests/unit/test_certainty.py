@@ -53,7 +53,7 @@ def test_importance_is_the_share_of_variance_and_none_is_found_in_noise() -> Non
 
 
 def test_a_search_tells_what_its_own_trials_say() -> None:
-    space = override(synthetic_space(27), {"study.sampler": "random"})
+    space = override(synthetic_space(27), {"study.sampler": "random", "study.pruner": "asha"})
     _, study = simulate(space, Formula(epochs=27), workers=4, epochs=900)
     certainty = Certainty(study, space)
     shares = certainty.importance(3)
@@ -61,6 +61,6 @@ def test_a_search_tells_what_its_own_trials_say() -> None:
     assert shares["training.lr"].low > 0
     assert shares["training.lr"].trials > len([t for t in study.trials if 27 in t.intermediate_values])
     lines = certainty.sentences()
-    assert [line.split()[0] for line in lines] == ["Early", "What", "What", "As"]
+    assert (lines[0].split()[0], lines[1].split()[0], lines[-1].split()[0]) == ("Early", "What", "As")
     # The rank of an adapter goes with its learning rate, which only adapters have.
     assert set(certainty._groups["training.lora_lr"]) < set(certainty._groups["guide.lora.rank"])

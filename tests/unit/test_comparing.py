@@ -162,7 +162,7 @@ def test_resources_are_the_study_s_unless_others_are_asked_for() -> None:
     assert _resources(Resources(executor="actor"), {"workers": 2}).executor == "auto"  # a reused actor has one worker
     with pytest.raises(UserError, match="cannot share a GPU") as caught:
         _resources(Resources(gpus_per_worker=0.5), {"workers": 2})
-    assert caught.value.where == "--workers, --gpus-per-worker and others"
+    assert caught.value.where == "resources"
     assert _resources(Resources(gpus_per_worker=0.5), {"workers": 2, "gpus_per_worker": 1.0}).workers == 2  # as the message says
 
 

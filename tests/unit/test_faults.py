@@ -94,7 +94,7 @@ def test_a_disk_that_can_only_be_read_is_refused(
 ) -> None:
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs") as disk:
         monkeypatch.setenv("GUIDINO_TUNE_HOME", str(disk / "home"))
-        refused(capsys, f"{disk}: this disk can only be read", "--home")
+        refused(capsys, f"{disk}: this disk can only be read", "GUIDINO_TUNE_HOME")
 
 
 def test_a_folder_that_cannot_be_written_is_refused_and_its_study_stays_readable(

@@ -115,7 +115,7 @@ def test_its_options_can_be_searched_and_set() -> None:
     assert override(space, ["segmenter.options.width=6"]).base.segmenter.options["width"] == 6  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"did you mean 'segmenter\.options\.width'"):
         check_space(space_of(NET | {"options": options}, {"segmenter.options.widht": {"type": "int", "low": 4, "high": 8}}))
-    with pytest.raises(UserError, match="sampler 'tpe' takes none"):
+    with pytest.raises(UserError, match="sampler 'auto' takes none"):
         space_of(study={"sampler_options": {"seed": 3}})
 
 

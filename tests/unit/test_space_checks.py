@@ -126,11 +126,11 @@ def test_a_new_kind_resets_its_section() -> None:
 @pytest.mark.parametrize(
     ("assignment", "expected"),
     [
-        ("training.epoch=5", ["--set training.epoch=5", "'training.epochs'"]),
+        ("training.epoch=5", ["training.epoch=5: ", "'training.epochs'"]),
         ("loss.lamda_guide=1", ["'loss.lambda_guide'"]),
         ("study.trails=5", ["'study.trials'"]),
         ("resources.worker=5", ["'resources.workers'"]),
-        ("nonsense", ["--set nonsense", "no '='", "path=value"]),
+        ("nonsense", ["nonsense: ", "no '='", "path=value"]),
         ("training.epochs=many", ["'training.epochs'", "'many'"]),
         ("training.epochs=-1", ["'training.epochs'", "-1"]),
         ("training.epochs=[", ["no YAML value"]),

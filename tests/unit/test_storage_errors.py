@@ -24,8 +24,8 @@ def test_another_home_is_advised_only_where_it_would_help(tmp_path: Path, home: 
         return known.todo
 
     assert todo(tmp_path / "images" / "a.png") == "make it readable and writable"
-    assert "--home" in todo(home / "studies")
-    assert "--home" in todo(home.parent)
+    assert "GUIDINO_TUNE_HOME" in todo(home / "studies")
+    assert "GUIDINO_TUNE_HOME" in todo(home.parent)
 
 
 def test_a_file_is_in_the_way_only_of_a_folder(tmp_path: Path) -> None:

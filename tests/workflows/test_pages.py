@@ -26,6 +26,7 @@ ELSEWHERE = {
     ".venv/bin/pre-commit ": "it changes the checkout's hooks",
     ".ci/run": "it runs this test",
     "guidino-tune prepare kvasir": "Internet; test_download.py",
+    "guidino-tune simulate kvasir ": "a study of ten trials; the line after it simulates a table",
     "guidino-tune reproduce table1 ": "three data sets; test_reproduce.py",
     "export ": "a cluster",
     "cluster/": "a cluster; test_security.py",
@@ -36,7 +37,7 @@ ELSEWHERE = {
 
 SMALLER = {
     "--trials 200": "--trials 3",
-    "--seeds 20 --workers 4": "--seeds 2 --workers 2 --epochs 8",
+    "--seeds 20 --workers 4,16": "--seeds 2 --workers 2 --epochs 54",
     "--configurations 400 --repeat 40 --set training.epochs=27": "--configurations 2 --repeat 1 --set training.epochs=1",
     "guidino-tune compare kvasir": "guidino-tune compare kvasir --top 1 --seeds 2",
     "--seeds 3": "--seeds 2",
