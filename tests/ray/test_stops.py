@@ -27,7 +27,7 @@ from guidino_tune.study.pruners import PRUNERS
 Start = Callable[..., Command]
 
 
-def resources_are_back(seconds: float = 30) -> None:
+def resources_are_back(seconds: float = 90) -> None:
     """Everything that the cluster has can be booked again, and no trial's process is left."""
     import ray
     from ray.util.state import list_actors

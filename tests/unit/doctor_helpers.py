@@ -272,7 +272,7 @@ def space_views(place: Place) -> list[str]:
 
 def space_changed(place: Place) -> list[str]:
     place.make_study()
-    place.space.write_text(place.space.read_text().replace("1.0e-2", "1.0e-1"))
+    place.space.write_text(place.space.read_text().replace("1.0e-2", "5.0e-3"))
     return ["--space", str(place.space)]
 
 

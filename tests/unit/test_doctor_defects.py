@@ -98,7 +98,7 @@ DEFECTS: dict[str, tuple[str, Callable[[Place], list[str]], str, str, str]] = {
     "a space has a mistake": ("asked for", space_mistaken, "missing", "space.training.learning_rate", "correct the path"),
     "a space is no YAML": ("asked for", space_no_yaml, "missing", "is no valid YAML, line", "mend that line"),
     "the folder of shared views is a file": ("asked for", space_views, "missing", "a part of this path is a file", "choose another"),
-    "a space was changed after its study began": ("asked for", space_changed, "missing", "started with other settings", "--name"),
+    "a space was changed after its study began": ("asked for", space_changed, "missing", "started with other settings", "study.name"),
     "a study's journal is damaged": ("asked for", journal_damaged, "missing", "damaged in line 3", "restore the file"),
     "a study's journal ends in the middle of a line": ("asked for", journal_torn, "note", "last line is unfinished", "next search"),
     "a study's journal is gone": ("asked for", journal_gone, "missing", "journal is gone", "restore it"),
