@@ -70,7 +70,7 @@ def ranks(searches: list[Search]) -> dict[str, float]:
     from scipy.stats import rankdata
 
     methods = sorted({s.method for s in searches})
-    rows = {}
+    rows: dict[tuple[int, int], dict[str, float]] = {}
     for search in searches:
         rows.setdefault((search.workers, search.seed), {})[search.method] = search.regret(search.total_epochs)
     table = np.array([rankdata([row[m] for m in methods]) for row in rows.values() if len(row) == len(methods)])
@@ -94,7 +94,7 @@ def main() -> None:
     tasks = [
         (options.table, m, w, seed, epochs) for seed in range(options.seeds) for w in map(int, options.workers.split(",")) for m in methods
     ]
-    started, searches, lost = time.monotonic(), [], {}
+    started, searches, lost = time.monotonic(), list[Search](), dict[str, str]()
     with ProcessPoolExecutor(options.jobs) as pool:
         for task, future in [(task, pool.submit(play, *task)) for task in tasks]:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import optuna
 from worker import Job
@@ -60,7 +61,7 @@ class RayOptunaAsha:
 
         first = [dict(values) for values in space.first_trials] or None
         self.searcher = OptunaSearch(define, metric="dice", mode="max", seed=seed, points_to_evaluate=first)
-        self.scheduler = ASHAScheduler(metric="dice", mode="max", max_t=self.length)
+        self.scheduler: Any = ASHAScheduler(metric="dice", mode="max", max_t=self.length)
         self.trials: dict[str, SimpleNamespace] = {}
         self.numbers = map(str, itertools.count())
 
@@ -69,7 +70,7 @@ class RayOptunaAsha:
         values = self.searcher.suggest(key)
         self.trials[key] = SimpleNamespace(trial_id=key, stopping_criterion={})
         self.scheduler.on_trial_add(None, self.trials[key])
-        return Job(key, values)
+        return Job(key, values or {})
 
     def report(self, key: str, epoch: int, dice: float) -> bool:
         result = {"dice": dice, "training_iteration": epoch}
