@@ -110,6 +110,17 @@ def test_a_driver_that_dies_loses_nothing(dies: str, tmp_path: Path) -> None:
     ]
 
 
+def test_a_promotion_stands_after_a_death_though_better_trials_came_meanwhile(tmp_path: Path) -> None:
+    driver = drive(tmp_path, space_of())
+    for value in (0.5, 0.4, 0.3):
+        play(driver, value)
+    assert driver.ask("a")["number"] == 0  # type: ignore[index]  # the best of three
+    assert play(driver, 0.9, "b") == (3, 0, 4)  # now this one is the best third of four
+    driver = drive(tmp_path, space_of())
+    assert sorted(driver.waiting.trials) == [1, 2]
+    assert play(driver, 0.5) == (0, 2, 4)
+
+
 def test_an_exhausted_space_promotes_the_best_before_it_ends(tmp_path: Path) -> None:
     told: list[str] = []
     choices = {"training.lr": {"choices": [1e-3, 1e-4]}, "segmenter.base_width": {"choices": [4]}}
