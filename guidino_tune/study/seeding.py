@@ -51,7 +51,7 @@ def find_seeds(space: Space, earlier: Sequence[str | Path], storage: str | None 
         UserError: There is no such study; or this one tries nothing but its list.
     """
     if earlier and space.study.is_list:
-        raise UserError("a list runs nothing but its trials", where="--from", todo="leave it out, or take another sampler")
+        raise UserError("a list runs nothing but its trials", where="start_from", todo="leave it out, or take another sampler")
     studies = [stored_study(name, storage) for name in earlier]
     found, notes = list[list[Seed]](), list[str]()
     for stored in studies:
