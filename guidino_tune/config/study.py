@@ -40,7 +40,7 @@ OBJECTIVE = "val_dice"
 are kept."""
 
 
-SAMPLERS = ("auto", "tpe", "random", "qmc", "listed")
+SAMPLERS = ("auto", "tpe", "random", "qmc", "gp", "nsga2", "grid", "listed")
 PRUNERS = ("auto", "promotion", "asha", "none")
 """By name; any other one of Optuna or of the user's own is named as ``module:name``."""
 
@@ -86,10 +86,12 @@ class Study:
         time_budget: Seconds after which no new trial starts and running ones are left to be continued; ``None``: no limit.
         sampler: ``auto``: what did best in ``docs/searching.md``, now ``tpe``; a study that was begun with another one goes on with that.
             ``tpe``: models which values the good trials have, comparing all at the highest rung that ``startup_trials`` of them have come
-            to; with several objectives Optuna's own rule. ``random``: draws lots, the control. ``qmc``: covers the space evenly (Sobol
-            points; what only some configurations have is drawn at random), to look at the space rather than to find the best. ``listed``:
-            the first trials, each once, and nothing else, as for a table of systems or a grid. Any other as ``module:name`` of a class or
-            function that gives an Optuna sampler, such as ``optuna.samplers:CmaEsSampler``.
+            to; with several objectives it compares front by front. ``random``: draws lots, the control. ``qmc``: covers the space evenly
+            (Sobol points; what only some configurations have is drawn at random), to look at the space rather than to find the best.
+            ``gp`` and ``nsga2`` are Optuna's, and look at complete trials only: for a few numbers without a pruner, and for several
+            objectives with hundreds of trials. ``grid``: every configuration of a finite space once, in order. ``listed``: the first
+            trials, each once, and nothing else, as for a table of systems. Any other as ``module:name`` of a class or function that gives
+            an Optuna sampler, such as ``optuna.samplers:CmaEsSampler``.
         sampler_options: Keyword arguments of a sampler that is named so; ``seed`` follows from the study where it takes one.
         pruner: ``promotion``: at each rung a trial waits, with its checkpoint, until it is among the best one in ``reduction_factor`` that
             came there, and then goes on; with the last trial the best of each rung goes on, and the others are stopped. ``asha``: decides

@@ -23,13 +23,13 @@ from guidino_tune.space.suggest import suggest
 from guidino_tune.study import optuna_private, refusals
 from guidino_tune.study.guarded import Guarded
 from guidino_tune.study.journal import sync_to_disk
+from guidino_tune.study.listed import ListedSampler
 from guidino_tune.study.nodes import NODE, OTHERS, QUICK, read_node, shown
 from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, values
 from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, Outcomes
 from guidino_tune.study.promotion import Waiting, is_waiting
 from guidino_tune.study.pruners import ends, is_stopped, rungs, validated_epochs
 from guidino_tune.study.repeats import REDRAWS, Repeats
-from guidino_tune.study.samplers import ListedSampler
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.study.trials import counts_as_finished, orphans, remaining
 from guidino_tune.training.failures import FailureKind, death_kind, noted_failure

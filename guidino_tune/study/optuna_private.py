@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from itertools import islice
-from typing import Any, cast
 
 import optuna
-from optuna.samplers import RandomSampler, TPESampler
+from optuna.samplers import RandomSampler
 from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -33,16 +32,9 @@ def backend(study: optuna.Study) -> object:
     return getattr(study._storage, "_backend", None)
 
 
-def seed(sampler: RandomSampler | TPESampler, seeds: Sequence[int]) -> None:
+def seed(sampler: RandomSampler, seeds: Sequence[int]) -> None:
     """Lets the next random number follow from ``seeds``; ``reseed_rng`` takes one from the machine."""
     sampler._rng.rng.seed(seeds)
-
-
-def adapt(sampler: TPESampler, startup: RandomSampler, good: Callable[[int], int] | None) -> None:
-    """Sets what draws the first trials of TPE, and, unless ``None``, how many of so many trials count as good."""
-    sampler._random_sampler = startup
-    if good is not None:
-        sampler._gamma = good
 
 
 class ListedJournal(JournalStorage):
@@ -63,19 +55,3 @@ class ListedJournal(JournalStorage):
         found = [trial for trial in islice(trials, self._begun, None) if trial.state == TrialState.WAITING]
         self._begun = found[0].number if found else len(trials)
         return found
-
-
-class _Part:
-    def __init__(self, study: optuna.Study, trials: list[FrozenTrial]) -> None:
-        self._study, self._shown = study, trials
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def _get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False) -> list[FrozenTrial]:
-        return [trial for trial in self._shown if states is None or trial.state in states]
-
-
-def part(study: optuna.Study, trials: list[FrozenTrial]) -> optuna.Study:
-    """The study as a sampler sees it that is to know only these of its trials."""
-    return cast("optuna.Study", _Part(study, trials))

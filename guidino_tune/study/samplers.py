@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import zlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
@@ -19,9 +18,10 @@ from guidino_tune.errors import UserError
 from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
 from guidino_tune.study import optuna_private
-from guidino_tune.study.outcomes import Outcomes, as_key
+from guidino_tune.study.listed import GridSampler, ListedSampler
 from guidino_tune.study.pruners import rungs
-from guidino_tune.study.trials import counts_as_finished, unfinished
+from guidino_tune.study.tpe import Places, propose
+from guidino_tune.study.trials import counts_as_finished
 
 BEST, LATEST = 25, 100
 """Trials that are modelled, however many there are: the best at the rung, the latest there, and as many of the latest that ended before.
@@ -30,9 +30,6 @@ The density of all would cost time in proportion to their number."""
 RUNNING = 50
 """Running trials without a result that are modelled, the newest: they keep TPE from proposing once more what it has just proposed. All are
 taken for bad ones, so many of them would drown what is known of the others."""
-
-OPTIONS: dict[str, Any] = {"multivariate": True, "group": True, "constant_liar": True}
-"""Of Optuna's TPE: parameters are modelled together, those of one condition apart, and running trials are taken for bad ones."""
 
 GOOD = 0.15
 """Share of the trials at the rung that TPE takes for good ones."""
@@ -64,83 +61,15 @@ class RepeatingRandomSampler(optuna.samplers.RandomSampler):
         return super().sample_independent(study, trial, param_name, param_distribution)
 
 
-class RepeatingTPESampler(optuna.samplers.TPESampler):
-    """Optuna's TPE, where a draw follows from the seed, the trial's number and the trials before it: no random state is remembered.
+class TPESampler(optuna.samplers.BaseSampler):
+    """TPE over what trials had at one rung, the highest that enough of them have come to, as BOHB does (Falkner et al. 2018).
 
-    Args:
-        seed: Of the study.
-        startup: Results before it models; until then it draws at random.
-    """
-
-    def __init__(self, seed: int, startup: int) -> None:
-        super().__init__(n_startup_trials=startup, **OPTIONS)
-        self._seed, self._startup = seed, startup
-        self._known: set[int] = set()
-        self._ended: list[FrozenTrial] = []
-        self._failed: list[FrozenTrial] = []
-        self._window: tuple[int, list[FrozenTrial]] = (-1, [])
-        optuna_private.adapt(self, RepeatingRandomSampler(seed), None)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """See ``BaseSampler``; what was decomposed before is remembered, so only new trials are looked at."""
-        return super().infer_relative_search_space(optuna_private.part(study, self._take_in(study, trial)), trial)
-
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        """See ``BaseSampler``."""
-        optuna_private.seed(self, _seeds(self._seed, trial, ""))
-        return super().sample_relative(optuna_private.part(study, self._modelled(study, trial)), trial, search_space)
-
-    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
-        """See ``BaseSampler``."""
-        optuna_private.seed(self, _seeds(self._seed, trial, param_name))
-        return super().sample_independent(optuna_private.part(study, self._modelled(study, trial)), trial, param_name, param_distribution)
-
-    def _modelled(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
-        if self._window[0] != trial.number:
-            self._take_in(study, trial)
-        return self._window[1]
-
-    def _take_in(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
-        """Prepares the window for ``trial``; returns the trials that have finished since the last time.
-
-        Trials that diverged or lacked memory are shown as beyond a constraint, so that TPE keeps away from them; none is shown before
-        there are as many results as TPE wants of random trials, or the first failure would be taken for the best trial.
-        """
-        new, running = [], []
-        for other in study.get_trials(deepcopy=False):
-            if other.state == TrialState.RUNNING:
-                running.append(other)
-            elif other.number in self._known or other.state == TrialState.WAITING:
-                continue
-            elif other.state != TrialState.FAIL:
-                new.append(other)
-            elif counts_as_finished(other):
-                self._failed.append(as_beyond(other))
-            self._known |= {other.number} if other.state.is_finished() else set()
-        if len(self._ended) + len(new) >= self._startup:
-            new += self._failed
-            self._failed = []
-        self._ended += new
-        self._window = trial.number, sorted([*self._ended, *running[-RUNNING:]], key=lambda other: other.number)
-        return new
-
-
-def as_beyond(trial: FrozenTrial) -> FrozenTrial:
-    """A trial that failed or came too short as TPE sees it: farther beyond a constraint than any other. The study keeps its own record."""
-    shown = optuna.trial.create_trial(
-        state=TrialState.PRUNED, params=trial.params, distributions=trial.distributions, constraints={"failed": math.inf}
-    )
-    shown.number = trial.number
-    return shown
-
-
-class RungTPESampler(RepeatingTPESampler):
-    """Optuna's TPE over what trials had at one rung, the highest that enough of them have come to, as BOHB does (Falkner et al. 2018).
-
-    Optuna itself puts complete trials before those that were stopped, and these by how far they came, so that the first trials of a study,
+    Optuna's own puts complete trials before those that were stopped, and these by how far they came, so that the first trials of a study,
     which nothing stopped, are its good ones. Here every trial that came to the rung counts with its value there, whatever became of it.
     Those that ended before it, diverged or are beyond a constraint are bad; running ones that have not come so far are taken for bad until
-    they do, so that workers spread out.
+    they do, so that workers spread out. With several objectives complete trials are compared, first front first.
+
+    A draw follows from the seed, the trial's number and the trials before it: no random state is remembered.
 
     Args:
         space: With the settings of the study: its rungs, and how many trials are enough (``startup_trials``).
@@ -148,50 +77,95 @@ class RungTPESampler(RepeatingTPESampler):
     """
 
     def __init__(self, space: Space, seed: int) -> None:
-        super().__init__(seed, space.study.startup_trials)
+        self._seed, self._startup = seed, space.study.startup_trials
         longest = max(made.training.epochs for made in (space.base, *space.recipes.values()))
         if (searched := space.parameters.get("training.epochs")) is not None:
             longest = max(longest, *(int(end) for end in searched.ends if isinstance(end, int | float)))
-        self._rungs = (WHOLE, *reversed(rungs(space.study, longest)[:-1]))
-        self._compared = 0
-        self._remade: dict[tuple[int, int], FrozenTrial] = {}
-        optuna_private.adapt(self, self._random_sampler, lambda _: min(math.ceil(GOOD * self._compared), BEST))
+        self._rungs = (WHOLE, *reversed(rungs(space.study, longest)[:-1])) if len(space.study.objectives) == 1 else (WHOLE,)
+        self._random, self._places = RepeatingRandomSampler(seed), Places(space)
+        self._rows: dict[int, np.ndarray] = {}
+        self._proposed: tuple[int, Values] = -1, {}
 
-    def _take_in(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
-        """See ``RepeatingTPESampler``."""
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Optuna draws nothing together: a whole configuration is proposed when the first value is asked for."""
+        return {}
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        """See ``infer_relative_search_space``."""
+        return {}
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        """The value in what is proposed for this trial; at random while too few trials have a result."""
+        if self._proposed[0] != trial.number:
+            good, bad = self.split(study, trial.number)
+            random = np.random.default_rng([self._seed, trial.number])
+            rows = [[self._row(t) for t in some] for some in (good, bad)]
+            self._proposed = trial.number, propose(self._places, rows[0], rows[1], random) if good else {}
+        if param_name in self._proposed[1]:
+            return self._proposed[1][param_name]
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def split(self, study: optuna.Study, number: int) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
+        """The good and the bad trials that are modelled for the trial of this number; none while too few have a result."""
         others = [
-            t
-            for t in study.get_trials(deepcopy=False)
-            if t.number != trial.number and (t.state == TrialState.RUNNING or counts_as_finished(t))
+            t for t in study.get_trials(deepcopy=False) if t.number != number and (t.state == TrialState.RUNNING or counts_as_finished(t))
         ]
-        # What waits at a rung belongs to the space that was drawn from, as what has ended does.
-        new = [t for t in others if t.number not in self._known and not _is_fresh(t)]
-        self._known |= {t.number for t in new}
-        sound = [t for t in others if t.state != TrialState.FAIL and _excess(t) <= 0]
-        beyond = [t.number for t in others if t.state.is_finished() and _excess(t) > 0]
-        self._window = trial.number, []
+        sound = {t.number: t for t in others if t.state != TrialState.FAIL and _excess(t) <= 0}
+        beyond = [t for t in others if t.state.is_finished() and t.state != TrialState.FAIL and _excess(t) > 0]
         for rung in self._rungs:
-            values = {t.number: v for t in sound if (v := _value(t, rung)) is not None}
-            enough = len(values) >= self._startup
-            # Where hardly a trial keeps the constraints, it is also those that are least beyond them that are good ones.
-            if enough or (rung == self._rungs[-1] and len(values) + len(beyond) >= self._startup):
-                self._compared = len(values) + (0 if enough else len(beyond))
-                # One that is complete without this rung had a smaller budget.
-                rest = [t for t in others if t.number not in values and (t.state != TrialState.COMPLETE or _excess(t) > 0)]
-                fresh, before = ([t.number for t in rest if _is_fresh(t) is new] for new in (True, False))
-                best = sorted(values, key=lambda number: (-values[number], number))[:BEST]
-                shown = {*best, *[*values][-LATEST:], *before[-LATEST:], *fresh[-RUNNING:]}
-                self._window = trial.number, [self._as_seen(t, rung, values.get(t.number)) for t in others if t.number in shown]
-                break
-        return [_as_complete(t, 0.0) for t in new]
+            values = {t.number: v for t in sound.values() if (v := _value(t, rung)) is not None}
+            order = [sound[n] for n in _ranked(values)]
+            if rung == self._rungs[-1] and len(order) < self._startup:
+                # Where hardly a trial keeps the constraints, it is also those that are least beyond them that are good ones.
+                order += sorted(beyond, key=lambda t: (_excess(t), t.number))
+            if len(order) < self._startup:
+                continue
+            good = order[: min(math.ceil(GOOD * len(order)), BEST)]
+            among = {t.number for t in good}
+            # One that is complete without this rung had a smaller budget.
+            rest = [t for t in others if t.number not in among and (t.number in values or t.state != TrialState.COMPLETE or _excess(t) > 0)]
+            kinds: dict[str, list[FrozenTrial]] = {"valued": [], "fresh": [], "before": []}
+            for t in rest:
+                kinds["valued" if t.number in values else "fresh" if _is_fresh(t) else "before"].append(t)
+            bad = [*kinds["valued"][-LATEST:], *kinds["before"][-LATEST:], *kinds["fresh"][-RUNNING:]]
+            return good, sorted(bad, key=lambda t: t.number)
+        return [], []
 
-    def _as_seen(self, trial: FrozenTrial, rung: int, value: float | None) -> FrozenTrial:
-        if value is None and (_is_fresh(trial) or _excess(trial) > 0):
-            return trial
-        key = trial.number, -1 if value is None else rung
-        if key not in self._remade:
-            self._remade[key] = as_beyond(trial) if value is None else _as_complete(trial, value)
-        return self._remade[key]
+    def _row(self, trial: FrozenTrial) -> np.ndarray:
+        if trial.number not in self._rows:
+            self._rows[trial.number] = self._places.row(trial.params)
+        return self._rows[trial.number]
+
+
+def _ranked(values: Mapping[int, Sequence[float]]) -> list[int]:
+    """Numbers of trials, best first: by their value, or with several of them by the front they are on and how empty it is around them.
+
+    All but the first value, which is maximised, are minimised. Fronts and crowding are those of NSGA-II (Deb et al. 2002).
+    """
+    numbers = list(values)
+    if not numbers or len(values[numbers[0]]) == 1:
+        return sorted(numbers, key=lambda number: (-values[number][0], number))
+    points = np.array([values[number] for number in numbers], float)
+    points[:, 0] *= -1
+    order, left = list[int](), np.arange(len(numbers))
+    while len(left):
+        some = points[left]
+        no_worse = (some[:, None] <= some[None]).all(2)
+        first = ~(no_worse & ~no_worse.T).any(0)
+        front = left[first]
+        crowd = _crowding(points[front])
+        order += [numbers[i] for i in front[np.lexsort((front, -crowd))]]
+        left = left[~first]
+    return order
+
+
+def _crowding(points: np.ndarray) -> np.ndarray:
+    distance = np.zeros(len(points))
+    for column in points.T:
+        order = np.argsort(column, kind="stable")
+        gaps = np.diff(column[order], prepend=-np.inf, append=np.inf)
+        distance[order] += (gaps[:-1] + gaps[1:]) / (np.ptp(column) or 1.0)
+    return distance
 
 
 def _is_fresh(trial: FrozenTrial) -> bool:
@@ -202,20 +176,10 @@ def _excess(trial: FrozenTrial) -> float:
     return sum(value for value in trial.constraints.values() if value > 0)
 
 
-def _value(trial: FrozenTrial, rung: int) -> float | None:
+def _value(trial: FrozenTrial, rung: int) -> Sequence[float] | None:
     if rung == WHOLE:
-        return trial.value if trial.state == TrialState.COMPLETE else None
-    return trial.intermediate_values.get(rung)
-
-
-def _as_complete(trial: FrozenTrial, value: float) -> FrozenTrial:
-    shown = copy.copy(trial)
-    shown.state, shown.value = TrialState.COMPLETE, value
-    return shown
-
-
-def _tpe(space: Space, seed: int) -> optuna.samplers.BaseSampler:
-    return RungTPESampler(space, seed) if len(space.study.objectives) == 1 else RepeatingTPESampler(seed, space.study.startup_trials)
+        return trial.values if trial.state == TrialState.COMPLETE else None
+    return [trial.intermediate_values[rung]] if rung in trial.intermediate_values else None
 
 
 def _sobol(space: Space, seed: int) -> optuna.samplers.BaseSampler:
@@ -224,17 +188,21 @@ def _sobol(space: Space, seed: int) -> optuna.samplers.BaseSampler:
 
 
 SAMPLERS: dict[str, Callable[[Space, int], optuna.samplers.BaseSampler]] = {
-    "auto": _tpe,
-    "tpe": _tpe,
+    "auto": TPESampler,
+    "tpe": TPESampler,
     "qmc": _sobol,
     "random": lambda space, seed: RepeatingRandomSampler(seed),
+    "grid": lambda space, seed: GridSampler(space),
     "listed": lambda space, seed: ListedSampler(space.first_trials),
 }
 """From a space and the seed of the study."""
 
+OPTUNAS = {"gp": "GPSampler", "nsga2": "NSGAIISampler"}
+"""Samplers of Optuna by their names here; they are looked up when they are wanted, for one of them imports torch."""
+
 
 def make_sampler(space: Space, begun: int = 0) -> optuna.samplers.BaseSampler:
-    """The sampler of a study: one of ``SAMPLERS``, or whatever its target gives.
+    """The sampler of a study: one of ``SAMPLERS`` or ``OPTUNAS``, or whatever its target gives.
 
     Args:
         space: With the settings of the study.
@@ -247,57 +215,13 @@ def make_sampler(space: Space, begun: int = 0) -> optuna.samplers.BaseSampler:
     settings = space.study
     if settings.sampler in SAMPLERS:
         return SAMPLERS[settings.sampler](space, settings.seed)
+    seed = (settings.seed + begun) % 2**32
+    if settings.sampler in OPTUNAS:
+        return getattr(optuna.samplers, OPTUNAS[settings.sampler])(seed=seed)  # type: ignore[no-any-return]
     with targets.blaming(settings.sampler, "study.sampler"):
         found = targets.load(settings.sampler, "study.sampler")
-        seed = {"seed": (settings.seed + begun) % 2**32} if "seed" in inspect.signature(found).parameters else {}
-        made = found(**{**seed, **settings.sampler_options})
+        seeded = {"seed": seed} if "seed" in inspect.signature(found).parameters else {}
+        made = found(**{**seeded, **settings.sampler_options})
     if isinstance(made, optuna.samplers.BaseSampler):
         return made
     raise UserError(f"gives a {type(made).__name__}, no Optuna sampler", where=f"study.sampler={settings.sampler}", todo="return a sampler")
-
-
-class ListedSampler(optuna.samplers.BaseSampler):
-    """Gives every listed set of values to one trial: those without a result first that were tried least often.
-
-    A set that failed twice the same way is not given again, see ``guidino_tune.study.outcomes``.
-
-    Args:
-        listed: Values by path; all have the same paths.
-
-    Attributes:
-        outcomes: Of the run that asks; ``None`` counts those of earlier runs.
-    """
-
-    def __init__(self, listed: Sequence[Values]) -> None:
-        self.listed = listed
-        self.outcomes: Outcomes | None = None
-        self._chosen: dict[int, Values] = {}
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, optuna.distributions.BaseDistribution]:
-        """Nothing is drawn together."""
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, optuna.distributions.BaseDistribution]
-    ) -> dict[str, Any]:
-        """See ``infer_relative_search_space``."""
-        return {}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: optuna.distributions.BaseDistribution
-    ) -> Any:
-        """The value of the set that this trial got."""
-        if trial.number not in self._chosen:
-            others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
-            lost = (self.outcomes or Outcomes(others, 0)).hopeless
-            open_sets = [
-                values
-                for values in unfinished(self.listed, [t for t in others if t.state == TrialState.RUNNING or counts_as_finished(t)])
-                # A driver may have died between two values of a set.
-                if as_key(values) not in lost and trial.params.items() <= values.items()
-            ]
-            if not open_sets:
-                raise RuntimeError("every listed trial has its result or runs; nothing is left to ask for")
-            tried = Counter(as_key(t.params) for t in others)
-            self._chosen[trial.number] = min(open_sets, key=lambda values: tried[as_key(values)])
-        return self._chosen[trial.number][param_name]

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from guidino_tune import paths
 from guidino_tune.config.parsing import read_yaml
+from guidino_tune.config.study import PRUNERS, SAMPLERS
 from guidino_tune.data.rules import RULES
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space, read_space
@@ -22,8 +23,8 @@ from guidino_tune.study.journal import mend_journal, open_storage, sync_to_disk
 from guidino_tune.study.lease import lease_holder
 from guidino_tune.study.locking import Hold, holder, place
 from guidino_tune.study.objectives import directions
-from guidino_tune.study.pruners import PRUNERS, make_pruner
-from guidino_tune.study.samplers import SAMPLERS, make_sampler
+from guidino_tune.study.pruners import make_pruner
+from guidino_tune.study.samplers import make_sampler
 from guidino_tune.training.folder import TrialFolder, write_text
 
 FREE_TO_CHANGE = ("study.trials", "study.time_budget", "resources.", "experiment.data.root", "experiment.segmenter.pretrained")

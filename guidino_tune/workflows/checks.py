@@ -12,6 +12,7 @@ import optuna
 
 from guidino_tune import targets
 from guidino_tune.config import Custom, DINOGuide, Experiment
+from guidino_tune.config.study import PRUNERS, SAMPLERS
 from guidino_tune.custom_loss import check_term
 from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import UserError, storage_error
@@ -20,8 +21,8 @@ from guidino_tune.space.check import check_space, examples
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.study.objectives import COUNTED, directions
-from guidino_tune.study.pruners import PRUNERS, make_pruner
-from guidino_tune.study.samplers import SAMPLERS, make_sampler
+from guidino_tune.study.pruners import make_pruner
+from guidino_tune.study.samplers import make_sampler
 from guidino_tune.study.store import StudyFolder, check_same_search
 
 OWN_CODE = "own_code"
@@ -151,13 +152,14 @@ def check_decisions(space: Space) -> None:
     """A sampler and a pruner that are not ours decide about three trials, which are not run.
 
     Raises:
-        UserError: One of them cannot be imported, or fails.
+        UserError: One of them cannot be imported, or fails; or the sampler is not made for such a space.
     """
     study = space.study
+    sampler = make_sampler(space)
     if study.sampler in SAMPLERS and study.pruner in PRUNERS:
         return
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    rehearsed = optuna.create_study(directions=directions(study), sampler=make_sampler(space), pruner=make_pruner(study))
+    rehearsed = optuna.create_study(directions=directions(study), sampler=sampler, pruner=make_pruner(study))
     for _ in range(min(3, len(space.first_trials)) if study.is_list else 3):
         with targets.blaming(study.sampler, "study.sampler"):
             trial = rehearsed.ask()

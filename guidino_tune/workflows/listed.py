@@ -26,8 +26,8 @@ from guidino_tune.running.measuring import measure_models
 from guidino_tune.space.parameters import Parameter
 from guidino_tune.space.space import RECIPE, Space
 from guidino_tune.study.driver import INTERRUPTED, Driver
+from guidino_tune.study.listed import ListedSampler
 from guidino_tune.study.optuna_private import stored_trial
-from guidino_tune.study.samplers import ListedSampler
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.training.failures import INFEASIBLE, POLICIES, as_kind
 from guidino_tune.training.folder import TrialFolder, write_text

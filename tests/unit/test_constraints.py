@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -86,9 +88,10 @@ def test_a_trial_that_turns_out_too_slow_is_not_trained_further(tmp_path: Path) 
 
 def test_tpe_learns_where_trials_are_feasible(tmp_path: Path) -> None:
     """The rate is best where it is forbidden, and most of it is; random search would find every fifth trial feasible."""
-    shares = {}
-    for sampler in ("tpe", "random"):
-        driver = Run(tmp_path / sampler, space_of(constraints={"latency": 1.0}, sampler=sampler, trials=60, startup_trials=10))
+    shares: dict[str, list[float]] = {"tpe": [], "random": []}
+    for sampler, seed in itertools.product(shares, range(4)):
+        space = space_of(constraints={"latency": 1.0}, sampler=sampler, trials=60, startup_trials=10, seed=seed)
+        driver = Run(tmp_path / f"{sampler}{seed}", space)
         for _ in range(60):
             asked = driver.driver.ask("a")
             assert asked
@@ -97,12 +100,12 @@ def test_tpe_learns_where_trials_are_feasible(tmp_path: Path) -> None:
                 if not driver.epoch("a", asked["number"], epoch, 100 * rate, latency=rate / 2.5e-4):
                     break
             driver.driver.tell("a", crashed=False)
-        shares[sampler] = sum(t.state == TrialState.COMPLETE for t in driver.study.trials[20:]) / 40
+        shares[sampler].append(sum(t.state == TrialState.COMPLETE for t in driver.study.trials[20:]) / 40)
         best = ranking(driver.study)[0]
         assert best.params["training.lr"] <= 2.5e-4
         assert best.value == max(t.value for t in driver.study.trials if t.state == TrialState.COMPLETE)
-    assert shares["random"] < 0.35
-    assert shares["tpe"] > shares["random"] + 0.2, shares
+    assert np.mean(shares["random"]) < 0.35
+    assert np.mean(shares["tpe"]) > np.mean(shares["random"]) + 0.12, shares
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from optuna.trial import TrialState
 
 from guidino_tune.study import optuna_private
 from guidino_tune.study.journal import Journal, open_journal
-from guidino_tune.study.samplers import RepeatingRandomSampler
 
 PACKAGE = Path(__file__).parents[2] / "guidino_tune"
 ALLOWED = {"study/optuna_private.py"}
@@ -112,8 +111,8 @@ def test_backend_of_a_journal_is_its_file(study: optuna.Study, tmp_path: Path) -
     assert optuna_private.backend(optuna.create_study()) is None
 
 
-@pytest.mark.parametrize("sampler", [optuna.samplers.RandomSampler(), optuna.samplers.TPESampler(n_startup_trials=1)])
-def test_rng_is_where_samplers_draw_from(sampler: optuna.samplers.RandomSampler | optuna.samplers.TPESampler) -> None:
+def test_rng_is_where_the_random_sampler_draws_from() -> None:
+    sampler = optuna.samplers.RandomSampler()
     study, x = optuna.create_study(sampler=sampler), optuna.distributions.FloatDistribution(0, 1)
     study.add_trial(optuna.create_trial(params={"x": 0.5}, distributions={"x": x}, value=0.0))
     drawn = []
@@ -121,33 +120,3 @@ def test_rng_is_where_samplers_draw_from(sampler: optuna.samplers.RandomSampler 
         optuna_private.seed(sampler, seeds)
         drawn.append(sampler.sample_independent(study, study.get_trials()[0], "x", x))
     assert drawn[0] == drawn[1] != drawn[2]
-
-
-def test_random_sampler_draws_the_first_trials_of_tpe_and_gamma_says_how_many_are_good() -> None:
-    tpe, asked = optuna.samplers.TPESampler(n_startup_trials=3, seed=0), []
-    study = optuna.create_study(sampler=tpe)
-    optuna_private.adapt(tpe, RepeatingRandomSampler(5), lambda n: asked.append(n) or 1)  # type: ignore[func-returns-value]
-    first = study.ask()
-    assert first.suggest_float("x", 0, 1) == optuna.create_study(sampler=RepeatingRandomSampler(5)).ask().suggest_float("x", 0, 1)
-    study.tell(first, 0.5)
-    for value in (0.1, 0.2):
-        trial = study.ask()
-        trial.suggest_float("x", 0, 1)
-        study.tell(trial, value)
-    assert asked == []
-    study.ask().suggest_float("x", 0, 1)
-    assert set(asked) == {3}
-
-
-def test_get_trials_is_all_that_tpe_asks_of_a_study() -> None:
-    """TPE that is shown one of many trials models that one: it draws as in a study that has no other."""
-    drawn, x = [], optuna.distributions.FloatDistribution(0, 1)
-    for others in (0, 40):
-        tpe = optuna.samplers.TPESampler(n_startup_trials=1)
-        whole = optuna.create_study(sampler=tpe)
-        for value in (0.9, *(n / 40 for n in range(others))):
-            whole.add_trial(optuna.create_trial(params={"x": value}, distributions={"x": x}, value=1 - value))
-        shown = optuna_private.part(whole, whole.get_trials()[:1])
-        optuna_private.seed(tpe, [1])
-        drawn.append(tpe.sample_independent(shown, whole.get_trials()[0], "x", x))
-    assert drawn[0] == drawn[1]

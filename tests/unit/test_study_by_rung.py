@@ -9,13 +9,12 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.samplers._tpe import sampler as tpe
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from space_helpers import search_space
 
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space
-from guidino_tune.study.samplers import BEST, LATEST, RepeatingRandomSampler, RungTPESampler, make_sampler
+from guidino_tune.study.samplers import BEST, LATEST, RepeatingRandomSampler, TPESampler, make_sampler
 from guidino_tune.study.store import StudyFolder, as_begun, open_study
 
 RATE = optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
@@ -42,27 +41,16 @@ def study_of(*trials: tuple[TrialState, list[float], str]) -> optuna.Study:
     return study
 
 
-def split(study: optuna.Study, sampler: RungTPESampler, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int]]:
-    """The good and the bad trials of the next draw, as TPE sees them; two empty lists where it draws at random."""
-    seen: list[tuple[list[int], list[int]]] = [([], [])]
-    real = tpe._split_trials
-
-    def watched(study: optuna.Study, trials: list[FrozenTrial], n_below: int) -> Any:
-        below, above = real(study, trials, n_below)
-        seen.append(([t.number for t in below], [t.number for t in above]))
-        return below, above
-
-    with monkeypatch.context() as patched:
-        patched.setattr(tpe, "_split_trials", watched)
-        study.sampler = sampler
-        study.ask().suggest_float("training.lr", 1e-4, 1e-2, log=True)
-    return seen[-1]
+def split(study: optuna.Study, sampler: TPESampler) -> tuple[list[int], list[int]]:
+    """The good and the bad trials of the next draw, by number; two empty lists where it draws at random."""
+    good, bad = sampler.split(study, len(study.trials))
+    return sorted(t.number for t in good), [t.number for t in bad]
 
 
 DONE, STOPPED, RUNS, FAILED = TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.FAIL
 
 
-def test_a_trial_counts_with_its_value_at_the_rung_whatever_became_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_counts_with_its_value_at_the_rung_whatever_became_of_it() -> None:
     study = study_of(
         (DONE, [0.5, 0.4, 0.8, 0.9], ""),  # early luck: complete, and not good at epoch 2
         (STOPPED, [0.9], ""),  # ended before
@@ -77,31 +65,31 @@ def test_a_trial_counts_with_its_value_at_the_rung_whatever_became_of_it(monkeyp
         (STOPPED, [0.4, 0.2], ""),
         (STOPPED, [0.4, 0.1], ""),
     )
-    assert split(study, RungTPESampler(space_of(), 0), monkeypatch) == ([4, 9], [0, 1, 2, 3, 5, 6, 7, 10, 11])
+    assert split(study, TPESampler(space_of(), 0)) == ([4, 9], [0, 1, 2, 3, 5, 6, 7, 10, 11])
     # With more of them wanted it is epoch 1 at which they are compared.
-    assert split(study, RungTPESampler(space_of(startup_trials=9), 0), monkeypatch)[0] == [1, 5]
-    assert split(study, RungTPESampler(space_of(startup_trials=20), 0), monkeypatch) == ([], [])
+    assert split(study, TPESampler(space_of(startup_trials=9), 0))[0] == [1, 5]
+    assert split(study, TPESampler(space_of(startup_trials=20), 0)) == ([], [])
 
 
-def test_trials_that_wait_are_enough_to_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_that_wait_are_enough_to_model() -> None:
     """While trials wait at their first rung none may have ended."""
     study = study_of(*[(RUNS, [0.1 * number], "") for number in range(8)])
-    assert split(study, RungTPESampler(space_of(), 0), monkeypatch)[0] == [6, 7]
+    assert split(study, TPESampler(space_of(), 0))[0] == [6, 7]
 
 
 def test_without_enough_trials_it_draws_as_at_random() -> None:
     draws = []
-    for sampler in (RungTPESampler(space_of(), 5), RepeatingRandomSampler(5)):
+    for sampler in (TPESampler(space_of(), 5), RepeatingRandomSampler(5)):
         study = study_of(*[(STOPPED, [0.5], "")] * 5)
         study.sampler = sampler
         draws.append(study.ask({"training.lr": RATE}).params)
     assert draws[0] == draws[1]
 
 
-def test_what_is_modelled_is_bounded_and_has_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_modelled_is_bounded_and_has_the_best() -> None:
     dice = [math.sin(number) for number in range(700)]
     study = study_of(*[(STOPPED, [d] if number % 2 else [d, d], "") for number, d in enumerate(dice)])
-    good, bad = split(study, RungTPESampler(space_of(), 0), monkeypatch)
+    good, bad = split(study, TPESampler(space_of(), 0))
     assert good == sorted(sorted(range(0, 700, 2), key=lambda n: -dice[n])[:BEST])
     assert len(good) + len(bad) <= BEST + 2 * LATEST
     assert set(range(600, 700)) <= {*good, *bad}

@@ -16,8 +16,11 @@ from guidino_tune.space.parameters import Values
 from guidino_tune.space.recipes import Request, planned
 from guidino_tune.space.space import Space, read_space
 from guidino_tune.space.suggest import suggest
+from guidino_tune.study.driver import Driver
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.study.trials import finished, orphans, remaining
+from guidino_tune.training.reporter import EpochRecord
+from guidino_tune.workflows.checks import check_decisions
 
 RATES = (1e-4, 1e-3, 1e-2)
 
@@ -151,3 +154,51 @@ def test_the_data_of_a_table_may_move(folder: StudyFolder) -> None:
     ]
     open_study(spaces[0], folder)
     assert remaining(open_study(spaces[1], folder), spaces[1]) == 12
+
+
+def grid(**study: object) -> Space:
+    values = search_space().to_dict()
+    values["space"] = {
+        "training.optimizer": {"type": "choice", "choices": ["sgd", "adamw"]},
+        "training.momentum": {"type": "float", "low": 0.5, "high": 0.9, "step": 0.2, "when": {"training.optimizer": "sgd"}},
+        "training.seed": {"type": "int", "low": 0, "high": 1},
+    }
+    values["first_trials"] = [{"training.optimizer": "adamw", "training.seed": 1}]
+    values["study"] |= {"sampler": "grid", "pruner": "none", "trials": 50, **study}
+    return read_space(values, source="grid.yaml")
+
+
+def test_a_grid_gives_every_configuration_once_and_the_search_ends(folder: StudyFolder) -> None:
+    space, seen = grid(), list[Values]()
+    for lives in (3, 50):  # closed and opened again after three
+        study = open_study(space, folder)
+        driver = Driver(study, space, folder, lambda *_: None, {"workers": 1, "executor": "actor"})
+        for _ in range(lives):
+            if (asked := driver.ask("a")) is None:
+                break
+            seen.append(study.trials[asked["number"]].params)
+            if len(seen) == 2:  # no result: it is given again
+                driver.fail("a", "environment", "no GPU")
+            else:
+                driver.report("a", [EpochRecord(epoch, {"val_dice": 0.5}, 0.0) for epoch in range(1, 5)])
+            driver.tell("a", crashed=False)
+    assert seen[0] == {"training.optimizer": "adamw", "training.seed": 1}
+    sgd = [{"training.optimizer": "sgd", "training.momentum": m, "training.seed": s} for m in (0.5, 0.7, 0.9) for s in (0, 1)]
+    assert seen[1:] == [sgd[0], sgd[0], *sgd[1:], {"training.optimizer": "adamw", "training.seed": 0}]
+    assert driver.exhausted
+    assert driver.ended == ""
+
+
+def test_a_grid_needs_a_finite_space() -> None:
+    with pytest.raises(UserError, match=r"training\.lr: a grid needs choices, whole numbers or a step"):
+        check_decisions(search_space(study={"sampler": "grid"}))
+
+
+@pytest.mark.parametrize("sampler", ["gp", "nsga2"])
+def test_samplers_of_optuna_have_short_names(sampler: str, folder: StudyFolder) -> None:
+    space = search_space(study={"sampler": sampler, "pruner": "none"})
+    study = open_study(space, folder)
+    assert type(study.sampler).__name__.lower().startswith(sampler[:2])
+    for n in range(13):
+        trial, values = ask(study, space)
+        study.tell(trial, -abs(float(values["training.lr"]) - n))

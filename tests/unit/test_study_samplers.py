@@ -19,7 +19,7 @@ from space_helpers import GUIDE, search_space
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.study.driver import Driver
-from guidino_tune.study.samplers import RepeatingTPESampler
+from guidino_tune.study.samplers import TPESampler
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.study.trials import orphans
 from guidino_tune.training.reporter import EpochRecord
@@ -197,17 +197,14 @@ def test_tpe_learns_from_trials_that_diverged_and_not_from_those_that_a_machine_
     assert diverged < lost / 2, (diverged, lost)
 
 
-def test_the_window_of_tpe_holds_failures_as_worst_once_there_are_results() -> None:
+def test_failures_are_bad_trials_once_there_are_results() -> None:
     study = optuna.create_study(direction="maximize")
-    sampler = RepeatingTPESampler(0, 3)
+    sampler = TPESampler(space_of("tpe", startup_trials=3), 0)
     seen = []
     for kind in ("diverged", "out-of-memory", "", "bug", "", "", "preempted"):
         trial = study.ask()
-        trial.suggest_float("x", 0, 1)
         trial.set_user_attr("failure", kind)
         study.tell(trial, *((0.5,) if not kind else ()), state=TrialState.FAIL if kind else TrialState.COMPLETE)
-        window = sampler._modelled(study, optuna.create_trial(state=TrialState.RUNNING))
-        sampler._window = (-2, [])
-        seen.append([t.number for t in window])
-    assert seen == [[], [], [2], [2], [2, 4], [0, 1, 2, 4, 5], [0, 1, 2, 4, 5]]
-    assert [t.constraints for t in window] == [{"failed": np.inf}] * 2 + [{}] * 3
+        good, bad = sampler.split(study, -1)
+        seen.append(([t.number for t in good], [t.number for t in bad]))
+    assert seen == [([], [])] * 5 + [([2], [0, 1, 4, 5])] * 2

@@ -19,7 +19,7 @@ from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.study.pruners import PRUNERS, validated_epochs
-from guidino_tune.study.samplers import SAMPLERS
+from guidino_tune.study.samplers import OPTUNAS, SAMPLERS
 from guidino_tune.study.store import StudyFolder, load_study, open_study
 from guidino_tune.study.trials import best_value, finished, ranking
 
@@ -245,7 +245,7 @@ def test_who_holds_a_study_is_told_and_the_question_disturbs_nobody(folder: Stud
 
 
 def test_names_are_those_of_the_configuration() -> None:
-    assert set(SAMPLERS) == set(study_settings.SAMPLERS)
+    assert {*SAMPLERS, *OPTUNAS} == set(study_settings.SAMPLERS)
     assert set(PRUNERS) == set(study_settings.PRUNERS)
 
 
