@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import inspect
 import math
 import zlib
@@ -83,6 +84,9 @@ class TPESampler(optuna.samplers.BaseSampler):
             longest = max(longest, *(int(end) for end in searched.ends if isinstance(end, int | float)))
         self._rungs = (WHOLE, *reversed(rungs(space.study, longest)[:-1])) if len(space.study.objectives) == 1 else (WHOLE,)
         self._random, self._places = RepeatingRandomSampler(seed), Places(space)
+        self._constrained = bool(space.study.constraints)
+        self._values: dict[int, dict[int, Sequence[float]]] = {rung: {} for rung in self._rungs}
+        self._seen, self._lower, self._beyond = set[int](), list[int](), dict[int, float]()
         self._rows: dict[int, np.ndarray] = {}
         self._proposed: tuple[int, Values] = -1, {}
 
@@ -107,29 +111,53 @@ class TPESampler(optuna.samplers.BaseSampler):
 
     def split(self, study: optuna.Study, number: int) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
         """The good and the bad trials that are modelled for the trial of this number; none while too few have a result."""
-        others = [
-            t for t in study.get_trials(deepcopy=False) if t.number != number and (t.state == TrialState.RUNNING or counts_as_finished(t))
-        ]
-        sound = {t.number: t for t in others if t.state != TrialState.FAIL and _excess(t) <= 0}
-        beyond = [t for t in others if t.state.is_finished() and t.state != TrialState.FAIL and _excess(t) > 0]
+        trials = study.get_trials(deepcopy=False)
+        running = self._take_in(trials, number)
+        sound = {n: t for n, t in running.items() if not self._excess(t)}
         for rung in self._rungs:
-            values = {t.number: v for t in sound.values() if (v := _value(t, rung)) is not None}
-            order = [sound[n] for n in _ranked(values)]
+            values = self._values[rung] | {n: v for n, t in sound.items() if (v := _value(t, rung)) is not None}
+            order = _ranked(values)
             if rung == self._rungs[-1] and len(order) < self._startup:
                 # Where hardly a trial keeps the constraints, it is also those that are least beyond them that are good ones.
-                order += sorted(beyond, key=lambda t: (_excess(t), t.number))
+                order += sorted(self._beyond, key=lambda n: (self._beyond[n], n))
             if len(order) < self._startup:
                 continue
             good = order[: min(math.ceil(GOOD * len(order)), BEST)]
-            among = {t.number for t in good}
-            # One that is complete without this rung had a smaller budget.
-            rest = [t for t in others if t.number not in among and (t.number in values or t.state != TrialState.COMPLETE or _excess(t) > 0)]
-            kinds: dict[str, list[FrozenTrial]] = {"valued": [], "fresh": [], "before": []}
-            for t in rest:
-                kinds["valued" if t.number in values else "fresh" if _is_fresh(t) else "before"].append(t)
-            bad = [*kinds["valued"][-LATEST:], *kinds["before"][-LATEST:], *kinds["fresh"][-RUNNING:]]
-            return good, sorted(bad, key=lambda t: t.number)
+            known = values.keys() | good
+            begun, fresh = ([n for n, t in running.items() if bool(t.intermediate_values) is some] for some in (True, False))
+            before = [n for n in (*self._lower, *begun) if n not in known]
+            bad = heapq.nlargest(LATEST, values.keys() - good) + heapq.nlargest(LATEST, before) + heapq.nlargest(RUNNING, fresh)
+            return [trials[n] for n in good], [trials[n] for n in sorted(bad)]
         return [], []
+
+    def _take_in(self, trials: Sequence[FrozenTrial], number: int) -> dict[int, FrozenTrial]:
+        """Remembers what has ended since the last time; returns those that run, by number, without the one of this number."""
+        running = {}
+        for n, trial in enumerate(trials):
+            if n in self._seen or n == number:
+                continue
+            if trial.state == TrialState.RUNNING:
+                running[n] = trial
+            elif trial.state.is_finished():
+                self._seen.add(n)
+                if counts_as_finished(trial):
+                    self._remember(trial)
+        return running
+
+    def _remember(self, trial: FrozenTrial) -> None:
+        n, excess = trial.number, self._excess(trial)
+        if trial.state == TrialState.FAIL or excess:
+            self._lower.append(n)
+            self._beyond |= {n: excess} if trial.state != TrialState.FAIL else {}
+            return
+        for rung, known in self._values.items():
+            if (value := _value(trial, rung)) is not None:
+                known[n] = value
+        if trial.state != TrialState.COMPLETE:  # one that is complete without coming to a rung had a smaller budget
+            self._lower.append(n)
+
+    def _excess(self, trial: FrozenTrial) -> float:
+        return sum(value for value in trial.constraints.values() if value > 0) if self._constrained else 0.0
 
     def _row(self, trial: FrozenTrial) -> np.ndarray:
         if trial.number not in self._rows:
@@ -166,14 +194,6 @@ def _crowding(points: np.ndarray) -> np.ndarray:
         gaps = np.diff(column[order], prepend=-np.inf, append=np.inf)
         distance[order] += (gaps[:-1] + gaps[1:]) / (np.ptp(column) or 1.0)
     return distance
-
-
-def _is_fresh(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.RUNNING and not trial.intermediate_values
-
-
-def _excess(trial: FrozenTrial) -> float:
-    return sum(value for value in trial.constraints.values() if value > 0)
 
 
 def _value(trial: FrozenTrial, rung: int) -> Sequence[float] | None:
