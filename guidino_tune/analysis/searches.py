@@ -55,10 +55,11 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, f
     return float(array.mean()), *map(float, np.quantile(means, (0.025, 0.975)))  # type: ignore[return-value]
 
 
-def epochs_ratio(searches: Sequence[Search], reference: Sequence[Search]) -> tuple[float, float, float]:
+def epochs_ratio(searches: Sequence[Search], reference: Sequence[Search], paired: bool = False) -> tuple[float, float, float]:
     """Epochs until the mean regret is what the reference has at its end, over those that the reference needs; with a 95 % interval.
 
-    Both are read from the mean over seeds, and the seeds of both are drawn anew together. Infinite where it is not reached.
+    Both are read from the mean over seeds, and the seeds are drawn anew: of each on its own, or, ``paired``, the same of both, where what
+    is searched differs from seed to seed. Infinite where it is not reached.
     """
     grid = np.unique(np.linspace(1, max(s.total_epochs for s in (*searches, *reference)), 400).astype(int))
     mine, theirs = (np.array([[s.regret(at) for at in grid] for s in group]) for group in (searches, reference))
@@ -69,9 +70,10 @@ def epochs_ratio(searches: Sequence[Search], reference: Sequence[Search]) -> tup
         first = [np.flatnonzero(np.minimum.accumulate(curve.mean(0)) <= goal) for curve in (one, other)]
         return float(grid[first[0][0]] / grid[first[1][0]]) if len(first[0]) else float("inf")
 
-    drawn = [
-        ratio(mine[random.integers(len(mine), size=len(mine))], theirs[random.integers(len(theirs), size=len(theirs))]) for _ in range(500)
-    ]
+    drawn = []
+    for _ in range(500):
+        rows = random.integers(len(mine), size=len(mine))
+        drawn.append(ratio(mine[rows], theirs[rows if paired else random.integers(len(theirs), size=len(theirs))]))
     low, high = np.quantile(drawn, (0.025, 0.975), method="nearest")
     return ratio(mine, theirs), float(low), float(high)
 

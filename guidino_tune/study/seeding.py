@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from guidino_tune.errors import UserError
 from guidino_tune.space.parameters import Parameter, Scalar, Values, get_path, has_path
@@ -52,10 +53,23 @@ def find_seeds(space: Space, earlier: Sequence[str | Path], storage: str | None 
     """
     if earlier and space.study.is_list:
         raise UserError("a list runs nothing but its trials", where="start_from", todo="leave it out, or take another sampler")
-    studies = [stored_study(name, storage) for name in earlier]
+    return choose_seeds(space, [stored_study(name, storage) for name in earlier])
+
+
+def choose_seeds(
+    space: Space, studies: Sequence[StoredStudy], most: int = MOST, order: Callable[[optuna.Study], Sequence[FrozenTrial]] = ranking
+) -> Seeds:
+    """What ``find_seeds`` finds, of studies that are open, on the disk or not.
+
+    Args:
+        space: Where they are to be tried.
+        studies: The earlier ones.
+        most: Configurations of each.
+        order: Puts those of one study in the order in which they are taken.
+    """
     found, notes = list[list[Seed]](), list[str]()
     for stored in studies:
-        seeds, outside = _best(space, stored)
+        seeds, outside = _taken(space, stored, most, order(stored.study))
         found.append(seeds)
         name, beyond = stored.space.study.name, f"; left out: {'; '.join(outside)}" if outside else ""
         notes.append(f"{len(seeds)} first trials are the best of study {name!r} that lie in this space{beyond}")
@@ -74,17 +88,17 @@ def queue_seeds(study: optuna.Study, seeds: Seeds) -> None:
     study.set_user_attr(SEEDED, sorted({*known, *seeds.folders}))
 
 
-def _best(space: Space, stored: StoredStudy) -> tuple[list[Seed], list[str]]:
-    """Its best configurations inside the space, and why better ones than the last of these are not, for the first few."""
+def _taken(space: Space, stored: StoredStudy, most: int, order: Sequence[FrozenTrial]) -> tuple[list[Seed], list[str]]:
+    """The first distinct configurations inside the space, and why ones before the last of these are not, for the first few."""
     found, outside = dict[object, Seed](), list[str]()
-    for trial in ranking(stored.study):
+    for trial in order:
         try:
             values = _carried(space, stored.space, trial.params)
         except UserError as error:
             outside.append(f"trial {trial.number}: {error.what}")
             continue
         found.setdefault(as_key(values), Seed(values, f"trial {trial.number} of {stored.space.study.name!r}"))
-        if len(found) == MOST:
+        if len(found) == most:
             break
     more = [f"{len(outside) - 3} more"] if len(outside) > 3 else []
     return list(found.values()), outside[:3] + more
