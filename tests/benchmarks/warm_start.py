@@ -40,7 +40,7 @@ from guidino_tune.space.suggest import suggest
 from guidino_tune.study.outcomes import as_key
 from guidino_tune.study.seeding import choose_seeds
 from guidino_tune.study.store import StoredStudy, StudyFolder
-from guidino_tune.study.trials import finished, ranking
+from guidino_tune.study.trials import ranking
 from guidino_tune.workflows.simulate import SHIPPED
 
 TABLES = ("kvasir", "isic2017", "ddti")
@@ -86,22 +86,25 @@ def diverse(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(ranking(study), key=lambda trial: places[trial.number])
 
 
+def reached(study: optuna.Study) -> list[FrozenTrial]:
+    """The complete ones, then those that came farthest, the best of them first: more than ``ranking`` has."""
+    rest = [t for t in study.get_trials(deepcopy=False) if t.intermediate_values and t.state.name in ("PRUNED", "RUNNING")]
+    return [*ranking(study), *sorted(rest, key=lambda t: (-max(t.intermediate_values), -max(t.intermediate_values.values()), t.number))]
+
+
 def by_lot(seed: int, study: optuna.Study) -> list[FrozenTrial]:
-    """Any trials that gave a result."""
-    trials = [trial for trial in finished(study) if trial.state.name != "FAIL"]
-    return random.Random(seed).sample(trials, len(trials))
+    """Any trials that did not fail."""
+    return random.Random(seed).sample(trials := reached(study), len(trials))
 
 
 def mean_rank(earlier: Sequence[StoredStudy], study: optuna.Study) -> list[FrozenTrial]:
-    """By the mean place (0 to 1) in all earlier studies that know the configuration; one stopped early stands behind the complete ones."""
+    """By the mean place, 0 to 1, in all earlier studies that know the configuration."""
     places = defaultdict[object, list[float]](list)
     for stored in earlier:
-        whole = ranking(stored.study)
-        rest = [t for t in finished(stored.study) if t.state.name == "PRUNED"]
-        rest.sort(key=lambda t: (-max(t.intermediate_values, default=0), -max(t.intermediate_values.values(), default=0.0)))
-        for place, trial in enumerate([*whole, *rest]):
-            places[as_key(trial.params)].append(place / len([*whole, *rest]))
-    return sorted(ranking(study), key=lambda trial: float(np.mean(places[as_key(trial.params)])))
+        order = reached(stored.study)
+        for place, trial in enumerate(order):
+            places[as_key(trial.params)].append(place / len(order))
+    return sorted(reached(study), key=lambda trial: float(np.mean(places[as_key(trial.params)])))
 
 
 def modelled(stored: StoredStudy, number: int) -> list[FrozenTrial]:
@@ -118,6 +121,7 @@ def orders(name: str, number: int, seed: int, earlier: Sequence[StoredStudy]) ->
     models = {id(stored.study): stored for stored in earlier}
     known: dict[str, Order] = {
         "best": ranking,
+        "reached": reached,
         "diverse": diverse,
         "rank": lambda study: mean_rank(earlier, study),
         "random": lambda study: by_lot(seed, study),
@@ -167,9 +171,12 @@ def tables(curves: str, epochs: int) -> Iterator[DataSets]:
     for name in TABLES:
         ordered = [known[name], *(known[other] for other in TABLES if other != name)]
         # A search must not see all of a small table.
-        yield DataSets(
-            f"{curves} of {name} ({size})", lambda _, ordered=ordered: ordered, min(epochs, 3 * size) if curves == "rows" else epochs
-        )  # type: ignore[misc]
+        most = min(epochs, 3 * size) if curves == "rows" else epochs
+        yield DataSets(f"{curves} of {name} ({size})", functools.partial(_the_same, ordered), most)
+
+
+def _the_same(ordered: list[tuple[Space, Source]], seed: int) -> list[tuple[Space, Source]]:
+    return ordered
 
 
 @functools.cache
@@ -183,16 +190,25 @@ def begun(space: Space, seed: int) -> Space:
     return override(space, {"study.sampler": "auto", "study.pruner": "auto", "study.seed": seed})
 
 
+Known = dict[int, tuple[Source, StoredStudy]]
+"""Earlier studies by the source that they are of, with it: its id is that of no other while it lives."""
+
+
+def earlier_studies(data_sets: Sequence[tuple[Space, Source]], seed: int, epochs: int, known: Known) -> list[StoredStudy]:
+    """A cold study of each of these data sets, by four workers."""
+    for number, (space, source) in enumerate(data_sets, 1):
+        if id(source) not in known:
+            space = begun(space, AFRESH * number + seed)
+            study = simulate(space, source, workers=4, epochs=epochs)[1]
+            known[id(source)] = source, StoredStudy(StudyFolder(NOWHERE), study, space)
+    return [known[id(source)][1] for _, source in data_sets]
+
+
 def row(words: str, group: Sequence[Search], cold: Sequence[Search]) -> str:
     """One line of the table; differences to the cold search by seed, brackets are 95 % intervals by bootstrap over seeds."""
     end = [s.regret(s.total_epochs) for s in group]
-    cells = [
-        words,
-        str(group[0].workers),
-        group[0].method,
-        str(len(group)),
-        f"{np.mean([s.regret(s.total_epochs / 2) for s in group]):.4f}",
-    ]
+    half = np.mean([s.regret(s.total_epochs / 2) for s in group])
+    cells = [words, str(group[0].workers), group[0].method, str(len(group)), f"{half:.4f}"]
     cells.append("{:.4f} [{:.4f}, {:.4f}]".format(*mean_interval(end)))
     difference = mean_interval([mine - other.regret(other.total_epochs) for mine, other in zip(end, cold, strict=True)])
     numbers = [f"{x:.2f}" if math.isfinite(x) else "never" for x in epochs_ratio(group, cold, paired=True)]
@@ -209,7 +225,7 @@ def main() -> None:
     )
     made.add_argument("--workers", default="4,16")
     made.add_argument("--seeds", type=int, default=30)
-    made.add_argument("--epochs", type=int, default=540, help="of a search, of all its trials together; a whole trial has 27")
+    made.add_argument("--epochs", type=int, default=270, help="of a search, of all its trials together; a whole trial has 27")
     made.add_argument("--keep", type=Path, help="a file of searches: those in it are not simulated again, the others are added")
     asked = made.parse_args()
     sets = list[DataSets]()
@@ -221,21 +237,11 @@ def main() -> None:
     found: dict[tuple[str, int, str], list[Search]] = {}
     ways = list(dict.fromkeys([COLD, *asked.ways.split(",")]))
     for seed in range(asked.seeds):
-        studies: dict[int, StoredStudy] = {}
+        studies = Known()
         for words, of_seed, epochs in sets:
             (space, source), *others = of_seed(seed)
 
-            def earlier(
-                others: list[tuple[Space, Source]] = others, seed: int = seed, known: dict[int, StoredStudy] = studies
-            ) -> list[StoredStudy]:
-                for number, (other, where) in enumerate(others, 1):
-                    if id(where) not in known:
-                        other = begun(other, AFRESH * number + seed)
-                        known[id(where)] = StoredStudy(
-                            StudyFolder(NOWHERE), simulate(other, where, workers=4, epochs=asked.epochs)[1], other
-                        )
-                return [known[id(where)] for _, where in others]
-
+            earlier = functools.partial(earlier_studies, others, seed, asked.epochs, studies)
             for workers in map(int, asked.workers.split(",")):
                 for way in ways:
                     # A search without earlier studies is the same whatever the correlation.
