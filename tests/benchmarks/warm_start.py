@@ -161,11 +161,11 @@ def formulas(correlation: float, epochs: int) -> DataSets:
     return DataSets(f"formula, correlation {correlation:g}", of_seed, epochs)
 
 
-def tables(curves: str, epochs: int) -> Iterator[DataSets]:
+def tables(curves: str, epochs: int, folder: Path) -> Iterator[DataSets]:
     """Each of the recorded tables, left out in turn."""
     known: dict[str, tuple[Space, Source]] = {}
     for name in TABLES:
-        table = read_table(SHIPPED / "recorded" / f"{name}.parquet")
+        table = read_table(folder / f"{name}.parquet")
         known[name] = table.space, Rows(table) if curves == "rows" else Surrogate(table)
         size = len({curve.configuration for curve in table.curves})
     for name in TABLES:
@@ -226,12 +226,19 @@ def main() -> None:
     made.add_argument("--workers", default="4,16")
     made.add_argument("--seeds", type=int, default=30)
     made.add_argument("--epochs", type=int, default=270, help="of a search, of all its trials together; a whole trial has 27")
+    made.add_argument(
+        "--tables", type=Path, default=SHIPPED / "recorded", help="folder of kvasir.parquet, isic2017.parquet and ddti.parquet"
+    )
     made.add_argument("--keep", type=Path, help="a file of searches: those in it are not simulated again, the others are added")
     asked = made.parse_args()
     sets = list[DataSets]()
     for curves in asked.curves.split(","):
         formula = curves == "formula"
-        sets += [formulas(float(c), asked.epochs) for c in asked.correlations.split(",")] if formula else tables(curves, asked.epochs)
+        sets += (
+            [formulas(float(c), asked.epochs) for c in asked.correlations.split(",")]
+            if formula
+            else tables(curves, asked.epochs, asked.tables)
+        )
     lines = asked.keep.read_text(encoding="utf-8").splitlines() if asked.keep and asked.keep.exists() else []
     kept = {key: Search(*values) for key, values in map(json.loads, lines)}
     found: dict[tuple[str, int, str], list[Search]] = {}

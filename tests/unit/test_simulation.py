@@ -187,6 +187,10 @@ def test_epochs_to_a_quality_are_counted_from_the_mean_of_the_seeds() -> None:
     slow, fast = [search("random+asha", 200)] * 3, [search("tpe+asha", 50)] * 3
     assert epochs_ratio(fast, slow) == (0.25, 0.25, 0.25)
     assert mean_interval([0.25] * 4) == (0.25, 0.25, 0.25)
+    # Easy and hard tasks, by seed: drawn apart, a mean over hard ones never gets to that over easy ones.
+    slow, fast = ([replace(one, regrets=(0.9, end)) for end in (0.1, 0.5)] for one in (slow[0], fast[0]))
+    assert epochs_ratio(fast, slow, paired=True) == (0.25, 0.25, 0.25)
+    assert epochs_ratio(fast, slow)[2] == float("inf")
 
 
 @pytest.mark.parametrize("name", ["kvasir", "isic2017", "ddti"])

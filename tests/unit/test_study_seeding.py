@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 from study_helpers import drive, run_trial
+from synthetic_curves import Formula, synthetic_space
 from training_helpers import search_space
 
 from guidino_tune.errors import UserError
+from guidino_tune.simulation.executor import NOWHERE, simulate
 from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space, read_space
-from guidino_tune.study.seeding import MOST, SEEDED, find_seeds, queue_seeds
-from guidino_tune.study.store import StudyFolder, open_study
+from guidino_tune.study.seeding import MOST, SEEDED, choose_seeds, find_seeds, queue_seeds
+from guidino_tune.study.store import StoredStudy, StudyFolder, open_study
+from guidino_tune.study.trials import ranking
 
 WIDTHS = {"choices": [2, 4, 8]}
 RATES = {"type": "float", "low": 1e-5, "high": 1e-1, "log": True}
@@ -89,3 +92,13 @@ def test_values_that_the_earlier_experiment_did_not_have_are_left_to_the_sampler
     space = search_space(space={"training.lr": RATES, "guide.tokenbook.num_prototypes": prototypes}, first_trials=[])
     (seed,) = find_seeds(space, [tmp_path / "a"]).trials
     assert seed.values == {"training.lr": 1e-2, "segmenter.base_width": 4}
+
+
+def test_a_study_in_memory_gives_the_first_ones_of_any_order() -> None:
+    space = synthetic_space(3)
+    _, study = simulate(space, Formula(epochs=3), workers=4, epochs=60)
+    stored, best = StoredStudy(StudyFolder(NOWHERE), study, space), [trial.params for trial in ranking(study)]
+    assert len(best) > 3
+    assert [seed.values for seed in choose_seeds(space, [stored], most=3).trials] == best[:3]
+    worst_first = choose_seeds(space, [stored, stored], most=2, order=lambda study: ranking(study)[::-1])
+    assert [seed.values for seed in worst_first.trials] == best[:-3:-1]
