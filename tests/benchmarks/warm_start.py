@@ -206,14 +206,13 @@ def earlier_studies(data_sets: Sequence[tuple[Space, Source]], seed: int, epochs
 
 def row(words: str, group: Sequence[Search], cold: Sequence[Search]) -> str:
     """One line of the table; differences to the cold search by seed, brackets are 95 % intervals by bootstrap over seeds."""
-    end = [s.regret(s.total_epochs) for s in group]
-    half = np.mean([s.regret(s.total_epochs / 2) for s in group])
-    cells = [words, str(group[0].workers), group[0].method, str(len(group)), f"{half:.4f}"]
-    cells.append("{:.4f} [{:.4f}, {:.4f}]".format(*mean_interval(end)))
-    difference = mean_interval([mine - other.regret(other.total_epochs) for mine, other in zip(end, cold, strict=True)])
+    cells = [words, str(group[0].workers), group[0].method, str(len(group))]
+    for part in (0.5, 1.0):
+        mine, others = ([s.regret(part * s.total_epochs) for s in searches] for searches in (group, cold))
+        difference = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*mean_interval(np.subtract(mine, others)))
+        cells += [f"{np.mean(mine):.4f}", "-" if group == cold else difference]
     numbers = [f"{x:.2f}" if math.isfinite(x) else "never" for x in epochs_ratio(group, cold, paired=True)]
-    cells += ["-", "1"] if group == cold else ["{:+.4f} [{:+.4f}, {:+.4f}]".format(*difference), "{} [{}, {}]".format(*numbers)]
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join([*cells, '1' if group == cold else '{} [{}, {}]'.format(*numbers)])} |"
 
 
 def main() -> None:
@@ -259,8 +258,8 @@ def main() -> None:
                             with asked.keep.open("a", encoding="utf-8") as file:
                                 file.write(json.dumps([key, dataclasses.astuple(kept[key])]) + "\n")
                     found.setdefault((words, workers, way), []).append(dataclasses.replace(kept[key], method=way))
-    print("| data sets | workers | first trials | seeds | regret at half | regret at the end | difference | ratio of epochs |")
-    print("|---|--:|---|--:|--:|--:|--:|--:|")
+    print("| data sets | workers | first trials | seeds | regret at half | difference | regret at the end | difference | ratio of epochs |")
+    print("|---|--:|---|--:|--:|--:|--:|--:|--:|")
     for (words, workers, _), group in found.items():
         print(row(words, group, found[words, workers, COLD]))
 
