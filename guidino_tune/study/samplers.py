@@ -20,6 +20,7 @@ from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
 from guidino_tune.study import optuna_private
 from guidino_tune.study.listed import GridSampler, ListedSampler
+from guidino_tune.study.objectives import directions
 from guidino_tune.study.pruners import rungs
 from guidino_tune.study.tpe import Places, propose
 from guidino_tune.study.trials import counts_as_finished
@@ -84,6 +85,7 @@ class TPESampler(optuna.samplers.BaseSampler):
             longest = max(longest, *(int(end) for end in searched.ends if isinstance(end, int | float)))
         self._rungs = (WHOLE, *reversed(rungs(space.study, longest)[:-1])) if len(space.study.objectives) == 1 else (WHOLE,)
         self._random, self._places = RepeatingRandomSampler(seed), Places(space)
+        self._signs = [1 if direction == "minimize" else -1 for direction in directions(space.study)]
         self._constrained = bool(space.study.constraints)
         self._values: dict[int, dict[int, Sequence[float]]] = {rung: {} for rung in self._rungs}
         self._seen, self._lower, self._beyond = set[int](), list[int](), dict[int, float]()
@@ -116,7 +118,7 @@ class TPESampler(optuna.samplers.BaseSampler):
         sound = {n: t for n, t in running.items() if not self._excess(t)}
         for rung in self._rungs:
             values = self._values[rung] | {n: v for n, t in sound.items() if (v := _value(t, rung)) is not None}
-            order = _ranked(values)
+            order = _ranked(values, self._signs)
             if rung == self._rungs[-1] and len(order) < self._startup:
                 # Where hardly a trial keeps the constraints, it is also those that are least beyond them that are good ones.
                 order += sorted(self._beyond, key=lambda n: (self._beyond[n], n))
@@ -160,21 +162,22 @@ class TPESampler(optuna.samplers.BaseSampler):
         return sum(value for value in trial.constraints.values() if value > 0) if self._constrained else 0.0
 
     def _row(self, trial: FrozenTrial) -> np.ndarray:
-        if trial.number not in self._rows:
-            self._rows[trial.number] = self._places.row(trial.params)
-        return self._rows[trial.number]
+        if (row := self._rows.get(trial.number)) is None:
+            row = self._places.row(trial.params)
+            if trial.number in self._seen:  # of one that runs, a driver that died may not have drawn every value yet
+                self._rows[trial.number] = row
+        return row
 
 
-def _ranked(values: Mapping[int, Sequence[float]]) -> list[int]:
+def _ranked(values: Mapping[int, Sequence[float]], signs: Sequence[int]) -> list[int]:
     """Numbers of trials, best first: by their value, or with several of them by the front they are on and how empty it is around them.
 
-    All but the first value, which is maximised, are minimised. Fronts and crowding are those of NSGA-II (Deb et al. 2002).
+    A value with the sign 1 is minimised, one with -1 maximised. Fronts and crowding are those of NSGA-II (Deb et al. 2002).
     """
+    if len(signs) == 1:
+        return sorted(values, key=lambda number: (signs[0] * values[number][0], number))
     numbers = list(values)
-    if not numbers or len(values[numbers[0]]) == 1:
-        return sorted(numbers, key=lambda number: (-values[number][0], number))
-    points = np.array([values[number] for number in numbers], float)
-    points[:, 0] *= -1
+    points = np.array([values[number] for number in numbers], float).reshape(-1, len(signs)) * signs
     order, left = list[int](), np.arange(len(numbers))
     while len(left):
         some = points[left]

@@ -26,8 +26,8 @@ from guidino_tune.models.cost import network_cost
 from guidino_tune.space.check import check_space
 from guidino_tune.space.space import Space, override
 from guidino_tune.study.driver import Driver
-from guidino_tune.study.objectives import COUNTED, MEASURED, SHORT, SOURCES
-from guidino_tune.study.samplers import TPESampler
+from guidino_tune.study.objectives import COUNTED, MEASURED, SHORT, SOURCES, directions
+from guidino_tune.study.samplers import TPESampler, _ranked
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.study.trials import front, ranking
 from guidino_tune.tracking.snapshots import StudySnapshot
@@ -226,16 +226,17 @@ def test_a_search_that_dies_anywhere_comes_out_the_same(sampler: str, tmp_path: 
     assert {t.state for t in whole.trials} == {TrialState.COMPLETE}
 
 
-def test_several_objectives_are_compared_front_by_front(tmp_path: Path) -> None:
-    """Against the definition: the front of what is left, again and again; in each front the ends first, then where it is emptiest."""
-    space = space_of(TWO, trials=60, startup_trials=4)
-    study = optuna.create_study(directions=["maximize", "minimize"])
+@pytest.mark.parametrize("objectives", [TWO, TWO[::-1]])
+def test_several_objectives_are_compared_front_by_front(objectives: list[str]) -> None:
+    """Against the definition: the front of what is left, again and again."""
+    space = space_of(objectives, trials=60, startup_trials=4)
+    study = optuna.create_study(directions=directions(space.study))
     for a, b in np.random.default_rng(0).integers(0, 9, (60, 2)):
         study.add_trial(optuna.create_trial(values=[a, b], params={}, distributions={}))
     order = [t.number for some in TPESampler(space, 0).split(study, -1) for t in some][: math.ceil(0.15 * 60)]
     left, expected = list(study.trials), list[set[int]]()
     while left:
-        small = optuna.create_study(directions=["maximize", "minimize"])
+        small = optuna.create_study(directions=directions(space.study))
         small.add_trials(left)
         expected.append({left[t.number].number for t in small.best_trials})
         left = [t for t in left if t.number not in expected[-1]]
@@ -243,6 +244,15 @@ def test_several_objectives_are_compared_front_by_front(tmp_path: Path) -> None:
     fronts = [place[number] for number in order]
     assert fronts == sorted(fronts)
     assert [fronts.count(front) for front in range(max(fronts))] == [len(numbers) for numbers in expected[: max(fronts)]]
+
+
+def test_the_ends_of_a_front_come_first_and_then_where_it_is_emptiest() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    for dice, seconds in ((0.1, 1), (0.2, 2), (0.3, 3), (0.6, 6), (0.9, 9), (0.05, 9)):
+        study.add_trial(optuna.create_trial(values=[dice, seconds], params={}, distributions={}))
+    sampler = TPESampler(space_of(TWO, startup_trials=4), 0)
+    assert _ranked({t.number: t.values for t in study.trials}, [-1, 1]) == [0, 4, 3, 2, 1, 5]
+    assert [t.number for t in sampler.split(study, -1)[0]] == [0]
 
 
 def test_with_several_objectives_tpe_finds_a_better_front_than_lots(tmp_path: Path) -> None:
