@@ -7,7 +7,7 @@ from optuna.trial import FrozenTrial
 
 from guidino_tune.space.space import Space
 from guidino_tune.study.store import StudyFolder
-from guidino_tune.study.trials import ENDED_EARLY, ended_early, finished, ranking, remaining, tried
+from guidino_tune.study.trials import ENDED_EARLY, ended_early, finished, ranking, remaining, tried, untrained
 
 
 def ends_early(study: optuna.Study, space: Space) -> bool:
@@ -33,7 +33,8 @@ def since_best(study: optuna.Study, begun: list[FrozenTrial]) -> int:
 
 def sentence(study: optuna.Study, space: Space, folder: StudyFolder) -> str:
     """What an early end saved, by the mean of the trials that were run; empty where a search did not end so."""
-    left, done = space.study.trials - len(finished(study)), finished(study)
+    done = [trial for trial in finished(study) if not untrained(trial)]
+    left = space.study.trials - len(done)
     if not ended_early(study, space) or remaining(study, space) or left <= 0:
         return ""
     share = left / len(done)
