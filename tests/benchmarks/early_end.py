@@ -1,8 +1,8 @@
 """What `study.stop` saves and costs on curves by formula, through the real driver on a virtual clock: the last table of docs/searching.md.
 
-A rule is a number (`study.stop`), `none`, `fewer:TRIALS` (ask for no more from the beginning), or `gain:FACTOR` and `whole:FACTOR`: end when
-what the other trials would probably gain, by all trials or by the complete ones, is below so many times the noise, which is the scatter from
-epoch to epoch of the five best complete trials.
+A rule is a number (`study.stop`), `none`, `fewer:TRIALS` (ask for no more from the beginning), or `gain:FACTOR` and `whole:FACTOR`: end
+when what the other trials would probably gain, by all trials or by the complete ones, is below so many times the noise, which is the
+scatter from epoch to epoch of the five best complete trials.
 
 python tests/benchmarks/early_end.py --seeds 20
 """
