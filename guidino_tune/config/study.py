@@ -76,7 +76,7 @@ def _constraints(value: Mapping[str, float]) -> Mapping[str, float]:
     return value
 
 
-PATIENCE = 60
+PATIENCE = 80
 """Trials in a row without a better one before ``study.stop: auto`` ends a search."""
 
 
@@ -94,7 +94,7 @@ class Study:
         name: Of the study; its folder and its MLflow run carry it.
         trials: Trials in all; the same study with a larger number is extended. Without effect with sampler ``listed``.
         stop: After how many trials in a row without a better one the search ends, though not all of its trials were run: the best of each
-            rung goes on to the end, and then the others are stopped. ``auto``: 60. ``None``: never. See ``docs/searching.md`` for what it
+            rung goes on to the end, and then the others are stopped. ``auto``: 80. ``None``: never. See ``docs/searching.md`` for what it
             saves and costs; more ``trials`` later go on. Not with several objectives, nor with sampler ``listed``.
         time_budget: Seconds after which no new trial starts and running ones are left to be continued; ``None``: no limit.
         sampler: ``auto``: what did best in ``docs/searching.md``, now ``tpe``; a study that was begun with another one goes on with that.

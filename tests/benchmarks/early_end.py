@@ -69,9 +69,9 @@ def measured(formula: Formula, seed: int, trials: int, rule: str) -> dict[str, A
 
 def main() -> None:
     made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--rules", default="none,20,40,60,gain:1,whole:0.25,fewer:60,fewer:80")
+    made.add_argument("--rules", default="none,40,60,80,100,gain:1,whole:0.25,fewer:150,fewer:180")
     made.add_argument("--crossing", default="0,0.5")
-    made.add_argument("--trials", default="115,230", help="about 540 and 1080 epochs")
+    made.add_argument("--trials", default="115,230", help="about 450 and 840 epochs")
     made.add_argument("--seeds", type=int, default=20)
     asked = made.parse_args()
     rows: dict[tuple[float, int, str], list[dict[str, Any]]] = {}

@@ -120,4 +120,4 @@ def test_a_space_that_grows_is_searched_again(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         space_of(**settings)
-    assert Study(stop="auto").patience == 60
+    assert Study(stop="auto").patience == 80
