@@ -76,6 +76,16 @@ def _constraints(value: Mapping[str, float]) -> Mapping[str, float]:
     return value
 
 
+PATIENCE = 80
+"""Trials in a row without a better one before ``study.stop: auto`` ends a search."""
+
+
+def _stop(value: Any) -> Any:
+    if value is None or value == "auto" or (type(value) is int and 1 <= value <= LARGEST):
+        return value
+    raise ValueError("a number of trials from 1 is needed, auto, or null for never")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Study:
     """How many trials, how they are chosen and when they are stopped early.
@@ -83,6 +93,9 @@ class Study:
     Attributes:
         name: Of the study; its folder and its MLflow run carry it.
         trials: Trials in all; the same study with a larger number is extended. Without effect with sampler ``listed``.
+        stop: After how many trials in a row without a better one the search ends, though not all of its trials were run: the best of each
+            rung goes on to the end, and then the others are stopped. ``auto``: 80. ``None``: never. See ``docs/searching.md`` for what it
+            saves and costs; more ``trials`` later go on. Not with several objectives, nor with sampler ``listed``.
         time_budget: Seconds after which no new trial starts and running ones are left to be continued; ``None``: no limit.
         sampler: ``auto``: what did best in ``docs/searching.md``, now ``tpe``; a study that was begun with another one goes on with that.
             ``tpe``: models which values the good trials have, comparing all at the highest rung that ``startup_trials`` of them have come
@@ -117,6 +130,7 @@ class Study:
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "study"
     trials: Count = 32
+    stop: Annotated[int | Literal["auto"] | None, BeforeValidator(_stop)] = None
     time_budget: Positive | None = None
     sampler: Annotated[str, _one_of(SAMPLERS)] = "auto"
     sampler_options: Options = Field(default_factory=FrozenOptions)
@@ -131,11 +145,18 @@ class Study:
     constraints: Annotated[dict[str, Positive], AfterValidator(_constraints)] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _takes_options(self) -> Study:
+    def _fits(self) -> Study:
         for name, chosen, options in (("sampler", self.sampler, self.sampler_options), ("pruner", self.pruner, self.pruner_options)):
             if options and ":" not in chosen:
                 raise ValueError(f"{name}_options: {name} {chosen!r} takes none; they are for one that is named as module:name")
+        if self.stop and (self.is_list or len(self.objectives) > 1):
+            raise ValueError(f"stop: {'a list is run whole' if self.is_list else 'several objectives have no best trial'}; leave it out")
         return self
+
+    @property
+    def patience(self) -> int | None:
+        """Trials in a row without a better one after which the search ends; ``None``: it does not."""
+        return PATIENCE if self.stop == "auto" else self.stop
 
     @property
     def waits(self) -> bool:

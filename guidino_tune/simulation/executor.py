@@ -98,19 +98,21 @@ def simulate(
     workers: int,
     epochs: int,
     losses: float = 0.0,
+    trials: int | None = None,
     sampler: Callable[[Space, int], optuna.samplers.BaseSampler] | None = None,
 ) -> tuple[Simulated, optuna.Study]:
-    """Searches until so many epochs were trained. The same arguments give the same study.
+    """Searches until so many epochs were trained, or so many trials. The same arguments give the same study.
 
     Args:
-        space: With sampler, pruner and seed of the study; the number of trials is not a limit.
+        space: With sampler, pruner and seed of the study.
         source: Of the curves.
         workers: Trials side by side.
         epochs: Budget, of all trials together.
         losses: How often a worker's machine is lost in an hour, on average. The epoch is lost, and the trial goes on elsewhere.
+        trials: Number of trials; ``None``: no limit.
         sampler: In place of the space's; made from the space and the seed.
     """
-    settings = dataclasses.replace(space.study, trials=epochs, objectives=(OBJECTIVE,), constraints={}, time_budget=None)
+    settings = dataclasses.replace(space.study, trials=trials or epochs, objectives=(OBJECTIVE,), constraints={}, time_budget=None)
     space = dataclasses.replace(space, study=settings)
     seed, length = settings.seed, space.base.training.epochs
     study = new_study(space, source, sampler(space, seed) if sampler else None)
@@ -141,7 +143,7 @@ def simulate(
         failed += bool(kind and kind != "preempted")
 
     while trained < epochs:
-        while len(running) < workers and not driver.waits and not driver.given_up:
+        while len(running) < workers and driver.remaining > 0 and not driver.waits and not driver.given_up:
             key = str(turn)
             asked = driver.ask(key)
             if asked is None:

@@ -30,6 +30,7 @@ from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, Outcomes
 from guidino_tune.study.promotion import Waiting, is_waiting
 from guidino_tune.study.pruners import ends, is_stopped, rungs, validated_epochs
 from guidino_tune.study.repeats import REDRAWS, Repeats
+from guidino_tune.study.stopping import ends_early
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.study.trials import counts_as_finished, orphans, remaining
 from guidino_tune.training.failures import FailureKind, death_kind, noted_failure
@@ -341,6 +342,8 @@ class Driver(Guarded):
         self.listener(number, self.experiments.pop(number), None)
         self.seen.pop(number)
         self.records.pop(number, None)
+        if ends_early(self.study, self.space):
+            self.remaining = len(self.running) + len(self.waiting.trials) + len(self.orphans)
 
     def _results(self, trial: FrozenTrial) -> list[float]:
         """The values of a trial that told its last epoch; empty, with a reason, when the study wants more than its epochs can tell."""

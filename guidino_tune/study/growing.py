@@ -20,6 +20,7 @@ from guidino_tune.space.space import RECIPE, Space
 from guidino_tune.space.suggest import distribution
 from guidino_tune.study.journal import open_journal, sync_to_disk
 from guidino_tune.study.objectives import directions
+from guidino_tune.study.trials import ENDED_EARLY, EXHAUSTED
 
 OTHERWISE = "or start another study with another study.name from {name} (start_from): it tries the best configurations of this one first"
 """What works for any other change."""
@@ -75,7 +76,11 @@ def grow(study: optuna.Study, old: Space, new: Space, journal: Path) -> None:
     draft = journal.with_name(f"{journal.name}.grown")
     draft.write_bytes(b"")  # of a run that was killed here
     again = optuna.create_study(study_name=study.study_name, storage=open_journal(draft), directions=directions(new.study))
-    for name, value in study.user_attrs.items():
+    known = study.user_attrs
+    known.pop(EXHAUSTED, None)
+    if ENDED_EARLY in known:
+        known[ENDED_EARLY]["trials"] = 0  # there is more to be found now
+    for name, value in known.items():
         again.set_user_attr(name, value)
     again.set_user_attr("definition", new.to_dict())
     again.add_trials(trials)

@@ -27,7 +27,14 @@ from guidino_tune.study.pruners import make_pruner
 from guidino_tune.study.samplers import make_sampler
 from guidino_tune.training.folder import TrialFolder, write_text
 
-FREE_TO_CHANGE = ("study.trials", "study.time_budget", "resources.", "experiment.data.root", "experiment.segmenter.pretrained")
+FREE_TO_CHANGE = (
+    "study.trials",
+    "study.time_budget",
+    "study.stop",
+    "resources.",
+    "experiment.data.root",
+    "experiment.segmenter.pretrained",
+)
 """What may differ when a study goes on: everything else decides which trials are comparable. Of a file its SHA-256 does, not the place.
 Parameters may grow, see ``guidino_tune.study.growing``."""
 

@@ -17,6 +17,11 @@ EXHAUSTED = "exhausted"
 """Attribute of a study: every configuration of its space has a result, or failed for good, so that no run will find another."""
 
 
+ENDED_EARLY = "ended_early"
+"""Attribute of a study: how many trials it was to have when ``study.stop`` ended it, after how many without a better one, and how many had
+begun."""
+
+
 def unfinished(listed: Sequence[Values], trials: Sequence[FrozenTrial]) -> list[Values]:
     """The listed sets of values that none of these trials has."""
     known = {as_key(trial.params) for trial in trials}
@@ -25,6 +30,8 @@ def unfinished(listed: Sequence[Values], trials: Sequence[FrozenTrial]) -> list[
 
 def remaining(study: optuna.Study, space: Space, outcomes: Outcomes | None = None) -> int:
     """How many trials are still to be finished; listed ones that failed twice the same way are not, nor are any of an exhausted space.
+
+    Of a study that ended early those that had begun are.
 
     Args:
         study: The study.
@@ -36,7 +43,15 @@ def remaining(study: optuna.Study, space: Space, outcomes: Outcomes | None = Non
         return sum(as_key(values) not in lost for values in unfinished(space.first_trials, finished(study)))
     if study.user_attrs.get(EXHAUSTED):
         return 0
+    if ended_early(study, space):
+        return len(orphans(study, space))
     return max(0, space.study.trials - sum(not untrained(trial) for trial in finished(study)))
+
+
+def ended_early(study: optuna.Study, space: Space) -> bool:
+    """True when ``study.stop`` ended the study, and neither it nor ``study.trials`` has been raised since."""
+    at = study.user_attrs.get(ENDED_EARLY) if space.study.patience else None
+    return bool(at and space.study.trials <= at["trials"] and (space.study.patience or 0) <= at["patience"])
 
 
 def without_result(study: optuna.Study, space: Space) -> list[str]:

@@ -73,6 +73,7 @@ def show_plan(space: Space, console: Console, storage: str | None = None, start_
         "validation": f"after {len(validated)} of {epochs} epochs, at training size; HD95 and ASD after the last",
         "an epoch": epoch.removeprefix("an epoch: "),
         "time": f"no new trial after {study.time_budget:g} s" if study.time_budget else "no limit",
+        "early end": f"after {study.patience} trials in a row without a better one" if study.patience else "none",
         "read as": "; ".join(opened.rules.lines),
         "cases": f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} sealed test ({split.origin})",
         "a trial": f"{resources.workers} worker(s) with {resources.cpus_per_worker or 'their share of the'} CPU(s) and "

@@ -32,6 +32,7 @@ from guidino_tune.space.space import Space, override
 from guidino_tune.study.driver import INTERRUPTED, Driver
 from guidino_tune.study.outcomes import REPEATS, in_words, same_way
 from guidino_tune.study.seeding import find_seeds, queue_seeds
+from guidino_tune.study.stopping import sentence
 from guidino_tune.study.store import StoredStudy, StudyFolder, folder_of, open_study
 from guidino_tune.study.trials import best_value, finished, ranking, remaining, without_result
 from guidino_tune.tracking import MLflowTracker
@@ -291,7 +292,7 @@ def _closing(
         console.print(
             f"Best validation Dice {best:.4f} {verdict} the best constant mask ({baseline:.4f}); worst complete trial {worst:.4f}."
         )
-    for line in (*conclusions(study, space), *Certainty(study, space).sentences()):
+    for line in filter(None, (sentence(study, space, folder), *conclusions(study, space), *Certainty(study, space).sentences())):
         console.print(line, highlight=False, soft_wrap=True)
     if tracking.pending or tracking.last_error:
         console.print(tracking.message, style="yellow", highlight=False, soft_wrap=True)

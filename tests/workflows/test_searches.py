@@ -23,6 +23,20 @@ def test_a_time_budget_leaves_trials_to_the_next_run(home: Path, tmp_path: Path,
     agrees_with_mlflow(home, "small", interrupted=True)
 
 
+def test_a_search_that_ends_early_says_so_each_time(
+    home: Path, tmp_path: Path, demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guidino_tune.study.stopping.since_best", lambda study, begun: max(0, len(begun) - 2))
+    space = str(slow_space(tmp_path, demo, epochs=2, trials=9, pruner="none", stop=1))
+    assert search([space]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "ended early" in line]
+    assert "6 of 9 trials were not run, which saved about 12 epochs" in said[0]
+    assert search([space]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if "ended early" in line] == said
+    assert len(trials_of(home, "small")) == 3
+    agrees_with_mlflow(home, "small")
+
+
 def test_a_trial_that_diverges_is_one_failure_among_others(home: Path, tmp_path: Path, demo: Path) -> None:
     space = yaml.safe_load(slow_space(tmp_path, demo, epochs=3, trials=3, pruner="none").read_text())
     space["experiment"]["training"]["grad_clip"] = None
