@@ -2,7 +2,8 @@
 
 Real processes on the loopback address: a Ray cluster of two nodes beside its head, an MLflow server, and the command ``search``. Victims
 are its driver, the actor of a trial, the worker of a Ray Train trial, the raylet of the node on which a trial runs, and the MLflow server.
-Trials run one after the other in a fixed order, so a disturbed study must end like the undisturbed one.
+Trials run one after the other in a fixed order, so a disturbed study must end like the undisturbed one; with ``--concurrent`` several run
+side by side, and then that holds of listed studies, while of drawn ones every stop must be what a rung had decided.
 
     make chaos ARGS='--kills 60 --seed 0 --minutes 30'
 
@@ -31,7 +32,7 @@ from typing import Any
 import chaos_truth as truth
 import psutil
 from chaos_machines import AT_WORK, WORKERS, Machines, Server, TooSlow, alive, kill, raylet, title, titles, wait
-from chaos_study import EPOCHS, IN_A_ROW, SAMPLERS, Life
+from chaos_study import EPOCHS, IN_A_ROW, SAMPLERS, Life, repeats
 
 VICTIMS = {"driver": 3, "trial actor": 3, "train worker": 2, "raylet": 2, "mlflow server": 2}
 """What is killed, and how often in twelve kills."""
@@ -73,10 +74,11 @@ class Chaos:
         kills: What shall be killed, and when.
         seed: Of the random moments.
         minutes: After which nothing more is killed.
+        concurrent: Trials side by side.
     """
 
-    def __init__(self, folder: Path, kills: Sequence[Kill], seed: int, minutes: float) -> None:
-        self.folder, self.rng = folder, random.Random(seed)
+    def __init__(self, folder: Path, kills: Sequence[Kill], seed: int, minutes: float, concurrent: int = 1) -> None:
+        self.folder, self.rng, self.concurrent = folder, random.Random(seed), concurrent
         self.deadline = time.monotonic() + 60 * minutes
         self.waiting = {executor: [k for k in kills if k.executor == executor] for executor in EPOCHS}
         self.planned = {executor: max(1, len(queue)) for executor, queue in self.waiting.items()}
@@ -95,15 +97,16 @@ class Chaos:
             from guidino_tune.data.sources.demo import find
 
             find(self.folder / "demo")
-            self.machines = Machines()
+            self.machines = Machines(cpus=(self.concurrent + 1) // 2)
             wait(self.server.answers, 90, "the MLflow server")
             os.environ["MLFLOW_TRACKING_URI"] = self.server.uri
             while any(self.waiting.values()) and not self.late:
                 executor = max(EPOCHS, key=lambda e: len(self.waiting[e]) / self.planned[e])
                 sampler = SAMPLERS[executor][self.lives[executor] // IN_A_ROW % len(SAMPLERS[executor])]
-                if (executor, sampler) not in self.references:
+                compared = repeats(sampler, self.concurrent)
+                if compared and (executor, sampler) not in self.references:
                     self._live(executor, sampler, disturbed=False)
-                if (executor, sampler) not in self.references:
+                if compared and (executor, sampler) not in self.references:
                     return  # there is nothing to compare with
                 self.lives[executor] += 1
                 self._live(executor, sampler, disturbed=True)
@@ -122,7 +125,7 @@ class Chaos:
     def _live(self, executor: str, sampler: str, *, disturbed: bool) -> None:
         """One study: started, killed, continued, ended, looked at."""
         name = f"{executor}-{self.lives[executor]:02d}" if disturbed else f"{executor}-{sampler}"
-        life = Life(self.folder, self.folder / "demo", name, executor, sampler)
+        life = Life(self.folder, self.folder / "demo", name, executor, sampler, self.concurrent)
         say(f"{'disturbed' if disturbed else 'undisturbed'} study {life.name} ({sampler})")
         mine: list[Kill] = []
         life.start()
@@ -255,8 +258,9 @@ class Chaos:
         if life.process.returncode != 0:
             return [f"exit code {life.process.returncode}: {life.log.read_text()[-3000:]}"]
         found = truth.outcome(life.home, life.name)
-        reference = self.references.setdefault((life.executor, life.sampler), found)
-        problems = truth.differences(reference, found) + truth.study_problems(life.home, life.name)
+        problems = truth.study_problems(life.home, life.name) + truth.decision_problems(life.home, life.name)
+        if repeats(life.sampler, self.concurrent):
+            problems += truth.differences(self.references.setdefault((life.executor, life.sampler), found), found)
         if len({repr(v) for k, v in found.items() if k.endswith(", value")}) < 2:
             problems.append("all trials have the same value, so nothing is compared")
         if self.reviver:
@@ -321,11 +325,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--kills", type=int, default=60)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--minutes", type=float, default=30.0, help="nothing is killed after this; the study that runs then is ended")
+    arguments.add_argument("--concurrent", type=int, default=1, help="trials side by side; default: %(default)s")
     arguments.add_argument("--victims", nargs="+", choices=list(VICTIMS), default=list(VICTIMS))
     arguments.add_argument("--output", type=Path, default=Path("build/chaos"))
     options = arguments.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    chaos = Chaos(folder, draw(options.kills, options.victims, options.seed), options.seed, options.minutes)
+    chaos = Chaos(folder, draw(options.kills, options.victims, options.seed), options.seed, options.minutes, options.concurrent)
     start = time.monotonic()
     try:
         chaos.run()

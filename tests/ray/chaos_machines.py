@@ -84,14 +84,18 @@ class Server:
 
 
 class Machines:
-    """A head node without CPUs and two nodes that carry one trial each, on the loopback address.
+    """A head node without CPUs and two nodes that carry the trials, on the loopback address.
 
     Nodes tell the head every second that they live, not every three, so that the death of one is known within seconds.
+
+    Args:
+        cpus: Of each of the two nodes; a trial takes one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cpus: int = 1) -> None:
         from guidino_tune.running import prepare_environment
 
+        self.cpus = cpus
         self.mark = os.environ[MARK] = uuid.uuid4().hex
         # As on macOS: without it, drivers look for the cluster at this machine's address in the network.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -105,7 +109,7 @@ class Machines:
         )
         self.session = str(self.cluster.head_node.get_session_dir_path())
         os.environ["RAY_ADDRESS"] = self.cluster.address
-        self.nodes = [self.cluster.add_node(num_cpus=1, **HERE) for _ in range(2)]
+        self.nodes = [self.cluster.add_node(num_cpus=self.cpus, **HERE) for _ in range(2)]
         self.seen: set[psutil.Process] = set()
 
     def processes(self) -> list[psutil.Process]:
@@ -127,12 +131,12 @@ class Machines:
         """Clears away what is left of a node whose raylet was killed, and adds another one."""
         self.nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
-        self.nodes.append(self.cluster.add_node(num_cpus=1, **HERE))
+        self.nodes.append(self.cluster.add_node(num_cpus=self.cpus, **HERE))
 
     def all_free(self) -> bool:
         """True when no CPU is taken."""
         state = self.cluster.global_state
-        return bool(state.available_resources().get("CPU", 0.0) == state.cluster_resources().get("CPU", 0.0) == len(self.nodes))
+        return bool(state.available_resources().get("CPU", 0.0) == state.cluster_resources().get("CPU", 0.0) == self.cpus * len(self.nodes))
 
     def shutdown(self) -> list[str]:
         """Ends the cluster; titles of processes that stay nevertheless."""

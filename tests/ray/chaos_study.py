@@ -24,12 +24,12 @@ IN_A_ROW = 3
 class Life:
     """A study from its first command to its end, over all restarts."""
 
-    def __init__(self, folder: Path, demo: Path, name: str, executor: str, sampler: str) -> None:
+    def __init__(self, folder: Path, demo: Path, name: str, executor: str, sampler: str, concurrent: int = 1) -> None:
         self.folder, self.name, self.executor = folder / name, name, executor
         self.sampler, self.home = sampler, self.folder / "home"
         self.home.mkdir(parents=True)
         self.file, self.log = self.folder / "space.yaml", self.folder / "driver.txt"
-        self.file.write_text(yaml.safe_dump(space(demo, name, executor, sampler)))
+        self.file.write_text(yaml.safe_dump(space(demo, name, executor, sampler, concurrent)))
         self.process: subprocess.Popen[bytes] | None = None
         self.started = 0.0
 
@@ -55,12 +55,18 @@ class Life:
         return min(times, default=time.time() if self.ended else 0.0)
 
 
-def space(demo: Path, name: str, executor: str, sampler: str) -> dict[str, Any]:
-    """A space whose trials run one after the other, so that each follows from those before it: listed, or drawn by TPE."""
+def repeats(sampler: str, concurrent: int) -> bool:
+    """True when every run of such a study comes out the same; side by side, what was drawn and stopped follows from who was faster."""
+    return concurrent == 1 or sampler == "listed"
+
+
+def space(demo: Path, name: str, executor: str, sampler: str, concurrent: int = 1) -> dict[str, Any]:
+    """A small space whose trials are listed, or drawn by TPE and compared at a rung; see ``repeats``."""
     rng = random.Random(0)
+    trials = TRIALS[executor] + 2 * (concurrent - 1)
     first = [
         {"training.lr": 10 ** rng.uniform(-3, -1.5), "guide.lora.rank": number % 2 * 2, "loss.lambda_guide": rng.uniform(0.05, 1.0)}
-        for number in range(TRIALS[executor])
+        for number in range(trials)
     ]
     experiment = {
         **SPACE["experiment"],
@@ -74,6 +80,6 @@ def space(demo: Path, name: str, executor: str, sampler: str) -> dict[str, Any]:
         "space": {**SPACE["space"], "training.lr": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True}},
         "first_trials": first if sampler == "listed" else first[:1],
         # The workers of a Ray Train trial are ahead of the decision to stop it, so how far they come then is a matter of chance.
-        "study": {**study, "pruner": "auto" if executor == "actor" else "none"},
-        "resources": {"concurrent": 1, "executor": executor, "max_failures": 100},
+        "study": {**study, "pruner": "none" if executor == "train" or (concurrent > 1 and sampler == "listed") else "auto"},
+        "resources": {"concurrent": concurrent, "executor": executor, "max_failures": 100},
     }

@@ -11,6 +11,8 @@ import yaml
 from optuna.trial import TrialState
 from small_searches import study_folder, trials_of
 
+from guidino_tune.study.promotion import DECISION
+
 TIMES = ("epoch_seconds", "images_per_second")
 """Metrics that differ from run to run."""
 
@@ -40,6 +42,15 @@ def differences(reference: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """What is not as in the undisturbed study; entries that are not a number count as equal to each other."""
     keys = [k for k in {**reference, **found} if repr(reference.get(k, "absent")) != repr(found.get(k, "absent"))]
     return [f"{k}: {found.get(k, 'absent')} instead of {reference.get(k, 'absent')}" for k in keys]
+
+
+def decision_problems(home: Path, name: str) -> list[str]:
+    """Trials that were stopped although no rung had said so, or although one had let them go on."""
+    return [
+        f"trial {trial.number} was stopped after epoch {trial.last_step}, where its decision was {trial.user_attrs.get(DECISION)}"
+        for trial in trials_of(home, name)
+        if trial.state == TrialState.PRUNED and trial.user_attrs.get(DECISION) != [trial.last_step, True]
+    ]
 
 
 def study_problems(home: Path, name: str) -> list[str]:

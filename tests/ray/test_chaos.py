@@ -13,10 +13,12 @@ import chaos
 import chaos_study
 import chaos_truth as truth
 import pytest
+from optuna.trial import TrialState
 from small_searches import study_folder, trials_of
 
 from guidino_tune.space.space import read_space
-from guidino_tune.study.store import open_study
+from guidino_tune.study.promotion import DECISION
+from guidino_tune.study.store import load_study, open_study
 from guidino_tune.tracking import MLflowTracker, StudySnapshot
 from guidino_tune.tracking.client import connect
 from guidino_tune.tracking.snapshots import TrialSnapshot
@@ -88,6 +90,17 @@ def test_discrepancies_of_a_study_are_found(home: Path) -> None:
     )
     study.ask()
     assert truth.study_problems(home, "sound") == ["trial 1 is left running"]
+
+
+def test_a_stop_that_no_rung_decided_is_found(home: Path) -> None:
+    finished_study(home, "sound")
+    study = load_study(study_folder(home, "sound"))
+    for decision in ([3, True], [3, False], [1, True]):
+        trial = study.ask()
+        trial.report(0.1, 3)
+        trial.set_user_attr(DECISION, decision)
+        study.tell(trial, state=TrialState.PRUNED)
+    assert [text.partition(" was")[0] for text in truth.decision_problems(home, "sound")] == ["trial 2", "trial 3"]
 
 
 def test_two_studies_are_compared_bit_by_bit(home: Path) -> None:
