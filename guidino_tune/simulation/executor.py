@@ -19,6 +19,7 @@ from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
 from guidino_tune.study.driver import Driver
 from guidino_tune.study.objectives import directions
+from guidino_tune.study.promotion import queue_first
 from guidino_tune.study.pruners import make_pruner
 from guidino_tune.study.samplers import make_sampler
 from guidino_tune.study.store import StudyFolder
@@ -73,8 +74,7 @@ def new_study(space: Space, source: Source, sampler: optuna.samplers.BaseSampler
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         inner = sampler or make_sampler(space)
     study = optuna.create_study(directions=directions(space.study), sampler=source.sampler(inner), pruner=make_pruner(space.study))
-    for values in source.first(space.first_trials, space.study.seed):
-        study.enqueue_trial(dict(values), skip_if_exists=True)
+    queue_first(study, source.first(space.first_trials, space.study.seed))
     return study
 
 

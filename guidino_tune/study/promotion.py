@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import optuna
 from optuna.trial import FrozenTrial
 
 from guidino_tune.config import Study
+from guidino_tune.space.parameters import Values
 from guidino_tune.study import optuna_private
 from guidino_tune.study.trials import counted_at
 
@@ -14,8 +17,16 @@ DECISION = "decision"
 later peers change nothing; one that waits is noted anew when it is promoted."""
 
 
+BASELINE = "baseline"
+"""Attribute of a trial that runs to its end whatever a rung says."""
+
+BASELINES = 3
+"""As many of a space's first trials are baselines: settings of a paper or of one's own, whose result is to be known, which the search is to
+beat, and which in recorded curves were among the best though early epochs did not show it."""
+
+
 class PromotionPruner(optuna.pruners.BasePruner):
-    """Says of a trial that has come to a rung whether it waits there. It goes on at once if it is among the best of the rung.
+    """Says of a trial that has come to a rung whether it waits there; the best of the rung and baselines go on at once.
 
     Args:
         settings: Of the study; of n trials that came to a rung, the best ``n // reduction_factor`` go on.
@@ -26,12 +37,18 @@ class PromotionPruner(optuna.pruners.BasePruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """See ``BasePruner``."""
-        return trial.number not in _best(counted_at(study, trial.last_step or 0), self.settings, 0)
+        return BASELINE not in trial.user_attrs and trial.number not in _best(counted_at(study, trial.last_step or 0), self.settings, 0)
 
 
 def is_waiting(trial: FrozenTrial) -> bool:
     """True when it was told to wait, or to end, at its newest epoch, and has not been promoted since."""
     return bool(trial.user_attrs.get(DECISION) == [trial.last_step, True])
+
+
+def queue_first(study: optuna.Study, trials: Sequence[Values]) -> None:
+    """Queues a space's first trials, each once; the first of them are baselines."""
+    for place, values in enumerate(trials):
+        study.enqueue_trial(dict(values), user_attrs={BASELINE: True} if place < BASELINES else None, skip_if_exists=True)
 
 
 class Waiting:

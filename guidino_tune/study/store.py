@@ -23,6 +23,7 @@ from guidino_tune.study.journal import mend_journal, open_storage, sync_to_disk
 from guidino_tune.study.lease import lease_holder
 from guidino_tune.study.locking import Hold, holder, place
 from guidino_tune.study.objectives import directions
+from guidino_tune.study.promotion import queue_first
 from guidino_tune.study.pruners import make_pruner
 from guidino_tune.study.samplers import make_sampler
 from guidino_tune.training.folder import TrialFolder, write_text
@@ -146,8 +147,7 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
         _compare(study.user_attrs["definition"], space, str(storage or folder.path), may_grow=False)
     study.set_user_attr("definition", wanted)
     if not space.study.is_list:
-        for values in space.first_trials:
-            study.enqueue_trial(dict(values), skip_if_exists=True)
+        queue_first(study, space.first_trials)
     sync_to_disk(study)
     # Written last: a study without it is created again from the start, and queues nothing twice.
     write_text(folder.definition, yaml.safe_dump(wanted, sort_keys=False))

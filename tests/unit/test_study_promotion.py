@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,21 @@ def test_a_trial_waits_until_it_is_in_the_best_third_of_its_rung(tmp_path: Path)
     assert driver.ask("a") is None  # nobody else may go on: those that wait are closed, and the search is over
     assert (driver.remaining, driver.ended) == (0, "")
     assert states(driver) == ["COMPLETE", "PRUNED", "PRUNED", "PRUNED", "PRUNED", "COMPLETE"]
+
+
+def test_first_trials_run_to_their_end_whatever_a_rung_says(tmp_path: Path) -> None:
+    """The first three of them; a fourth one waits like any other, and so does what a driver that died left at the rung."""
+    first = [{"training.lr": rate} for rate in (1e-4, 2e-4, 3e-4, 4e-4)]
+    space = dataclasses.replace(space_of(trials=5), first_trials=tuple(first))
+    driver = drive(tmp_path, space)
+    assert play(driver, 0.5) == (0, 0, 4)
+    assert driver.ask("a")
+    assert driver.report("a", dice(2, 0.1))  # the worst of two
+    again = drive(tmp_path, space)
+    assert play(again, 0.1) == (1, 2, 4)
+    assert [play(again, value) for value in (0.2, 0.3, 0.9)] == [(2, 0, 4), (3, 0, 2), (4, 0, 4)]
+    assert again.ask("a") is None
+    assert states(again) == ["COMPLETE", "COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
 
 
 def test_the_best_of_too_few_trials_runs_to_its_end(tmp_path: Path) -> None:
