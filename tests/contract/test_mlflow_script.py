@@ -52,7 +52,7 @@ def started(home: Path, *options: str, **variables: str) -> Iterator[int]:
 
 def status(port: int, path: str, **headers: str) -> int:
     """Status of the answer to a request; 0 when nobody answers."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("GET", path, headers=headers)
         return connection.getresponse().status
