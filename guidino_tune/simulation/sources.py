@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
@@ -18,7 +17,9 @@ from guidino_tune.errors import UserError
 from guidino_tune.simulation.curves import COMPLETE, STOPPED, Curve, CurveTable
 from guidino_tune.space.encoding import encode
 from guidino_tune.space.parameters import Parameter, Scalar, Values
+from guidino_tune.space.suggest import distribution
 from guidino_tune.study.outcomes import Key, as_key
+from guidino_tune.study.proposing import WholeSampler
 
 
 class Source(Protocol):
@@ -119,49 +120,29 @@ class Rows:
         return RowSampler(inner, self)
 
 
-class RowSampler(BaseSampler):
+class RowSampler(WholeSampler):
     """Lets another sampler propose, and gives the trial the nearest recorded configuration: what the study knows is what was run."""
 
     def __init__(self, inner: BaseSampler, rows: Rows) -> None:
+        super().__init__()
         self.inner, self.rows = inner, rows
-        self._chosen: tuple[int, Values] = -1, {}
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Nothing is given together."""
-        return {}
+    def propose(self, study: optuna.Study, trial: FrozenTrial) -> Values:
+        """See ``WholeSampler``."""
+        together = self.inner.sample_relative(study, trial, self.inner.infer_relative_search_space(study, trial))
 
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        """See ``infer_relative_search_space``."""
-        return {}
+        def choose(path: str, parameter: Parameter) -> Scalar:
+            value: Scalar = (
+                together[path] if path in together else self.inner.sample_independent(study, trial, path, distribution(parameter))
+            )
+            return value
 
-    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
-        """The value of the row that this trial got."""
-        if self._chosen[0] != trial.number:
-            together = self.inner.sample_relative(study, trial, self.inner.infer_relative_search_space(study, trial))
-
-            def choose(path: str, parameter: Parameter) -> Scalar:
-                value: Scalar = (
-                    together[path] if path in together else self.inner.sample_independent(study, trial, path, distribution(parameter))
-                )
-                return value
-
-            used = {as_key(t.params) for t in study.get_trials(deepcopy=False) if t.number != trial.number}
-            self._chosen = trial.number, self.rows.nearest(self.rows.space.walk(choose)[0], used)
-        return self._chosen[1][param_name]
+        used = {as_key(t.params) for t in study.get_trials(deepcopy=False) if t.number != trial.number}
+        return self.rows.nearest(self.rows.space.walk(choose)[0], used)
 
     def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: Any, values: Any) -> None:
         """See ``BaseSampler``."""
         self.inner.after_trial(study, trial, state, values)
-
-
-def distribution(parameter: Parameter) -> BaseDistribution:
-    """A parameter in Optuna's terms, as ``suggest`` asks for it."""
-    if parameter.type == "choice":
-        return CategoricalDistribution(parameter.choices)
-    low, high = parameter.limits
-    if parameter.type == "int":
-        return optuna.distributions.IntDistribution(int(low), int(high), log=parameter.log, step=int(parameter.step or 1))
-    return optuna.distributions.FloatDistribution(low, high, log=parameter.log, step=parameter.step)
 
 
 class Forest:

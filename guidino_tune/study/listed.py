@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -15,10 +14,11 @@ from guidino_tune.errors import UserError
 from guidino_tune.space.parameters import Parameter, Scalar, Values
 from guidino_tune.space.space import Space
 from guidino_tune.study.outcomes import Outcomes, as_key
+from guidino_tune.study.proposing import WholeSampler
 from guidino_tune.study.trials import counts_as_finished, unfinished
 
 
-class ListedSampler(optuna.samplers.BaseSampler):
+class ListedSampler(WholeSampler):
     """Gives every listed set of values to one trial: those without a result first that were tried least often.
 
     A set that failed twice the same way is not given again, see ``guidino_tune.study.outcomes``.
@@ -31,37 +31,27 @@ class ListedSampler(optuna.samplers.BaseSampler):
     """
 
     def __init__(self, listed: Sequence[Values]) -> None:
+        super().__init__()
         self.listed = listed
         self.outcomes: Outcomes | None = None
-        self._chosen: dict[int, Values] = {}
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Nothing is drawn together."""
-        return {}
-
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        """See ``infer_relative_search_space``."""
-        return {}
-
-    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
-        """The value of the set that this trial got."""
-        if trial.number not in self._chosen:
-            others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
-            lost = (self.outcomes or Outcomes(others, 0)).hopeless
-            open_sets = [
-                values
-                for values in unfinished(self.listed, [t for t in others if t.state == TrialState.RUNNING or counts_as_finished(t)])
-                # A driver may have died between two values of a set.
-                if as_key(values) not in lost and trial.params.items() <= values.items()
-            ]
-            if not open_sets:
-                raise RuntimeError("every listed trial has its result or runs; nothing is left to ask for")
-            tried = Counter(as_key(t.params) for t in others)
-            self._chosen[trial.number] = min(open_sets, key=lambda values: tried[as_key(values)])
-        return self._chosen[trial.number][param_name]
+    def propose(self, study: optuna.Study, trial: FrozenTrial) -> Values:
+        """See ``WholeSampler``."""
+        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        lost = (self.outcomes or Outcomes(others, 0)).hopeless
+        open_sets = [
+            values
+            for values in unfinished(self.listed, [t for t in others if t.state == TrialState.RUNNING or counts_as_finished(t)])
+            # A driver may have died between two values of a set.
+            if as_key(values) not in lost and trial.params.items() <= values.items()
+        ]
+        if not open_sets:
+            raise RuntimeError("every listed trial has its result or runs; nothing is left to ask for")
+        tried = Counter(as_key(t.params) for t in others)
+        return min(open_sets, key=lambda values: tried[as_key(values)])
 
 
-class GridSampler(optuna.samplers.BaseSampler):
+class GridSampler(WholeSampler):
     """Gives every configuration of a finite space to one trial, in order; one that failed is given a second time.
 
     Args:
@@ -72,13 +62,13 @@ class GridSampler(optuna.samplers.BaseSampler):
     """
 
     def __init__(self, space: Space) -> None:
+        super().__init__()
         self._space = space
         self._values: dict[str, Sequence[Scalar]] = {}
         for path, parameter in space.parameters.items():
             if parameter.type == "float" and parameter.step is None and parameter.low != parameter.high:
                 raise UserError("a grid needs choices, whole numbers or a step", where=path, todo="give it a step, or another sampler")
             self._values[path] = parameter.choices if parameter.type == "choice" else _steps(parameter)
-        self._chosen: tuple[int, Values] = -1, {}
 
     def _configurations(self) -> Iterator[Values]:
         places: list[int] | None = []
@@ -92,25 +82,17 @@ class GridSampler(optuna.samplers.BaseSampler):
         sizes.append(len(values))
         return values[places[at] if at < len(places) else 0]
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Nothing is drawn together."""
-        return {}
+    def propose(self, study: optuna.Study, trial: FrozenTrial) -> Values:
+        """See ``WholeSampler``; nothing when all have run."""
+        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        known = {as_key(t.params) for t in others if t.state == TrialState.RUNNING or counts_as_finished(t)}
+        known |= {key for key, count in Counter(as_key(t.params) for t in others).items() if count > 1}
+        # A driver may have died between two values of a configuration.
+        return next((v for v in self._configurations() if as_key(v) not in known and trial.params.items() <= v.items()), {})
 
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        """See ``infer_relative_search_space``."""
-        return {}
-
-    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
-        """The value in the configuration that this trial got; of those that all ran, the last."""
-        if self._chosen[0] != trial.number:
-            others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
-            known = {as_key(t.params) for t in others if t.state == TrialState.RUNNING or counts_as_finished(t)}
-            known |= {key for key, count in Counter(as_key(t.params) for t in others).items() if count > 1}
-            # A driver may have died between two values of a configuration.
-            fits = (v for v in self._configurations() if as_key(v) not in known and trial.params.items() <= v.items())
-            self._chosen = trial.number, next(fits, {})
-        # All have run, which the driver sees: it ends a search whose space is exhausted.
-        return self._chosen[1].get(param_name, self._values[param_name][0])
+    def missing(self, study: optuna.Study, trial: FrozenTrial, path: str, distribution: BaseDistribution) -> Scalar:
+        """The first value: of a repetition, from which the driver sees that the space is exhausted."""
+        return self._values[path][0]
 
 
 def _after(places: list[int], sizes: Sequence[int]) -> list[int] | None:

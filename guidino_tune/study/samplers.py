@@ -16,11 +16,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune import targets
 from guidino_tune.errors import UserError
-from guidino_tune.space.parameters import Values
+from guidino_tune.space.parameters import Scalar, Values
 from guidino_tune.space.space import Space
 from guidino_tune.study import optuna_private
 from guidino_tune.study.listed import GridSampler, ListedSampler
 from guidino_tune.study.objectives import directions
+from guidino_tune.study.proposing import WholeSampler
 from guidino_tune.study.pruners import rungs
 from guidino_tune.study.tpe import Places, propose
 from guidino_tune.study.trials import counts_as_finished
@@ -63,7 +64,7 @@ class RepeatingRandomSampler(optuna.samplers.RandomSampler):
         return super().sample_independent(study, trial, param_name, param_distribution)
 
 
-class TPESampler(optuna.samplers.BaseSampler):
+class TPESampler(WholeSampler):
     """TPE over what trials had at one rung, the highest that enough of them have come to, as BOHB does (Falkner et al. 2018).
 
     Optuna's own puts complete trials before those that were stopped, and these by how far they came, so that the first trials of a study,
@@ -79,6 +80,7 @@ class TPESampler(optuna.samplers.BaseSampler):
     """
 
     def __init__(self, space: Space, seed: int) -> None:
+        super().__init__()
         self._seed, self._startup = seed, space.study.startup_trials
         longest = max(made.training.epochs for made in (space.base, *space.recipes.values()))
         if (searched := space.parameters.get("training.epochs")) is not None:
@@ -90,26 +92,16 @@ class TPESampler(optuna.samplers.BaseSampler):
         self._values: dict[int, dict[int, Sequence[float]]] = {rung: {} for rung in self._rungs}
         self._seen, self._lower, self._beyond = set[int](), list[int](), dict[int, float]()
         self._rows: dict[int, np.ndarray] = {}
-        self._proposed: tuple[int, Values] = -1, {}
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Optuna draws nothing together: a whole configuration is proposed when the first value is asked for."""
-        return {}
+    def propose(self, study: optuna.Study, trial: FrozenTrial) -> Values:
+        """See ``WholeSampler``; nothing while too few trials have a result."""
+        good, bad = ([self._row(t) for t in some] for some in self.split(study, trial.number))
+        return propose(self._places, good, bad, np.random.default_rng([self._seed, trial.number])) if good else {}
 
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        """See ``infer_relative_search_space``."""
-        return {}
-
-    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
-        """The value in what is proposed for this trial; at random while too few trials have a result."""
-        if self._proposed[0] != trial.number:
-            good, bad = self.split(study, trial.number)
-            random = np.random.default_rng([self._seed, trial.number])
-            rows = [[self._row(t) for t in some] for some in (good, bad)]
-            self._proposed = trial.number, propose(self._places, rows[0], rows[1], random) if good else {}
-        if param_name in self._proposed[1]:
-            return self._proposed[1][param_name]
-        return self._random.sample_independent(study, trial, param_name, param_distribution)
+    def missing(self, study: optuna.Study, trial: FrozenTrial, path: str, distribution: BaseDistribution) -> Scalar:
+        """A value at random."""
+        value: Scalar = self._random.sample_independent(study, trial, path, distribution)
+        return value
 
     def split(self, study: optuna.Study, number: int) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
         """The good and the bad trials that are modelled for the trial of this number; none while too few have a result."""
