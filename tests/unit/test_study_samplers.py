@@ -208,3 +208,16 @@ def test_failures_are_bad_trials_once_there_are_results() -> None:
         good, bad = sampler.split(study, -1)
         seen.append(([t.number for t in good], [t.number for t in bad]))
     assert seen == [([], [])] * 5 + [([2], [0, 1, 4, 5])] * 2
+
+
+def test_a_trial_whose_driver_died_half_way_through_its_values_is_seen_with_all_of_them_later(tmp_path: Path) -> None:
+    space = space_of("tpe", startup_trials=3, pruner="none")
+    study = run(space, StudyFolder(tmp_path), 8)
+    half = study.ask()
+    half.suggest_float("training.lr", 1e-4, 1e-2, log=True)
+    suggest(space, study.ask())  # modelled with the half of it
+    suggest(space, half)
+    sampler, seen = study.sampler, study.get_trials(deepcopy=False)[half.number]
+    assert isinstance(sampler, TPESampler)
+    assert seen in sampler.split(study, -1)[1]
+    np.testing.assert_array_equal(sampler._row(seen), TPESampler(space, 0)._row(seen))
