@@ -57,7 +57,7 @@ def rung_agreement(curves: Sequence[Mapping[int, float]], rungs: Sequence[int]) 
     the agreement is higher.
 
     Args:
-        curves: Validation Dice by epoch of each trial.
+        curves: Validation Dice by epoch of each trial, the best so far.
         rungs: Epochs, ascending; the last is the end.
 
     Returns:

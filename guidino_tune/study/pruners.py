@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import optuna
@@ -62,6 +63,12 @@ def rungs(study: Study, epochs: int) -> tuple[int, ...]:
     if study.pruner not in PRUNERS:
         return tuple(epoch for epoch in validated_epochs(study, epochs) if epoch >= study.min_epochs or epoch == epochs)
     return (*(_halvings(study, epochs) if study.has_rungs else ()), epochs)
+
+
+def planned_epochs(study: Study, epochs: int) -> float:
+    """Epochs that a trial trains on average, of ``epochs`` at most, where trials wait at rungs: at each, one in so many goes on."""
+    ends = rungs(study, epochs)
+    return sum((end - begun) / study.reduction_factor**passed for passed, (begun, end) in enumerate(itertools.pairwise((0, *ends))))
 
 
 def _halvings(study: Study, epochs: int) -> Iterator[int]:

@@ -24,7 +24,7 @@ from guidino_tune.study.objectives import directions
 from guidino_tune.study.proposing import WholeSampler
 from guidino_tune.study.pruners import rungs
 from guidino_tune.study.tpe import Places, propose
-from guidino_tune.study.trials import counts_as_finished
+from guidino_tune.study.trials import counts_as_finished, value_at
 
 BEST, LATEST = 25, 100
 """Trials that are modelled, however many there are: the best at the rung, the latest there, and as many of the latest that ended before.
@@ -194,7 +194,7 @@ def _crowding(points: np.ndarray) -> np.ndarray:
 def _value(trial: FrozenTrial, rung: int) -> Sequence[float] | None:
     if rung == WHOLE:
         return trial.values if trial.state == TrialState.COMPLETE else None
-    return [trial.intermediate_values[rung]] if rung in trial.intermediate_values else None
+    return None if (value := value_at(trial, rung)) is None else [value]
 
 
 def _sobol(space: Space, seed: int) -> optuna.samplers.BaseSampler:

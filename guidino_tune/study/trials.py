@@ -98,9 +98,18 @@ def untrained(trial: FrozenTrial) -> bool:
 
 
 def counted_at(study: optuna.Study, epoch: int) -> dict[int, float]:
-    """Dice after this epoch of each trial that came so far, by number; without those that failed."""
+    """What each trial that came to this epoch had there, by number, see ``value_at``; without those that failed."""
     trials = study.get_trials(deepcopy=False)
-    return {t.number: t.intermediate_values[epoch] for t in trials if epoch in t.intermediate_values and t.state != TrialState.FAIL}
+    return {t.number: value for t in trials if t.state != TrialState.FAIL and (value := value_at(t, epoch)) is not None}
+
+
+def value_at(trial: FrozenTrial, epoch: int) -> float | None:
+    """A trial's best validation Dice until this epoch, which is what it would give if it ended there; ``None`` where it did not come so far.
+
+    In recorded curves that tells the order at the end better than the Dice of the epoch itself does, see ``docs/searching.md``.
+    """
+    told = trial.intermediate_values
+    return max(dice for at, dice in told.items() if at <= epoch) if epoch in told else None
 
 
 def best_value(trial: FrozenTrial) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-WARM_UP, PASSES = 3, 9
-"""Forward passes before the measurement, and those of which the median is taken."""
+WARM_UP, PASSES = 3, 20
+"""Forward passes before the measurement, and those of which the quickest is taken."""
 
 _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -47,7 +46,7 @@ def peak_gigabytes(device: torch.device) -> float:
 def forward_seconds(
     model: nn.Module, size: int, device: torch.device, autocast: torch.autocast, *, channels_last: bool, channels: int = 3
 ) -> float:
-    """Median seconds of a forward pass of one image, without compilation; other work on the machine counts too.
+    """Seconds of a forward pass of one image, without compilation: of several the quickest, which neighbours on the machine disturbed least.
 
     Args:
         model: Put into eval mode.
@@ -70,4 +69,4 @@ def forward_seconds(
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[WARM_UP:])
+    return min(seconds[WARM_UP:])

@@ -12,7 +12,7 @@ from guidino_tune.analysis.certainty import FEWEST, Estimate, expected_gain, imp
 from guidino_tune.space.encoding import columns, encode
 from guidino_tune.space.space import RECIPE, Space
 from guidino_tune.study.pruners import rungs
-from guidino_tune.study.trials import best_value, tried
+from guidino_tune.study.trials import best_value, tried, value_at
 
 SHOWN = 4
 """Parameters of which the end of a search tells the importance."""
@@ -35,16 +35,17 @@ class Certainty:
     @functools.cached_property
     def agreement(self) -> dict[int, Estimate]:
         """Kendall's tau between each rung and the end; see ``analysis.certainty.rung_agreement``."""
-        return rung_agreement([trial.intermediate_values for trial in self.trials], self.rungs)
+        reached = [{rung: value for rung in self.rungs if (value := value_at(trial, rung)) is not None} for trial in self.trials]
+        return rung_agreement(reached, self.rungs)
 
     def importance(self, epoch: int) -> dict[str, Estimate]:
-        """Of each parameter for the Dice after ``epoch``, among all trials that came so far; see ``analysis.certainty.importance``.
+        """Of each parameter for the best Dice until ``epoch``, among all trials that came so far; see ``analysis.certainty.importance``.
 
         A parameter that others depend on (``when``) is shuffled together with them: a rank means nothing to a frozen backbone.
         """
-        at = [trial for trial in self.trials if epoch in trial.intermediate_values]
-        inputs = np.array([encode(self.space, trial.params) for trial in at])
-        return importance(inputs, self._groups, np.array([trial.intermediate_values[epoch] for trial in at]))
+        at = [(trial, value) for trial in self.trials if (value := value_at(trial, epoch)) is not None]
+        inputs = np.array([encode(self.space, trial.params) for trial, _ in at])
+        return importance(inputs, self._groups, np.array([value for _, value in at]))
 
     def expected_gain(self, more: int) -> Estimate | None:
         """In Dice, with ``more`` trials like these; see ``analysis.certainty.expected_gain``."""

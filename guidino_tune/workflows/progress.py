@@ -20,6 +20,7 @@ from guidino_tune.study.objectives import shown as shown_value
 from guidino_tune.study.optuna_private import stored_trial
 from guidino_tune.study.outcomes import REPEATS
 from guidino_tune.study.promotion import is_waiting
+from guidino_tune.study.pruners import planned_epochs
 from guidino_tune.study.tally import Tally
 from guidino_tune.study.trials import best_value, front, ranking, remaining
 
@@ -116,8 +117,11 @@ class Progress:
         new, done = epochs - self.epochs_at_start, self.tally.done
         if not done or not new:
             return f"{_clock(elapsed)} so far"
-        # Finished trials tell how many epochs a trial costs on average, early stops included.
-        left = max(0.0, self.tally.epochs / done * self.total - epochs)
+        # Finished trials tell how many epochs a trial costs on average, early stops included; where trials wait, the few that are finished
+        # are the long ones, and how many go on at each rung is a rule.
+        study = self.space.study
+        each = planned_epochs(study, self.space.base.training.epochs) if study.waits else self.tally.epochs / done
+        left = max(0.0, each * self.total - epochs)
         return f"{_clock(elapsed)} so far, about {_clock(elapsed / new * left)} left"
 
     def _running(self) -> list[FrozenTrial]:

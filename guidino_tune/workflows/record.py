@@ -10,10 +10,11 @@ from rich.console import Console
 
 from guidino_tune.errors import UserError
 from guidino_tune.simulation.curves import Curve, CurveTable, from_study, read_table, write_table
-from guidino_tune.space.space import Space, override, read_space
+from guidino_tune.space.space import Space, override
 from guidino_tune.study.outcomes import as_key
 from guidino_tune.study.store import folder_of, load_study, stored_study
 from guidino_tune.study.trials import finished
+from guidino_tune.workflows.listed import with_seed
 from guidino_tune.workflows.search import run_search
 
 
@@ -54,8 +55,10 @@ def record_curves(
         studies = [name, *studies[1:]]
     if complete and (repeat := repeat - sum(count > 1 for count in seeds.values())) > 0 and studies:
         first = [dict(trial.params) for trial in finished(load_study(folder_of(name)))[:repeat]]
-        values = override(drawn, {"training.seed": space.base.training.seed + 1, "study.name": f"{name}-repeat"}).to_dict()
-        again = read_space({**values, "first_trials": first, "study": {**values["study"], "sampler": "listed"}}, source=space.source)
+        recipes = {key: with_seed(made, made.training.seed + 1) for key, made in space.recipes.items()}
+        base = with_seed(space.base, space.base.training.seed + 1)
+        again = dataclasses.replace(drawn, base=base, recipes=recipes, first_trials=tuple(first))
+        again = override(again, {"study.name": f"{name}-repeat", "study.sampler": "listed"})
         complete = not run_search(again, console=console).ended
         studies = [name, f"{name}-repeat"]
     table = from_study(*studies, space=portable(space)).joined(others) if studies else read_table(output)

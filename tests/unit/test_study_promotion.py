@@ -12,6 +12,7 @@ from study_helpers import dice, drive, states
 
 from guidino_tune.space.space import Space
 from guidino_tune.study.driver import Driver
+from guidino_tune.study.pruners import planned_epochs
 
 BUDGET = 4
 """Epochs of a trial; the rung is at 2."""
@@ -62,6 +63,25 @@ def test_first_trials_run_to_their_end_whatever_a_rung_says(tmp_path: Path) -> N
     assert [play(again, value) for value in (0.2, 0.3, 0.9)] == [(2, 0, 4), (3, 0, 2), (4, 0, 4)]
     assert again.ask("a") is None
     assert states(again) == ["COMPLETE", "COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
+
+
+def test_at_a_rung_the_best_epoch_so_far_counts(tmp_path: Path) -> None:
+    """It is the one whose weights are kept; a trial whose newest epoch was a bad one is not lost for it."""
+    driver = drive(tmp_path, space_of(trials=3, min_epochs=3))
+    curves = {0: (0.4, 0.9, 0.3), 1: (0.5, 0.5, 0.5), 2: (0.6, 0.6, 0.6)}
+    for values in curves.values():
+        assert driver.ask("a")
+        assert [driver.report("a", dice(epoch, value)) for epoch, value in enumerate(values, 1)] == [True, True, False]
+        driver.tell("a", crashed=False)
+    asked = driver.ask("a")
+    assert asked
+    assert (asked["number"], asked["reported"]) == (0, 3)
+
+
+def test_planned_epochs_are_what_whole_rungs_take() -> None:
+    """Of 27 trials all train 1 epoch, 9 of them 3, 3 of them 9 and 1 of them 27."""
+    space = space_of(min_epochs=1, reduction_factor=3)
+    assert planned_epochs(space.study, 27) * 27 == pytest.approx(18 * 1 + 6 * 3 + 2 * 9 + 1 * 27)
 
 
 def test_the_best_of_too_few_trials_runs_to_its_end(tmp_path: Path) -> None:

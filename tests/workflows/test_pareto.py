@@ -39,7 +39,8 @@ def test_a_search_gives_a_pareto_front_within_the_constraints(
             [
                 max(r.metrics["val_dice"] for r in history),
                 history[-1].metrics["val_hd95"],
-                sum(r.metrics["epoch_seconds"] for r in history),
+                # The first two epochs as quick as the quicker of them; the last one measures distances too.
+                2 * min(r.metrics["epoch_seconds"] for r in history[:2]) + history[2].metrics["epoch_seconds"],
                 real_parameters(place.path / "experiment.yaml"),
             ]
         )

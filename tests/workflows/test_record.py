@@ -52,3 +52,16 @@ def test_a_table_goes_on_where_its_studies_are_not(tmp_path: Path, demo: Path, m
     with pytest.raises(UserError, match="another space"):
         record_curves(other, 9, file)
     assert file.read_bytes() == before
+
+
+def test_a_space_of_recipes_gets_second_seeds_too(tmp_path: Path, demo: Path) -> None:
+    values = _space(demo).to_dict()
+    recipes = {"narrow": values["experiment"], "other": {**values["experiment"], "name": "other"}}
+    searched = {"recipe": {"choices": list(recipes)}, **values["space"]}
+    space = read_space({**values, "recipes": recipes, "space": searched, "first_trials": [{"recipe": "other"}]}, source="a test")
+    table, complete = record_curves(space, 2, tmp_path / "curves.parquet", repeat=1)
+    assert complete
+    assert [(c.configuration, c.seed) for c in table.curves] == [(0, 0), (1, 0), (0, 1)]
+    one, _, again = table.curves
+    assert again.parameters == one.parameters
+    assert list(again.dice) != list(one.dice)
