@@ -156,7 +156,8 @@ class TPESampler(WholeSampler):
     def _row(self, trial: FrozenTrial) -> np.ndarray:
         if (row := self._rows.get(trial.number)) is None:
             row = self._places.row(trial.params)
-            if trial.number in self._seen:  # of one that runs, a driver that died may not have drawn every value yet
+            # Of one that has told nothing yet, a driver that died may not have drawn every value.
+            if trial.number in self._seen or trial.intermediate_values:
                 self._rows[trial.number] = row
         return row
 

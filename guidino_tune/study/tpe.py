@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from guidino_tune.space.parameters import Parameter, Scalar, Values
-from guidino_tune.space.space import Space
+from guidino_tune.space.space import RECIPE, Space
 
 CANDIDATES = 24
 """Configurations drawn like the good ones, of which the one is proposed that is most like them and least like the others."""
@@ -16,6 +16,8 @@ CANDIDATES = 24
 WIDTH = 0.2
 """Of the kernel around a number, in units of its range, were there one trial and no other parameter."""
 
+REMEMBERED = 10_000
+"""Combinations of values, of parameters that others depend on, of which it is remembered what they make active."""
 
 TINY = 1e-300
 """A density below which a kernel counts as having none."""
@@ -34,6 +36,11 @@ class Places:
         self.space = space
         self.columns = {path: column for column, path in enumerate(space.parameters)}
         self.choices = np.array([len(parameter.choices) for parameter in space.parameters.values()])
+        self._edges = {path: _edges(parameter) for path, parameter in space.parameters.items() if parameter.type != "choice"}
+        named = {path for parameter in space.parameters.values() for path in parameter.when or ()}
+        # Kinds and recipes decide which paths there are.
+        self._deciding = [c for path, c in self.columns.items() if path in named or path == RECIPE or path.endswith((".kind", ".target"))]
+        self._active: dict[tuple[float, ...], np.ndarray] = {}
 
     def row(self, values: Mapping[str, Scalar]) -> np.ndarray:
         """The row of these values; what the space does not allow (any more) is left out, as if it were not active."""
@@ -44,7 +51,7 @@ class Places:
             if parameter.type == "choice":
                 row[self.columns[path]] = next((n for n, choice in enumerate(parameter.choices) if _same(value, choice)), np.nan)
             elif isinstance(value, int | float):
-                low, high = _edges(parameter)
+                low, high = self._edges[path]
                 at = math.log(value) if parameter.log and value > 0 else value
                 row[self.columns[path]] = min(max((at - low) / (high - low), 0.0), 1.0) if high > low else 0.5
         return row
@@ -54,7 +61,7 @@ class Places:
         parameter = self.space.parameters[path]
         if parameter.type == "choice":
             return parameter.choices[int(place)]
-        (low, high), (first, last) = _edges(parameter), parameter.limits
+        (low, high), (first, last) = self._edges[path], parameter.limits
         at = low + place * (high - low)
         at = math.exp(at) if parameter.log else at
         if step := _step(parameter):
@@ -64,14 +71,13 @@ class Places:
 
     def active(self, row: np.ndarray) -> np.ndarray:
         """The row with NaN for what its other values make inactive."""
-        shown = np.full(len(row), np.nan)
-
-        def choose(path: str, parameter: Parameter) -> Scalar:
-            shown[self.columns[path]] = row[self.columns[path]]
-            return self.value(path, row[self.columns[path]])
-
-        self.space.walk(choose)
-        return shown
+        key = tuple(row[self._deciding])
+        if (active := self._active.get(key)) is None:
+            values, _ = self.space.walk(lambda path, _: self.value(path, row[self.columns[path]]))
+            active = np.array([path in values for path in self.columns])
+            if len(self._active) < REMEMBERED:
+                self._active[key] = active
+        return np.where(active, row, np.nan)
 
 
 class Density:

@@ -104,7 +104,7 @@ def counted_at(study: optuna.Study, epoch: int) -> dict[int, float]:
 
 
 def value_at(trial: FrozenTrial, epoch: int) -> float | None:
-    """A trial's best validation Dice until this epoch, which is what it would give if it ended there; ``None`` where it did not come so far.
+    """A trial's best validation Dice until this epoch, what it would give if it ended there; ``None`` where it did not come so far.
 
     In recorded curves that tells the order at the end better than the Dice of the epoch itself does, see ``docs/searching.md``.
     """

@@ -46,7 +46,7 @@ def peak_gigabytes(device: torch.device) -> float:
 def forward_seconds(
     model: nn.Module, size: int, device: torch.device, autocast: torch.autocast, *, channels_last: bool, channels: int = 3
 ) -> float:
-    """Seconds of a forward pass of one image, without compilation: of several the quickest, which neighbours on the machine disturbed least.
+    """Seconds of a forward pass of one image, without compilation: of several the quickest, which neighbours disturbed least.
 
     Args:
         model: Put into eval mode.

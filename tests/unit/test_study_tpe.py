@@ -13,7 +13,7 @@ from scipy import stats
 from space_helpers import GUIDE, search_space
 
 from guidino_tune.space.parameters import Values
-from guidino_tune.space.space import Space
+from guidino_tune.space.space import Space, load_space
 from guidino_tune.study.tpe import Density, Places, propose
 
 
@@ -70,6 +70,15 @@ def test_what_the_space_no_longer_has_is_not_active() -> None:
     assert math.isnan(row[at["guide.lora.rank"]])
     assert math.isnan(row[at["guide.lora.alpha"]])
     assert row[at["loss.lambda_guide"]] == 1
+
+
+def test_what_is_active_is_what_the_space_would_ask_for() -> None:
+    """In a space of recipes and kinds, where it is remembered by the values that decide it, as if each were asked for anew."""
+    space = load_space("kvasir")
+    places = Places(space)
+    for row in Density(np.empty((0, len(places.columns))), places.choices).draw(300, np.random.default_rng(0)):
+        values, _ = space.walk(lambda path, _, row=row: places.value(path, row[places.columns[path]]))  # type: ignore[misc]
+        assert {path for path, column in places.columns.items() if not np.isnan(places.active(row)[column])} == values.keys()
 
 
 def test_the_density_is_one_over_all_branches_together() -> None:
