@@ -32,6 +32,16 @@ _SHARED: list[tuple[dict[str, Space], Source, int, float]] = []
 """In a process that simulates: what all its searches share."""
 
 
+def open_table(name: str) -> CurveTable:
+    """A table by its file (``.parquet``), or one of ``SHIPPED`` such as ``recorded/kvasir``; or the curves of a study.
+
+    Raises:
+        UserError: There is no such table or study; see ``read_table`` and ``from_study``.
+    """
+    file = SHIPPED / f"{name}.parquet"
+    return read_table(file if file.is_file() else Path(name)) if file.is_file() or name.endswith(".parquet") else from_study(name)
+
+
 def simulate_searches(
     name: str,
     methods: Sequence[str],
@@ -48,7 +58,7 @@ def simulate_searches(
     """Simulates every method with every number of workers and seed; writes ``simulation.md``, ``.csv`` and ``.png``.
 
     Args:
-        name: A table (a file that ends in ``.parquet``, or one of ``SHIPPED`` such as ``recorded/kvasir``), or a study by name or path.
+        name: A table, or a study by name or path; see ``open_table``.
         methods: Each ``SAMPLER+PRUNER`` as in ``study.sampler`` and ``study.pruner``.
         console: For progress and the table.
         output: Folder of the three files.
@@ -62,8 +72,7 @@ def simulate_searches(
     Raises:
         UserError: No such table or study, or it cannot be simulated; an unknown sampler or pruner.
     """
-    file = SHIPPED / f"{name}.parquet"
-    table = read_table(file if file.is_file() else Path(name)) if file.is_file() or name.endswith(".parquet") else from_study(name)
+    table = open_table(name)
     spaces = {method: _space(table, method) for method in methods}
     source = _source(table, curves)
     budget = epochs or 20 * table.epochs

@@ -25,12 +25,13 @@ def main() -> None:
     made.add_argument("--workers", default="4,16")
     made.add_argument("--seeds", type=int, default=30)
     made.add_argument("--epochs", type=int, default=540, help="of a search, of all its trials together; a whole trial has 27")
+    made.add_argument("--highest-rate", type=float, default=3e-3, help="of learning; those near the top diverge (default: %(default)s)")
     asked = made.parse_args()
     for crossing in map(float, asked.crossing.split(",")):
         formula, searches = Formula(crossing, 27), []
         for method in asked.methods.split(","):
             names = dict(zip(("study.sampler", "study.pruner"), method.split("+"), strict=True))
-            space = override(synthetic_space(27, min_epochs=1), names)
+            space = override(synthetic_space(27, asked.highest_rate, min_epochs=1), names)
             for workers in map(int, asked.workers.split(",")):
                 for seed in range(asked.seeds):
                     found, _ = simulate(override(space, {"study.seed": seed}), formula, workers=workers, epochs=asked.epochs)

@@ -19,8 +19,8 @@ NETWORKS = ("unet", "nnunet", "nnwnet", "swinunet", "h2former", "ukan", "segdino
 PAPER: Values = {"segmenter.kind": "nnwnet", "guide.lora.rank": 0, "loss.lambda_guide": 0.1, "loss.hinge_weight": 0.0, "training.lr": 1e-4}
 
 
-def synthetic_space(epochs: int = 100, **study: object) -> Space:
-    """A space whose rungs are 3, 9, 27 and 81."""
+def synthetic_space(epochs: int = 100, highest_rate: float = 3e-3, **study: object) -> Space:
+    """A space whose rungs are 3, 9, 27 and 81; with a ``highest_rate`` of 0.03 a quarter of it diverges."""
     return read_space(
         {
             "experiment": {"data": {"kind": "demo"}, "training": {"epochs": epochs}},
@@ -30,7 +30,7 @@ def synthetic_space(epochs: int = 100, **study: object) -> Space:
                 "training.lora_lr": {"type": "float", "low": 1e-5, "high": 2e-3, "log": True, "when": {"guide.lora.rank": {"gt": 0}}},
                 "loss.lambda_guide": {"type": "float", "low": 0.01, "high": 1.0, "log": True},
                 "loss.hinge_weight": {"choices": [0.0, 0.05, 0.1, 0.3]},
-                "training.lr": {"type": "float", "low": 1e-5, "high": 3e-3, "log": True},
+                "training.lr": {"type": "float", "low": 1e-5, "high": highest_rate, "log": True},
             },
             "first_trials": [dict(PAPER)],
             "study": {"min_epochs": 3, "reduction_factor": 3, "validate_every": 1, **study},
