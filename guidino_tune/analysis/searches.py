@@ -29,6 +29,7 @@ class Search:
         diverged: Share of them that failed through their configuration.
         total_epochs: That were trained.
         total_seconds: Of the virtual clock.
+        compared: Regret of the configuration that ``compare`` would choose at the end, among the three best and the default.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Search:
     diverged: float
     total_epochs: int
     total_seconds: float
+    compared: float
 
     def regret(self, at: float, axis: str = "epochs") -> float:
         """Regret after so many ``epochs`` or ``seconds``; before the first result that of the first."""
@@ -90,17 +92,18 @@ def markdown(searches: Sequence[Search], reference: str, remarks: Sequence[str],
     """A page: what was simulated, the table, the picture."""
     groups = grouped(searches)
     lines = [
-        "| workers | method | seeds | regret at half | regret at the end [95 %] | simulated hours | trials | diverged "
-        f"| epochs to the quality of {reference}, ratio [95 %] |",
-        "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| workers | method | seeds | regret at half | regret at the end [95 %] | after compare [95 %] | simulated hours | trials "
+        f"| diverged | epochs to the quality of {reference}, ratio [95 %] |",
+        "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for (workers, method), group in groups.items():
         half = np.mean([s.regret(s.total_epochs / 2) for s in group])
         mean, low, high = mean_interval([s.regret(s.total_epochs) for s in group])
+        compared = "{:.4f} [{:.4f}, {:.4f}]".format(*mean_interval([s.compared for s in group]))
         other = groups.get((workers, reference))
         ratio = "-" if other is None else "{:.2f} [{:.2f}, {:.2f}]".format(*epochs_ratio(group, other))
         lines.append(
-            f"| {workers} | {method} | {len(group)} | {half:.4f} | {mean:.4f} [{low:.4f}, {high:.4f}] "
+            f"| {workers} | {method} | {len(group)} | {half:.4f} | {mean:.4f} [{low:.4f}, {high:.4f}] | {compared} "
             f"| {np.mean([s.total_seconds for s in group]) / 3600:.2f} | {np.mean([s.trials for s in group]):.0f} "
             f"| {np.mean([s.diverged for s in group]):.0%} | {ratio} |"
         )

@@ -6,7 +6,7 @@ import dataclasses
 import heapq
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,16 @@ from guidino_tune.study.promotion import queue_first
 from guidino_tune.study.pruners import make_pruner
 from guidino_tune.study.samplers import make_sampler
 from guidino_tune.study.store import StudyFolder
-from guidino_tune.study.trials import tried
+from guidino_tune.study.trials import ranking, tried
 from guidino_tune.training.failures import as_kind
 from guidino_tune.training.reporter import EpochRecord
 
 NOWHERE = Path(os.devnull) / "simulated"
 """Folder of a study that keeps nothing on the disk."""
+
+
+FINALISTS, SEEDS, COMPARED = 3, 3, 2**31
+"""What ``compare`` does by default: so many of the best trials, so many trainings of each; and the first seed of these."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Simulated:
         total_epochs: That were trained.
         total_seconds: Of the virtual clock, at the end.
         worker_seconds: That the workers spent on epochs.
+        compared: Quality of the configuration that ``compare`` would choose then, see ``after_comparison``.
     """
 
     epochs: tuple[int, ...]
@@ -55,6 +60,7 @@ class Simulated:
     total_epochs: int
     total_seconds: float
     worker_seconds: float
+    compared: float
 
 
 @dataclasses.dataclass(slots=True)
@@ -76,6 +82,16 @@ def new_study(space: Space, source: Source, sampler: optuna.samplers.BaseSampler
     study = optuna.create_study(directions=directions(space.study), sampler=source.sampler(inner), pruner=make_pruner(space.study))
     queue_first(study, source.first(space.first_trials, space.study.seed))
     return study
+
+
+def after_comparison(source: Source, finalists: Sequence[Values], seed: int) -> float:
+    """Quality of the one of these with the best mean Dice over three new seeds, as ``compare`` retrains a study's best and its default."""
+
+    def scored(values: Values) -> float:
+        curves = [source.curve(values, COMPARED + SEEDS * seed + number) for number in range(SEEDS)]
+        return float(np.mean([max(curve.filled(), default=0.0) for curve in curves]))
+
+    return max(((scored(values), source.quality(values)) for values in finalists), default=(0.0, 0.0))[1]
 
 
 def as_records(curve: Curve, asked: dict[str, object], epochs: int) -> Iterator[tuple[float, EpochRecord | None]]:
@@ -177,4 +193,8 @@ def simulate(
             end(key)
     began = len(tried(study))
     at, when, qualities = tuple(x[0] for x in leads), tuple(x[1] for x in leads), tuple(x[2] for x in leads)
-    return Simulated(at, when, qualities, began, failed / max(1, began), trained, clock, spent), study
+    finalists = [trial.params for trial in ranking(study)[:FINALISTS]]
+    if space.first_trials and finalists:
+        finalists.append(study.get_trials(deepcopy=False)[0].params)
+    compared = after_comparison(source, finalists, seed)
+    return Simulated(at, when, qualities, began, failed / max(1, began), trained, clock, spent, compared), study

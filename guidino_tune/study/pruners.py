@@ -68,7 +68,7 @@ def rungs(study: Study, epochs: int) -> tuple[int, ...]:
 def planned_epochs(study: Study, epochs: int) -> float:
     """Epochs that a trial trains on average, of ``epochs`` at most, where trials wait at rungs: at each, one in so many goes on."""
     ends = rungs(study, epochs)
-    return sum((end - begun) / study.reduction_factor**passed for passed, (begun, end) in enumerate(itertools.pairwise((0, *ends))))
+    return float(sum((end - begun) / study.reduction_factor**passed for passed, (begun, end) in enumerate(itertools.pairwise((0, *ends)))))
 
 
 def _halvings(study: Study, epochs: int) -> Iterator[int]:

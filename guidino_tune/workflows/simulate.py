@@ -42,6 +42,13 @@ def open_table(name: str) -> CurveTable:
     return read_table(file if file.is_file() else Path(name)) if file.is_file() or name.endswith(".parquet") else from_study(name)
 
 
+def as_search(method: str, workers: int, seed: int, found: Simulated, best: float) -> Search:
+    """What is compared of a simulated search, whose source's best quality is ``best``."""
+    regrets = tuple(best - quality for quality in found.qualities)
+    rest = found.trials, found.diverged, found.total_epochs, found.total_seconds, best - found.compared
+    return Search(method, workers, seed, found.epochs, found.seconds, regrets, *rest)
+
+
 def simulate_searches(
     name: str,
     methods: Sequence[str],
@@ -96,11 +103,7 @@ def simulate_searches(
     spent, hours = time.monotonic() - started, sum(s.worker_seconds for _, s in found) / 3600
     best = max(source.best, *(q for _, s in found for q in s.qualities))
     order = {task: place for place, task in enumerate(tasks)}
-    searches = [
-        Search(*task, s.epochs, s.seconds, tuple(best - q for q in s.qualities), s.trials, s.diverged, s.total_epochs, s.total_seconds)
-        for task, s in sorted(found, key=lambda item: order[item[0]])
-        if s.qualities
-    ]
+    searches = [as_search(*task, s, best) for task, s in sorted(found, key=lambda item: order[item[0]]) if s.qualities]
     if not searches:
         raise UserError("no simulated search had a result within its budget", where=f"--epochs {budget}", todo="allow more epochs")
     origin = ", ".join(f"{key} {value}" for key, value in table.origin.items())

@@ -22,11 +22,11 @@ from typing import Any
 import ray
 from measuring import parser, ratios, report
 
+from guidino_tune.api import load_space
 from guidino_tune.cli import positive
 from guidino_tune.running import tune_adapter
 from guidino_tune.running.cluster import Plan, connected
 from guidino_tune.running.executors import TrialActor
-from guidino_tune.space.space import load_space
 from guidino_tune.study.driver import Driver
 from guidino_tune.training.failures import as_kind
 from guidino_tune.training.reporter import EpochRecord
@@ -95,7 +95,7 @@ def search(run: Callable[[Driver, Plan], None], trials: int, concurrent: int) ->
             run(driver, plan)
             spent.append(time.perf_counter() - start)
 
-        kept, tune_adapter.run_trials = tune_adapter.run_trials, timed
+        kept, tune_adapter.run_trials = tune_adapter.run_trials, timed  # type: ignore[assignment]
         try:
             result = run_search(space)
         finally:

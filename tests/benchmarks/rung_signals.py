@@ -91,7 +91,9 @@ def report(name: str, table: CurveTable, epochs: list[int], resamples: int) -> N
         for epoch in epochs:
             told, newest = of(dice)[:, epoch - 1], dice[:, epoch - 1]
             gains = [agreement(told[d], end[d]) - agreement(newest[d], end[d]) for d in draws] if signal != "newest" else []
-            gain = " ({:+.2f} [{:+.2f}, {:+.2f}])".format(np.mean(gains), *np.percentile(gains, [2.5, 97.5])) if gains else ""
+            gain = (
+                " ({:+.2f} [{:+.2f}, {:+.2f}])".format(*map(float, (np.mean(gains), *np.percentile(gains, [2.5, 97.5])))) if gains else ""
+            )
             other = f", other seed {across(of, first, second, epoch):.2f}" if len(first) else ""
             cells.append(f"{agreement(told, end):.2f}{gain}, keeps {kept(told, end):.0%}{other}")
         print(f"| {signal} | " + " | ".join(cells) + " |", flush=True)

@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 from synthetic_curves import Formula, synthetic_space
 
-from guidino_tune.analysis.searches import Search, markdown
+from guidino_tune.analysis.searches import markdown
 from guidino_tune.simulation.executor import simulate
 from guidino_tune.space.space import override
+from guidino_tune.workflows.simulate import as_search
 
 
 def main() -> None:
@@ -35,9 +36,7 @@ def main() -> None:
             for workers in map(int, asked.workers.split(",")):
                 for seed in range(asked.seeds):
                     found, _ = simulate(override(space, {"study.seed": seed}), formula, workers=workers, epochs=asked.epochs)
-                    regrets = tuple(formula.best - quality for quality in found.qualities)
-                    rest = found.trials, found.diverged, found.total_epochs, found.total_seconds
-                    searches.append(Search(method, workers, seed, found.epochs, found.seconds, regrets, *rest))
+                    searches.append(as_search(method, workers, seed, found, formula.best))
         print(markdown(searches, asked.methods.split(",")[0], [f"crossing {crossing:g}, {asked.epochs} epochs"], "none.png"), flush=True)
 
 

@@ -41,7 +41,7 @@ from guidino_tune.study.outcomes import as_key
 from guidino_tune.study.seeding import choose_seeds
 from guidino_tune.study.store import StoredStudy, StudyFolder
 from guidino_tune.study.trials import ranking
-from guidino_tune.workflows.simulate import SHIPPED
+from guidino_tune.workflows.simulate import SHIPPED, as_search
 
 TABLES = ("kvasir", "isic2017", "ddti")
 COLD = "cold"
@@ -139,8 +139,7 @@ def searched(way: str, space: Space, source: Source, earlier: Callable[[], Seque
         seeds = choose_seeds(space, studies, int(number), orders(name, int(number), space.study.seed, studies))
         first = (*first, *(seed.values for seed in seeds.trials))
     s, _ = simulate(dataclasses.replace(space, first_trials=first), source, workers=workers, epochs=epochs)
-    regrets = tuple(source.best - quality for quality in s.qualities)
-    return Search(way, workers, space.study.seed, s.epochs, s.seconds, regrets, s.trials, s.diverged, s.total_epochs, s.total_seconds)
+    return as_search(way, workers, space.study.seed, s, source.best)
 
 
 class DataSets(NamedTuple):

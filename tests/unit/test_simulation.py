@@ -16,8 +16,10 @@ from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.errors import UserError
 from guidino_tune.simulate import main
 from guidino_tune.simulation.curves import Curve, CurveTable, read_table, write_table
-from guidino_tune.simulation.executor import NOWHERE, new_study, simulate
+from guidino_tune.simulation.executor import NOWHERE, after_comparison, new_study, simulate
 from guidino_tune.simulation.sources import Forest, Rows, Surrogate
+from guidino_tune.space.parameters import Values
+from guidino_tune.space.space import override
 from guidino_tune.study.driver import Driver
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.study.trials import tried
@@ -180,9 +182,27 @@ def test_two_processes_find_what_one_does_on_a_surrogate(tmp_path: Path) -> None
     assert (tmp_path / "1" / "simulation.csv").read_bytes() == (tmp_path / "2" / "simulation.csv").read_bytes()
 
 
+def test_a_comparison_with_new_seeds_does_not_choose_whom_luck_made_the_best() -> None:
+    class Lucky:
+        """One that was lucky in the search's own seed, and one that is good."""
+
+        def curve(self, values: Values, seed: int) -> Curve:
+            dice = 0.6 if values["training.lr"] == 1e-3 else 0.9 if seed < 1000 else 0.4
+            return Curve(0, seed, values, np.array([dice, 0.0]), np.ones(2))
+
+        def quality(self, values: Values) -> float:
+            return float(values["training.lr"])  # type: ignore[arg-type]
+
+    lucky, good = {"training.lr": 1e-4}, {"training.lr": 1e-3}
+    assert after_comparison(Lucky(), [lucky, good], 7) == 1e-3  # type: ignore[arg-type]
+    assert after_comparison(Lucky(), [lucky], 7) == 1e-4  # type: ignore[arg-type]
+    found, study = simulate(override(synthetic_space(9), {"study.pruner": "none"}), Formula(epochs=9), workers=2, epochs=90)
+    assert found.compared in [Formula(epochs=9).quality(trial.params) for trial in study.trials]
+
+
 def test_epochs_to_a_quality_are_counted_from_the_mean_of_the_seeds() -> None:
     def search(method: str, at: int) -> Search:
-        return Search(method, 1, 0, (1, at), (1.0, float(at)), (0.5, 0.1), 2, 0.0, 400, 400.0)
+        return Search(method, 1, 0, (1, at), (1.0, float(at)), (0.5, 0.1), 2, 0.0, 400, 400.0, 0.1)
 
     slow, fast = [search("random+asha", 200)] * 3, [search("tpe+asha", 50)] * 3
     assert epochs_ratio(fast, slow) == (0.25, 0.25, 0.25)

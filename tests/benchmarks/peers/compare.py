@@ -1,6 +1,6 @@
 """The search of this package against other libraries', on recorded curves.
 
-    python tests/benchmarks/peers/compare.py kvasir.parquet --ours random+asha,tpe+asha --peers all --seeds 30 --workers 4,16
+    python tests/benchmarks/peers/compare.py kvasir.parquet --ours random+asha,tpe+promotion --peers all --seeds 30 --workers 4,16
 
 NePS (PriorBand, ifBO) is missing: its versions ask for torchvision, which asks for another torch.
 
@@ -30,6 +30,7 @@ from guidino_tune.simulation.curves import read_table
 from guidino_tune.simulation.executor import simulate
 from guidino_tune.simulation.sources import Surrogate
 from guidino_tune.space.space import override
+from guidino_tune.workflows.simulate import as_search
 
 PEERS = {
     "optuna-tpe+hyperband": "optuna_peers:OptunaHyperband",
@@ -57,8 +58,7 @@ def play(table: str, method: str, workers: int, seed: int, epochs: int) -> Searc
         return run_peer(peer, method, source, length=source.epochs, workers=workers, epochs=epochs, seed=seed)
     sampler, pruner = method.split("+")
     s, _ = simulate(override(space, {"study.sampler": sampler, "study.pruner": pruner}), source, workers=workers, epochs=epochs)
-    regrets = tuple(source.best - quality for quality in s.qualities)
-    return Search(method, workers, seed, s.epochs, s.seconds, regrets, s.trials, s.diverged, s.total_epochs, s.total_seconds)
+    return as_search(method, workers, seed, s, source.best)
 
 
 _SOURCES: dict[str, Surrogate] = {}
@@ -80,7 +80,7 @@ def ranks(searches: list[Search]) -> dict[str, float]:
 def main() -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("table")
-    made.add_argument("--ours", default="random+none,random+asha,tpe+asha")
+    made.add_argument("--ours", default="random+asha,tpe+asha,tpe+promotion")
     made.add_argument("--peers", default="all", help=f"of {', '.join(PEERS)}")
     made.add_argument("--seeds", type=int, default=30)
     made.add_argument("--workers", default="4,16")

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from guidino_tune.analysis.searches import Search
+from guidino_tune.simulation.executor import FINALISTS, after_comparison
 from guidino_tune.simulation.sources import Source
 from guidino_tune.space.parameters import Values
 
@@ -44,7 +45,7 @@ def run_peer(peer: Peer, name: str, source: Source, *, length: int, workers: int
     queue: list[tuple[float, int, Job, int]] = []
     configurations: dict[str, Values] = {}
     best: dict[str, float] = {}
-    lead, leads = (False, -1.0), []
+    lead, leads, whole = (False, -1.0), [], set[str]()
 
     def push(job: Job, epoch: int) -> None:
         nonlocal turn
@@ -67,6 +68,8 @@ def run_peer(peer: Peer, name: str, source: Source, *, length: int, workers: int
             peer.fail(job.key)
             continue
         best[job.key] = max(best.get(job.key, -1.0), float(dice[epoch - 1]))
+        if epoch == length:
+            whole.add(job.key)
         if (candidate := (epoch == length, best[job.key])) > lead:
             lead = candidate
             leads.append((trained, clock, source.best - source.quality(job.values)))
@@ -75,4 +78,7 @@ def run_peer(peer: Peer, name: str, source: Source, *, length: int, workers: int
         else:
             ended += 1
     at, when, regrets = (tuple(column) for column in zip(*leads, strict=True)) if leads else ((), (), ())
-    return Search(name, workers, seed, at, when, regrets, len(configurations), failed / max(1, ended), trained, clock)
+    ranked = sorted(whole, key=lambda key: -best[key])
+    finalists = [configurations[key] for key in (*ranked[:FINALISTS], *list(configurations)[:1])] if ranked else []
+    compared = source.best - after_comparison(source, finalists, seed)
+    return Search(name, workers, seed, at, when, regrets, len(configurations), failed / max(1, ended), trained, clock, compared)
