@@ -40,7 +40,7 @@ OBJECTIVE = "val_dice"
 are kept."""
 
 
-SAMPLERS = ("auto", "tpe", "random", "qmc", "gp", "nsga2", "grid", "listed")
+SAMPLERS = ("auto", "tpe", "prior", "random", "qmc", "gp", "nsga2", "grid", "listed")
 PRUNERS = ("auto", "promotion", "asha", "none")
 """By name; any other one of Optuna or of the user's own is named as ``module:name``."""
 
@@ -99,8 +99,9 @@ class Study:
         time_budget: Seconds after which no new trial starts and running ones are left to be continued; ``None``: no limit.
         sampler: ``auto``: what did best in ``docs/searching.md``, now ``tpe``; a study that was begun with another one goes on with that.
             ``tpe``: models which values the good trials have, comparing all at the highest rung that ``startup_trials`` of them have come
-            to; with several objectives it compares front by front. ``random``: draws lots, the control. ``qmc``: covers the space evenly
-            (Sobol points; what only some configurations have is drawn at random), to look at the space rather than to find the best.
+            to; with several objectives it compares front by front. ``prior``: like it, but at first most proposals, and later ever fewer,
+            are near the space's first trials. ``random``: draws lots, the control. ``qmc``: covers the space evenly (Sobol points; what
+            only some configurations have is drawn at random), to look at the space rather than to find the best.
             ``gp`` and ``nsga2`` are Optuna's, and look at complete trials only: for a few numbers without a pruner, and for several
             objectives with hundreds of trials. ``grid``: every configuration of a finite space once, in order. ``listed``: the first
             trials, each once, and nothing else, as for a table of systems. Any other as ``module:name`` of a class or function that gives
@@ -120,12 +121,12 @@ class Study:
         startup_trials: Trials that must have come to a rung before ``tpe`` models them; until then it draws at random.
         seed: Of the sampler.
         objectives: ``val_dice`` (mean validation Dice of the best epoch, maximised) and any of these, all minimised: ``val_hd95`` (mean
-            HD95 after the last epoch, pixels at training size), ``seconds`` (training and validation, summed over epochs and times the
-            workers: GPU-seconds where each has one), ``parameters`` (of the whole network, backbone included), ``operations`` (floating
-            point operations of one forward pass of one image, 2 per multiplication and addition). With several, the study has a Pareto
-            front instead of one best trial, and no trial is stopped early.
-        constraints: Largest ``parameters`` and ``operations`` (as above), ``latency`` (seconds of a forward pass of one image, median,
-            measured in the trial) and ``memory`` (peak in the first epoch, 10^9 bytes: what torch took of the GPU, or without GPUs the
+            HD95 after the last epoch, pixels at training size), ``seconds`` (training and validation of all epochs, each as quick as the
+            quickest that did the same work, times the workers: GPU-seconds where each has one), ``parameters`` (of the whole network,
+            backbone included), ``operations`` (floating point operations of one forward pass of one image, 2 per multiplication and
+            addition). With several, the study has a Pareto front instead of one best trial, and no trial is stopped early.
+        constraints: Largest ``parameters`` and ``operations`` (as above), ``latency`` (seconds of a forward pass of one image, the quickest
+            of twenty in the trial) and ``memory`` (peak in the first epoch, 10^9 bytes: what torch took of the GPU, or without GPUs the
             whole process). A trial beyond one of them is not trained, or no further once it is measured, and never the best.
     """
 

@@ -23,7 +23,7 @@ from guidino_tune.study.listed import GridSampler, ListedSampler
 from guidino_tune.study.objectives import directions
 from guidino_tune.study.proposing import WholeSampler
 from guidino_tune.study.pruners import rungs
-from guidino_tune.study.tpe import Places, propose
+from guidino_tune.study.tpe import Density, Places, propose
 from guidino_tune.study.trials import counts_as_finished, value_at
 
 BEST, LATEST = 25, 100
@@ -36,6 +36,12 @@ taken for bad ones, so many of them would drown what is known of the others."""
 
 GOOD = 0.15
 """Share of the trials at the rung that TPE takes for good ones."""
+
+FADING = 20
+"""Trials after which half of a prior sampler's proposals are the model's."""
+
+SEEN = 5
+"""How often a prior sampler's density counts each first trial: the more, the nearer to them it draws."""
 
 WHOLE = 0
 """The rung of complete trials, whose value is that of their best epoch."""
@@ -162,6 +168,24 @@ class TPESampler(WholeSampler):
         return row
 
 
+class PriorSampler(TPESampler):
+    """TPE with a prior that fades: some proposals are like the space's first trials, such as a paper's settings (PriorBand, 2023).
+
+    Of proposal n one in ``1 + n / FADING`` is. In a space without first trials it is TPE.
+    """
+
+    def __init__(self, space: Space, seed: int) -> None:
+        super().__init__(space, seed)
+        self._first = np.array([self._places.row(values) for values in space.first_trials for _ in range(SEEN)])
+
+    def propose(self, study: optuna.Study, trial: FrozenTrial) -> Values:
+        """See ``WholeSampler``."""
+        random = np.random.default_rng([self._seed, trial.number, FADING])
+        if not len(self._first) or random.random() * (FADING + trial.number) > FADING:
+            return super().propose(study, trial)
+        return self._places.values(Density(self._first, self._places.choices).draw(1, random)[0])
+
+
 def _ranked(values: Mapping[int, Sequence[float]], signs: Sequence[int]) -> list[int]:
     """Numbers of trials, best first: by their value, or with several of them by the front they are on and how empty it is around them.
 
@@ -206,6 +230,7 @@ def _sobol(space: Space, seed: int) -> optuna.samplers.BaseSampler:
 SAMPLERS: dict[str, Callable[[Space, int], optuna.samplers.BaseSampler]] = {
     "auto": TPESampler,
     "tpe": TPESampler,
+    "prior": PriorSampler,
     "qmc": _sobol,
     "random": lambda space, seed: RepeatingRandomSampler(seed),
     "grid": lambda space, seed: GridSampler(space),

@@ -69,6 +69,10 @@ class Places:
         at = min(max(at, first), last)
         return int(at) if parameter.type == "int" else float(at)
 
+    def values(self, row: np.ndarray) -> Values:
+        """The value of every parameter, also of those that the other values make inactive."""
+        return {path: self.value(path, row[column]) for path, column in self.columns.items()}
+
     def active(self, row: np.ndarray) -> np.ndarray:
         """The row with NaN for what its other values make inactive."""
         key = tuple(row[self._deciding])
@@ -165,7 +169,7 @@ def propose(places: Places, good: Sequence[np.ndarray], bad: Sequence[np.ndarray
     drawn = like.draw(CANDIDATES, random)
     shown = np.array([places.active(row) for row in drawn])
     best = drawn[int((like.logarithm(shown) - unlike.logarithm(shown)).argmax())]
-    return {path: places.value(path, best[column]) for path, column in places.columns.items()}
+    return places.values(best)
 
 
 def _step(parameter: Parameter) -> float:

@@ -14,12 +14,13 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
+from scipy import stats
 from space_helpers import GUIDE, search_space
 
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.study.driver import Driver
-from guidino_tune.study.samplers import TPESampler
+from guidino_tune.study.samplers import PriorSampler, TPESampler
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.study.trials import orphans
 from guidino_tune.training.reporter import EpochRecord
@@ -71,7 +72,7 @@ def content(study: optuna.Study) -> list[tuple[Any, ...]]:
     return [(t.number, t.state, t.params, t.intermediate_values, t.value) for t in study.get_trials(deepcopy=False)]
 
 
-@pytest.mark.parametrize("sampler", ["auto", "tpe", "random"])
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "prior", "random"])
 @pytest.mark.parametrize("stop", ["", "asked", "half drawn", "drawn"])
 def test_a_study_that_was_interrupted_goes_on_as_if_it_had_not_been(sampler: str, stop: str, tmp_path: Path) -> None:
     space = space_of(sampler)
@@ -221,3 +222,20 @@ def test_a_trial_whose_driver_died_half_way_through_its_values_is_seen_with_all_
     assert isinstance(sampler, TPESampler)
     assert seen in sampler.split(study, -1)[1]
     np.testing.assert_array_equal(sampler._row(seen), TPESampler(space, 0)._row(seen))
+
+
+def test_a_prior_draws_near_the_first_trials_and_fades() -> None:
+    """Five kernels around the first trial and one over all; of proposal n one in 1 + n/20; without a result the others are lots."""
+    space = search_space(study={"sampler": "prior"}, first_trials=[{"training.lr": 1e-3}])
+    near = {0: 0, 20: 0, 380: 0}
+    for seed in range(300):
+        sampler = PriorSampler(space, seed)
+        study = optuna.create_study(sampler=sampler)
+        for number in near:
+            frozen = optuna.trial.FrozenTrial(number, TrialState.RUNNING, None, None, None, {}, {}, {}, {}, {}, number)
+            values = sampler.propose(study, frozen)
+            near[number] += bool(values) and abs(np.log10(values["training.lr"]) + 3) < 0.3
+    # The range has two decades; a kernel is a normal whose width is at least a sixth of it.
+    width = 2 * max(0.2 * 5 ** (-1 / (len(space.parameters) + 4)), 1 / 6)
+    whole = 5 / 6 * (2 * stats.norm.cdf(0.3 / width) - 1) + 1 / 6 * 0.3
+    assert [count / 300 for count in near.values()] == pytest.approx([whole, whole / 2, whole / 20], abs=0.09)
