@@ -13,6 +13,8 @@ EXAMPLES = """\
   guidino-tune simulate recorded/kvasir                     random with ASHA, what auto does, random alone, on a table that comes along
   guidino-tune simulate kvasir --methods random+asha,tpe+promotion --workers 4
                                                             on the trials of your own study
+  guidino-tune simulate recorded/ddti --methods tpe+promotion,tpe+promotion/min_epochs=3
+                                                            with other settings of the study
   guidino-tune simulate curves.parquet --curves surrogate --seeds 20 --epochs 2000 --jobs 8
                                                             on a model of the curves, in eight processes
 
@@ -27,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="TABLE|STUDY",
         help="a table that ends in .parquet; recorded/kvasir, isic2017 or ddti, which come along; or a study by name or path",
     )
-    made.add_argument("--methods", default="random+asha,auto+auto,random+none", help="SAMPLER+PRUNER,... (default: %(default)s)")
+    made.add_argument(
+        "--methods", default="random+asha,auto+auto,random+none", help="SAMPLER+PRUNER[/SETTING=VALUE...],... (default: %(default)s)"
+    )
     made.add_argument("--seeds", type=positive, default=50, help="studies of each method (default: 50)")
     made.add_argument("--workers", type=_counts, default=[1, 4, 16], metavar="N,...", help="trials side by side (default: 1,4,16)")
     made.add_argument("--epochs", type=positive, help="budget of a search, of all its trials (default: that of 20 whole trainings)")

@@ -66,7 +66,8 @@ def simulate_searches(
 
     Args:
         name: A table, or a study by name or path; see ``open_table``.
-        methods: Each ``SAMPLER+PRUNER`` as in ``study.sampler`` and ``study.pruner``.
+        methods: Each ``SAMPLER+PRUNER`` as in ``study.sampler`` and ``study.pruner``; behind it other settings of the study where they
+            differ from the table's, as in ``tpe+promotion/min_epochs=3/reduction_factor=2``.
         console: For progress and the table.
         output: Folder of the three files.
         seeds: Studies of each method, from seed 0.
@@ -123,11 +124,12 @@ def simulate_searches(
 
 
 def _space(table: CurveTable, method: str) -> Space:
-    sampler, plus, pruner = method.partition("+")
+    names, *settings = method.split("/")
+    sampler, plus, pruner = names.partition("+")
     space = override(table.space, {"study.sampler": sampler, "study.pruner": pruner}) if plus else None
     if space is None or space.study.is_list:
         raise UserError(f"{method!r} is no method", where="--methods", todo="write SAMPLER+PRUNER, such as tpe+asha or random+none")
-    return space
+    return override(space, [f"study.{setting}" for setting in settings])
 
 
 def _source(table: CurveTable, curves: Curves) -> Source:

@@ -161,17 +161,21 @@ def test_wrong_input_is_one_message(tmp_path: Path) -> None:
 def test_the_command_compares_methods_on_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_table(synthetic_table(30, epochs=9), tmp_path / "t.parquet")
     asked = [str(tmp_path / "t.parquet"), "--seeds", "2", "--workers", "2", "--epochs", "40", "--output", str(tmp_path / "out")]
-    assert main([*asked, "--methods", "random+asha,tpe+asha"]) == 0
+    assert main([*asked, "--methods", "random+asha,random+asha/min_epochs=9"]) == 0
     page = (tmp_path / "out" / "simulation.md").read_text()
     assert "| 2 | random+asha | 2 |" in page
+    trials = [int(line.split("|")[8]) for line in page.splitlines() if line.startswith("| 2 |")]
+    assert trials[0] > trials[1] == 6  # the second one stops nothing: forty epochs are four whole trials, and two that run
     assert "1.00 [" in page  # the reference against itself
     assert (tmp_path / "out" / "simulation.png").read_bytes()[:4] == b"\x89PNG"
     assert len((tmp_path / "out" / "simulation.csv").read_text().splitlines()) == 1 + 2 * 2 * 50
     assert main([*asked, "--methods", "tpe"]) == 2
     assert main([*asked, "--methods", "tpee+asha"]) == 2
+    assert main([*asked, "--methods", "tpe+asha/min_epoch=3"]) == 2
     told = capsys.readouterr().err
     assert "'tpe' is no method" in told
     assert "did you mean 'tpe'" in told
+    assert "did you mean 'study.min_epochs'" in told
 
 
 def test_two_processes_find_what_one_does_on_a_surrogate(tmp_path: Path) -> None:
