@@ -51,7 +51,7 @@ def _estimate(value: float, drawn: Sequence[float], trials: int) -> Estimate:
 
 
 def rung_agreement(curves: Sequence[Mapping[int, float]], rungs: Sequence[int]) -> dict[int, Estimate]:
-    """Kendall's tau-b between the Dice at each rung and that at the last one: 1 where the order is the same, 0 where it says nothing.
+    """Kendall's tau-b between the best Dice until each rung and at the end: 1 where the order is the same, 0 where it says nothing.
 
     Only trials that came to the end can be compared. A pruner has chosen these by the very order that is asked for, so among all trials
     the agreement is higher.

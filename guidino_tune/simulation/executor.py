@@ -31,8 +31,11 @@ NOWHERE = Path(os.devnull) / "simulated"
 """Folder of a study that keeps nothing on the disk."""
 
 
-FINALISTS, SEEDS, COMPARED = 3, 3, 2**31
-"""What ``compare`` does by default: so many of the best trials, so many trainings of each; and the first seed of these."""
+FINALISTS, SEEDS = 3, 3
+"""What ``compare`` does by default: so many of the best trials, so many trainings of each."""
+
+COMPARED = 2**31
+"""Seeds from here on are those of comparisons; the first training of one has the search's own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,7 +52,8 @@ class Simulated:
         total_epochs: That were trained.
         total_seconds: Of the virtual clock, at the end.
         worker_seconds: That the workers spent on epochs.
-        compared: Quality of the configuration that ``compare`` would choose then, see ``after_comparison``.
+        compared: Quality of the configuration that ``compare`` would choose then, see ``after_comparison``; where it could not, of the
+            leading one.
     """
 
     epochs: tuple[int, ...]
@@ -84,14 +88,27 @@ def new_study(space: Space, source: Source, sampler: optuna.samplers.BaseSampler
     return study
 
 
-def after_comparison(source: Source, finalists: Sequence[Values], seed: int) -> float:
-    """Quality of the one of these with the best mean Dice over three new seeds, as ``compare`` retrains a study's best and its default."""
+def after_comparison(source: Source, ranked: Sequence[Values], space: Space) -> float | None:
+    """Quality of what ``compare`` would choose: of the best trials and the first of the first trials the one with the best mean Dice.
 
-    def scored(values: Values) -> float:
-        curves = [source.curve(values, COMPARED + SEEDS * seed + number) for number in range(SEEDS)]
-        return float(np.mean([max(curve.filled(), default=0.0) for curve in curves]))
+    Each is trained with three seeds, of which the first is that of the search, as there, and is left out where one of these fails.
 
-    return max(((scored(values), source.quality(values)) for values in finalists), default=(0.0, 0.0))[1]
+    Args:
+        source: Of the curves.
+        ranked: Values of the trials that came to their end, best first.
+        space: With the seed of the study.
+
+    Returns:
+        ``None`` where there is nothing to compare.
+    """
+    seed = space.study.seed
+    seeds = [seed, *range(COMPARED + SEEDS * seed, COMPARED + SEEDS * (seed + 1) - 1)]
+    found = list[tuple[float, float]]()
+    for values in (*ranked[:FINALISTS], *source.first(space.first_trials[:1], seed)) if ranked else ():
+        curves = [source.curve(values, number) for number in seeds]
+        if not any(curve.failed for curve in curves):
+            found.append((float(np.mean([curve.filled().max() for curve in curves])), source.quality(values)))
+    return max(found)[1] if found else None
 
 
 def as_records(curve: Curve, asked: dict[str, object], epochs: int) -> Iterator[tuple[float, EpochRecord | None]]:
@@ -193,8 +210,6 @@ def simulate(
             end(key)
     began = len(tried(study))
     at, when, qualities = tuple(x[0] for x in leads), tuple(x[1] for x in leads), tuple(x[2] for x in leads)
-    finalists = [trial.params for trial in ranking(study)[:FINALISTS]]
-    if space.first_trials and finalists:
-        finalists.append(study.get_trials(deepcopy=False)[0].params)
-    compared = after_comparison(source, finalists, seed)
+    compared = after_comparison(source, [trial.params for trial in ranking(study)], space)
+    compared = compared if compared is not None else qualities[-1] if qualities else 0.0
     return Simulated(at, when, qualities, began, failed / max(1, began), trained, clock, spent, compared), study

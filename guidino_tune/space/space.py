@@ -58,6 +58,13 @@ class Space:
         named = {target for made in (self.base, *self.recipes.values()) for target in made.targets.values()}
         return varied | named | {name for name in (self.study.sampler, self.study.pruner) if ":" in name}
 
+    @property
+    def longest(self) -> int:
+        """Epochs of the longest training that a trial may have."""
+        searched = self.parameters.get("training.epochs")
+        ends = [int(end) for end in searched.ends if isinstance(end, int | float)] if searched else []
+        return max(*(made.training.epochs for made in self.recipes.values() or (self.base,)), *ends, 0)
+
     def walk(self, choose: Callable[[str, Parameter], Scalar]) -> tuple[Values, dict[str, Any]]:
         """Chooses a value for each active parameter in order.
 

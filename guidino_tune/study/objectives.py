@@ -119,7 +119,7 @@ def _quiet_seconds(trial: FrozenTrial, records: Records) -> float:
     """Seconds of all epochs, were each as quick as the quickest one that did the same work.
 
     The first epoch makes views that later trials only read, and neighbours on the machine slow down others: neither says anything of the
-    configuration.
+    configuration. An epoch that is the only one of its kind counts as it was.
     """
     alike: dict[tuple[bool, bool], list[float]] = {}
     for epoch in range(1, trial.user_attrs["epochs"] + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,9 +14,22 @@ from guidino_tune.config import Study
 from guidino_tune.errors import UserError
 from guidino_tune.study import optuna_private
 from guidino_tune.study.promotion import DECISION, PromotionPruner
+from guidino_tune.study.trials import value_at
+
+
+class AshaPruner(optuna.pruners.SuccessiveHalvingPruner):
+    """Optuna's, but like promotion it compares the best Dice so far and not that of the epoch of a rung alone, see ``value_at``."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """See ``BasePruner``."""
+        if (last := trial.last_step) is not None:
+            trial = copy.copy(trial)
+            trial.intermediate_values = {**trial.intermediate_values, last: value_at(trial, last) or 0.0}
+        return super().prune(study, trial)
+
 
 PRUNERS: dict[str, Callable[[Study], optuna.pruners.BasePruner]] = {
-    "asha": lambda s: optuna.pruners.SuccessiveHalvingPruner(min_resource=s.min_epochs, reduction_factor=s.reduction_factor),
+    "asha": lambda s: AshaPruner(min_resource=s.min_epochs, reduction_factor=s.reduction_factor),
     "promotion": PromotionPruner,
     "auto": lambda s: PromotionPruner(s) if s.waits else optuna.pruners.NopPruner(),
     "none": lambda s: optuna.pruners.NopPruner(),
@@ -65,10 +79,19 @@ def rungs(study: Study, epochs: int) -> tuple[int, ...]:
     return (*(_halvings(study, epochs) if study.has_rungs else ()), epochs)
 
 
-def planned_epochs(study: Study, epochs: int) -> float:
-    """Epochs that a trial trains on average, of ``epochs`` at most, where trials wait at rungs: at each, one in so many goes on."""
-    ends = rungs(study, epochs)
-    return float(sum((end - begun) / study.reduction_factor**passed for passed, (begun, end) in enumerate(itertools.pairwise((0, *ends)))))
+def planned_epochs(study: Study, epochs: int, baselines: int) -> int:
+    """About how many epochs all trials train together where they wait at rungs.
+
+    At each rung one in so many goes on, with the last trial the best of each rung, and all baselines.
+
+    Args:
+        study: Its settings.
+        epochs: Budget of a trial.
+        baselines: Trials that run to their end whatever a rung says.
+    """
+    spans = itertools.pairwise((0, *rungs(study, epochs)))
+    counts = [study.trials, *(study.trials // study.reduction_factor**passed + 1 + baselines for passed in range(1, epochs))]
+    return sum(min(count, study.trials) * (end - begun) for count, (begun, end) in zip(counts, spans, strict=False))
 
 
 def _halvings(study: Study, epochs: int) -> Iterator[int]:

@@ -88,10 +88,7 @@ class TPESampler(WholeSampler):
     def __init__(self, space: Space, seed: int) -> None:
         super().__init__()
         self._seed, self._startup = seed, space.study.startup_trials
-        longest = max(made.training.epochs for made in (space.base, *space.recipes.values()))
-        if (searched := space.parameters.get("training.epochs")) is not None:
-            longest = max(longest, *(int(end) for end in searched.ends if isinstance(end, int | float)))
-        self._rungs = (WHOLE, *reversed(rungs(space.study, longest)[:-1])) if len(space.study.objectives) == 1 else (WHOLE,)
+        self._rungs = (WHOLE, *reversed(rungs(space.study, space.longest)[:-1])) if len(space.study.objectives) == 1 else (WHOLE,)
         self._random, self._places = RepeatingRandomSampler(seed), Places(space)
         self._signs = [1 if direction == "minimize" else -1 for direction in directions(space.study)]
         self._constrained = bool(space.study.constraints)
@@ -169,8 +166,9 @@ class TPESampler(WholeSampler):
 
 
 class PriorSampler(TPESampler):
-    """TPE with a prior that fades: some proposals are like the space's first trials, such as a paper's settings (PriorBand, 2023).
+    """TPE with a prior that fades: some proposals are near the space's first trials, such as a paper's settings.
 
+    The idea is that of PriorBand (Mallik et al. 2023).
     Of proposal n one in ``1 + n / FADING`` is. In a space without first trials it is TPE.
     """
 

@@ -39,8 +39,8 @@ class Places:
         self._edges = {path: _edges(parameter) for path, parameter in space.parameters.items() if parameter.type != "choice"}
         named = {path for parameter in space.parameters.values() for path in parameter.when or ()}
         # Kinds and recipes decide which paths there are.
-        self._deciding = [c for path, c in self.columns.items() if path in named or path == RECIPE or path.endswith((".kind", ".target"))]
-        self._active: dict[tuple[float, ...], np.ndarray] = {}
+        self._deciding = [path for path in self.columns if path in named or path == RECIPE or path.endswith(".kind")]
+        self._active: dict[tuple[Scalar, ...], np.ndarray] = {}
 
     def row(self, values: Mapping[str, Scalar]) -> np.ndarray:
         """The row of these values; what the space does not allow (any more) is left out, as if it were not active."""
@@ -75,7 +75,7 @@ class Places:
 
     def active(self, row: np.ndarray) -> np.ndarray:
         """The row with NaN for what its other values make inactive."""
-        key = tuple(row[self._deciding])
+        key = tuple(self.value(path, row[self.columns[path]]) for path in self._deciding)
         if (active := self._active.get(key)) is None:
             values, _ = self.space.walk(lambda path, _: self.value(path, row[self.columns[path]]))
             active = np.array([path in values for path in self.columns])

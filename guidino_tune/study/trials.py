@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -99,14 +100,23 @@ def untrained(trial: FrozenTrial) -> bool:
 
 def counted_at(study: optuna.Study, epoch: int) -> dict[int, float]:
     """What each trial that came to this epoch had there, by number, see ``value_at``; without those that failed."""
-    trials = study.get_trials(deepcopy=False)
-    return {t.number: value for t in trials if t.state != TrialState.FAIL and (value := value_at(t, epoch)) is not None}
+    known = _TOLD.setdefault(study, {}).setdefault(epoch, {})
+    for trial in study.get_trials(deepcopy=False):
+        if trial.number not in known and epoch in trial.intermediate_values:
+            known[trial.number] = value_at(trial, epoch)  # type: ignore[assignment]
+        if trial.state == TrialState.FAIL:
+            known.pop(trial.number, None)
+    return known
+
+
+_TOLD: WeakKeyDictionary[optuna.Study, dict[int, dict[int, float]]] = WeakKeyDictionary()
+"""By study, epoch and number: what a trial had there never changes, and is asked for with every trial."""
 
 
 def value_at(trial: FrozenTrial, epoch: int) -> float | None:
     """A trial's best validation Dice until this epoch, what it would give if it ended there; ``None`` where it did not come so far.
 
-    In recorded curves that tells the order at the end better than the Dice of the epoch itself does, see ``docs/searching.md``.
+    It tells the order at the end better than the Dice of the epoch itself does, see ``docs/searching.md``.
     """
     told = trial.intermediate_values
     return max(dice for at, dice in told.items() if at <= epoch) if epoch in told else None

@@ -73,7 +73,7 @@ class Certainty:
         for rung in dict.fromkeys((*ends[:1], *ends[-1:])):
             if shares := list(self.importance(rung).items())[:SHOWN]:
                 told = ", ".join(f"{path} {estimate}" for path, estimate in shares)
-                lines.append(f"What decides the Dice after epoch {rung} (share of its variance, {reached[rung]} trials): {told}.")
+                lines.append(f"What decides the best Dice until epoch {rung} (share of its variance, {reached[rung]} trials): {told}.")
         if gain := self.expected_gain(len(self.trials)):
             lines.append(f"As many trials again would probably gain {gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}] Dice.")
         return lines

@@ -19,7 +19,7 @@ from guidino_tune.study.objectives import SHORT, beyond, feasible, in_words
 from guidino_tune.study.objectives import shown as shown_value
 from guidino_tune.study.optuna_private import stored_trial
 from guidino_tune.study.outcomes import REPEATS
-from guidino_tune.study.promotion import is_waiting
+from guidino_tune.study.promotion import BASELINES, is_waiting
 from guidino_tune.study.pruners import planned_epochs
 from guidino_tune.study.tally import Tally
 from guidino_tune.study.trials import best_value, front, ranking, remaining
@@ -115,13 +115,14 @@ class Progress:
         elapsed = time.monotonic() - self.started
         epochs = self._epochs()
         new, done = epochs - self.epochs_at_start, self.tally.done
-        if not done or not new:
+        study = self.space.study
+        if not new or not (done or study.waits):
             return f"{_clock(elapsed)} so far"
         # Finished trials tell how many epochs a trial costs on average, early stops included; where trials wait, the few that are finished
         # are the long ones, and how many go on at each rung is a rule.
-        study = self.space.study
-        each = planned_epochs(study, self.space.base.training.epochs) if study.waits else self.tally.epochs / done
-        left = max(0.0, each * self.total - epochs)
+        baselines = min(BASELINES, len(self.space.first_trials))
+        planned = planned_epochs(study, self.space.longest, baselines) if study.waits else self.tally.epochs / done * self.total
+        left = max(0.0, planned - epochs)
         return f"{_clock(elapsed)} so far, about {_clock(elapsed / new * left)} left"
 
     def _running(self) -> list[FrozenTrial]:

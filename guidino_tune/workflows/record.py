@@ -39,6 +39,9 @@ def record_curves(
     Raises:
         UserError: The table holds curves of another space; see also ``run_search`` and ``from_study``.
     """
+    if repeat and "training.seed" in space.parameters:
+        raise UserError("searches the seed of the training, so a second seed is another configuration", where="training.seed",
+                        todo="take it out of the space, or record without --repeat")  # fmt: skip
     name = f"{space.study.name}-record"
     studies = [study for study in (name, f"{name}-repeat") if folder_of(study).definition.exists()]
     others = _from_elsewhere(output, space, studies)

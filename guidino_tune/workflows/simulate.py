@@ -102,7 +102,7 @@ def simulate_searches(
                 last = time.monotonic()
                 console.print(f"{len(found)} of {len(tasks)} searches simulated, {last - started:.0f} s", highlight=False)
     spent, hours = time.monotonic() - started, sum(s.worker_seconds for _, s in found) / 3600
-    best = max(source.best, *(q for _, s in found for q in s.qualities))
+    best = max(source.best, *(q for _, s in found for q in (*s.qualities, s.compared)))
     order = {task: place for place, task in enumerate(tasks)}
     searches = [as_search(*task, s, best) for task, s in sorted(found, key=lambda item: order[item[0]]) if s.qualities]
     if not searches:

@@ -11,6 +11,7 @@ the driver to the end of the last trial.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -45,7 +46,7 @@ def run_plain(driver: Driver, plan: Plan) -> None:
     made = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus)(PlainActor)
     idle: list[Any] = []
     running: dict[Any, tuple[str, Any]] = {}
-    keys = iter(range(10**9))
+    keys = itertools.count()
     while True:
         while len(running) < plan.concurrent and driver.remaining > 0 and not driver.waits and not driver.given_up:
             key = str(next(keys))
@@ -54,7 +55,7 @@ def run_plain(driver: Driver, plan: Plan) -> None:
                 break
             if idle:
                 actor = idle.pop()
-                actor.reset_config.remote(asked)
+                ray.get(actor.reset_config.remote(asked))
             else:
                 actor = made.remote(asked)
             running[actor.step.remote()] = key, actor

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau
 from synthetic_curves import Formula, synthetic_space
 
 from guidino_tune.analysis.certainty import FEWEST, expected_gain, importance, mean_best, rung_agreement
@@ -56,6 +57,10 @@ def test_a_search_tells_what_its_own_trials_say() -> None:
     space = override(synthetic_space(27), {"study.sampler": "random", "study.pruner": "asha"})
     _, study = simulate(space, Formula(epochs=27), workers=4, epochs=900)
     certainty = Certainty(study, space)
+    best = {t.number: max(v for e, v in t.intermediate_values.items() if e <= 3) for t in study.trials if 3 in t.intermediate_values}
+    whole = [t for t in study.trials if len(t.intermediate_values) == 27]
+    tau = kendalltau([best[t.number] for t in whole], [max(t.intermediate_values.values()) for t in whole]).statistic
+    assert certainty.agreement[3].value == pytest.approx(tau)
     shares = certainty.importance(3)
     assert next(iter(shares)) in ("segmenter.kind", "training.lr")
     assert shares["training.lr"].low > 0

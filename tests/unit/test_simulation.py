@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.errors import UserError
 from guidino_tune.simulate import main
 from guidino_tune.simulation.curves import Curve, CurveTable, read_table, write_table
-from guidino_tune.simulation.executor import NOWHERE, after_comparison, new_study, simulate
+from guidino_tune.simulation.executor import FINALISTS, NOWHERE, SEEDS, after_comparison, new_study, simulate
 from guidino_tune.simulation.sources import Forest, Rows, Surrogate
 from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import override
@@ -24,6 +28,7 @@ from guidino_tune.study.driver import Driver
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.study.trials import tried
 from guidino_tune.training.reporter import EpochRecord
+from guidino_tune.workflows.compare import compare_study
 from guidino_tune.workflows.simulate import SHIPPED
 
 
@@ -197,9 +202,19 @@ def test_a_comparison_with_new_seeds_does_not_choose_whom_luck_made_the_best() -
         def quality(self, values: Values) -> float:
             return float(values["training.lr"])  # type: ignore[arg-type]
 
+        def first(self, trials: Sequence[Values], seed: int) -> Sequence[Values]:
+            return trials
+
     lucky, good = {"training.lr": 1e-4}, {"training.lr": 1e-3}
-    assert after_comparison(Lucky(), [lucky, good], 7) == 1e-3  # type: ignore[arg-type]
-    assert after_comparison(Lucky(), [lucky], 7) == 1e-4  # type: ignore[arg-type]
+    space = override(dataclasses.replace(synthetic_space(9), first_trials=()), {"study.seed": 7})
+    of = functools.partial(after_comparison, Lucky())  # type: ignore[arg-type]
+    assert of([lucky, good], space) == 1e-3
+    assert of([lucky], space) == 1e-4
+    assert of([], space) is None
+    assert of([lucky], dataclasses.replace(space, first_trials=(good,))) == 1e-3  # the default takes part
+    # As many trials and seeds as the command takes.
+    defaults = inspect.signature(compare_study).parameters
+    assert (defaults["top"].default, defaults["seeds"].default) == (FINALISTS, SEEDS)
     found, study = simulate(override(synthetic_space(9), {"study.pruner": "none"}), Formula(epochs=9), workers=2, epochs=90)
     assert found.compared in [Formula(epochs=9).quality(trial.params) for trial in study.trials]
 

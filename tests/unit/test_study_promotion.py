@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from space_helpers import search_space
 from study_helpers import dice, drive, states
+from synthetic_curves import PAPER, Formula, synthetic_space
 
-from guidino_tune.space.space import Space
+from guidino_tune.simulation.executor import simulate
+from guidino_tune.space.space import Space, override
 from guidino_tune.study.driver import Driver
 from guidino_tune.study.pruners import planned_epochs
+from guidino_tune.workflows.progress import Progress
 
 BUDGET = 4
 """Epochs of a trial; the rung is at 2."""
@@ -66,7 +70,13 @@ def test_first_trials_run_to_their_end_whatever_a_rung_says(tmp_path: Path) -> N
 
 
 def test_at_a_rung_the_best_epoch_so_far_counts(tmp_path: Path) -> None:
-    """It is the one whose weights are kept; a trial whose newest epoch was a bad one is not lost for it."""
+    """It is the one whose weights are kept; a trial whose newest epoch was a bad one is not lost for it. ASHA compares the same."""
+    asha = drive(tmp_path / "asha", space_of(trials=3, min_epochs=3, pruner="asha"))
+    for values in ((0.6, 0.6, 0.6), (0.5, 0.5, 0.5), (0.4, 0.9, 0.3)):
+        assert asha.ask("a")
+        last = [asha.report("a", dice(epoch, value)) for epoch, value in enumerate(values, 1)][-1]
+        asha.tell("a", crashed=False)
+    assert last
     driver = drive(tmp_path, space_of(trials=3, min_epochs=3))
     curves = {0: (0.4, 0.9, 0.3), 1: (0.5, 0.5, 0.5), 2: (0.6, 0.6, 0.6)}
     for values in curves.values():
@@ -78,10 +88,23 @@ def test_at_a_rung_the_best_epoch_so_far_counts(tmp_path: Path) -> None:
     assert (asked["number"], asked["reported"]) == (0, 3)
 
 
-def test_planned_epochs_are_what_whole_rungs_take() -> None:
-    """Of 27 trials all train 1 epoch, 9 of them 3, 3 of them 9 and 1 of them 27."""
-    space = space_of(min_epochs=1, reduction_factor=3)
-    assert planned_epochs(space.study, 27) * 27 == pytest.approx(18 * 1 + 6 * 3 + 2 * 9 + 1 * 27)
+@pytest.mark.parametrize(("trials", "baselines"), [(64, 0), (64, 3), (30, 3), (200, 1)])
+def test_planned_epochs_are_about_those_of_a_search(trials: int, baselines: int) -> None:
+    first = tuple({**PAPER, "training.lr": 1e-4 * (1 + n)} for n in range(baselines))
+    space = override(synthetic_space(100), {"study.sampler": "random", "study.pruner": "promotion", "study.trials": trials})
+    space = dataclasses.replace(space, first_trials=first)
+    found, _ = simulate(space, Formula(), workers=2, epochs=10**6, trials=trials)
+    assert planned_epochs(space.study, 100, baselines) == pytest.approx(found.total_epochs, rel=0.15)
+
+
+def test_the_time_left_counts_what_waits_and_what_is_still_to_come(tmp_path: Path) -> None:
+    """Six trials, the rung after two of four epochs: 12 epochs, and the best of two and one more go on for two."""
+    driver = drive(tmp_path, space_of())
+    progress = Progress(driver.study, driver.space, Console(quiet=True))
+    progress.started -= 60
+    for number in range(3):
+        assert play(driver, 0.7 - number / 10) == (number, 0, 2)
+    assert progress._time_left() == "1m00s so far, about 2m00s left"
 
 
 def test_the_best_of_too_few_trials_runs_to_its_end(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from scipy import stats
 from space_helpers import GUIDE, search_space
 
 from guidino_tune.space.parameters import Values
-from guidino_tune.space.space import Space, load_space
+from guidino_tune.space.space import Space, load_space, read_space
 from guidino_tune.study.tpe import Density, Places, propose
 
 
@@ -73,12 +73,22 @@ def test_what_the_space_no_longer_has_is_not_active() -> None:
 
 
 def test_what_is_active_is_what_the_space_would_ask_for() -> None:
-    """In a space of recipes and kinds, where it is remembered by the values that decide it, as if each were asked for anew."""
-    space = load_space("kvasir")
-    places = Places(space)
-    for row in Density(np.empty((0, len(places.columns))), places.choices).draw(300, np.random.default_rng(0)):
-        values, _ = space.walk(lambda path, _, row=row: places.value(path, row[places.columns[path]]))  # type: ignore[misc]
-        assert {path for path, column in places.columns.items() if not np.isnan(places.active(row)[column])} == values.keys()
+    """In a space of kinds and one of recipes, where it is remembered by the values that decide it, as if each were asked for anew."""
+    kinds = {"segmenter.kind": {"choices": ["unet", "segguidino"]}, "segmenter.base_width": {"choices": [4, 8]}}
+    rate = {"training.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}}
+    made = {kind: {"data": {"kind": "demo"}, "segmenter": {"kind": kind}} for kind in ("unet", "segguidino")}
+    recipes = {"recipe": {"choices": list(made)}, "segmenter.base_width": {"choices": [4, 8]}}
+    few = {"experiment": made["unet"], "space": {**kinds, **rate}}
+    of_recipes = {"experiment": made["unet"], "recipes": made, "space": {**recipes, **rate}}
+    for space in (load_space("kvasir"), *(read_space(values, source="a test") for values in (few, of_recipes))):
+        places = Places(space)
+        seen = set[frozenset[str]]()
+        for row in Density(np.empty((0, len(places.columns))), places.choices).draw(300, np.random.default_rng(0)):
+            values, _ = space.walk(lambda path, _, row=row, of=places: of.value(path, row[of.columns[path]]))  # type: ignore[misc]
+            active = places.active(row)
+            assert {path for path, column in places.columns.items() if not np.isnan(active[column])} == values.keys()
+            seen.add(frozenset(values))
+        assert len(seen) > 1
 
 
 def test_the_density_is_one_over_all_branches_together() -> None:

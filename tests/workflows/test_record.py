@@ -62,6 +62,9 @@ def test_a_space_of_recipes_gets_second_seeds_too(tmp_path: Path, demo: Path) ->
     table, complete = record_curves(space, 2, tmp_path / "curves.parquet", repeat=1)
     assert complete
     assert [(c.configuration, c.seed) for c in table.curves] == [(0, 0), (1, 0), (0, 1)]
+    seeds = read_space({**values, "space": {"training.seed": {"choices": [0, 1]}}, "first_trials": []}, source="a test")
+    with pytest.raises(UserError, match="searches the seed"):
+        record_curves(seeds, 2, tmp_path / "seeds.parquet", repeat=1)
     one, _, again = table.curves
     assert again.parameters == one.parameters
     assert list(again.dice) != list(one.dice)

@@ -55,7 +55,7 @@ def play(table: str, method: str, workers: int, seed: int, epochs: int) -> Searc
     if method in PEERS:
         module, name = PEERS[method].split(":")
         peer = getattr(importlib.import_module(module), name)(space, seed, workers)
-        return run_peer(peer, method, source, length=source.epochs, workers=workers, epochs=epochs, seed=seed)
+        return run_peer(peer, method, source, space, workers=workers, epochs=epochs)
     sampler, pruner = method.split("+")
     s, _ = simulate(override(space, {"study.sampler": sampler, "study.pruner": pruner}), source, workers=workers, epochs=epochs)
     return as_search(method, workers, seed, s, source.best)

@@ -9,9 +9,10 @@ from typing import Protocol
 import numpy as np
 
 from guidino_tune.analysis.searches import Search
-from guidino_tune.simulation.executor import FINALISTS, after_comparison
+from guidino_tune.simulation.executor import after_comparison
 from guidino_tune.simulation.sources import Source
 from guidino_tune.space.parameters import Values
+from guidino_tune.space.space import Space
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,9 @@ class Peer(Protocol):
         ...
 
 
-def run_peer(peer: Peer, name: str, source: Source, *, length: int, workers: int, epochs: int, seed: int) -> Search:
+def run_peer(peer: Peer, name: str, source: Source, space: Space, *, workers: int, epochs: int) -> Search:
     """Trains until the budget is used up; what leads is chosen as in ``simulation.executor``."""
+    length, seed = space.base.training.epochs, space.study.seed
     clock, trained, turn, ended, failed = 0.0, 0, 0, 0, 0
     queue: list[tuple[float, int, Job, int]] = []
     configurations: dict[str, Values] = {}
@@ -78,7 +80,6 @@ def run_peer(peer: Peer, name: str, source: Source, *, length: int, workers: int
         else:
             ended += 1
     at, when, regrets = (tuple(column) for column in zip(*leads, strict=True)) if leads else ((), (), ())
-    ranked = sorted(whole, key=lambda key: -best[key])
-    finalists = [configurations[key] for key in (*ranked[:FINALISTS], *list(configurations)[:1])] if ranked else []
-    compared = source.best - after_comparison(source, finalists, seed)
+    chosen = after_comparison(source, [configurations[key] for key in sorted(whole, key=lambda key: -best[key])], space)
+    compared = source.best - chosen if chosen is not None else regrets[-1] if regrets else source.best
     return Search(name, workers, seed, at, when, regrets, len(configurations), failed / max(1, ended), trained, clock, compared)
