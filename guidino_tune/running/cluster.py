@@ -14,7 +14,7 @@ from pathlib import Path
 from guidino_tune.config import Resources
 from guidino_tune.errors import UserError
 from guidino_tune.running.environment import protect_token
-from guidino_tune.running.inspection import remembers_dead_cluster
+from guidino_tune.running.inspection import forget_dead_cluster
 from guidino_tune.stopping import stop_signals
 from guidino_tune.study.nodes import NODE
 from guidino_tune.training.folder import write_text
@@ -47,7 +47,7 @@ def connected() -> Iterator[str]:
         try:
             with stop_signals():  # Ray puts a handler of its own in the place of ours, which is back afterwards
                 # The dashboard's state service is what frees the CPUs of Ray Train trials that are stopped early.
-                address = "local" if remembers_dead_cluster(os.environ) else None
+                address = "local" if forget_dead_cluster(os.environ) else None
                 context = ray.init(address, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
             dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
         except (KeyboardInterrupt, SystemExit):

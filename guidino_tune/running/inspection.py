@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -107,14 +108,19 @@ def find_cluster(environ: Mapping[str, str], timeout: float = 20.0) -> Cluster:
     return _ask(address, origin, timeout)
 
 
-def remembers_dead_cluster(environ: Mapping[str, str]) -> bool:
-    """True when Ray would join a cluster that it remembers on this machine and that is gone, as after its driver was killed.
+def forget_dead_cluster(environ: Mapping[str, str]) -> bool:
+    """True when Ray would join a cluster that it remembers on this machine and that is gone, as after its processes were killed.
 
-    Ray itself would try for minutes, and then give up.
+    Ray itself would try for minutes, and then give up. The note of its address is removed, as ``ray stop`` does it: every process that asks
+    the state service would ask there, so that what frees the bookings of stopped trials would do nothing, and stay.
     """
     file = _address_file(environ)
     known = "" if environ.get("RAY_ADDRESS") or not file.is_file() else file.read_text(encoding="utf-8").strip()
-    return bool(known and _unreachable(known))
+    dead = bool(known and _unreachable(known))
+    if dead:
+        with contextlib.suppress(OSError):  # another user's
+            file.unlink()
+    return dead
 
 
 def _address_file(environ: Mapping[str, str]) -> Path:
