@@ -111,7 +111,7 @@ def simulate_searches(
     remarks = [
         f"curves: {name} ({origin}); {source.note}",
         f"{seeds} seeds of {budget} epochs each; regret: best known Dice {best:.4f} minus that of the leading configuration, without luck",
-        f"{hours:,.0f} worker-hours simulated in {spent:.0f} s by {jobs} process(es): {hours / spent:,.0f} in a second",
+        f"{hours:,.3g} worker-hours simulated in {spent:.0f} s by {jobs} process(es): {hours / spent:,.2g} in a second",
     ]
     page = markdown(searches, REFERENCE, remarks, "simulation.png")
     output.mkdir(parents=True, exist_ok=True)
