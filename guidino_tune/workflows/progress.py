@@ -107,7 +107,7 @@ class Progress:
         if self.tally.best:
             parts.append(f"best Dice {best_value(self.tally.best) or 0.0:.4f}")
         # It looks at running trials, so it is not made anew for each of many trials that end in the same second.
-        if time.monotonic() > self._estimated + self.interval:
+        if self.tally.done >= self.total or time.monotonic() > self._estimated + self.interval:
             self._estimate, self._estimated = self._time_left(), time.monotonic()
         return " · ".join([*parts, self._estimate])
 
@@ -116,6 +116,8 @@ class Progress:
         epochs = self._epochs()
         new, done = epochs - self.epochs_at_start, self.tally.done
         study = self.space.study
+        if done >= self.total:
+            return f"{_clock(elapsed)} in all"
         if not new or not (done or study.waits):
             return f"{_clock(elapsed)} so far"
         # Finished trials tell how many epochs a trial costs on average, early stops included; where trials wait, the few that are finished

@@ -105,6 +105,8 @@ def test_the_time_left_counts_what_waits_and_what_is_still_to_come(tmp_path: Pat
     for number in range(3):
         assert play(driver, 0.7 - number / 10) == (number, 0, 2)
     assert progress._time_left() == "1m00s so far, about 2m00s left"
+    progress.total = progress.tally.done
+    assert progress._summary().endswith("1m00s in all")
 
 
 def test_the_best_of_too_few_trials_runs_to_its_end(tmp_path: Path) -> None:
