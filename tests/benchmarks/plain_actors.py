@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import ray
 from measuring import parser, ratios, report
 
 from guidino_tune.api import load_space
@@ -34,15 +33,16 @@ from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.search import run_search
 
 
-class PlainActor(TrialActor):
-    """The same actor, asked for its epochs directly."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.setup(config)
-
-
 def run_plain(driver: Driver, plan: Plan) -> None:
     """Runs what remains of a study on actors of our own; in place of ``tune_adapter.run_trials``."""
+    import ray  # behind our own packages: what it reads of the environment is set there
+
+    class PlainActor(TrialActor):
+        """The same actor, asked for its epochs directly."""
+
+        def __init__(self, config: dict[str, Any]) -> None:
+            self.setup(config)
+
     made = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus)(PlainActor)
     idle: list[Any] = []
     running: dict[Any, tuple[str, Any]] = {}
