@@ -123,7 +123,7 @@ class Progress:
         # Finished trials tell how many epochs a trial costs on average, early stops included; where trials wait, the few that are finished
         # are the long ones, and how many go on at each rung is a rule.
         baselines = min(BASELINES, len(self.space.first_trials))
-        planned = planned_epochs(study, self.space.longest, baselines) if study.waits else self.tally.epochs / done * self.total
+        planned = planned_epochs(study, self.space.longest, self.total, baselines) if study.waits else self.tally.epochs / done * self.total
         left = max(0.0, planned - epochs)
         return f"{_clock(elapsed)} so far, about {_clock(elapsed / new * left)} left"
 

@@ -94,7 +94,7 @@ def test_planned_epochs_are_about_those_of_a_search(trials: int, baselines: int)
     space = override(synthetic_space(100), {"study.sampler": "random", "study.pruner": "promotion", "study.trials": trials})
     space = dataclasses.replace(space, first_trials=first)
     found, _ = simulate(space, Formula(), workers=2, epochs=10**6, trials=trials)
-    assert planned_epochs(space.study, 100, baselines) == pytest.approx(found.total_epochs, rel=0.15)
+    assert planned_epochs(space.study, 100, trials, baselines) == pytest.approx(found.total_epochs, rel=0.15)
 
 
 def test_the_time_left_counts_what_waits_and_what_is_still_to_come(tmp_path: Path) -> None:
@@ -105,6 +105,11 @@ def test_the_time_left_counts_what_waits_and_what_is_still_to_come(tmp_path: Pat
     for number in range(3):
         assert play(driver, 0.7 - number / 10) == (number, 0, 2)
     assert progress._time_left() == "1m00s so far, about 2m00s left"
+    listed = Progress(
+        driver.study, dataclasses.replace(driver.space, study=dataclasses.replace(driver.space.study, trials=99)), Console(quiet=True)
+    )
+    listed.started, listed.total, listed.epochs_at_start = progress.started, 6, 0  # of a list ``study.trials`` says nothing
+    assert listed._time_left() == "1m00s so far, about 2m00s left"
     progress.total = progress.tally.done
     assert progress._summary().endswith("1m00s in all")
 
