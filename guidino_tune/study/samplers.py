@@ -168,7 +168,7 @@ class TPESampler(WholeSampler):
 class PriorSampler(TPESampler):
     """TPE with a prior that fades: some proposals are near the space's first trials, such as a paper's settings.
 
-    Of proposal n one in ``1 + n / FADING`` is. In a space without first trials it is TPE. The idea is that of PriorBand (Mallik et al. 2023).
+    Of proposal n one in ``1 + n / FADING`` is. In a space without first trials it is TPE. The idea is PriorBand's (Mallik et al. 2023).
     """
 
     def __init__(self, space: Space, seed: int) -> None:
