@@ -181,6 +181,7 @@ class Surrogate:
 
     Args:
         table: At least ten curves, one of them complete.
+        scale: Of the luck: 1 as recorded, 0 none. More validation images and longer trainings have less of it.
 
     Raises:
         UserError: There are fewer.
@@ -188,7 +189,7 @@ class Surrogate:
 
     known: Sequence[Values] = ()
 
-    def __init__(self, table: CurveTable) -> None:
+    def __init__(self, table: CurveTable, scale: float = 1.0) -> None:
         from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
         from sklearn.model_selection import GroupKFold
 
@@ -223,7 +224,7 @@ class Surrogate:
         pairs: dict[int, list[np.ndarray]] = {}
         for curve, full in zip(trained, curves, strict=True):
             pairs.setdefault(curve.configuration, []).append(full)
-        self._noise = [(one - group[0]) / math.sqrt(2) for group in pairs.values() for one in group[1:]]
+        self._noise = [scale * (one - group[0]) / math.sqrt(2) for group in pairs.values() for one in group[1:]]
         scatter = (
             f"{np.mean([np.abs(n[-1]) for n in self._noise]):.4f} from {len(self._noise)} repetitions" if self._noise else "none recorded"
         )

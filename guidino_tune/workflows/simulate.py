@@ -60,6 +60,7 @@ def simulate_searches(
     epochs: int | None = None,
     curves: Curves = "auto",
     losses: float = 0.0,
+    luck: float = 1.0,
     jobs: int = 1,
 ) -> list[Search]:
     """Simulates every method with every number of workers and seed; writes ``simulation.md``, ``.csv`` and ``.png``.
@@ -75,6 +76,7 @@ def simulate_searches(
         epochs: Budget of a search, of all its trials together; ``None``: twenty whole trainings.
         curves: ``exact`` rows, the ``surrogate``, or ``auto``: exact where no curve was stopped early.
         losses: Of a worker's machine, in an hour.
+        luck: Of a seed, in units of what was recorded; only a surrogate's can differ from 1.
         jobs: Processes.
 
     Raises:
@@ -82,7 +84,7 @@ def simulate_searches(
     """
     table = open_table(name)
     spaces = {method: _space(table, method) for method in methods}
-    source = _source(table, curves)
+    source = _source(table, curves, luck)
     budget = epochs or 20 * table.epochs
     console.print(f"{len(table.curves)} curves of {table.epochs} epochs: {source.note}", highlight=False, soft_wrap=True)
     tasks = [(method, count, seed) for method in methods for count in workers for seed in range(seeds)]
@@ -111,6 +113,7 @@ def simulate_searches(
     remarks = [
         f"curves: {name} ({origin}); {source.note}",
         f"{seeds} seeds of {budget} epochs each; regret: best known Dice {best:.4f} minus that of the leading configuration, without luck",
+        *([f"luck of a seed: {luck:g} of what was recorded"] if luck != 1 else []),
         f"{hours:,.3g} worker-hours simulated in {spent:.0f} s by {jobs} process(es): {hours / spent:,.2g} in a second",
     ]
     page = markdown(searches, REFERENCE, remarks, "simulation.png")
@@ -132,9 +135,11 @@ def _space(table: CurveTable, method: str) -> Space:
     return override(space, [f"study.{setting}" for setting in settings])
 
 
-def _source(table: CurveTable, curves: Curves) -> Source:
-    exact = curves == "exact" or (curves == "auto" and all(c.state != STOPPED for c in table.curves))
-    return Rows(table) if exact else Surrogate(table)
+def _source(table: CurveTable, curves: Curves, luck: float) -> Source:
+    exact = curves == "exact" or (curves == "auto" and luck == 1 and all(c.state != STOPPED for c in table.curves))
+    if exact and luck != 1:
+        raise UserError("recorded curves are played as they are", where=f"--luck {luck:g}", todo="leave out --curves exact")
+    return Rows(table) if exact else Surrogate(table, luck)
 
 
 def _prepare(spaces: dict[str, Space], source: Source, budget: int, losses: float) -> None:

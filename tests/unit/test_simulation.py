@@ -150,6 +150,19 @@ def test_the_surrogate_tells_its_error_of_configurations_it_has_not_seen() -> No
     assert "from 10 repetitions" in model.note or "from 9 repetitions" in model.note or "from 8 repetitions" in model.note
 
 
+def test_luck_can_be_made_less_and_none() -> None:
+    table = synthetic_table(60, epochs=9, repeat=10)
+    values = table.curves[0].parameters
+
+    def difference(scale: float) -> np.ndarray:
+        model = Surrogate(table, scale)
+        return model.curve(values, 1).dice - model.curve(values, 2).dice
+
+    assert not difference(0).any()
+    assert difference(1).any()
+    np.testing.assert_allclose(difference(0.25), difference(1) / 4, atol=1e-12)
+
+
 def test_wrong_input_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_table(tmp_path / "none.parquet")
@@ -174,10 +187,14 @@ def test_the_command_compares_methods_on_a_table(tmp_path: Path, capsys: pytest.
     assert "1.00 [" in page  # the reference against itself
     assert (tmp_path / "out" / "simulation.png").read_bytes()[:4] == b"\x89PNG"
     assert len((tmp_path / "out" / "simulation.csv").read_text().splitlines()) == 1 + 2 * 2 * 50
+    assert main([*asked, "--methods", "random+asha", "--luck", "0.3"]) == 0
+    assert "luck of a seed: 0.3 of what was recorded" in (tmp_path / "out" / "simulation.md").read_text()
+    assert main([*asked, "--luck", "0.3", "--curves", "exact"]) == 2
     assert main([*asked, "--methods", "tpe"]) == 2
     assert main([*asked, "--methods", "tpee+asha"]) == 2
     assert main([*asked, "--methods", "tpe+asha/min_epoch=3"]) == 2
     told = capsys.readouterr().err
+    assert "recorded curves are played as they are" in told
     assert "'tpe' is no method" in told
     assert "did you mean 'tpe'" in told
     assert "did you mean 'study.min_epochs'" in told
