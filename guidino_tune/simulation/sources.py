@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import random
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +20,9 @@ from guidino_tune.space.suggest import distribution
 from guidino_tune.study.outcomes import Key, as_key
 from guidino_tune.study.proposing import WholeSampler
 
+ALIKE = 8
+"""Recorded trainings of which a simulated one may have the luck."""
+
 
 class Source(Protocol):
     """Answers how a training goes."""
@@ -32,7 +34,7 @@ class Source(Protocol):
         ...
 
     def quality(self, values: Values) -> float:
-        """Best Dice of a whole training, without luck."""
+        """Best Dice of a whole training, on average over its luck."""
         ...
 
     def first(self, trials: Sequence[Values], seed: int) -> Sequence[Values]:
@@ -176,8 +178,12 @@ class Forest:
 class Surrogate:
     """Extremely randomised trees that give a whole curve, the seconds of an epoch and the chance of a failure for any configuration.
 
-    A curve that was stopped early goes on as the mean of the complete ones does. The luck of a seed is a difference, drawn from the record,
-    between two trainings of one configuration, divided by the root of 2.
+    A curve that was stopped early goes on as the mean of the complete ones does.
+
+    The luck of a seed: a training is, to a share, a recorded one of a configuration that is predicted to be about as good, and to the rest
+    the prediction. So it is as likely to collapse as recorded ones are, and never better than any of them. With the share, two trainings of
+    one configuration differ by as much as recorded repetitions do. (Recorded differences that are added to any prediction would give a Dice
+    of 1 where an unlucky training of an easy configuration had 0.6.)
 
     Args:
         table: At least ten curves, one of them complete.
@@ -191,7 +197,6 @@ class Surrogate:
 
     def __init__(self, table: CurveTable, scale: float = 1.0) -> None:
         from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
-        from sklearn.model_selection import GroupKFold
 
         self.space, self.epochs = table.space, table.epochs
         trained = [c for c in table.curves if not c.failed and len(c.dice)]
@@ -206,14 +211,13 @@ class Surrogate:
         kinds = np.array([c.state if c.failed else "" for c in table.curves])
         trees = {"n_estimators": 60, "random_state": 0, "n_jobs": 1}
         groups = np.array([c.configuration for c in trained])
-        misses: list[float] = []
-        folds = min(5, len(set(groups)))
-        for train, test in GroupKFold(folds).split(inputs, groups=groups) if folds > 1 else ():
-            fitted = ExtraTreesRegressor(**trees).fit(inputs[train], curves[train])
-            misses += [float(x) for x in np.abs(fitted.predict(inputs[test]).max(1) - curves[test].max(1))]
-        self.error = float(np.mean(misses)) if misses else math.nan
-        spread = float(np.mean(np.abs(curves.max(1) - np.median(curves.max(1)))))
-        self._curves = Forest(ExtraTreesRegressor(**trees).fit(inputs, curves))
+        # No training has a leaf of its own: there its luck would be taken for what its configuration is worth.
+        grown = trees | {"min_samples_leaf": 2}
+        unseen = _held_out(lambda: ExtraTreesRegressor(**grown), inputs, curves, groups).max(1)
+        found = curves.max(1)
+        self.error = float(np.abs(unseen - found).mean())
+        spread = float(np.mean(np.abs(found - np.median(found))))
+        self._curves = Forest(ExtraTreesRegressor(**grown).fit(inputs, curves))
         known = np.array([np.nanmean(c.seconds) if np.isfinite(c.seconds).any() else np.nan for c in trained])
         known = np.log(np.where(np.isfinite(known), known, np.nanmedian(known) if np.isfinite(known).any() else 1.0).clip(1e-6))
         self._seconds = Forest(ExtraTreesRegressor(**trees).fit(inputs, known))
@@ -221,48 +225,62 @@ class Surrogate:
         several = len(self._kinds) > 1
         self._failures = Forest(ExtraTreesClassifier(**trees, min_samples_leaf=3).fit(every, kinds)) if several else None
         self._lengths = {kind: [len(c.dice) for c in table.curves if c.state == kind] for kind in self._kinds if kind}
-        pairs: dict[int, list[np.ndarray]] = {}
-        for curve, full in zip(trained, curves, strict=True):
-            pairs.setdefault(curve.configuration, []).append(full)
-        self._noise = [scale * (one - group[0]) / math.sqrt(2) for group in pairs.values() for one in group[1:]]
-        scatter = (
-            f"{np.mean([np.abs(n[-1]) for n in self._noise]):.4f} from {len(self._noise)} repetitions" if self._noise else "none recorded"
-        )
+        order = unseen.argsort(kind="stable")
+        self._predicted, self._trainings = unseen[order], curves[order]
+        again = [n for n, group in enumerate(groups) if group in groups[:n]]
+        differences = np.array([abs(found[n] - found[groups.tolist().index(groups[n])]) for n in again])
+        apart = [_mean_difference(self._alike(unseen[n]).max(1)) for n in again]
+        self._share = min(1.0, float(scale * differences.mean() / (np.mean(apart) or 1.0))) if again else 0.0
+        luck_told = (
+            f"two trainings of one configuration differ by {differences.mean():.4f} from {len(again)} repetitions"
+            if again else "no repetitions, so no luck of a seed"
+        )  # fmt: skip
         self.note = (
             f"a model of {len(table.curves)} curves: of configurations held out, the final Dice is missed by {self.error:.4f} on average "
-            f"(by {spread:.4f} if the median were said of all); luck of a seed: {scatter}"
+            f"(by {spread:.4f} if the median were said of all); {luck_told}"
         )
-        self._memory: dict[Any, tuple[np.ndarray, float, np.ndarray]] = {}
-        self.best = max(float(self._answer(c.parameters)[0].max()) for c in trained)
+        self._memory: dict[Any, tuple[np.ndarray, float, np.ndarray, float]] = {}
+        self.best = max(self.quality(c.parameters) for c in trained)
 
     def _continued(self, curve: np.ndarray, mean: np.ndarray) -> np.ndarray:
         curve = curve[: self.epochs]
         return np.concatenate([curve, np.clip(curve[-1] + mean[len(curve) :] - mean[len(curve) - 1], 0, 1)])
 
-    def _answer(self, values: Mapping[str, Scalar]) -> tuple[np.ndarray, float, np.ndarray]:
+    def _alike(self, predicted: float) -> np.ndarray:
+        """(trainings, epochs) Dice of those whose best Dice was predicted most like this, from the others."""
+        start = int(np.searchsorted(self._predicted, predicted)) - ALIKE // 2
+        start = min(max(start, 0), max(0, len(self._predicted) - ALIKE))
+        return self._trainings[start : start + ALIKE]
+
+    def _answer(self, values: Mapping[str, Scalar]) -> tuple[np.ndarray, float, np.ndarray, float]:
         key = as_key(values)
         if key not in self._memory:
             row = encode(self.space, dict(values)).astype(np.float32)
             chances = self._failures.mean(row) if self._failures else np.ones(1)
             if len(self._memory) > 20_000:
                 self._memory.clear()
-            self._memory[key] = self._curves.mean(row), float(np.exp(self._seconds.mean(row)[0])), chances / chances.sum()
+            dice = self._curves.mean(row)
+            quality = float(self._lucky(dice, self._alike(dice.max())).max(1).mean())
+            self._memory[key] = dice, float(np.exp(self._seconds.mean(row)[0])), chances / chances.sum(), quality
         return self._memory[key]
+
+    def _lucky(self, predicted: np.ndarray, recorded: np.ndarray) -> np.ndarray:
+        return (1 - self._share) * predicted + self._share * recorded
 
     def curve(self, values: Values, seed: int) -> Curve:
         """See ``Source``."""
-        dice, seconds, chances = self._answer(values)
+        dice, seconds, chances, _ = self._answer(values)
         generator = luck(values, seed)
         kind = self._kinds[generator.choice(len(chances), p=chances)]
-        if self._noise:
-            dice = np.clip(dice + self._noise[generator.integers(len(self._noise))] * generator.choice((-1, 1)), 0, 1)
+        alike = self._alike(dice.max())
+        dice = self._lucky(dice, alike[generator.integers(len(alike))])
         if kind:
             dice = dice[: min(generator.choice(self._lengths[kind]), self.epochs - 1)]
         return Curve(-1, seed, values, dice, np.full(len(dice), seconds), kind or COMPLETE)
 
     def quality(self, values: Values) -> float:
-        """See ``Source``: of the model, without luck."""
-        return float(self._answer(values)[0].max())
+        """See ``Source``: the mean over all luck."""
+        return self._answer(values)[3]
 
     def first(self, trials: Sequence[Values], seed: int) -> Sequence[Values]:
         """See ``Source``: any configuration has an answer."""
@@ -271,3 +289,20 @@ class Surrogate:
     def sampler(self, inner: BaseSampler) -> BaseSampler:
         """See ``first``."""
         return inner
+
+
+def _held_out(make: Callable[[], Any], inputs: np.ndarray, targets: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """What models say that were fitted without the group asked for; where there is one group, without holding it out."""
+    from sklearn.model_selection import GroupKFold
+
+    found = np.empty_like(targets)
+    folds = min(5, len(set(groups)))
+    everything = np.arange(len(inputs))
+    for train, test in GroupKFold(folds).split(inputs, groups=groups) if folds > 1 else [(everything, everything)]:
+        found[test] = make().fit(inputs[train], targets[train]).predict(inputs[test])
+    return found
+
+
+def _mean_difference(values: np.ndarray) -> float:
+    """Between two different ones."""
+    return float(np.abs(values[:, None] - values[None]).sum() / (len(values) * (len(values) - 1)))
