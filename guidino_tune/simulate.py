@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--luck", type=not_negative, default=1.0, metavar="FACTOR",
         help="of a seed, on a surrogate: 0.3 is a third of what was recorded, as with more validation images (default: 1)",
     )  # fmt: skip
+    made.add_argument("--no-first-trials", action="store_true", help="as where nothing is known beforehand")
     made.add_argument("--jobs", type=positive, default=1, help="processes (default: 1)")
     made.add_argument("--output", default="simulation", metavar="DIR", help="for simulation.md, .csv and .png (default: simulation)")
     return run(_simulate, made, argv)
@@ -60,7 +61,7 @@ def _simulate(options: argparse.Namespace) -> int:
     simulate_searches(
         options.curves_of, options.methods.split(","), console=make_console(), output=Path(options.output), seeds=options.seeds,
         workers=options.workers, epochs=options.epochs, curves=options.curves, losses=options.losses, luck=options.luck,
-        jobs=options.jobs,
+        first_trials=not options.no_first_trials, jobs=options.jobs,
     )  # fmt: skip
     return 0
 

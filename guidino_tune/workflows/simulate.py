@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import time
 from collections.abc import Iterable, Sequence
@@ -61,6 +62,7 @@ def simulate_searches(
     curves: Curves = "auto",
     losses: float = 0.0,
     luck: float = 1.0,
+    first_trials: bool = True,
     jobs: int = 1,
 ) -> list[Search]:
     """Simulates every method with every number of workers and seed; writes ``simulation.md``, ``.csv`` and ``.png``.
@@ -77,12 +79,15 @@ def simulate_searches(
         curves: ``exact`` rows, the ``surrogate``, or ``auto``: exact where no curve was stopped early.
         losses: Of a worker's machine, in an hour.
         luck: Of a seed, in units of what was recorded; only a surrogate's can differ from 1.
+        first_trials: ``False`` leaves out the space's, as where nothing is known beforehand.
         jobs: Processes.
 
     Raises:
         UserError: No such table or study, or it cannot be simulated; an unknown sampler or pruner.
     """
     table = open_table(name)
+    if not first_trials:
+        table = dataclasses.replace(table, space=dataclasses.replace(table.space, first_trials=()))
     spaces = {method: _space(table, method) for method in methods}
     source = _source(table, curves, luck)
     budget = epochs or 20 * table.epochs
@@ -113,6 +118,7 @@ def simulate_searches(
     remarks = [
         f"curves: {name} ({origin}); {source.note}",
         f"{seeds} seeds of {budget} epochs each; regret: best known Dice {best:.4f} minus that of the leading configuration, without luck",
+        *([] if first_trials else ["without the space's first trials"]),
         *([f"luck of a seed: {luck:g} of what was recorded"] if luck != 1 else []),
         f"{hours:,.3g} worker-hours simulated in {spent:.0f} s by {jobs} process(es): {hours / spent:,.2g} in a second",
     ]

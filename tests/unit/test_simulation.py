@@ -204,6 +204,11 @@ def test_the_command_compares_methods_on_a_table(tmp_path: Path, capsys: pytest.
     assert len((tmp_path / "out" / "simulation.csv").read_text().splitlines()) == 1 + 2 * 2 * 50
     assert main([*asked, "--methods", "random+asha", "--luck", "0.3"]) == 0
     assert "luck of a seed: 0.3 of what was recorded" in (tmp_path / "out" / "simulation.md").read_text()
+    assert main([*asked, "--methods", "random+asha"]) == 0
+    told = (tmp_path / "out" / "simulation.csv").read_text()
+    assert main([*asked, "--methods", "random+asha", "--no-first-trials"]) == 0
+    assert told != (tmp_path / "out" / "simulation.csv").read_text()
+    assert "without the space's first trials" in (tmp_path / "out" / "simulation.md").read_text()
     assert main([*asked, "--luck", "0.3", "--curves", "exact"]) == 2
     assert main([*asked, "--methods", "tpe"]) == 2
     assert main([*asked, "--methods", "tpee+asha"]) == 2

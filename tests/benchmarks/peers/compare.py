@@ -44,7 +44,7 @@ PEERS = {
 REFERENCE = "random+asha"
 
 
-def play(table: str, method: str, workers: int, seed: int, epochs: int) -> Search:
+def play(table: str, method: str, workers: int, seed: int, epochs: int, first_trials: bool = True) -> Search:
     """One search of one method: ``SAMPLER+PRUNER`` of this package, or a name of ``PEERS``."""
     logging.disable(logging.WARNING)  # of peers that tell each failed training
     warnings.simplefilter("ignore")
@@ -52,6 +52,8 @@ def play(table: str, method: str, workers: int, seed: int, epochs: int) -> Searc
         _SOURCES[table] = Surrogate(read_table(Path(table)))
     source = _SOURCES[table]
     space = override(source.space, {"study.seed": seed})
+    if not first_trials:
+        space = dataclasses.replace(space, first_trials=())
     if method in PEERS:
         module, name = PEERS[method].split(":")
         peer = getattr(importlib.import_module(module), name)(space, seed, workers)
@@ -85,6 +87,7 @@ def main() -> None:
     made.add_argument("--seeds", type=int, default=30)
     made.add_argument("--workers", default="4,16")
     made.add_argument("--epochs", type=int, default=None, help="budget of a search (default: forty whole trainings)")
+    made.add_argument("--no-first-trials", action="store_true", help="as where nothing is known beforehand")
     made.add_argument("--jobs", type=int, default=1)
     made.add_argument("--output", type=Path, default=Path())
     options = made.parse_args()
@@ -92,7 +95,10 @@ def main() -> None:
     epochs = options.epochs or 40 * table.epochs
     methods = [*options.ours.split(","), *(PEERS if options.peers == "all" else filter(None, options.peers.split(",")))]
     tasks = [
-        (options.table, m, w, seed, epochs) for seed in range(options.seeds) for w in map(int, options.workers.split(",")) for m in methods
+        (options.table, m, w, seed, epochs, not options.no_first_trials)
+        for seed in range(options.seeds)
+        for w in map(int, options.workers.split(","))
+        for m in methods
     ]
     started, searches, lost = time.monotonic(), list[Search](), dict[str, str]()
     with ProcessPoolExecutor(options.jobs) as pool:
@@ -105,6 +111,7 @@ def main() -> None:
     searches = [dataclasses.replace(s) for s in searches if s.regrets and s.method not in lost]
     remarks = [
         f"{len(table.curves)} curves of {options.table}: {Surrogate(table).note}",
+        *(["without the space's first trials"] if options.no_first_trials else []),
         f"{options.seeds} seeds of {epochs} epochs each; regret: best of the surrogate at a recorded configuration minus the leading one's",
         *(f"{method} could not be played: {why}" for method, why in lost.items()),
     ]
