@@ -108,8 +108,8 @@ class Study:
             an Optuna sampler, such as ``optuna.samplers:CmaEsSampler``.
         sampler_options: Keyword arguments of a sampler that is named so; ``seed`` follows from the study where it takes one.
         pruner: ``promotion``: at each rung a trial waits, with its checkpoint, until it is among the best one in ``reduction_factor`` that
-            came there, and then goes on; with the last trial the best of each rung goes on, and the others are stopped. The first three of
-            the space's ``first_trials`` run to their end all the same. ``asha``: decides at once and for good, which keeps no checkpoints
+            came there, and then goes on; with the last trial the best of each rung goes on, and the others are stopped. The first of the
+            space's ``first_trials`` runs to its end all the same. ``asha``: decides at once and for good, which keeps no checkpoints
             and starts no trial twice. Both are asynchronous successive halving. ``auto``: ``promotion``, or ``none`` with several
             objectives; as for ``sampler``, a begun study goes on with its own. ``none``; or another one as ``module:name``, which is asked
             at every validation.

@@ -20,9 +20,9 @@ later peers change nothing; one that waits is noted anew when it is promoted."""
 BASELINE = "baseline"
 """Attribute of a trial that runs to its end whatever a rung says."""
 
-BASELINES = 3
-"""As many of a space's first trials are baselines: settings of a paper or of one's own, whose result is to be known, which the search is to
-beat, and which in recorded curves were among the best though early epochs did not show it."""
+BASELINES = 1
+"""As many of a space's first trials are baselines: settings of a paper or of one's own, whose result is to be known, and which the search
+is to beat; ``compare`` takes the first of them for the default. Each costs a whole trial."""
 
 
 class PromotionPruner(optuna.pruners.BasePruner):
@@ -46,7 +46,7 @@ def is_waiting(trial: FrozenTrial) -> bool:
 
 
 def queue_first(study: optuna.Study, trials: Sequence[Values]) -> None:
-    """Queues a space's first trials, each once; the first of them are baselines."""
+    """Queues a space's first trials, each once; the first of them is a baseline."""
     for place, values in enumerate(trials):
         study.enqueue_trial(dict(values), user_attrs={BASELINE: True} if place < BASELINES else None, skip_if_exists=True)
 
