@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--epochs", type=positive, help="budget of a search, of all its trials (default: that of 20 whole trainings)")
     made.add_argument(
         "--curves", choices=["auto", "exact", "surrogate"], default="auto",
-        help="exact: the nearest recorded configuration; surrogate: a fitted model; auto: exact where no curve was stopped early",
+        help="exact: the nearest recorded configuration; surrogate: a fitted model; auto: exact if no curve was stopped and luck is 1",
     )  # fmt: skip
     made.add_argument("--losses", type=not_negative, default=0.0, metavar="RATE", help="losses of a machine in an hour (default: 0)")
     made.add_argument(

@@ -45,8 +45,8 @@ class Simulated:
     Attributes:
         epochs: Epochs trained so far, of all trials together, each time that another configuration became the leading one.
         seconds: Of the virtual clock, likewise.
-        qualities: Of that configuration, trained whole and without luck: the best complete trial by its own Dice; before there is one,
-            the trial with the best Dice so far.
+        qualities: Of that configuration, trained whole, on average over its luck. It is the best complete trial by its own Dice; before
+            there is one, the trial with the best Dice so far.
         trials: That began.
         diverged: Share of them that failed through their configuration.
         total_epochs: That were trained.

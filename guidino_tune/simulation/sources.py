@@ -20,8 +20,11 @@ from guidino_tune.space.suggest import distribution
 from guidino_tune.study.outcomes import Key, as_key
 from guidino_tune.study.proposing import WholeSampler
 
-ALIKE = 8
+ALIKE = 24
 """Recorded trainings of which a simulated one may have the luck."""
+
+SLOPES = 0.1, 1.5
+"""Least and most that the best Dice of two configurations may differ by, in units of what was predicted; few curves tell any slope."""
 
 
 class Source(Protocol):
@@ -180,10 +183,9 @@ class Surrogate:
 
     A curve that was stopped early goes on as the mean of the complete ones does.
 
-    The luck of a seed: a training is, to a share, a recorded one of a configuration that is predicted to be about as good, and to the rest
-    the prediction. So it is as likely to collapse as recorded ones are, and never better than any of them. With the share, two trainings of
-    one configuration differ by as much as recorded repetitions do. (Recorded differences that are added to any prediction would give a Dice
-    of 1 where an unlucky training of an easy configuration had 0.6.)
+    The luck of a seed: a training misses the prediction as a recorded one did that was predicted, unseen, to be about as good; so it is as
+    likely to collapse. All misses are scaled, so that two trainings of one configuration differ by as much as recorded repetitions do.
+    (Differences of repetitions that are added to any prediction make a Dice of 1 of an easy configuration, where another had collapsed.)
 
     Args:
         table: At least ten curves, one of them complete.
@@ -213,9 +215,12 @@ class Surrogate:
         groups = np.array([c.configuration for c in trained])
         # No training has a leaf of its own: there its luck would be taken for what its configuration is worth.
         grown = trees | {"min_samples_leaf": 2}
-        unseen = _held_out(lambda: ExtraTreesRegressor(**grown), inputs, curves, groups).max(1)
-        found = curves.max(1)
-        self.error = float(np.abs(unseen - found).mean())
+        unseen = _held_out(lambda: ExtraTreesRegressor(**grown), inputs, curves, groups)
+        predicted, found = unseen.max(1), curves.max(1)
+        # The luck of the trainings that a model has seen is in what it says of others: these differ by less. Their order stays.
+        slope = float(np.clip(np.cov(predicted, found)[0, 1] / (predicted.var(ddof=1) or 1.0), *SLOPES))
+        self._line = slope, float(found.mean() - slope * predicted.mean())
+        self.error = float(np.abs(np.polyval(self._line, predicted) - found).mean())
         spread = float(np.mean(np.abs(found - np.median(found))))
         self._curves = Forest(ExtraTreesRegressor(**grown).fit(inputs, curves))
         known = np.array([np.nanmean(c.seconds) if np.isfinite(c.seconds).any() else np.nan for c in trained])
@@ -225,62 +230,61 @@ class Surrogate:
         several = len(self._kinds) > 1
         self._failures = Forest(ExtraTreesClassifier(**trees, min_samples_leaf=3).fit(every, kinds)) if several else None
         self._lengths = {kind: [len(c.dice) for c in table.curves if c.state == kind] for kind in self._kinds if kind}
-        order = unseen.argsort(kind="stable")
-        self._predicted, self._trainings = unseen[order], curves[order]
-        again = [n for n, group in enumerate(groups) if group in groups[:n]]
-        differences = np.array([abs(found[n] - found[groups.tolist().index(groups[n])]) for n in again])
-        apart = [_mean_difference(self._alike(unseen[n]).max(1)) for n in again]
-        self._share = min(1.0, float(scale * differences.mean() / (np.mean(apart) or 1.0))) if again else 0.0
+        order = predicted.argsort(kind="stable")
+        self._predicted, self._found, self._misses = predicted[order], found[order], (curves - unseen)[order]
+        first = {group: n for n, group in reversed(list(enumerate(groups)))}
+        again = [(first[group], n) for n, group in enumerate(groups) if n != first[group]]
+        differences = [abs(found[one] - found[other]) for one, other in again]
+        apart = [_mean_difference(self._found[self._alike(predicted[n])]) for _, n in again]
+        self._scale = scale * float(np.mean(differences) / (np.mean(apart) or 1.0)) if again else 0.0
         luck_told = (
-            f"two trainings of one configuration differ by {differences.mean():.4f} from {len(again)} repetitions"
+            f"two trainings of one configuration differ by {np.mean(differences):.4f} from {len(again)} repetitions"
             if again else "no repetitions, so no luck of a seed"
         )  # fmt: skip
         self.note = (
             f"a model of {len(table.curves)} curves: of configurations held out, the final Dice is missed by {self.error:.4f} on average "
             f"(by {spread:.4f} if the median were said of all); {luck_told}"
         )
-        self._memory: dict[Any, tuple[np.ndarray, float, np.ndarray, float]] = {}
+        self._memory: dict[Any, tuple[np.ndarray, float, np.ndarray]] = {}
         self.best = max(self.quality(c.parameters) for c in trained)
 
     def _continued(self, curve: np.ndarray, mean: np.ndarray) -> np.ndarray:
         curve = curve[: self.epochs]
         return np.concatenate([curve, np.clip(curve[-1] + mean[len(curve) :] - mean[len(curve) - 1], 0, 1)])
 
-    def _alike(self, predicted: float) -> np.ndarray:
-        """(trainings, epochs) Dice of those whose best Dice was predicted most like this, from the others."""
+    def _alike(self, predicted: float) -> slice:
+        """The recorded trainings beside this best Dice, in the order of what was predicted of them unseen."""
         start = int(np.searchsorted(self._predicted, predicted)) - ALIKE // 2
         start = min(max(start, 0), max(0, len(self._predicted) - ALIKE))
-        return self._trainings[start : start + ALIKE]
+        return slice(start, start + ALIKE)
 
-    def _answer(self, values: Mapping[str, Scalar]) -> tuple[np.ndarray, float, np.ndarray, float]:
+    def _answer(self, values: Mapping[str, Scalar]) -> tuple[np.ndarray, float, np.ndarray]:
         key = as_key(values)
         if key not in self._memory:
             row = encode(self.space, dict(values)).astype(np.float32)
             chances = self._failures.mean(row) if self._failures else np.ones(1)
             if len(self._memory) > 20_000:
                 self._memory.clear()
-            dice = self._curves.mean(row)
-            quality = float(self._lucky(dice, self._alike(dice.max())).max(1).mean())
-            self._memory[key] = dice, float(np.exp(self._seconds.mean(row)[0])), chances / chances.sum(), quality
+            self._memory[key] = self._curves.mean(row), float(np.exp(self._seconds.mean(row)[0])), chances / chances.sum()
         return self._memory[key]
-
-    def _lucky(self, predicted: np.ndarray, recorded: np.ndarray) -> np.ndarray:
-        return (1 - self._share) * predicted + self._share * recorded
 
     def curve(self, values: Values, seed: int) -> Curve:
         """See ``Source``."""
-        dice, seconds, chances, _ = self._answer(values)
+        dice, seconds, chances = self._answer(values)
         generator = luck(values, seed)
         kind = self._kinds[generator.choice(len(chances), p=chances)]
         alike = self._alike(dice.max())
-        dice = self._lucky(dice, alike[generator.integers(len(alike))])
+        number = int(generator.integers(len(self._found[alike])))
+        best = self.quality(values) + self._scale * (self._found[alike][number] - self._found[alike].mean())
+        dice = dice + self._scale * self._misses[alike][number]
+        dice = np.clip(dice + best - dice.max(), 0, 1)
         if kind:
             dice = dice[: min(generator.choice(self._lengths[kind]), self.epochs - 1)]
         return Curve(-1, seed, values, dice, np.full(len(dice), seconds), kind or COMPLETE)
 
     def quality(self, values: Values) -> float:
-        """See ``Source``: the mean over all luck."""
-        return self._answer(values)[3]
+        """See ``Source``."""
+        return float(np.polyval(self._line, self._answer(values)[0].max()))
 
     def first(self, trials: Sequence[Values], seed: int) -> Sequence[Values]:
         """See ``Source``: any configuration has an answer."""
@@ -292,7 +296,7 @@ class Surrogate:
 
 
 def _held_out(make: Callable[[], Any], inputs: np.ndarray, targets: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """What models say that were fitted without the group asked for; where there is one group, without holding it out."""
+    """Predictions for each group by a model that has not seen it; of a single group, by one that has."""
     from sklearn.model_selection import GroupKFold
 
     found = np.empty_like(targets)
@@ -304,5 +308,5 @@ def _held_out(make: Callable[[], Any], inputs: np.ndarray, targets: np.ndarray, 
 
 
 def _mean_difference(values: np.ndarray) -> float:
-    """Between two different ones."""
-    return float(np.abs(values[:, None] - values[None]).sum() / (len(values) * (len(values) - 1)))
+    """Between two of them that are drawn independently."""
+    return float(np.abs(values[:, None] - values[None]).mean())

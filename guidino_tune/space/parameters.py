@@ -143,13 +143,16 @@ class Parameter:
         return True
 
     def draw(self, generator: random.Random) -> Scalar:
-        """A random value, used to check a space without a study."""
+        """A random value, evenly in the parameter's own scale."""
         if self.type == "choice":
             return generator.choice(self.choices)
         low, high = self.limits
         if self.step is not None:
             value = low + generator.randint(0, round((high - low) / self.step)) * self.step
             return int(value) if self.type == "int" else min(float(value), high)
+        if self.log:
+            value = min(max(math.exp(generator.uniform(math.log(low), math.log(high))), low), high)
+            return round(value) if self.type == "int" else value
         return generator.randint(low, high) if self.type == "int" else generator.uniform(low, high)
 
     def describe(self) -> str:

@@ -117,7 +117,7 @@ def simulate_searches(
     origin = ", ".join(f"{key} {value}" for key, value in table.origin.items())
     remarks = [
         f"curves: {name} ({origin}); {source.note}",
-        f"{seeds} seeds of {budget} epochs each; regret: best known Dice {best:.4f} minus that of the leading configuration, without luck",
+        f"{seeds} seeds of {budget} epochs each; regret: best known Dice {best:.4f} minus the mean of the leading one over its luck",
         *([] if first_trials else ["without the space's first trials"]),
         *([f"luck of a seed: {luck:g} of what was recorded"] if luck != 1 else []),
         f"{hours:,.3g} worker-hours simulated in {spent:.0f} s by {jobs} process(es): {hours / spent:,.2g} in a second",

@@ -158,9 +158,18 @@ def test_simulated_trainings_are_as_good_and_as_unlucky_as_recorded_ones() -> No
     recorded = np.array([c.filled().max() for c in unlucky if not c.failed])
     new = [c.parameters for c in synthetic_table(500, epochs=9).curves[170:]]
     played = np.array([c.filled().max() for values in new if not (c := model.curve(values, 1)).failed])
-    assert played.max() <= recorded.max()
+    assert played.max() <= recorded.max() + 0.05
     assert np.mean(played < 0.3) == pytest.approx(np.mean(recorded < 0.3), abs=0.05)
     np.testing.assert_allclose(np.quantile(played, [0.25, 0.5, 0.75, 0.95]), np.quantile(recorded, [0.25, 0.5, 0.75, 0.95]), atol=0.05)
+    pairs: dict[int, list[Curve]] = {}
+    for curve in unlucky:
+        pairs.setdefault(curve.configuration, []).append(curve)
+    twice = [pair for pair in pairs.values() if len(pair) > 1 and not any(c.failed for c in pair)]
+    differ = np.mean([abs(one.dice.max() - other.dice.max()) for one, other in twice])
+    again = [
+        abs(model.curve(p[0].parameters, s).dice.max() - model.curve(p[0].parameters, s + 100).dice.max()) for p in twice for s in range(40)
+    ]
+    assert np.mean(again) == pytest.approx(differ, rel=0.2)
     best = new[int(np.argmax([model.quality(values) for values in new]))]
     assert model.quality(best) == pytest.approx(np.mean([model.curve(best, seed).filled().max() for seed in range(400)]), abs=0.02)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import random
+import statistics
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,13 @@ def test_conditions(condition: str, value: Any, active: bool) -> None:
 def test_a_condition_on_a_field_that_is_not_there_does_not_hold() -> None:
     parameter = Parameter(type="float", low=1, high=2, when={RANK: Bounds(ge=0), "guide.kind": "none"})
     assert not parameter.active({"guide": {"kind": "none"}})
+
+
+def test_what_is_searched_on_a_log_scale_is_drawn_on_it() -> None:
+    rate, number = Parameter(type="float", low=1e-5, high=1e-1, log=True), Parameter(type="int", low=1, high=10_000, log=True)
+    generator = random.Random(0)
+    assert statistics.median(rate.draw(generator) for _ in range(2000)) == pytest.approx(1e-3, rel=0.3)
+    assert statistics.median(number.draw(generator) for _ in range(2000)) == pytest.approx(100, rel=0.3)
 
 
 @given(
