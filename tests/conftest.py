@@ -6,6 +6,7 @@ import contextlib
 import gc
 import itertools
 import os
+import signal
 import sqlite3
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ from small_searches import SPACE
 
 # Before torch is imported, and for the processes that tests start: two test processes with a thread per core each wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell ignores it for what it runs in the background, and all that this starts inherits that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ONE_BY_ONE = "ray"
 """Folder whose tests share the only Ray cluster that may be on a machine."""
