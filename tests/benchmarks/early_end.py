@@ -57,9 +57,10 @@ def gain_rule(kind: str, factor: float, trials: int) -> Callable[[optuna.Study, 
 
 def read_curves(name: str) -> tuple[Space, Source]:
     """Formulas that cross by a number, or a surrogate of a table, whose search knows nothing beforehand."""
-    if "/" not in name and not name.endswith(".parquet"):
+    try:
         return synthetic_space(27, min_epochs=1), Formula(float(name), 27)
-    table = open_table(name)
+    except ValueError:
+        table = open_table(name)
     space = override(table.space, {"study.sampler": "auto", "study.pruner": "auto"})
     return dataclasses.replace(space, first_trials=()), Surrogate(table)
 
