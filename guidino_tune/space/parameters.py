@@ -151,8 +151,8 @@ class Parameter:
             value = low + generator.randint(0, round((high - low) / self.step)) * self.step
             return int(value) if self.type == "int" else min(float(value), high)
         if self.log:
-            value = min(max(math.exp(generator.uniform(math.log(low), math.log(high))), low), high)
-            return round(value) if self.type == "int" else value
+            drawn = math.exp(generator.uniform(math.log(low), math.log(high)))
+            return round(drawn) if self.type == "int" else min(max(drawn, float(low)), float(high))
         return generator.randint(low, high) if self.type == "int" else generator.uniform(low, high)
 
     def describe(self) -> str:
