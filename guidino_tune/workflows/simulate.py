@@ -76,7 +76,7 @@ def simulate_searches(
         seeds: Studies of each method, from seed 0.
         workers: Numbers of workers.
         epochs: Budget of a search, of all its trials together; ``None``: twenty whole trainings.
-        curves: ``exact`` rows, the ``surrogate``, or ``auto``: exact where no curve was stopped early.
+        curves: ``exact`` rows, the ``surrogate``, or ``auto``: exact where no curve was stopped early and ``luck`` is 1.
         losses: Of a worker's machine, in an hour.
         luck: Of a seed, in units of what was recorded; only a surrogate's can differ from 1.
         first_trials: ``False`` leaves out the space's, as where nothing is known beforehand.
