@@ -182,6 +182,8 @@ def test_luck_can_be_made_less_and_none() -> None:
         model = Surrogate(table, scale)
         return float(model.curve(values, 1).dice.max() - model.curve(values, 2).dice.max())
 
+    without = Surrogate(table, 0)
+    assert without.curve(values, 1).dice.max() == pytest.approx(without.quality(values))  # calibrated, not as predicted
     assert difference(0) == 0 != difference(1)
     assert difference(0.25) == pytest.approx(difference(1) / 4)
     assert difference(2) == pytest.approx(2 * difference(1))
