@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +115,27 @@ def test_a_node_where_everything_fails_is_left_to_itself(
     home: Path, tmp_path: Path, demo: Path, machines: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = next(node["NodeID"] for node in ray.nodes() if node["Alive"] and "spare" in node["Resources"])
+    begun, failures = tmp_path / "begun", tmp_path / "failures"
+    failures.mkdir()
+
+    def wait_for(happened: Callable[[], bool]) -> None:  # in here, so that it travels with the actor
+        deadline = time.monotonic() + 60
+        while not happened():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
     class Broken(executors.TrialActor):
-        """Fails in every trial on one node, after the other node has begun its own."""
+        """Fails in every trial on one node; the other one's first trial goes past its first epoch when enough have failed there."""
 
         def _step(self, told: dict[str, Any]) -> None:
             executors.note_node(Path(self.config["folder"]))
             if ray.get_runtime_context().get_node_id() == bad:
-                time.sleep(2)
+                wait_for(begun.exists)
+                (failures / str(self.config["number"])).touch()
                 raise RuntimeError("no driver of the GPU")
+            if self.run:
+                begun.touch()
+                wait_for(lambda: len(list(failures.iterdir())) >= PATIENCE)
             super()._step(told)
 
     monkeypatch.setattr(tune_adapter, "trainable", lambda plan: tune.with_resources(Broken, {"CPU": 1, "spare": 1}))
