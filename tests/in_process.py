@@ -24,6 +24,8 @@ from guidino_tune.training.failures import as_kind
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows import cross_validate, listed, search
 
+BOOKED = Plan("actor", 1, 1, 0.0, 1.0, 0.0)
+
 
 @contextlib.contextmanager
 def connected() -> Iterator[str]:
@@ -31,7 +33,7 @@ def connected() -> Iterator[str]:
     yield ""
 
 
-def run_trials(driver: Driver, resources: Plan) -> None:
+def run_trials(driver: Driver, resources: Plan, say: Callable[[str], None]) -> None:
     """As ``tune_adapter.run_trials``; a ``KeyboardInterrupt`` leaves the trial running in the study."""
     for key in map(str, itertools.count()):
         more = driver.error is None and driver.remaining > 0 and not (driver.expired or driver.given_up)
@@ -98,7 +100,8 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     for module in (search, listed, cross_validate, measuring):
         patch.setattr(module, "connected", connected)
     for module in (search, listed, measuring):
-        patch.setattr(module, "plan", lambda resources: Plan("actor", 1, 1, 0.0, 1.0, 0.0))
+        patch.setattr(module, "plan_when_possible", lambda resources, say: BOOKED)
+    patch.setattr(search, "plan", lambda resources: BOOKED)
 
 
 def interrupted(patch: pytest.MonkeyPatch, moment: Callable[[int, int], bool]) -> None:

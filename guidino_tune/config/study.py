@@ -192,13 +192,16 @@ class Resources:
     Attributes:
         executor: ``train``: a Ray Train worker group per trial; ``actor``: a reused Tune actor, which starts in milliseconds;
             ``auto``: ``train`` with GPUs or several workers, else ``actor``.
-        concurrent: Trials side by side; ``None``: as many as the cluster's CPUs and GPUs carry.
+        concurrent: Trials side by side at most; ``None``: as many as the cluster's CPUs and GPUs carry, also when nodes join or leave.
         workers: Processes of one trial (DDP).
         cpus_per_worker: CPU cores of each; also the threads torch may use. ``None``: one without GPUs, else its GPU's share of the node.
-        gpus_per_worker: With one worker it may be a part of one, then several trials share a GPU. ``None``: one where there are GPUs,
-            unless ``trials_per_gpu``.
-        trials_per_gpu: How many trials share a GPU, instead of ``gpus_per_worker``. ``auto``: as many as fit into its memory, found by two
+        gpus_per_worker: With one worker it may be a part of one, then several trials share a GPU. ``None``: one where there are GPUs when
+            the search starts, unless ``trials_per_gpu``.
+        trials_per_gpu: How many trials share a GPU, instead of ``gpus_per_worker``. A number names GPUs as that does: trials wait for them
+            and never run on CPUs. ``auto``: as many as fit into its memory, found by two
             training steps of the largest models before the search; without GPUs this bounds ``concurrent`` by the nodes' memory.
+        wait_for_nodes: Seconds for which a search waits at its start for nodes that carry a trial, where other people started the
+            cluster: they may be booting, or an autoscaler adds them.
         max_failures: How often a trial whose process died is continued from its checkpoint.
         share_views: Augmented images and the frozen guide's tokens are made once per node, kept on disk, and read by all trials. Off,
             every trial makes its own: the same ones.
@@ -213,6 +216,7 @@ class Resources:
     cpus_per_worker: Count | None = None
     gpus_per_worker: NonNegative | None = None
     trials_per_gpu: Annotated[int | Literal["auto"] | None, BeforeValidator(_share)] = None
+    wait_for_nodes: NonNegative = 900.0
     max_failures: Annotated[int, Field(ge=0, le=LARGEST), Number] = 2
     share_views: bool = True
     views_folder: PathText | None = None

@@ -14,15 +14,33 @@ from pathlib import Path
 from guidino_tune.config import Resources
 from guidino_tune.errors import UserError
 from guidino_tune.running.environment import protect_token
-from guidino_tune.running.inspection import forget_dead_cluster
+from guidino_tune.running.inspection import known_cluster
 from guidino_tune.stopping import stop_signals
 from guidino_tune.study.nodes import NODE
 from guidino_tune.training.folder import write_text
 
+_own = False
+"""Whether this process has started the cluster that it is connected to: nobody adds a node to that one, or takes one away."""
+
+
+class NoRoom(UserError):
+    """The nodes that are there now carry no trial."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a search will use: executor, trials side by side, CPUs and GPUs of one worker, and what the cluster has."""
+    """What a search will use.
+
+    Attributes:
+        executor: ``actor`` or ``train``.
+        concurrent: Trials side by side, as the cluster is now.
+        cpus: Of one worker.
+        gpus: Of one worker.
+        cluster_cpus: What the cluster has.
+        cluster_gpus: What the cluster has.
+        workers: Of one trial.
+        most: Trials side by side at most, however large the cluster becomes; ``None``: as many as fit.
+    """
 
     executor: str
     concurrent: int
@@ -30,6 +48,8 @@ class Plan:
     gpus: float
     cluster_cpus: float
     cluster_gpus: float
+    workers: int = 1
+    most: int | None = None
 
 
 @contextlib.contextmanager
@@ -41,14 +61,15 @@ def connected() -> Iterator[str]:
     """
     import ray
 
+    global _own
     mine, dashboard = not ray.is_initialized(), ""
     if mine:
         protect_token()  # its folder, before Ray makes a token
         try:
             with stop_signals():  # Ray puts a handler of its own in the place of ours, which is back afterwards
                 # The dashboard's state service is what frees the CPUs of Ray Train trials that are stopped early.
-                address = "local" if forget_dead_cluster(os.environ) else None
-                context = ray.init(address, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
+                _own = known_cluster(os.environ) in ("", "local")
+                context = ray.init("local" if _own else None, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
             dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
         except (KeyboardInterrupt, SystemExit):
             ray.shutdown()
@@ -65,19 +86,24 @@ def connected() -> Iterator[str]:
     finally:
         if mine:
             ray.shutdown()
+            _own = False
+
+
+def may_change() -> bool:
+    """Whether nodes may join the connected cluster, or leave it: whenever somebody else has started it."""
+    return not _own
 
 
 def plan(resources: Resources) -> Plan:
     """Fits the trials to the connected cluster.
 
     Raises:
-        UserError: One trial needs more than the cluster has.
+        NoRoom: One trial needs more than the cluster has.
+        UserError: The executor cannot have so many workers.
     """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = node_resources()
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
-    per_worker = resources.gpus_per_worker if resources.gpus_per_worker is not None else _fraction(resources) if gpus else 0.0
+    per_worker = _gpus_per_worker(resources, bool(gpus))
     kind = resources.executor
     if kind == "auto":
         kind = "train" if resources.workers > 1 or per_worker else "actor"
@@ -86,22 +112,42 @@ def plan(resources: Resources) -> Plan:
             "the actor executor has one worker", where="resources.workers", todo="use resources.executor: train, or resources.workers: 1"
         )
     cpus_per_worker = resources.cpus_per_worker or _share(nodes, per_worker)
-    # A worker lives on one node: what is left over on several nodes together carries none.
-    places = sum(_places(node, cpus_per_worker, per_worker) for node in nodes)
+    places = count_places(nodes, cpus_per_worker, per_worker)
     fits = places // resources.workers
     if not fits:
-        raise UserError(
+        raise NoRoom(
             f"one trial needs {resources.workers} worker(s) with {cpus_per_worker} CPU(s) and {per_worker:g} GPU(s) on one node each; "
             f"the cluster's {len(nodes)} node(s) with {cpus:g} CPUs and {gpus:g} GPUs in all carry {places}",
             where="resources",
-            todo="lower resources.workers, cpus_per_worker or gpus_per_worker (or raise trials_per_gpu), or add nodes",
+            todo="lower resources.workers, cpus_per_worker or gpus_per_worker (or raise trials_per_gpu, or leave it out where there are "
+            "no GPUs), or add nodes",
         )
-    return Plan(kind, min(resources.concurrent or fits, fits), cpus_per_worker, per_worker, cpus, gpus)
+    side_by_side = min(resources.concurrent or fits, fits)
+    return Plan(kind, side_by_side, cpus_per_worker, per_worker, cpus, gpus, resources.workers, resources.concurrent)
 
 
-def _fraction(resources: Resources) -> float:
-    """The part of a GPU that one trial of ``trials_per_gpu`` gets; a whole one where nothing was said or measured."""
-    sharing = resources.trials_per_gpu if isinstance(resources.trials_per_gpu, int) else 1
+def node_resources() -> list[dict[str, float]]:
+    """What each living node of the connected cluster has, such as ``{"CPU": 8.0, "GPU": 1.0}``."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def count_places(nodes: list[dict[str, float]], cpus: int, gpus: float) -> int:
+    """How many workers nodes carry. Each lives on one node: what is left over on several nodes together carries none."""
+    return sum(_places(node, cpus, gpus) for node in nodes)
+
+
+def _gpus_per_worker(resources: Resources, there: bool) -> float:
+    """What was said; else the part of a GPU that one trial of ``trials_per_gpu`` gets, and a whole one where nothing was said or measured.
+
+    Without GPUs ``there``, none, unless ``trials_per_gpu`` is a number: then they are waited for.
+    """
+    if resources.gpus_per_worker is not None:
+        return resources.gpus_per_worker
+    sharing = resources.trials_per_gpu if isinstance(resources.trials_per_gpu, int) else None
+    if sharing is None:
+        return 1.0 if there else 0.0
     # Ray rounds to four places, so that six times 1/6 would be more than one GPU.
     return math.floor(1e4 / sharing) / 1e4
 

@@ -20,6 +20,7 @@ def prepare_environment() -> None:
         "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new output ignores `verbose=0`; the search draws its own table
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_worker_maximum_startup_concurrency": "4",  # a Ray Train trial is eight small actors; Ray warns of them on two cores
+        "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # else one after the other starts; how many there are is the searcher's business
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is of no use to us
     }.items():
         os.environ.setdefault(name, value)

@@ -108,19 +108,23 @@ def find_cluster(environ: Mapping[str, str], timeout: float = 20.0) -> Cluster:
     return _ask(address, origin, timeout)
 
 
-def forget_dead_cluster(environ: Mapping[str, str]) -> bool:
-    """True when Ray would join a cluster that it remembers on this machine and that is gone, as after its processes were killed.
+def known_cluster(environ: Mapping[str, str]) -> str:
+    """The address that Ray would join: what ``RAY_ADDRESS`` says, else that of the last cluster that was started on this machine; empty
+    when there is none.
 
-    Ray itself would try for minutes, and then give up. The note of its address is removed, as ``ray stop`` does it: every process that asks
-    the state service would ask there, so that what frees the bookings of stopped trials would do nothing, and stay.
+    One that is gone, as after its processes were killed, is none: Ray itself would try for minutes, and then give up. The note of its
+    address is removed, as ``ray stop`` does it: every process that asks the state service would ask there, so that what frees the bookings
+    of stopped trials would do nothing, and stay.
     """
     file = _address_file(environ)
-    known = "" if environ.get("RAY_ADDRESS") or not file.is_file() else file.read_text(encoding="utf-8").strip()
-    dead = bool(known and _unreachable(known))
-    if dead:
+    if named := environ.get("RAY_ADDRESS"):
+        return named
+    known = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    if known and _unreachable(known):
         with contextlib.suppress(OSError):  # another user's
             file.unlink()
-    return dead
+        return ""
+    return known
 
 
 def _address_file(environ: Mapping[str, str]) -> Path:

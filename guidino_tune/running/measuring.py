@@ -20,7 +20,8 @@ from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError
 from guidino_tune.known_backbones import adopt, packed
 from guidino_tune.metrics import CaseScore, hd95_percent, summarise, with_classes
-from guidino_tune.running.cluster import connected, plan
+from guidino_tune.running.cluster import connected
+from guidino_tune.running.elastic import plan_when_possible
 from guidino_tune.training.ensemble_folder import weights_digest
 from guidino_tune.training.evaluation import choose_largest_component, evaluate_cases, write_scores
 from guidino_tune.training.folder import TrialFolder
@@ -101,7 +102,7 @@ def measure_models(
         console.print(f"{part} {name}: Dice {mean['dice']:.4f} on {len(scores)} cases", highlight=False)
 
     with connected():
-        booked = plan(dataclasses.replace(resources, workers=1, executor="actor"))
+        booked = plan_when_possible(dataclasses.replace(resources, workers=1, executor="actor"), console.print)
         remote = ray.remote(num_cpus=booked.cpus, num_gpus=booked.gpus, max_retries=resources.max_failures)(_measure)
         settings = {
             "home": str(paths.home()), "backbones": packed(), "own_code": targets.packed(),

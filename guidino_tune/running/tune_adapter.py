@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from ray.tune.search import Searcher
 
 from guidino_tune.errors import UserError
 from guidino_tune.running.cluster import Plan, elsewhere
+from guidino_tune.running.elastic import Places, Say
 from guidino_tune.running.executors import trainable
 from guidino_tune.running.leftovers import Leftovers
 from guidino_tune.stopping import stop_signals
@@ -28,8 +31,13 @@ from guidino_tune.training.failures import as_kind
 from guidino_tune.training.reporter import EpochRecord
 
 
-def run_trials(driver: Driver, resources: Plan) -> None:
+def run_trials(driver: Driver, resources: Plan, say: Say = lambda text: None) -> None:
     """Runs what remains of a study on the cluster that is connected; ``driver.ended`` and ``driver.error`` say how it ended.
+
+    Args:
+        driver: Of the study.
+        resources: As the cluster is now.
+        say: Told when more or fewer trials run side by side, because nodes joined or left.
 
     Raises:
         UserError: Ray ended the search.
@@ -39,10 +47,9 @@ def run_trials(driver: Driver, resources: Plan) -> None:
     tuner = tune.Tuner(
         trainable(resources),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearcher(driver),
+            search_alg=StudySearcher(driver, Places(resources, say).now),
             scheduler=StudyScheduler(driver),
             num_samples=-1,  # the searcher says when it is enough: some trials are made up for, or handed out again
-            max_concurrent_trials=resources.concurrent,
             reuse_actors=resources.executor == "actor",
         ),
         # A name of its own for each run keeps Tune from looking for its earlier state: the study is the only one.
@@ -68,11 +75,16 @@ def run_trials(driver: Driver, resources: Plan) -> None:
 
 
 class StudySearcher(Searcher):
-    """Tune's side of ask and tell."""
+    """Tune's side of ask and tell.
 
-    def __init__(self, driver: Driver) -> None:
+    Args:
+        driver: Of the study.
+        places: How many trials may be under way now.
+    """
+
+    def __init__(self, driver: Driver, places: Callable[[], float] = lambda: math.inf) -> None:
         super().__init__()  # no metric: a result may be a failure, and the study knows its objective
-        self.driver = driver
+        self.driver, self.places = driver, places
 
     def suggest(self, trial_id: str) -> Any:
         """See ``Searcher.suggest``."""
@@ -82,8 +94,9 @@ class StudySearcher(Searcher):
         driver = self.driver
         if driver.expired or driver.given_up:
             return Searcher.FINISHED
-        if driver.waits:
-            return None  # Tune asks again
+        # Tune's own limit, `max_concurrent_trials`, is a number that stays; it asks again.
+        if driver.waits or len(driver.running) >= self.places():
+            return None
         asked = driver.ask(trial_id) if driver.remaining > 0 else None
         return asked or (None if driver.waits else Searcher.FINISHED)
 

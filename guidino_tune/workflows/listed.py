@@ -21,7 +21,8 @@ from rich.progress import Progress, TextColumn
 from guidino_tune.config import Experiment, Resources, Study
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.errors import UserError
-from guidino_tune.running.cluster import connected, plan
+from guidino_tune.running.cluster import connected
+from guidino_tune.running.elastic import plan_when_possible
 from guidino_tune.running.measuring import measure_models
 from guidino_tune.space.parameters import Parameter
 from guidino_tune.space.space import RECIPE, Space
@@ -138,10 +139,10 @@ class TrainingList:
         from guidino_tune.running.executors import process_settings
         from guidino_tune.running.tune_adapter import run_trials
 
-        booked = plan(self.resources)
+        booked = plan_when_possible(self.resources, self._say)
         driver = self.driver(process_settings(booked, self.resources, ray_folder=self.folder.ray))
         with self.bars:
-            run_trials(driver, booked)
+            run_trials(driver, booked, self._say)
         if driver.error:
             raise driver.error
         if driver.given_up:

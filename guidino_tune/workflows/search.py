@@ -6,7 +6,8 @@ import contextlib
 import io
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -24,7 +25,8 @@ from guidino_tune.framing import place_mask
 from guidino_tune.known_backbones import expecting
 from guidino_tune.metrics import constant_mask_dice
 from guidino_tune.models.cost import network_cost
-from guidino_tune.running.cluster import Plan, connected, plan
+from guidino_tune.running.cluster import Plan, connected, may_change, plan
+from guidino_tune.running.elastic import plan_when_possible
 from guidino_tune.running.environment import sealed_tests
 from guidino_tune.running.packing import pack
 from guidino_tune.space.advice import training_notes
@@ -202,19 +204,29 @@ def _run_trials(
         console.print(f"continuing study {space.study.name!r}: {before} trials finished before, {left} to go")
     if not left:
         return ""
+    say = partial(console.print, highlight=False, soft_wrap=True)
     with connected() as dashboard:
+        plan_when_possible(space.resources, say)
         resources = plan(pack(space, folder.path, console))
-        console.print(
+        say(
             f"{resources.concurrent} trials side by side ({resources.executor} executor; {space.resources.workers} worker(s) of "
-            f"{resources.cpus} CPU(s) and {resources.gpus:g} GPU(s) each)",
-            highlight=False,
+            f"{resources.cpus} CPU(s) and {resources.gpus:g} GPU(s) each){', more or fewer as nodes come and go' if may_change() else ''}"
         )
+        if may_change() and not resources.gpus and space.resources.gpus_per_worker is None:
+            say("note: no GPU is in the cluster now, so trials run on CPUs; GPUs are waited for with resources.gpus_per_worker=1")
         console.print(f"study folder {folder.path}; Ray dashboard {dashboard or 'off'}", highlight=False)
-        return _search(study, space, folder, recorder, resources, console, callback)
+        return _search(study, space, folder, recorder, resources, console, callback, say)
 
 
 def _search(
-    study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, resources: Plan, console: Console, callback: Listener | None
+    study: optuna.Study,
+    space: Space,
+    folder: StudyFolder,
+    recorder: Recorder,
+    resources: Plan,
+    console: Console,
+    callback: Listener | None,
+    say: Callable[[str], None],
 ) -> str:
     """Runs what remains; see ``_run_trials``."""
     from guidino_tune.running.executors import process_settings
@@ -236,7 +248,7 @@ def _search(
             console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
 
         driver = Driver(study, space, folder, listener, settings, deadline, warn, count=network_cost)
-        run_trials(driver, resources)
+        run_trials(driver, resources, say)
     if driver.error:
         unwritable = isinstance(driver.error, OSError | optuna.exceptions.StorageInternalError)
         raise _unwritable(driver.error, folder) if unwritable else driver.error

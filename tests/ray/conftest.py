@@ -17,9 +17,8 @@ import pytest
 from guidino_tune.running import prepare_environment
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cluster(shared_views: None) -> Iterator[str]:
-    """Address of the cluster; ``RAY_ADDRESS`` leads every command here to it."""
+def start_cluster() -> str:
+    """Starts the cluster that the tests share, and connects this process with it; gives its address."""
     prepare_environment()
     import ray
 
@@ -28,9 +27,27 @@ def cluster(shared_views: None) -> Iterator[str]:
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     # With a named address Ray uses the machine's token only when told to; the first ``init`` may have made it.
     prepare_environment()
-    yield os.environ["RAY_ADDRESS"]
+    return os.environ["RAY_ADDRESS"]
+
+
+def stop_cluster() -> None:
+    import ray
+
     os.environ.pop("RAY_ADDRESS", None)
     ray.shutdown()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_cluster(shared_views: None) -> Iterator[None]:
+    start_cluster()
+    yield
+    stop_cluster()
+
+
+@pytest.fixture
+def cluster() -> str:
+    """Address of the shared cluster; ``RAY_ADDRESS`` leads every command here to it."""
+    return os.environ["RAY_ADDRESS"]
 
 
 class Command:

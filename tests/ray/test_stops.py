@@ -21,7 +21,7 @@ from in_process import without_ray
 from optuna.trial import TrialState
 from small_searches import agrees_with_mlflow, check_history, running, slow_space, study_folder, trials_of
 
-from guidino_tune.running.inspection import forget_dead_cluster
+from guidino_tune.running.inspection import known_cluster
 from guidino_tune.search import main as search
 from guidino_tune.study.pruners import PRUNERS
 
@@ -75,7 +75,7 @@ def fill(disk: Path) -> None:
 def test_after_early_stops_everything_can_be_booked_again(
     executor: str, trials: int, home: Path, tmp_path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forget_dead_cluster({})  # that of an earlier test; what cleans up after a Ray Train trial would ask it
+    known_cluster({})  # that of an earlier test; what cleans up after a Ray Train trial would ask it
     # No Dice reaches it, so every trial is stopped at its first comparison.
     monkeypatch.setitem(PRUNERS, "asha", lambda study: optuna.pruners.ThresholdPruner(lower=2.0))
     command = [str(slow_space(tmp_path, demo, epochs=4, trials=trials, min_epochs=1, pruner="asha")), "--executor", executor]

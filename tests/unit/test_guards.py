@@ -188,24 +188,25 @@ def test_another_data_set_has_other_names_of_files_and_patients(tmp_path: Path) 
     assert [case.id for case in cases] == ["a"]
 
 
-@pytest.mark.parametrize(("address", "named", "dead"), [("127.0.0.1:1", "", True), ("127.0.0.1:1", "auto", False), ("", "", False)])
-def test_a_cluster_that_died_with_its_driver_is_not_joined(address: str, named: str, dead: bool, tmp_path: Path) -> None:
-    from guidino_tune.running.inspection import forget_dead_cluster
+@pytest.mark.parametrize(("address", "named", "joined"), [("127.0.0.1:1", "", ""), ("127.0.0.1:1", "auto", "auto"), ("", "", "")])
+def test_a_cluster_that_died_with_its_driver_is_not_joined(address: str, named: str, joined: str, tmp_path: Path) -> None:
+    from guidino_tune.running.inspection import known_cluster
 
     (tmp_path / "ray").mkdir()
     note = tmp_path / "ray" / "ray_current_cluster"
     if address:
         note.write_text(address)
-    assert forget_dead_cluster({"RAY_TMPDIR": str(tmp_path), "RAY_ADDRESS": named}) == dead
-    assert note.exists() == bool(address and not dead)  # else the state service would be looked for there
+    assert known_cluster({"RAY_TMPDIR": str(tmp_path), "RAY_ADDRESS": named}) == joined
+    assert note.exists() == bool(address and joined)  # else the state service would be looked for there
 
 
 def test_a_cluster_that_answers_is_joined(tmp_path: Path) -> None:
     import socket
 
-    from guidino_tune.running.inspection import forget_dead_cluster
+    from guidino_tune.running.inspection import known_cluster
 
     (tmp_path / "ray").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{server.getsockname()[1]}")
-        assert not forget_dead_cluster({"RAY_TMPDIR": str(tmp_path)})
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        assert known_cluster({"RAY_TMPDIR": str(tmp_path)}) == address

@@ -97,7 +97,10 @@ def test_a_plan_without_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cluster.plan(Resources(gpus_per_worker=0.6)).concurrent == 2  # two fifths of two GPUs carry no third one
     assert cluster.plan(Resources(gpus_per_worker=2)).concurrent == 1
     monkeypatch.setattr(ray, "nodes", lambda: nodes((16, 0)))
-    assert cluster.plan(Resources(trials_per_gpu=4)).gpus == 0.0
+    assert cluster.plan(Resources(trials_per_gpu="auto")).gpus == 0.0
+    for named in (Resources(trials_per_gpu=4), Resources(gpus_per_worker=1)):  # GPUs that a person named are not replaced by CPUs
+        with pytest.raises(cluster.NoRoom):
+            cluster.plan(named)
 
 
 def test_shapes_differ_in_what_takes_memory_only() -> None:

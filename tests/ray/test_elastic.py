@@ -1,0 +1,131 @@
+"""Searches on clusters that change: nodes that join and leave, and an autoscaler that adds them when they are asked for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Command, start_cluster, stop_cluster
+from optuna.trial import TrialState
+from small_searches import slow_space, study_folder, trials_of
+
+RAY = str(Path(sys.executable).with_name("ray"))
+ADDRESS = "127.0.0.1:6391"
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Starts the head of another cluster in the place of the shared one, which is back afterwards."""
+    stop_cluster()
+    started: list[subprocess.Popen[bytes]] = []
+    log = tmp_path / "head.txt"
+
+    def start(*options: str, **environment: str) -> None:
+        command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={ADDRESS.rpartition(':')[2]}"]
+        command += ["--object-store-memory=100000000", *options]
+        with log.open("w") as file:
+            started.append(subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | environment))
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in log.read_text():
+            assert started[-1].poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        os.environ["RAY_ADDRESS"] = ADDRESS
+
+    try:
+        yield start
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        for process in started:
+            process.terminate()
+            process.wait(60)
+        start_cluster()
+
+
+def elastic_space(tmp_path: Path, demo: Path) -> str:
+    """Trials that take long enough for a process to start on another node."""
+    file = slow_space(tmp_path, demo, epochs=200, trials=100, pruner="none", name="elastic")
+    space = yaml.safe_load(file.read_text())
+    space["resources"] = {"executor": "actor", "cpus_per_worker": 1}
+    file.write_text(yaml.safe_dump(space))
+    return str(file)
+
+
+def stopped(command: Command) -> str:
+    """Stops a search as Ctrl-C does; gives what it has printed."""
+    command.process.send_signal(signal.SIGINT)
+    command.wait()
+    return command.log.read_text()
+
+
+def nodes_of(home: Path) -> set[str]:
+    return {t.user_attrs["node"] for t in trials_of(home, "elastic") if "node" in t.user_attrs}
+
+
+def test_an_autoscaler_adds_the_first_node_and_another_one(
+    head: Callable[..., None], home: Path, tmp_path: Path, demo: Path, start: Callable[..., Command]
+) -> None:
+    worker = {"resources": {"CPU": 1, "object_store_memory": 100_000_000}, "node_config": {}, "min_workers": 0, "max_workers": 2}
+    config = {
+        "cluster_name": "fake", "max_workers": 2, "idle_timeout_minutes": 5, "upscaling_speed": 10.0,
+        "provider": {
+            "type": "fake_multinode", "gcs_address": ADDRESS, "use_node_id_as_ip": True, "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "auth": {}, "docker": {}, "file_mounts": {},
+        "cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": [],
+        "initialization_commands": [], "setup_commands": [], "head_setup_commands": [], "worker_setup_commands": [],
+        "head_start_ray_commands": [], "worker_start_ray_commands": [], "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, "worker": worker,
+        },
+    }  # fmt: skip
+    file = tmp_path / "autoscaling.yaml"
+    file.write_text(yaml.safe_dump(config))
+    head("--num-cpus=0", f"--autoscaling-config={file}", RAY_FAKE_CLUSTER="1", AUTOSCALER_UPDATE_INTERVAL_S="1")
+    command = start("guidino_tune.search", elastic_space(tmp_path, demo))
+    command.until(lambda: len(nodes_of(home)) == 2)
+    printed = " ".join(stopped(command).split())
+    assert "carry 0: waiting 15 minutes for nodes (resources.wait_for_nodes)" in printed
+    assert "1 trials side by side (actor executor; 1 worker(s) of 1 CPU(s)" in printed
+    assert "2 trials side by side, 1 before" in printed
+
+
+def test_a_node_that_joins_is_used_at_once_and_one_that_leaves_costs_no_epoch(
+    head: Callable[..., None], home: Path, tmp_path: Path, demo: Path, start: Callable[..., Command]
+) -> None:
+    head("--num-cpus=1")
+    command = start("guidino_tune.search", elastic_space(tmp_path, demo))
+    command.until(lambda: bool(nodes_of(home)))
+    first = nodes_of(home)
+    log = tmp_path / "node.txt"
+    with log.open("w") as file:
+        node = subprocess.Popen(
+            [RAY, "start", f"--address={ADDRESS}", "--num-cpus=1", "--block", "--object-store-memory=100000000"], stdout=file, stderr=file
+        )
+    try:
+        command.until(lambda: "Ray runtime started" in log.read_text())
+        command.until(lambda: "2 trials side by side" in command.log.read_text(), timeout=15)
+        command.until(lambda: bool(nodes_of(home) - first))
+    finally:
+        node.terminate()
+        node.wait(60)
+    command.until(lambda: "goes on from its checkpoint (preempted: " in command.log.read_text(), timeout=60)
+    moved = int(command.log.read_text().partition("goes on from its checkpoint")[0].rpartition("trial ")[2].split()[0])
+    command.until(lambda: trials_of(home, "elastic")[moved].state == TrialState.COMPLETE, timeout=60)
+    assert trials_of(home, "elastic")[moved].user_attrs["node"] in first
+    printed = " ".join(stopped(command).split())
+    assert "2 node(s) now: 2 trials side by side, 1 before" in printed
+    assert "1 node(s) now: 1 trials side by side, 2 before" in printed
+    trials = trials_of(home, "elastic")
+    assert not [t.number for t in trials if t.state == TrialState.FAIL]
+    for trial in trials:
+        epochs = [r.epoch for r in study_folder(home, "elastic").trial(trial.number).history()]
+        assert epochs == [*range(1, len(epochs) + 1)]

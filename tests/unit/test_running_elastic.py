@@ -1,0 +1,106 @@
+"""A cluster whose nodes come and go, as far as it can be told without Ray's processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from guidino_tune.config import Resources
+from guidino_tune.errors import UserError
+from guidino_tune.running import cluster, elastic
+
+
+class Machines:
+    """The nodes of a faked cluster, and its clock, which a sleep moves on."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *cpus: float, own: bool = False) -> None:
+        import ray
+
+        self.cpus, self.time, self.booked = list(cpus), 100.0, list[Any]()
+        self.joins: dict[float, float] = {}
+        patch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": c} if c else {}} for c in self.cpus])
+        patch.setattr(cluster, "_own", own)
+        patch.setattr(elastic.time, "monotonic", lambda: self.time)
+        patch.setattr(elastic.time, "sleep", self.sleep)
+        patch.setattr(ray.util, "placement_group", lambda bundles: self.booked.append(bundles) or bundles)
+        patch.setattr(ray.util, "remove_placement_group", lambda group: self.booked.remove(group))
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+        self.cpus += [self.joins.pop(moment) for moment in list(self.joins) if moment <= self.time]
+
+
+def test_a_node_that_joins_or_leaves_is_seen_soon_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    machines, told = Machines(monkeypatch, 2), list[str]()
+    places = elastic.Places(cluster.plan(Resources(cpus_per_worker=1)), told.append)
+    assert places.now() == 3  # one waits, so that an autoscaler sees what is wanted
+    machines.cpus.append(4)
+    assert places.now() == 3
+    machines.time += elastic.LOOK
+    assert [places.now(), places.now()] == [7, 7]
+    machines.cpus = [4]
+    machines.time += elastic.LOOK
+    assert places.now() == 5
+    machines.cpus = []
+    machines.time += elastic.LOOK
+    assert places.now() == 1
+    assert [text.split(": ")[1] for text in told] == [
+        "6 trials side by side, 2 before", "4 trials side by side, 6 before", "0 trials side by side, 4 before",
+    ]  # fmt: skip
+
+
+def test_what_was_asked_for_is_never_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    machines, told = Machines(monkeypatch, 2), list[str]()
+    places = elastic.Places(cluster.plan(Resources(concurrent=3)), told.append)
+    assert places.now() == 3
+    machines.cpus.append(64)
+    machines.time += elastic.LOOK
+    assert places.now() == 3
+    assert cluster.plan(Resources(concurrent=1)).concurrent == elastic.Places(cluster.plan(Resources(concurrent=1)), told.append).now() == 1
+
+
+def test_in_a_cluster_of_its_own_a_search_asks_for_no_more_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    machines = Machines(monkeypatch, 2, own=True)
+    places = elastic.Places(cluster.plan(Resources()), print)
+    machines.time += elastic.LOOK
+    assert places.now() == 2
+
+
+def test_workers_of_one_trial_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    machines = Machines(monkeypatch, 4)
+    places = elastic.Places(cluster.plan(Resources(workers=2, cpus_per_worker=2)), print)
+    machines.cpus.append(3)  # room for one worker more
+    machines.time += elastic.LOOK
+    assert places.now() == 1 + 1
+    machines.cpus.append(2)
+    machines.time += elastic.LOOK
+    assert places.now() == 2 + 1
+
+
+def test_nodes_are_waited_for_with_a_booking_that_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    machines, told = Machines(monkeypatch, 0), list[str]()
+    machines.joins = {130.0: 1.0, 160.0: 4.0}
+    booked = elastic.plan_when_possible(Resources(cpus_per_worker=2), told.append)
+    assert booked.concurrent == 2
+    assert 160 <= machines.time < 165
+    assert not machines.booked
+    assert "waiting 15 minutes for nodes (resources.wait_for_nodes)" in told[0]
+
+
+def test_the_booking_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    machines, seen = Machines(monkeypatch, 8), list[Any]()
+    asked = Resources(gpus_per_worker=1, workers=2, cpus_per_worker=4, wait_for_nodes=10)
+    monkeypatch.setattr(elastic, "plan", lambda resources: seen.append([*machines.booked]) or cluster.plan(resources))
+    with pytest.raises(UserError, match="none came within 10 s"):
+        elastic.plan_when_possible(asked, print)
+    assert seen[0] == []
+    assert seen[1] == [[{"CPU": 4.0, "GPU": 1.0}] * 2]
+
+
+@pytest.mark.parametrize(("own", "wait"), [(True, 900), (False, 0)])
+def test_where_nobody_adds_nodes_the_message_comes_at_once(own: bool, wait: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines = Machines(monkeypatch, 8, own=own)
+    with pytest.raises(UserError, match="one trial needs"):
+        elastic.plan_when_possible(Resources(cpus_per_worker=16, wait_for_nodes=wait), print)
+    assert machines.time == 100
