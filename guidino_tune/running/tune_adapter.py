@@ -130,6 +130,10 @@ class StudyScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """See ``TrialScheduler.on_trial_result``."""
         go_on = self.driver.stored(lambda: self._take(trial.trial_id, result), False)
+        if self.driver.expired:  # what waits for a place is not to begin: it stays in the study, for the next run
+            for waiting in tune_controller.get_trials():
+                if waiting.status == TuneTrial.PENDING:
+                    tune_controller.stop_trial(waiting)
         return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
 
     def _take(self, key: str, result: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from guidino_tune.config import Resources
 from guidino_tune.data.opening import SearchData, open_for_search
 from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import redacted
+from guidino_tune.running.inspection import find_cluster
 from guidino_tune.space.advice import training_notes
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import in_words
@@ -78,8 +79,8 @@ def show_plan(space: Space, console: Console, storage: str | None = None, start_
         "cases": f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} sealed test ({split.origin})",
         "a trial": f"{resources.workers} worker(s) with {resources.cpus_per_worker or 'their share of the'} CPU(s) and "
         + f"{_gpus(resources)} each; executor {resources.executor}; up to {epochs} epochs",
-        "side by side": f"{resources.concurrent or 'as many as fit'} (this machine has {os.cpu_count()} CPUs)",
-        "Ray": os.environ.get("RAY_ADDRESS", "a cluster running here, else a new one on this machine"),
+        "side by side": f"at most {resources.concurrent}" if resources.concurrent else "as many as fit",
+        "Ray": _ray(resources),
         "study folder": str(folder.path),
         "MLflow": redacted(mlflow_uri()),
         "cache": str(paths.cache()),
@@ -88,6 +89,17 @@ def show_plan(space: Space, console: Console, storage: str | None = None, start_
     for name, text in lines.items():
         console.print(f"{name:>13}  {text}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _ray(resources: Resources) -> str:
+    """The cluster that a search would join, asked for what it has; or that it would start one."""
+    cluster = find_cluster(os.environ)
+    if cluster.problem:
+        return f"{cluster.address} (from {cluster.origin}): {cluster.problem}; {cluster.todo}"
+    if not cluster.address:
+        return f"a new cluster on this machine, which has {os.cpu_count()} CPUs"
+    has = f"the cluster at {cluster.address}: {cluster.resources or 'it does not tell its resources'}"
+    return f"{has}; where no trial fits, nodes are waited for, {resources.wait_for_nodes / 60:g} minutes"
 
 
 def _read(space: Space, folder: StudyFolder, console: Console) -> SearchData:

@@ -16,6 +16,8 @@ from conftest import Command, start_cluster, stop_cluster
 from optuna.trial import TrialState
 from small_searches import slow_space, study_folder, trials_of
 
+from guidino_tune.search import main as search
+
 RAY = str(Path(sys.executable).with_name("ray"))
 ADDRESS = "127.0.0.1:6391"
 
@@ -129,3 +131,20 @@ def test_a_node_that_joins_is_used_at_once_and_one_that_leaves_costs_no_epoch(
     for trial in trials:
         epochs = [r.epoch for r in study_folder(home, "elastic").trial(trial.number).history()]
         assert epochs == [*range(1, len(epochs) + 1)]
+
+
+def test_a_dry_run_asks_the_cluster(tmp_path: Path, demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search([elastic_space(tmp_path, demo), "--dry-run"]) == 0
+    assert f"the cluster at {os.environ['RAY_ADDRESS']}: 2 CPU; where no trial fits" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_waits_for_a_place_does_not_begin_when_the_time_is_up(
+    home: Path, tmp_path: Path, demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert search([elastic_space(tmp_path, demo), "--time-budget", "10"]) == 0
+    trials = trials_of(home, "elastic")
+    running = [t for t in trials if t.state == TrialState.RUNNING]
+    assert len(running) == 3  # two had a place, one did not
+    assert not running[-1].intermediate_values
+    assert "node" not in running[-1].user_attrs  # no process has taken it
+    assert "The time budget is used up" in capsys.readouterr().out
