@@ -178,9 +178,22 @@ def elsewhere(avoided: Sequence[str]) -> dict[str, str]:
     return {"ray.io/node-id": f"!in({', '.join(avoided)})"} if others else {}
 
 
-def note_node(folder: Path) -> None:
-    """Notes in the folder of a trial on which node this process runs."""
+def has_others(node: str) -> bool:
+    """Whether a node that is not this one, as ``this_node`` names it, could take a trial."""
+    import ray
+
+    name = node.rpartition(" ")[2]
+    return any(n["Alive"] and n["NodeID"] != name and n["Resources"].get("CPU") for n in ray.nodes())
+
+
+def this_node() -> str:
+    """Host name and Ray's id of the node that this process runs on."""
     import ray
 
     name = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
-    write_text(folder / NODE, f"{platform.node()} {name}".strip())
+    return f"{platform.node()} {name}".strip()
+
+
+def note_node(folder: Path) -> None:
+    """Notes in the folder of a trial on which node this process runs."""
+    write_text(folder / NODE, this_node())

@@ -21,6 +21,7 @@ def prepare_environment() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_worker_maximum_startup_concurrency": "4",  # a Ray Train trial is eight small actors; Ray warns of them on two cores
         "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # else one after the other starts; how many there are is the searcher's business
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the loss of a machine is told in one line, by the study, and not as pages of traceback
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is of no use to us
     }.items():
         os.environ.setdefault(name, value)

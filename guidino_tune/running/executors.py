@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from guidino_tune import paths
-from guidino_tune.config import Data, Experiment, Resources
+from guidino_tune.config import Data, Experiment
 from guidino_tune.errors import redacted
-from guidino_tune.running.cluster import Plan, elsewhere, note_node
+from guidino_tune.running.cluster import Plan, elsewhere, note_node, this_node
 from guidino_tune.running.environment import SEAL
+from guidino_tune.running.process import check_node
 from guidino_tune.training.failures import FAILURE, FailureKind, death_kind, failure_kind
 from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.reporter import Decision, EpochRecord
@@ -97,6 +97,7 @@ def _start(
     from guidino_tune.training.machine import note_machine
 
     experiment = Experiment.from_dict(config["experiment"])
+    check_node(config, experiment.data)  # before anything is written, which would be in a folder that nobody else sees
     reporter = _TuneReporter(Path(config["folder"]), tell, main=rank == 0, every_epoch=config["executor"] == "actor")
     reporter.store = _store(*config["views"]) if config["views"] else None
     if rank == 0:
@@ -158,7 +159,7 @@ def _failure(error: Exception, config: Mapping[str, Any]) -> dict[str, Any]:
         file = Path(config["folder"]) / "traceback.txt"
         write_text(file, redacted(traceback.format_exc()))
         message += f" (traceback: {file})"
-    return {"failure": kind, "message": message, "epoch": 0}
+    return {"failure": kind, "message": message, "epoch": 0, "node": this_node()}
 
 
 class TrialActor(tune.Trainable):
@@ -324,7 +325,8 @@ def train_worker(config: dict[str, Any]) -> None:
     except Exception as error:
         # Divergence is seen by all workers at once; after any other failure of one, the others wait for it in a collective.
         if world_size > 1 and failure_kind(error) != "diverged":
-            write_text(Path(config["folder"]) / FAILURE, json.dumps(_failure(error, config)))
+            with contextlib.suppress(OSError):  # which may be what failed
+                write_text(Path(config["folder"]) / FAILURE, json.dumps(_failure(error, config)))
             raise
         ray.train.report(_failure(error, config))
 
@@ -372,25 +374,6 @@ def _prepare_process(config: Mapping[str, Any]) -> None:
 
     adopt(config.get("backbones", ()))
     targets.adopt(config.get("own_code", {}))
-
-
-def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path) -> dict[str, Any]:
-    """What every training process must know beside its experiment; paths are absolute, for it runs in another folder or on another node."""
-    from guidino_tune import targets
-    from guidino_tune.known_backbones import packed
-
-    return {
-        "home": str(paths.home()),
-        "backbones": packed(),
-        "own_code": targets.packed(),
-        "ray_folder": str(ray_folder / "train"),
-        "executor": plan.executor,
-        "cpus": plan.cpus,
-        "gpus": plan.gpus,
-        "workers": resources.workers,
-        "max_failures": resources.max_failures,
-        "views": (resources.views_folder or str(paths.views()), resources.views_gigabytes) if resources.share_views else None,
-    }
 
 
 def trainable(plan: Plan) -> Any:

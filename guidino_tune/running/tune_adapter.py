@@ -138,7 +138,7 @@ class StudyScheduler(FIFOScheduler):
 
     def _take(self, key: str, result: dict[str, Any]) -> bool:
         if "failure" in result:
-            self.driver.fail(key, as_kind(result["failure"]), result["message"])
+            self.driver.fail(key, as_kind(result["failure"]), result["message"], result.get("node", ""))
             return False
         return self.driver.report(key, map(EpochRecord.from_dict, json.loads(result["records"])), result.get("note", ""))
 

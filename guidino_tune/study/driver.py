@@ -24,9 +24,9 @@ from guidino_tune.study import optuna_private, refusals
 from guidino_tune.study.guarded import Guarded
 from guidino_tune.study.journal import sync_to_disk
 from guidino_tune.study.listed import ListedSampler
-from guidino_tune.study.nodes import NODE, OTHERS, QUICK, read_node, shown
+from guidino_tune.study.nodes import ENVIRONMENT, NODE, OTHERS, read_node, shown
 from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, values
-from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, Outcomes
+from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, Outcomes, as_key
 from guidino_tune.study.promotion import Waiting, is_waiting
 from guidino_tune.study.pruners import ends, is_stopped, rungs, validated_epochs
 from guidino_tune.study.repeats import REDRAWS, Repeats
@@ -57,6 +57,7 @@ class Driver(Guarded):
         deadline: Time of the monotonic clock after which trials are left running in the study, to be continued by the next run.
         warn: Told what a user should know of the machines, such as a full disk; each text once.
         count: Gives what a study with such objectives or constraints knows of a network before it is trained.
+        has_others: Whether another node than this could take a trial.
 
     Attributes:
         remaining: Trials that are still to give a result; those that failed otherwise are made up for.
@@ -74,6 +75,7 @@ class Driver(Guarded):
         deadline: float = math.inf,
         warn: Callable[[str], None] = lambda text: None,
         count: Count = _uncounted,
+        has_others: Callable[[str], bool] = lambda node: False,
     ) -> None:
         self.study, self.space, self.folder, self.listener = study, space, folder, listener
         self.settings, self.deadline = settings, deadline
@@ -97,7 +99,7 @@ class Driver(Guarded):
         self.repeats = Repeats(study.get_trials(deepcopy=False))
         self.exhausted, self.untrained = False, 0
         self.refusal = ""
-        self.warn, self.warned, self.count = warn, {""}, count
+        self.warn, self.warned, self.count, self.has_others = warn, {""}, count, has_others
 
     @property
     def expired(self) -> bool:
@@ -205,7 +207,7 @@ class Driver(Guarded):
             "number": number,
             "experiment": experiment.to_dict(),
             "reported": max(reported, default=0),
-            "avoided": [node.rpartition(" ")[2] for node in self.outcomes.nodes.avoided],
+            "avoided": [node.rpartition(" ")[2] for node in self.outcomes.nodes.avoided_by(number)],
             "short_of_memory": self.outcomes.is_short_of_memory(number),
             "validated": validated_epochs(self.space.study, experiment.training.epochs),
             "rungs": rungs(self.space.study, experiment.training.epochs),
@@ -214,9 +216,13 @@ class Driver(Guarded):
             "split_file": str(self.folder.split_of(number)),
         }
 
-    def fail(self, key: str, kind: FailureKind, message: str) -> None:
-        """Remembers how a trial failed, by its own account, until it is closed."""
-        self.reasons[self.running[key].number] = kind, message
+    def fail(self, key: str, kind: FailureKind, message: str, node: str = "") -> None:
+        """Remembers how a trial failed, and on which node, by its own account, until it is closed."""
+        trial = self.running[key]
+        self.reasons[trial.number] = kind, message
+        if node and self.outcomes.nodes.placed(trial.number, node):
+            trial.set_user_attr(NODE, node)
+            self.unplaced.discard(trial.number)  # its folder, which the node may not share, may name another one
 
     def report(self, key: str, records: Iterable[EpochRecord], note: str = "") -> bool:
         """Takes one or several epochs in, oldest first.
@@ -300,6 +306,8 @@ class Driver(Guarded):
                 self._keep(trial, kind, message)
                 return
             self.reasons[number] = kind, message
+        if self._goes_elsewhere(trial):
+            return
         stored = self.frozen(trial)
         epochs, results = stored.intermediate_values, list[float]()
         if number not in self.reasons and max(epochs, default=0) >= self.experiments[number].training.epochs:
@@ -326,8 +334,7 @@ class Driver(Guarded):
             self.study.tell(trial, state=TrialState.PRUNED)
         closed = self.frozen(trial)
         self.outcomes.closed(closed)
-        for node in self.outcomes.nodes.avoided:
-            self._warn_once(f"node {shown(node)}: {QUICK} configurations in a row failed there before their first epoch; {OTHERS}")
+        self._warn_of_nodes()
         self.repeats.closed(closed)
         lost = self.space.study.is_list and self.outcomes.repeated(closed.params)
         if counts_as_finished(closed) or lost:
@@ -354,12 +361,28 @@ class Driver(Guarded):
             self.reasons[trial.number] = "environment", f"its history.jsonl is not whole: {error} is missing"
             return []
 
+    def _goes_elsewhere(self, trial: optuna.Trial) -> bool:
+        """Keeps a trial that disk, files or network of its node ended, if it is the first time, and if there is another node."""
+        kind, message = self.reasons.get(trial.number, ("", ""))
+        nodes = self.outcomes.nodes
+        if kind != ENVIRONMENT or not (node := nodes.leave(trial.number)) or not self.has_others(node):
+            return False
+        nodes.failed(trial.number, as_key(self.frozen(trial).params), kind)
+        del self.reasons[trial.number]
+        self._keep(trial, kind, f"node {shown(node)}: {message}")
+        self._warn_of_nodes()
+        return True
+
+    def _warn_of_nodes(self) -> None:
+        for node in self.outcomes.nodes.avoided:
+            self._warn_once(f"node {shown(node)}: one configuration after the other failed there; {OTHERS}")
+
     def _keep(self, trial: optuna.Trial, kind: str, message: str) -> None:
         """Leaves a trial running in the study, to be handed out again with the next question."""
         number = trial.number
         trial.set_user_attr(INTERRUPTION, f"{kind}: {message}"[:2000])
         self.orphans.append(self.frozen(trial))
-        self.warn(f"trial {number} was interrupted and goes on from its checkpoint ({kind}: {message[:300]})")
+        self.warn(f"trial {number} was interrupted and goes on from its checkpoint ({kind}: {' '.join(message.split())[:300]})")
         self._put_aside(number)
 
     def _close_waiting(self) -> None:

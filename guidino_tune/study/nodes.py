@@ -6,17 +6,24 @@ import time
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 
+from guidino_tune.training.failures import FailureKind
+
 NODE = "node"
 """Attribute of a trial, and the file in its folder in which its process notes this: host name and Ray's id of the node it was on last."""
 
 QUICK = 3
 """Configurations in a row that fail on a node before their first epoch; then it is avoided."""
 
+UNFIT = 2
+"""Configurations in a row that fail on a node through disk, files or network, after however many epochs; then it is avoided."""
+
 AVOIDED = 600.0
 """Seconds for which it is; the next failure there makes it so once more."""
 
 OTHERS = f"for {AVOIDED / 60:.0f} minutes trials begin on other nodes"
 """What is done then, in words."""
+
+ENVIRONMENT: FailureKind = "environment"
 
 
 class Nodes:
@@ -29,9 +36,11 @@ class Nodes:
     def __init__(self) -> None:
         self.used: set[str] = set()
         self._of: dict[int, str] = {}
-        self._begun: set[int] = set()
+        self._begun: set[tuple[int, str]] = set()
         self._quick: dict[str, set[Hashable]] = {}
+        self._unfit: dict[str, set[Hashable]] = {}
         self._until: dict[str, float] = {}
+        self._left: dict[int, str] = {}
 
     def placed(self, number: int, node: str) -> bool:
         """A trial is on a node; true when that is news."""
@@ -42,24 +51,42 @@ class Nodes:
     def progressed(self, number: int) -> str:
         """A trial told an epoch; gives its node, empty where that is unknown."""
         node = self._of.get(number, "")
-        if number not in self._begun:
-            self._begun.add(number)
+        if (number, node) not in self._begun:
+            self._begun.add((number, node))
             self._quick.pop(node, None)
+            self._unfit.pop(node, None)
         return node
 
-    def failed(self, number: int, configuration: Hashable) -> str:
+    def failed(self, number: int, configuration: Hashable, kind: FailureKind) -> str:
         """A trial ended without a result and for no fault of its own; gives its node."""
         node = self._of.get(number, "")
-        if node and number not in self._begun:
-            self._quick.setdefault(node, set()).add(configuration)
-            if len(self._quick[node]) >= QUICK:
-                self._until[node] = time.monotonic() + AVOIDED
+        for known, most, counts in (
+            (self._quick, QUICK, (number, node) not in self._begun),
+            (self._unfit, UNFIT, kind == ENVIRONMENT),
+        ):
+            if node and counts:
+                known.setdefault(node, set()).add(configuration)
+                if len(known[node]) >= most:
+                    self._until[node] = time.monotonic() + AVOIDED
         return node
+
+    def leave(self, number: int) -> str:
+        """Where a trial failed that is to go on elsewhere; empty where that is unknown, or when it had left a node before."""
+        node = self._of.get(number, "") if number not in self._left else ""
+        if node:
+            self._left[number] = node
+        return node
+
+    def avoided_by(self, number: int) -> list[str]:
+        """Where a trial is not to begin."""
+        return sorted({*self.avoided, *([self._left[number]] if number in self._left else [])})
 
     @property
     def avoided(self) -> list[str]:
         """Where no trial is to begin now; never all nodes that are known."""
-        found = sorted(node for node, until in self._until.items() if node in self._quick and time.monotonic() < until)
+        found = sorted(
+            node for node, until in self._until.items() if (node in self._quick or node in self._unfit) and time.monotonic() < until
+        )
         return found if len(found) < len(self.used) else []
 
     def one_to_blame(self, failed: Iterable[str], running: Iterable[int], *, few: bool) -> bool:

@@ -8,7 +8,8 @@ The kinds of failure and what each means are in ``guidino_tune.training.failures
   a common cause: a full disk, a missing folder, a dead driver, a bug. The search ends, whether or not trials had a result before, for
   every further trial would fail as well; the difference is in the exit code (1 without any result; 75, "try again later", otherwise).
   Failures of different kinds or messages are taken for those of single trials, and are made up for, up to ``LIMIT`` in a row.
-- **One bad node ends no search.** Where a search uses several nodes, what ends it happened on at least two of them; see ``nodes``.
+- **One bad node ends no search.** Where a search uses several nodes, what ends it happened on at least two of them; see ``nodes``. What
+  disk, files or network of a node did to a trial is tried once on another one, from the trial's checkpoint, before it counts.
 - A result in between, be it that a configuration diverges, shows that the machines work, and so does an epoch of a trial on a node where
   nothing failed: counting starts again.
 """
@@ -100,7 +101,7 @@ class Outcomes:
         if POLICIES[kind].is_result:
             self._in_a_row = []
             return
-        node = self.nodes.failed(trial.number, as_key(trial.params))
+        node = self.nodes.failed(trial.number, as_key(trial.params), kind)
         self._in_a_row.append((kind, str(trial.user_attrs.get("message", "")), node))
 
     def progressed(self, number: int, epoch: int) -> None:

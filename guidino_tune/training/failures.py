@@ -9,8 +9,9 @@ out-of-memory  an allocation failed, or Ray's memory  yes       once more with e
                monitor ended the process
 bad data       an image, a mask or the weights are    no        recorded; another trial makes up for it
                missing or damaged
-environment    disk, files, network, or a module is   no        recorded; another trial makes up for it
-               not on this machine
+environment    disk, files, network, or a module is   no        once more on another node where there is one; then recorded, and
+               not on this machine; or the node has             another trial makes up for it
+               not what every node needs
 bug            any other error of the code            no        recorded with its traceback; another trial makes up for it
 crashed        the process died on a living machine   no        goes on from its checkpoint, ``resources.max_failures`` times;
                                                                 then recorded, and another trial makes up for it
@@ -91,6 +92,10 @@ class Diverged(Exception):
     """A loss, a weight or a prediction is no longer a finite number: the configuration is infeasible, and the study is told so."""
 
 
+class UnfitNode(UserError):
+    """A node has not what trials need, though another one may: see ``guidino_tune.running.process``."""
+
+
 def failure_kind(error: BaseException) -> FailureKind:
     """Sorts an exception from the loop; ``death_kind`` sorts the end of a process, which never gets here."""
     if isinstance(error, Diverged):
@@ -100,7 +105,7 @@ def failure_kind(error: BaseException) -> FailureKind:
     of_torch = type(error).__name__ == "OutOfMemoryError"
     if isinstance(error, MemoryError) or of_torch or any(sign in text for sign in _MEMORY_SIGNS):
         return "out-of-memory"
-    if isinstance(error, OSError | NotImportable):
+    if isinstance(error, OSError | NotImportable | UnfitNode):
         return "environment"
     return "bad data" if isinstance(error, UserError) else "bug"
 

@@ -21,7 +21,7 @@ from rich.progress import Progress, TextColumn
 from guidino_tune.config import Experiment, Resources, Study
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.errors import UserError
-from guidino_tune.running.cluster import connected
+from guidino_tune.running.cluster import connected, has_others
 from guidino_tune.running.elastic import plan_when_possible
 from guidino_tune.running.measuring import measure_models
 from guidino_tune.space.parameters import Parameter
@@ -136,7 +136,7 @@ class TrainingList:
             UserError: Too many failed to go on.
             KeyboardInterrupt: See ``train_all``.
         """
-        from guidino_tune.running.executors import process_settings
+        from guidino_tune.running.process import process_settings
         from guidino_tune.running.tune_adapter import run_trials
 
         booked = plan_when_possible(self.resources, self._say)
@@ -152,8 +152,12 @@ class TrainingList:
             raise KeyboardInterrupt
 
     def driver(self, settings: Mapping[str, Any]) -> Driver:
-        """Who runs the trials asks it; see ``executors.process_settings``."""
-        return Driver(self.study, self.space, self.folder, self._changed, settings, warn=lambda text: self._say(f"warning: {text}"))
+        """Who runs the trials asks it; see ``process.process_settings``."""
+
+        def warn(text: str) -> None:
+            self._say(f"warning: {text}")
+
+        return Driver(self.study, self.space, self.folder, self._changed, settings, warn=warn, has_others=has_others)
 
     def short_of_memory(self) -> dict[str, str]:
         """By label, which trainings lacked memory.

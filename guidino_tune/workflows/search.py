@@ -25,7 +25,7 @@ from guidino_tune.framing import place_mask
 from guidino_tune.known_backbones import expecting
 from guidino_tune.metrics import constant_mask_dice
 from guidino_tune.models.cost import network_cost
-from guidino_tune.running.cluster import Plan, connected, may_change, plan
+from guidino_tune.running.cluster import Plan, connected, has_others, may_change, plan
 from guidino_tune.running.elastic import plan_when_possible
 from guidino_tune.running.environment import sealed_tests
 from guidino_tune.running.packing import pack
@@ -229,7 +229,7 @@ def _search(
     say: Callable[[str], None],
 ) -> str:
     """Runs what remains; see ``_run_trials``."""
-    from guidino_tune.running.executors import process_settings
+    from guidino_tune.running.process import process_settings
     from guidino_tune.running.tune_adapter import run_trials
 
     deadline = time.monotonic() + space.study.time_budget if space.study.time_budget else math.inf
@@ -247,7 +247,7 @@ def _search(
         def warn(text: str) -> None:
             console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
 
-        driver = Driver(study, space, folder, listener, settings, deadline, warn, count=network_cost)
+        driver = Driver(study, space, folder, listener, settings, deadline, warn, network_cost, has_others)
         run_trials(driver, resources, say)
     if driver.error:
         unwritable = isinstance(driver.error, OSError | optuna.exceptions.StorageInternalError)

@@ -100,7 +100,8 @@ def run_study(searched: Space, home: Path, executor: str) -> list[dict[str, Any]
     from ray import tune
 
     from guidino_tune.running.cluster import plan
-    from guidino_tune.running.executors import CONTROLLER_CPU, process_settings
+    from guidino_tune.running.executors import CONTROLLER_CPU
+    from guidino_tune.running.process import process_settings
     from guidino_tune.running.tune_adapter import StudyScheduler, StudySearcher
     from guidino_tune.study.driver import Driver
     from guidino_tune.study.store import StudyFolder, open_study

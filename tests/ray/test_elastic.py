@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Command, start_cluster, stop_cluster
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from small_searches import slow_space, study_folder, trials_of
 
 from guidino_tune.search import main as search
@@ -71,6 +71,10 @@ def nodes_of(home: Path) -> set[str]:
     return {t.user_attrs["node"] for t in trials_of(home, "elastic") if "node" in t.user_attrs}
 
 
+def running(home: Path) -> list[FrozenTrial]:
+    return [t for t in trials_of(home, "elastic") if t.state == TrialState.RUNNING]
+
+
 def test_an_autoscaler_adds_the_first_node_and_another_one(
     head: Callable[..., None], home: Path, tmp_path: Path, demo: Path, start: Callable[..., Command]
 ) -> None:
@@ -116,7 +120,12 @@ def test_a_node_that_joins_is_used_at_once_and_one_that_leaves_costs_no_epoch(
         command.until(lambda: "Ray runtime started" in log.read_text())
         command.until(lambda: "2 trials side by side" in command.log.read_text(), timeout=15)
         command.until(lambda: bool(nodes_of(home) - first))
+        there = (nodes_of(home) - first).pop()
+        command.until(lambda: any(t.user_attrs.get("node") == there and 2 < (t.last_step or 0) < 100 for t in running(home)))
     finally:
+        for child in Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split():
+            if Path(f"/proc/{child}/comm").read_text().strip() == "raylet":
+                os.kill(int(child), signal.SIGKILL)  # the end of a machine, which is announced by nobody
         node.terminate()
         node.wait(60)
     command.until(lambda: "goes on from its checkpoint (preempted: " in command.log.read_text(), timeout=60)
@@ -126,6 +135,7 @@ def test_a_node_that_joins_is_used_at_once_and_one_that_leaves_costs_no_epoch(
     printed = " ".join(stopped(command).split())
     assert "2 node(s) now: 2 trials side by side, 1 before" in printed
     assert "1 node(s) now: 1 trials side by side, 2 before" in printed
+    assert "Traceback" not in printed
     trials = trials_of(home, "elastic")
     assert not [t.number for t in trials if t.state == TrialState.FAIL]
     for trial in trials:
@@ -148,3 +158,34 @@ def test_what_waits_for_a_place_does_not_begin_when_the_time_is_up(
     assert not running[-1].intermediate_values
     assert "node" not in running[-1].user_attrs  # no process has taken it
     assert "The time budget is used up" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_node_without_the_shared_folder_costs_no_trial(
+    head: Callable[..., None], home: Path, tmp_path: Path, demo: Path, start: Callable[..., Command]
+) -> None:
+    head("--num-cpus=1")
+    log = tmp_path / "node.txt"
+    join = [RAY, "start", f"--address={ADDRESS}", "--num-cpus=1", "--block", "--object-store-memory=100000000"]
+    (home / "studies").mkdir(parents=True, exist_ok=True)
+    hidden = ["unshare", "--mount", "bash", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(home / "studies")]
+    with log.open("w") as file:
+        node = subprocess.Popen([*hidden, *join], stdout=file, stderr=file)
+    try:
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in log.read_text():
+            assert node.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        command = start("guidino_tune.search", elastic_space(tmp_path, demo), "--trials", "4")
+        assert command.wait() == 0
+    finally:
+        node.terminate()
+        node.wait(60)
+    printed = " ".join(command.log.read_text().split())
+    assert "the study's folder is not there" in printed
+    assert "mount GUIDINO_TUNE_HOME on every node" in printed
+    assert "Traceback" not in printed
+    trials = trials_of(home, "elastic")
+    assert [t.state for t in trials if t.state != TrialState.RUNNING] == [TrialState.COMPLETE] * 4
+    assert not [t for t in trials if t.state == TrialState.FAIL]

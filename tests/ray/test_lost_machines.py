@@ -149,4 +149,4 @@ def test_a_node_where_everything_fails_is_left_to_itself(
     assert all(bad in t.user_attrs["node"] for t in failed)
     assert sum(t.state.name == "COMPLETE" for t in trials) == 6
     assert not any(bad in t.user_attrs["node"] for t in trials if t.state.name == "COMPLETE")
-    assert "configurations in a row failed there before their first epoch" in capsys.readouterr().out
+    assert "one configuration after the other failed there" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from test_study_driver import result
 from training_helpers import search_space
 
 from guidino_tune.study import nodes
-from guidino_tune.study.nodes import AVOIDED, NODE, QUICK
+from guidino_tune.study.nodes import AVOIDED, NODE, QUICK, UNFIT
 from guidino_tune.study.outcomes import LIMIT, PATIENCE
 
 
@@ -55,7 +55,7 @@ def test_one_bad_node_does_not_end_the_search_of_the_others(cluster: Cluster) ->
             assert not cluster.driver.given_up
     assert cluster.run.trial(2).user_attrs[NODE] == "bad 0123456789abcdef"
     (line,) = cluster.warnings
-    assert "node bad (01234567): 3 configurations in a row failed there" in line
+    assert "node bad (01234567): one configuration after the other failed there" in line
 
 
 def test_trials_that_are_only_starting_elsewhere_are_waited_for(cluster: Cluster) -> None:
@@ -119,7 +119,7 @@ def test_a_node_where_everything_fails_is_avoided_and_tried_again(cluster: Clust
     cluster.hears(good, 1)
     for _ in range(QUICK):
         assert cluster.asked["avoided"] == []
-        cluster.fails("bad bbb")
+        cluster.fails("bad bbb", kind="bug")
     cluster.begin("good aaa")
     assert cluster.asked["avoided"] == ["bbb"]
     now += AVOIDED + 1
@@ -147,3 +147,52 @@ def test_a_trial_that_moved_is_known_where_it_went(cluster: Cluster) -> None:
     again = cluster.begin("two")
     cluster.hears(again, 2)
     assert cluster.run.trial(0).user_attrs[NODE] == "two"
+
+
+def test_what_a_node_did_to_a_trial_is_tried_once_elsewhere_from_its_last_epoch(cluster: Cluster) -> None:
+    cluster.driver.has_others = lambda node: True
+    cluster.hears(cluster.begin("good aaa"), 1)
+    key = cluster.begin("full bbb")
+    number = cluster.asked["number"]
+    cluster.hears(key, 1)
+    cluster.driver.fail(key, "environment", "no space left on device")
+    cluster.driver.tell(key, crashed=False)
+    assert cluster.run.trial(number).state == TrialState.RUNNING
+    assert (
+        f"trial {number} was interrupted and goes on from its checkpoint (environment: node full (bbb): no space left"
+        in cluster.warnings[0]
+    )
+    key = cluster.begin("")
+    assert (cluster.asked["number"], cluster.asked["reported"], cluster.asked["avoided"]) == (number, 1, ["bbb"])
+    cluster.driver.fail(key, "environment", "no space left on device", "other ccc")
+    cluster.driver.tell(key, crashed=False)
+    stored = cluster.run.trial(number)
+    assert (stored.state, stored.user_attrs[NODE]) == (TrialState.FAIL, "other ccc")
+
+
+@pytest.mark.parametrize("kind", ["bug", "bad data", "diverged"])
+def test_what_is_not_the_nodes_is_not_tried_elsewhere(kind: str, cluster: Cluster) -> None:
+    cluster.driver.has_others = lambda node: True
+    cluster.fails("one aaa", kind=kind)
+    assert cluster.run.trial(0).state == TrialState.FAIL
+
+
+def test_a_node_without_the_shared_folder_is_known_by_its_own_account_and_left_alone(cluster: Cluster) -> None:
+    """It cannot write into the folders of its trials, and fails each within a second: a search of hundreds ended so."""
+    cluster.driver.has_others = lambda node: True
+    good = cluster.begin("good aaa")
+    cluster.hears(good, 1)
+    lost = []
+    for _ in range(UNFIT):
+        key = cluster.begin("")
+        cluster.driver.orphans.clear()  # of the one before: it waits for the good node
+        lost.append(cluster.asked["number"])
+        assert "bbb" not in cluster.asked["avoided"]
+        cluster.driver.fail(key, "environment", "the study's folder is not there", "empty bbb")
+        cluster.driver.tell(key, crashed=False)
+        cluster.driver.orphans.clear()
+    cluster.begin("")
+    assert cluster.asked["avoided"] == ["bbb"]
+    assert [cluster.run.trial(n).state for n in lost] == [TrialState.RUNNING] * UNFIT
+    assert any("node empty (bbb): one configuration after the other failed there" in text for text in cluster.warnings)
+    assert not cluster.driver.given_up
