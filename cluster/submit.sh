@@ -49,7 +49,9 @@ done
 if [[ -x .venv/bin/ray ]]; then PATH=$PWD/.venv/bin:$PATH; fi
 command -v ray > /dev/null || { echo "error: no ray here; install the project first: make search, or pip install" >&2; exit 1; }
 
-passed_on=(GUIDINO_TUNE_HOME MLFLOW_TRACKING_URI HF_HOME HF_HUB_OFFLINE)
+# `ray job stop` kills what has not ended after 3 s, unless the job says otherwise: too soon to tell MLflow how its runs ended.
+export RAY_JOB_STOP_WAIT_TIME_S=${RAY_JOB_STOP_WAIT_TIME_S:-60}
+passed_on=(GUIDINO_TUNE_HOME MLFLOW_TRACKING_URI HF_HOME HF_HUB_OFFLINE RAY_JOB_STOP_WAIT_TIME_S)
 if [[ ${MLFLOW_TRACKING_URI:-} == *@* ]] || has_password "${MLFLOW_TRACKING_URI:-}"; then
     echo "note: MLFLOW_TRACKING_URI holds a login, which the dashboard would show: not passed on; set it where the head is started" >&2
     unset MLFLOW_TRACKING_URI

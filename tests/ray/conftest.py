@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -48,6 +48,55 @@ def _shared_cluster(shared_views: None) -> Iterator[None]:
 def cluster() -> str:
     """Address of the shared cluster; ``RAY_ADDRESS`` leads every command here to it."""
     return os.environ["RAY_ADDRESS"]
+
+
+ADDRESS = "127.0.0.1:6391"
+"""Of a cluster that a test has for itself."""
+
+
+@pytest.fixture
+def no_cluster() -> Iterator[None]:
+    """The shared cluster is away during a test: only one may be on a machine."""
+    stop_cluster()
+    yield
+    start_cluster()
+
+
+@pytest.fixture
+def head(no_cluster: None, tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Starts the head of a cluster of the test's own, with options and variables of ``ray start`` or of another command that is like it."""
+    started: list[subprocess.Popen[bytes]] = []
+    log = tmp_path / "head.txt"
+
+    def start(*options: str, command: Sequence[str] = (), **environment: str) -> None:
+        line = [*(command or (str(Path(sys.executable).with_name("ray")), "start", "--head"))]
+        line += ["--block", "--node-ip-address=127.0.0.1", f"--port={ADDRESS.rpartition(':')[2]}", "--object-store-memory=100000000"]
+        with log.open("w") as file:
+            started.append(subprocess.Popen([*line, *options], stdout=file, stderr=file, env=os.environ | environment))
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in log.read_text():
+            assert started[-1].poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        os.environ["RAY_ADDRESS"] = ADDRESS
+
+    try:
+        yield start
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        for process in started:
+            process.terminate()
+            process.wait(60)
+
+
+def raylets(pid: int) -> list[int]:
+    """The raylets below a process."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        own = [pid] if Path(f"/proc/{pid}/comm").read_text().strip() == "raylet" else []
+    except OSError:  # it has ended
+        return []
+    return [*own, *(found for child in children for found in raylets(child))]
 
 
 class Command:

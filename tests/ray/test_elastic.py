@@ -7,48 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Command, start_cluster, stop_cluster
+from conftest import ADDRESS, Command, raylets
 from optuna.trial import FrozenTrial, TrialState
 from small_searches import slow_space, study_folder, trials_of
 
 from guidino_tune.search import main as search
 
 RAY = str(Path(sys.executable).with_name("ray"))
-ADDRESS = "127.0.0.1:6391"
-
-
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[Callable[..., None]]:
-    """Starts the head of another cluster in the place of the shared one, which is back afterwards."""
-    stop_cluster()
-    started: list[subprocess.Popen[bytes]] = []
-    log = tmp_path / "head.txt"
-
-    def start(*options: str, **environment: str) -> None:
-        command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={ADDRESS.rpartition(':')[2]}"]
-        command += ["--object-store-memory=100000000", *options]
-        with log.open("w") as file:
-            started.append(subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | environment))
-        deadline = time.monotonic() + 120
-        while "Ray runtime started" not in log.read_text():
-            assert started[-1].poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        os.environ["RAY_ADDRESS"] = ADDRESS
-
-    try:
-        yield start
-    finally:
-        os.environ.pop("RAY_ADDRESS", None)
-        for process in started:
-            process.terminate()
-            process.wait(60)
-        start_cluster()
 
 
 def elastic_space(tmp_path: Path, demo: Path) -> str:
@@ -123,9 +93,8 @@ def test_a_node_that_joins_is_used_at_once_and_one_that_leaves_costs_no_epoch(
         there = (nodes_of(home) - first).pop()
         command.until(lambda: any(t.user_attrs.get("node") == there and 2 < (t.last_step or 0) < 100 for t in running(home)))
     finally:
-        for child in Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split():
-            if Path(f"/proc/{child}/comm").read_text().strip() == "raylet":
-                os.kill(int(child), signal.SIGKILL)  # the end of a machine, which is announced by nobody
+        for raylet in raylets(node.pid):
+            os.kill(raylet, signal.SIGKILL)  # the end of a machine, which is announced by nobody
         node.terminate()
         node.wait(60)
     command.until(lambda: "goes on from its checkpoint (preempted: " in command.log.read_text(), timeout=60)

@@ -23,12 +23,42 @@ def test_constraints_pin_every_direct_dependency_inside_its_range():
     assert outside == []
 
 
-@pytest.mark.parametrize("script", ["cluster/head.sh", "cluster/worker.sh", "cluster/mlflow.sh", "cluster/submit.sh"])
+@pytest.mark.parametrize("script", ["head.sh", "worker.sh", "mlflow.sh", "submit.sh", "env.sh"])
 def test_cluster_scripts_tell_their_usage_and_start_nothing(script):
-    shown = subprocess.run(["bash", ROOT / script, "--help"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}, timeout=10)
+    shown = subprocess.run(
+        ["bash", ROOT / "cluster" / script, "--help"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}, timeout=10
+    )
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert shown.stdout.startswith(f"usage: {script}")
+    assert shown.stdout.startswith(f"usage: {'source ' if script == 'env.sh' else ''}cluster/{script}")
     assert "127.0.0.1" in shown.stdout or "token" in shown.stdout
+
+
+def test_a_worker_says_whom_it_cannot_find_and_whom_it_waited_for(tmp_path):
+    (tmp_path / "ray").write_text("#!/bin/sh\n")
+    (tmp_path / "ray").chmod(0o700)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path), "RAY_AUTH_TOKEN": "0" * 64, "WAIT": "1"}
+
+    def start(head):
+        command = ["bash", ROOT / "cluster" / "worker.sh", head]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30)
+
+    unknown, silent = start("nobody.invalid"), start("127.0.0.1:1")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert "nobody knows the address of nobody.invalid\n  -> give its number" in unknown.stderr
+    assert (silent.returncode, silent.stdout) == (1, "")
+    assert "waiting for the head at 127.0.0.1:1, at most 1 s\nerror: nothing answers" in silent.stderr
+
+
+def test_a_job_takes_the_package_along_and_little_else():
+    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+
+    ignored = get_excludes_from_ignore_files(ROOT, include_gitignore=True)
+
+    def sent(name):
+        return not any(rule(ROOT / name) for rule in ignored)
+
+    assert not [name for name in (".git/config", ".venv/pyvenv.cfg", "tests/conftest.py", "docs/searching.md") if sent(name)]
+    assert all(sent(name) for name in ("guidino_tune/search.py", "search_spaces/kvasir.yaml", "cluster/env.sh", "pyproject.toml"))
 
 
 def test_no_two_test_files_share_a_name() -> None:

@@ -221,7 +221,7 @@ def test_submit_keeps_a_login_of_mlflow_to_itself(login: str, tmp_path: Path) ->
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HOME": "/hf", "MLFLOW_TRACKING_URI": f"https://{login}host/x"}
     command = ["bash", tmp_path / "cluster" / "submit.sh", "demo"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30, check=True)
-    assert '{"env_vars": {"HF_HOME": "/hf"}}' in done.stdout
+    assert '{"env_vars": {"HF_HOME": "/hf", "RAY_JOB_STOP_WAIT_TIME_S": "60"}}' in done.stdout
     assert "not passed on" in done.stderr
     assert "host/x" not in done.stdout + done.stderr
 

@@ -29,9 +29,10 @@ ELSEWHERE = {
     "guidino-tune simulate kvasir ": "a study of ten trials; the line after it simulates a table",
     "guidino-tune reproduce table1 ": "three data sets; test_reproduce.py",
     "export ": "a cluster",
-    "cluster/": "a cluster; test_security.py",
+    "cluster/": "a cluster; test_cluster_scripts.py",
+    "source cluster/": "a cluster; test_cluster_scripts.py",
     "scp ": "a second machine",
-    "ray job ": "a cluster",
+    "ray job ": "a cluster; test_cluster_scripts.py",
 }
 """Lines, by their beginning, that are not run here, and why."""
 
