@@ -15,6 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from guidino_tune.errors import UserError, redacted
 from guidino_tune.study import optuna_private
+from guidino_tune.study.patient_storage import open_database
 from guidino_tune.training.folder import append_whole, named
 
 
@@ -92,7 +93,7 @@ def open_storage(journal: Path, url: str | None, *, name: str, new: bool = False
         journal.parent.mkdir(parents=True, exist_ok=True)
         return open_journal(journal)
     try:
-        storage = optuna.storages.get_storage(url)
+        storage = open_database(url)
     except Exception as error:  # Optuna, SQLAlchemy and every database driver have errors of their own; all mean the same here
         reason = redacted(" ".join(str(error).split()), url)[:400]
         raise UserError(

@@ -1,0 +1,94 @@
+"""A study's database that may be away for a while, as while it is started anew: what is asked of it waits until it is back."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 600.0
+"""Seconds for which a database is waited for; trials go on meanwhile, to the end of the epochs that they have begun."""
+
+AGAIN = 1.0
+"""Seconds between two tries."""
+
+
+def open_database(url: str) -> BaseStorage:
+    """The storage of this URL, with patience where it is a database server.
+
+    Connections are looked at before they are used: one from before the server was started anew is replaced without an error.
+
+    Raises:
+        Exception: Of SQLAlchemy or the database's driver; a database that is away at the start is not waited for.
+    """
+    if not url.startswith(("postgresql", "mysql", "mariadb", "mssql", "oracle")):
+        return optuna.storages.get_storage(url)
+    inner = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    return PatientStorage(optuna.storages.get_storage(inner))  # type: ignore[abstract]  # it gets its methods below
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether a database could not be reached, or ended a connection; what it refuses it would refuse again."""
+    from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError
+
+    kinds = OperationalError, InterfaceError, PendingRollbackError
+    return isinstance(error, kinds) or isinstance(error.__cause__, kinds)
+
+
+def _patient(name: str) -> Callable[..., Any]:
+    @functools.wraps(getattr(BaseStorage, name), updated=())  # its own attributes say that it is abstract
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        deadline, waited = time.monotonic() + PATIENCE, False
+        while True:
+            try:
+                answer = getattr(self.inner, name)(*args, **kwargs)
+            except UpdateFinishedTrialError:
+                # What was done before the connection broke is done; told twice, it would look as if somebody else had done it.
+                if waited and name == "set_trial_state_values":
+                    return True
+                raise
+            except Exception as error:
+                if not _is_away(error) or time.monotonic() > deadline:
+                    raise
+                if not waited:
+                    log.warning("the study's database does not answer: it is asked again, for %.0f minutes", PATIENCE / 60)
+                waited = True
+                with contextlib.suppress(Exception):
+                    self.inner.remove_session()  # the broken transaction, which Optuna leaves where the error comes with its end
+                time.sleep(AGAIN)
+            else:
+                if waited:
+                    log.warning("the study's database is back")
+                return answer
+
+    return method
+
+
+class PatientStorage(BaseStorage):
+    """A storage whose questions and answers outlast an outage.
+
+    Each is one transaction, and what it writes may be written twice with the same end; but for a new trial, of which a connection that
+    breaks at the last moment may leave one behind that nobody knows of, for the next run.
+
+    Args:
+        inner: The storage that it stands for.
+    """
+
+    def __init__(self, inner: BaseStorage) -> None:
+        self.inner = inner
+
+
+for _name, _asked in vars(BaseStorage).items():
+    if callable(_asked) and not _name.startswith("_"):
+        setattr(PatientStorage, _name, _patient(_name))
+abc.update_abstractmethods(PatientStorage)  # type: ignore[type-abstract]

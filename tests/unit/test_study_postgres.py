@@ -1,0 +1,150 @@
+"""A study in a real PostgreSQL that is started anew while it is driven."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from test_study_driver import result
+from training_helpers import search_space
+
+from guidino_tune.study import patient_storage
+from guidino_tune.study.driver import Driver
+from guidino_tune.study.store import StudyFolder, open_study
+
+BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+
+pytestmark = pytest.mark.skipif(BINARIES is None, reason="needs PostgreSQL: apt-get install postgresql")
+
+
+class Server:
+    """A server of the test's own, on a port of loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        assert BINARIES is not None
+        self.data, self.binaries = folder / "data", BINARIES
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def run(self, program: str, *arguments: str) -> None:
+        # It refuses to run as root.
+        user = pwd.getpwnam("postgres").pw_uid if os.geteuid() == 0 else None
+        command = [str(self.binaries / program), "-D", str(self.data), *arguments]
+        subprocess.run(command, check=True, user=user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.data} -c fsync=off"
+        self.run("pg_ctl", "-w", "-l", str(self.data / "log"), "-o", options, "start")
+
+    def stop(self) -> None:
+        """As a crash: connections break in the middle of what they do."""
+        self.run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = Path("/tmp") / f"guidino-postgres-{os.getpid()}"  # whose user may not look into the test's own
+    folder.mkdir()
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres")
+    server = Server(folder)
+    server.run("initdb", "-U", "postgres", "--auth=trust", "--no-sync")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patient_storage, "AGAIN", 0.1)
+
+
+def drive(driver: Driver, trials: int, after: Callable[[int], None]) -> None:
+    for number in range(trials):
+        assert driver.ask(str(number)) is not None
+        for epoch in range(1, 7):
+            if not driver.report(str(number), result(epoch, 0.1 * epoch + 0.01 * number)):
+                break
+            after(number)
+        driver.tell(str(number), crashed=False)
+
+
+def test_a_database_that_is_started_anew_costs_nothing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash in the middle of a transaction, a crash between two, and one that takes its time to come back."""
+    space = search_space(first_trials=[], study={"trials": 12, "pruner": "none", "name": "restarted"})
+    folder = StudyFolder(tmp_path / "restarted")
+    driver = Driver(open_study(space, folder, server.url), space, folder, lambda *_: None)
+    going, told = threading.Event(), list[str]()
+    monkeypatch.setattr(patient_storage.log, "warning", lambda text, *values: told.append(text % values))
+
+    def restarts() -> None:
+        for pause in (0.0, 1.5, 0.0, 0.0):
+            server.stop()
+            time.sleep(pause)
+            server.start()
+            time.sleep(0.2)
+        going.set()
+
+    thread = threading.Thread(target=restarts)
+
+    def after(number: int) -> None:
+        if not thread.ident:
+            thread.start()  # not before: the first trial of a process waits for imports
+        going.wait(0.2)
+
+    drive(driver, 12, after)
+    thread.join()
+    server.stop()  # and between two questions
+    server.start()
+    trials = driver.study.get_trials()
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 12
+    for trial in trials:
+        assert trial.intermediate_values == pytest.approx(
+            {e: 0.1 * e + 0.01 * trial.number for e in range(1, len(trial.intermediate_values) + 1)}
+        )
+    assert driver.remaining == 0
+    assert told[:2] == ["the study's database does not answer: it is asked again, for 10 minutes", "the study's database is back"]
+    again = Driver(open_study(space, folder, server.url), space, folder, lambda *_: None)
+    assert (again.remaining, again.orphans) == (0, [])
+
+
+def test_one_that_stays_away_ends_the_driver_after_its_patience(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = search_space(first_trials=[], study={"trials": 3, "pruner": "none", "name": "away"})
+    folder = StudyFolder(tmp_path / "away")
+    driver = Driver(open_study(space, folder, server.url), space, folder, lambda *_: None)
+    monkeypatch.setattr(patient_storage, "PATIENCE", 0.5)
+    server.stop()
+    try:
+        assert driver.stored(lambda: driver.ask("a"), "otherwise") == "otherwise"
+        assert isinstance(driver.error, optuna.exceptions.StorageInternalError)
+    finally:
+        server.start()
+
+
+def test_what_a_database_refuses_is_not_asked_again(server: Server) -> None:
+    storage = patient_storage.open_database(server.url)
+    begun = time.monotonic()
+    with pytest.raises(KeyError):
+        storage.get_trial(10**6)
+    study = optuna.create_study(storage=storage, study_name="twice")
+    with pytest.raises(optuna.exceptions.DuplicatedStudyError):
+        optuna.create_study(storage=storage, study_name="twice")
+    trial = study.ask()
+    study.tell(trial, 1.0)
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    assert time.monotonic() - begun < 10
