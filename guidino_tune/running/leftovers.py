@@ -25,6 +25,10 @@ IDLE = 120.0
 """Seconds after which a booking without workers is left over although some controller lives: Ray Train gives up a start after 60."""
 
 
+LIVING = ("DEPENDENCIES_UNREADY", "PENDING_CREATION", "ALIVE", "RESTARTING")
+"""States of an actor that is not dead."""
+
+
 class Leftovers:
     """A thread that looks for such bookings while trials run, with a cluster connected.
 
@@ -76,7 +80,14 @@ class Leftovers:
         ours = ended | ({ray.get_runtime_context().get_job_id()} if self._wanted else set())
         # Bookings first: the controller of one that is seen here is either alive in the second list, or gone.
         booked = [g for g in list_placement_groups(detail=True, limit=10_000) if _is_worker_group(g) and g.creator_job_id in ours]
-        actors: list[Any] = list_actors(filters=[("state", "!=", "DEAD")], detail=True, limit=10_000)
+        jobs = {g.creator_job_id for g in booked}
+        # The state service filters by what is equal alone; asked for all but the dead ones it fails above 10,000 actors of a long search.
+        actors: list[Any] = [
+            actor
+            for job in jobs
+            for state in LIVING
+            for actor in list_actors(filters=[("job_id", "=", job), ("state", "=", state)], detail=True, limit=10_000)
+        ]
         self._any = bool(booked)
         controlled = {a.job_id for a in actors if a.class_name == "TrainController"}
         used = {a.placement_group_id for a in actors}

@@ -54,9 +54,9 @@ ADDRESS = "127.0.0.1:6391"
 """Of a cluster that a test has for itself."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def no_cluster() -> Iterator[None]:
-    """The shared cluster is away during a test: only one may be on a machine."""
+    """The shared cluster is away during the tests of a file: only one may be on a machine."""
     stop_cluster()
     yield
     start_cluster()

@@ -16,8 +16,6 @@ from conftest import ADDRESS, Command, raylets
 from optuna.trial import FrozenTrial, TrialState
 from small_searches import slow_space, study_folder, trials_of
 
-from guidino_tune.search import main as search
-
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -112,23 +110,6 @@ def test_a_node_that_joins_is_used_at_once_and_one_that_leaves_costs_no_epoch(
         assert epochs == [*range(1, len(epochs) + 1)]
 
 
-def test_a_dry_run_asks_the_cluster(tmp_path: Path, demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert search([elastic_space(tmp_path, demo), "--dry-run"]) == 0
-    assert f"the cluster at {os.environ['RAY_ADDRESS']}: 2 CPU; where no trial fits" in " ".join(capsys.readouterr().out.split())
-
-
-def test_what_waits_for_a_place_does_not_begin_when_the_time_is_up(
-    home: Path, tmp_path: Path, demo: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert search([elastic_space(tmp_path, demo), "--time-budget", "10"]) == 0
-    trials = trials_of(home, "elastic")
-    running = [t for t in trials if t.state == TrialState.RUNNING]
-    assert len(running) == 3  # two had a place, one did not
-    assert not running[-1].intermediate_values
-    assert "node" not in running[-1].user_attrs  # no process has taken it
-    assert "The time budget is used up" in capsys.readouterr().out
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 def test_a_node_without_the_shared_folder_costs_no_trial(
     head: Callable[..., None], home: Path, tmp_path: Path, demo: Path, start: Callable[..., Command]
@@ -146,7 +127,7 @@ def test_a_node_without_the_shared_folder_costs_no_trial(
             assert node.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        command = start("guidino_tune.search", elastic_space(tmp_path, demo), "--trials", "4")
+        command = start("guidino_tune.search", elastic_space(tmp_path, demo), "--trials", "3")
         assert command.wait() == 0
     finally:
         node.terminate()
@@ -156,5 +137,5 @@ def test_a_node_without_the_shared_folder_costs_no_trial(
     assert "mount GUIDINO_TUNE_HOME on every node" in printed
     assert "Traceback" not in printed
     trials = trials_of(home, "elastic")
-    assert [t.state for t in trials if t.state != TrialState.RUNNING] == [TrialState.COMPLETE] * 4
+    assert [t.state for t in trials if t.state != TrialState.RUNNING] == [TrialState.COMPLETE] * 3
     assert not [t for t in trials if t.state == TrialState.FAIL]

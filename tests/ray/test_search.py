@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import Command
 from in_process import without_ray
 from optuna.trial import TrialState
@@ -60,3 +61,29 @@ def test_a_killed_search_goes_on_and_is_extended(
     agrees_with_mlflow(home, "small")
     rates = [t.params["training.lr"] for t in trials_of(home, "small")]
     assert len(set(rates)) == 7
+
+
+def unbounded(tmp_path: Path, demo: Path) -> str:
+    """As many trials side by side as the cluster carries."""
+    file = slow_space(tmp_path, demo, epochs=400, trials=100, pruner="none")
+    space = yaml.safe_load(file.read_text())
+    space["resources"] = {"executor": "actor", "cpus_per_worker": 1}
+    file.write_text(yaml.safe_dump(space))
+    return str(file)
+
+
+def test_a_dry_run_asks_the_cluster(tmp_path: Path, demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search([unbounded(tmp_path, demo), "--dry-run"]) == 0
+    assert f"the cluster at {os.environ['RAY_ADDRESS']}: 2 CPU; where no trial fits" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_waits_for_a_place_does_not_begin_when_the_time_is_up(
+    home: Path, tmp_path: Path, demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert search([unbounded(tmp_path, demo), "--time-budget", "10"]) == 0
+    trials = trials_of(home, "small")
+    left = [t for t in trials if t.state == TrialState.RUNNING]
+    assert len(left) == 3  # two had a place, one did not
+    assert not left[-1].intermediate_values
+    assert "node" not in left[-1].user_attrs  # no process has taken it
+    assert "The time budget is used up" in capsys.readouterr().out
