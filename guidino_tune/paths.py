@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
+import stat
 import sys
 import uuid
 from pathlib import Path
@@ -32,9 +34,43 @@ def cache() -> Path:
     return home() / "cache"
 
 
+NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "pvfs", "wekafs", "fuse.")
+"""How the types of file systems begin that are read over a network."""
+
+
 def views() -> Path:
-    """Augmented images and tokens that trials share; may be deleted at any time."""
-    return cache() / "views"
+    """Augmented images and tokens that the trials of a node share; may be deleted at any time.
+
+    In the cache; where that is on a network file system, on a disk of the node: they are read again in every epoch.
+    """
+    local = _own_folder(Path(f"/var/tmp/guidino_tune-{os.getuid()}")) if is_on_network(cache()) else None
+    return (local or cache()) / "views"
+
+
+def _own_folder(folder: Path) -> Path | None:
+    """A folder that nobody else can write to; ``None`` where somebody else was there before."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    return folder if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022 else None
+
+
+def is_on_network(path: Path, mounts: Path = Path("/proc/mounts")) -> bool:
+    """Whether a path is on a network file system, by the table of mounts of this machine; false where there is no such table."""
+    try:
+        lines = [line.split() for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        return False
+    place = Path(os.path.realpath(path))
+    # The last one counts: it hides what was mounted there before.
+    found = [(len(where), number, kind) for number, (_, where, kind, *_) in enumerate(lines) if place.is_relative_to(_unescaped(where))]
+    return max(found, default=(0, 0, ""))[2].startswith(NETWORK)
+
+
+def _unescaped(where: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), where)
 
 
 def studies() -> Path:

@@ -197,6 +197,8 @@ class Resources:
         cpus_per_worker: CPU cores of each; also the threads torch may use. ``None``: one without GPUs, else its GPU's share of the node.
         gpus_per_worker: With one worker it may be a part of one, then several trials share a GPU. ``None``: one where there are GPUs when
             the search starts, unless ``trials_per_gpu``.
+        accelerator: GPUs of this type alone, as Ray names it, such as ``H200`` or ``A100-80G``; ``ray status`` shows what there is as
+            ``accelerator_type:...``. A search that mixes types compares trials of different precision and speed.
         trials_per_gpu: How many trials share a GPU, instead of ``gpus_per_worker``. A number names GPUs as that does: trials wait for them
             and never run on CPUs. ``auto``: as many as fit into its memory, found by two
             training steps of the largest models before the search; without GPUs this bounds ``concurrent`` by the nodes' memory.
@@ -205,7 +207,8 @@ class Resources:
         max_failures: How often a trial whose process died is continued from its checkpoint.
         share_views: Augmented images and the frozen guide's tokens are made once per node, kept on disk, and read by all trials. Off,
             every trial makes its own: the same ones.
-        views_folder: Where they are kept, best on a disk of the node itself; ``None``: ``views`` in the cache folder of the home.
+        views_folder: Where they are kept, best on a disk of the node itself; ``None``: ``views`` in the cache folder of the home, or, where
+            that is on a network file system, ``/var/tmp/guidino_tune-UID/views`` of each node.
         views_gigabytes: Disk space for them (10^9 bytes); what was not used for longest makes room. ``None``: half of what the disk
             has for them, at most 200.
     """
@@ -215,6 +218,7 @@ class Resources:
     workers: Count = 1
     cpus_per_worker: Count | None = None
     gpus_per_worker: NonNegative | None = None
+    accelerator: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
     trials_per_gpu: Annotated[int | Literal["auto"] | None, BeforeValidator(_share)] = None
     wait_for_nodes: NonNegative = 900.0
     max_failures: Annotated[int, Field(ge=0, le=LARGEST), Number] = 2

@@ -40,6 +40,7 @@ class Plan:
         cluster_gpus: What the cluster has.
         workers: Of one trial.
         most: Trials side by side at most, however large the cluster becomes; ``None``: as many as fit.
+        accelerator: Type of its GPUs; ``None``: any.
     """
 
     executor: str
@@ -50,6 +51,18 @@ class Plan:
     cluster_gpus: float
     workers: int = 1
     most: int | None = None
+    accelerator: str | None = None
+
+    @property
+    def booked(self) -> dict[str, float]:
+        """What a worker books on its node."""
+        typed = {accelerator_resource(self.accelerator): 0.001} if self.accelerator else {}
+        return {"CPU": float(self.cpus)} | ({"GPU": self.gpus} if self.gpus else {}) | typed
+
+
+def accelerator_resource(accelerator: str) -> str:
+    """What Ray gives a node that has GPUs of this type, as a resource of which everybody takes next to nothing."""
+    return f"accelerator_type:{accelerator}"
 
 
 @contextlib.contextmanager
@@ -101,7 +114,7 @@ def plan(resources: Resources) -> Plan:
         NoRoom: One trial needs more than the cluster has.
         UserError: The executor cannot have so many workers.
     """
-    nodes = node_resources()
+    nodes = node_resources(resources.accelerator)
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     per_worker = _gpus_per_worker(resources, bool(gpus))
     kind = resources.executor
@@ -115,22 +128,24 @@ def plan(resources: Resources) -> Plan:
     places = count_places(nodes, cpus_per_worker, per_worker)
     fits = places // resources.workers
     if not fits:
+        kind_of_gpu = f" of type {resources.accelerator}" if resources.accelerator else ""
         raise NoRoom(
             f"one trial needs {resources.workers} worker(s) with {cpus_per_worker} CPU(s) and {per_worker:g} GPU(s) on one node each; "
-            f"the cluster's {len(nodes)} node(s) with {cpus:g} CPUs and {gpus:g} GPUs in all carry {places}",
+            f"the cluster's {len(nodes)} node(s){kind_of_gpu} with {cpus:g} CPUs and {gpus:g} GPUs in all carry {places}",
             where="resources",
             todo="lower resources.workers, cpus_per_worker or gpus_per_worker (or raise trials_per_gpu, or leave it out where there are "
             "no GPUs), or add nodes",
         )
     side_by_side = min(resources.concurrent or fits, fits)
-    return Plan(kind, side_by_side, cpus_per_worker, per_worker, cpus, gpus, resources.workers, resources.concurrent)
+    return Plan(kind, side_by_side, cpus_per_worker, per_worker, cpus, gpus, resources.workers, resources.concurrent, resources.accelerator)
 
 
-def node_resources() -> list[dict[str, float]]:
-    """What each living node of the connected cluster has, such as ``{"CPU": 8.0, "GPU": 1.0}``."""
+def node_resources(accelerator: str | None = None) -> list[dict[str, float]]:
+    """What each living node of the connected cluster has, such as ``{"CPU": 8.0, "GPU": 1.0}``; of those with GPUs of this type alone."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = accelerator_resource(accelerator) if accelerator else None
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and (wanted is None or wanted in node["Resources"])]
 
 
 def count_places(nodes: list[dict[str, float]], cpus: int, gpus: float) -> int:
@@ -141,13 +156,13 @@ def count_places(nodes: list[dict[str, float]], cpus: int, gpus: float) -> int:
 def _gpus_per_worker(resources: Resources, there: bool) -> float:
     """What was said; else the part of a GPU that one trial of ``trials_per_gpu`` gets, and a whole one where nothing was said or measured.
 
-    Without GPUs ``there``, none, unless ``trials_per_gpu`` is a number: then they are waited for.
+    Without GPUs ``there``, none, unless ``trials_per_gpu`` is a number or their type is named: then they are waited for.
     """
     if resources.gpus_per_worker is not None:
         return resources.gpus_per_worker
     sharing = resources.trials_per_gpu if isinstance(resources.trials_per_gpu, int) else None
     if sharing is None:
-        return 1.0 if there else 0.0
+        return 1.0 if there or resources.accelerator else 0.0
     # Ray rounds to four places, so that six times 1/6 would be more than one GPU.
     return math.floor(1e4 / sharing) / 1e4
 

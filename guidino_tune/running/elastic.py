@@ -50,9 +50,10 @@ def plan_when_possible(resources: Resources, say: Say) -> Plan:
 def _booking(resources: Resources) -> Iterator[None]:
     import ray.util
 
-    gpus = resources.gpus_per_worker or (1.0 if isinstance(resources.trials_per_gpu, int) else 0.0)
-    worker = {"CPU": float(resources.cpus_per_worker or 1)} | ({"GPU": gpus} if gpus else {})
-    group = ray.util.placement_group([worker] * resources.workers)
+    named = resources.accelerator or isinstance(resources.trials_per_gpu, int)
+    gpus = resources.gpus_per_worker or (1.0 if named else 0.0)
+    wanted = Plan("", 1, resources.cpus_per_worker or 1, gpus, 0, 0, accelerator=resources.accelerator)
+    group = ray.util.placement_group([wanted.booked] * resources.workers)
     try:
         yield
     finally:
@@ -88,7 +89,7 @@ class Places:
         if not may_change():
             return booked.concurrent
         if time.monotonic() - self._looked >= LOOK:
-            nodes = node_resources()
+            nodes = node_resources(booked.accelerator)
             fits = count_places(nodes, booked.cpus, booked.gpus) // booked.workers
             carried, self._looked = min(fits, booked.most or fits), time.monotonic()
             if carried != self._carried:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from guidino_tune import paths
 from guidino_tune.config import Data, Experiment
 from guidino_tune.errors import redacted
 from guidino_tune.running.cluster import Plan, elsewhere, note_node, this_node
@@ -82,10 +83,10 @@ def _opened(data: Data, split_file: Path) -> SearchData:
 
 
 @lru_cache(maxsize=1)
-def _store(folder: str, gigabytes: float | None) -> ChunkStore:
+def _store(folder: str | None, gigabytes: float | None) -> ChunkStore:
     from guidino_tune.data.store import ChunkStore
 
-    return ChunkStore(Path(folder), None if gigabytes is None else int(gigabytes * 1e9))
+    return ChunkStore(Path(folder or paths.views()), None if gigabytes is None else int(gigabytes * 1e9))
 
 
 def _start(
@@ -254,6 +255,7 @@ def train_trial(config: dict[str, Any]) -> None:
     gpus, failure = config["gpus"], Path(config["folder"]) / FAILURE
     failure.unlink(missing_ok=True)
     booked: dict[str, Any] = {"resources_per_worker": {"CPU": config["cpus"] - CONTROLLER_CPU} | ({"GPU": gpus} if gpus else {})}
+    booked["accelerator_type"] = config.get("accelerator")
     booked["label_selector"] = elsewhere(config.get("avoided", ())) or None
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
@@ -379,5 +381,5 @@ def _prepare_process(config: Mapping[str, Any]) -> None:
 def trainable(plan: Plan) -> Any:
     """What Tune runs for a trial, with what it books for it."""
     if plan.executor == "actor":
-        return tune.with_resources(TrialActor, {"CPU": plan.cpus, "GPU": plan.gpus})
+        return tune.with_resources(TrialActor, plan.booked)
     return tune.with_resources(train_trial, {"CPU": CONTROLLER_CPU})

@@ -16,6 +16,7 @@ from guidino_tune import targets
 from guidino_tune.config import DINOGuide, Experiment, Resources
 from guidino_tune.errors import UserError
 from guidino_tune.known_backbones import packed
+from guidino_tune.running.cluster import accelerator_resource
 from guidino_tune.running.probing import (
     MOST_PROBES,
     backbone_bytes,
@@ -87,7 +88,8 @@ def pack(space: Space, folder: Path, console: Console) -> Resources:
         return asked
     import ray
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    typed = accelerator_resource(asked.accelerator) if asked.accelerator else "CPU"
+    nodes = [node for node in ray.nodes() if node["Alive"] and typed in node["Resources"]]
     with_gpus = [node for node in nodes if node["Resources"].get("GPU")]
     if with_gpus and asked.workers > 1:
         console.print("trials_per_gpu: 1, for two workers of one trial cannot share a GPU", highlight=False)

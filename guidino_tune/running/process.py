@@ -52,9 +52,10 @@ def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path) -> d
         "executor": plan.executor,
         "cpus": plan.cpus,
         "gpus": plan.gpus,
+        "accelerator": plan.accelerator,
         "workers": resources.workers,
         "max_failures": resources.max_failures,
-        "views": (resources.views_folder or str(paths.views()), resources.views_gigabytes) if resources.share_views else None,
+        "views": (resources.views_folder, resources.views_gigabytes) if resources.share_views else None,
     }
 
 

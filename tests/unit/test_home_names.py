@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,3 +116,49 @@ def test_brackets_and_colons_of_a_name_are_shown(tmp_path: Path, capsys: pytest.
 
     make_console().print(f"folder {tmp_path}/[/red]/[bold]/:smile:")
     assert f"folder {tmp_path}/[/red]/[bold]/:smile:" in capsys.readouterr().out
+
+
+MOUNTS = r"""
+/dev/vda / ext4 rw 0 0
+server:/home /home nfs4 rw 0 0
+/dev/vdb /home/local ext4 rw 0 0
+server:/my\040data /my\040data fuse.sshfs rw 0 0
+tmpfs /over tmpfs rw 0 0
+lustre@tcp:/l /over lustre rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "network"),
+    [
+        ("/tmp/x", False),
+        ("/home/me/guidino_tune", True),
+        ("/home/local/x", False),
+        ("/my data/x", True),
+        ("/over/x", True),
+        ("/homes", False),
+    ],
+)
+def test_a_network_file_system_is_known_by_the_nearest_mount(path: str, network: bool, tmp_path: Path) -> None:
+    (tmp_path / "mounts").write_text(MOUNTS.lstrip())
+    assert paths.is_on_network(Path(path), tmp_path / "mounts") == network
+    assert not paths.is_on_network(Path(path), tmp_path / "none")
+
+
+def test_views_are_not_read_over_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert paths.views() == paths.cache() / "views"
+    monkeypatch.setattr(paths, "is_on_network", lambda path: True)
+    asked = []
+    monkeypatch.setattr(paths, "_own_folder", lambda folder: asked.append(folder) or tmp_path)
+    assert paths.views() == tmp_path / "views"
+    assert asked == [Path(f"/var/tmp/guidino_tune-{os.getuid()}")]
+
+
+def test_a_folder_that_others_made_or_can_change_is_not_taken(tmp_path: Path) -> None:
+    mine, shared, link = tmp_path / "mine", tmp_path / "shared", tmp_path / "link"
+    assert paths._own_folder(mine) == mine == paths._own_folder(mine)
+    assert stat.S_IMODE(mine.stat().st_mode) == 0o700
+    shared.mkdir()
+    shared.chmod(0o777)
+    link.symlink_to(mine)
+    assert paths._own_folder(shared) is paths._own_folder(link) is paths._own_folder(tmp_path / "no" / "parent") is None

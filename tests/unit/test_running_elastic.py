@@ -104,3 +104,17 @@ def test_where_nobody_adds_nodes_the_message_comes_at_once(own: bool, wait: floa
     with pytest.raises(UserError, match="one trial needs"):
         elastic.plan_when_possible(Resources(cpus_per_worker=16, wait_for_nodes=wait), print)
     assert machines.time == 100
+
+
+def test_of_mixed_gpus_one_type_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    nodes = [{"CPU": 16.0, "GPU": 4.0, "accelerator_type:T4": 1.0}, {"CPU": 16.0, "GPU": 2.0, "accelerator_type:H200": 1.0}, {"CPU": 64.0}]
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    monkeypatch.setattr(cluster, "_own", True)
+    plan = cluster.plan(Resources(accelerator="H200"))
+    assert (plan.concurrent, plan.cpus, plan.gpus) == (2, 8, 1.0)
+    assert plan.booked == {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H200": 0.001}
+    assert cluster.plan(Resources()).booked == {"CPU": 4.0, "GPU": 1.0}
+    with pytest.raises(cluster.NoRoom, match=r"0 node\(s\) of type A100 with 0 CPUs"):
+        cluster.plan(Resources(accelerator="A100"))
