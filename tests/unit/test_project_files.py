@@ -1,5 +1,6 @@
 """Files beside the package: pinned dependencies and the scripts for a cluster."""
 
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +32,20 @@ def test_cluster_scripts_tell_their_usage_and_start_nothing(script):
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.startswith(f"usage: {'source ' if script == 'env.sh' else ''}cluster/{script}")
     assert "127.0.0.1" in shown.stdout or "token" in shown.stdout
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+@pytest.mark.parametrize("unit", sorted((ROOT / "cluster" / "systemd").iterdir()), ids=lambda unit: unit.stem)
+def test_services_are_what_systemd_takes(unit, tmp_path):
+    """With a command that is no service's, so that its check is seen to look."""
+    installed, broken = tmp_path / unit.name, tmp_path / f"broken-{unit.name}"
+    installed.write_text(unit.read_text().replace("/opt/guidino_tune", str(ROOT)))
+    broken.write_text(unit.read_text().replace("Restart=always", "Restart=alwys"))
+    shown = [
+        subprocess.run(["systemd-analyze", "verify", file], capture_output=True, text=True, timeout=60) for file in (installed, broken)
+    ]
+    assert shown[0].stderr.count(unit.name) == 0, shown[0].stderr
+    assert "alwys" in shown[1].stderr
 
 
 def test_a_worker_says_whom_it_cannot_find_and_whom_it_waited_for(tmp_path):

@@ -226,7 +226,7 @@ def test_submit_keeps_a_login_of_mlflow_to_itself(login: str, tmp_path: Path) ->
     assert "host/x" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "cluster").iterdir()))
+@pytest.mark.parametrize("script", sorted(str(p.relative_to(ROOT / "cluster")) for p in (ROOT / "cluster").rglob("*.*") if p.is_file()))
 def test_nothing_listens_on_all_addresses(script: str) -> None:
     text = (ROOT / "cluster" / script).read_text()
     assert not re.search(r"0\.0\.0\.0|--(?:dashboard-)?host[= ](?!127\.0\.0\.1)[\w:*]", re.sub(r"(?m)^\s*#.*", "", text))
