@@ -16,7 +16,9 @@ case ${1:-} in
         sed -n 's/^# \{0,1\}//p' "${BASH_SOURCE[0]:-$0}"
         ;;
     *)
-        export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=${1:-http://127.0.0.1:8265}
+        export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265
+        # Within another script $1 may be that script's own.
+        case ${1:-} in http://* | https://*) RAY_API_SERVER_ADDRESS=$1 ;; esac
         guidino_tune_checkout=$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")/.." && pwd)
         if [ -x "$guidino_tune_checkout/.venv/bin/ray" ]; then export PATH="$guidino_tune_checkout/.venv/bin:$PATH"; fi
         unset guidino_tune_checkout

@@ -45,24 +45,25 @@ fi
 
 # Ray asks DNS alone, and for minutes, where a name is only in /etc/hosts; an address connects at once.
 name=${address%:*} port=${address##*:}
-ip=$(getent ahosts "$name" 2> /dev/null | awk '$2 == "STREAM" {print $1; exit}') || true
+ip=$({ getent ahostsv4 "$name" || getent ahosts "$name"; } 2> /dev/null | awk '$2 == "STREAM" {print $1; exit}') || true
 if [[ -z $ip ]]; then
     echo "error: nobody knows the address of $name" >&2
     echo "  -> give its number, such as 10.0.0.1, or put it into /etc/hosts" >&2
     exit 2
 fi
 
+ended=false node=
 answers() { timeout 3 bash -c ": < /dev/tcp/$ip/$port" 2> /dev/null; }
 await_head() {
     local end=$((SECONDS + ${WAIT:-300}))
     answers || echo "waiting for the head at $ip:$port, at most ${WAIT:-300} s" >&2
-    until answers; do
+    until $ended || answers; do
         if ((SECONDS >= end)); then
             echo "error: nothing answers at $ip:$port" >&2
             echo "  -> start it there with cluster/head.sh, and open its ports to this machine" >&2
             return 1
         fi
-        sleep 2
+        sleep 2 & wait $! || true # a signal is heard while one waits, and not while one sleeps
     done
 }
 
@@ -70,7 +71,6 @@ export RAY_AUTH_MODE=token # with an address given, Ray does not use the token b
 await_head
 if ! $rejoin; then exec ray start --disable-usage-stats --address="$ip:$port" "$@"; fi
 
-ended=false node=
 trap 'ended=true; [[ -z $node ]] || kill "$node" 2> /dev/null || true' TERM INT
 while ! $ended; do
     ray start --disable-usage-stats --address="$ip:$port" --block "$@" &
@@ -81,6 +81,6 @@ while ! $ended; do
         break
     fi
     echo "this node is out of the cluster: joining again in 5 s" >&2
-    sleep 5
+    sleep 5 & wait $! || true
     await_head || true
 done

@@ -101,7 +101,6 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "connected", connected)
     for module in (search, listed, measuring):
         patch.setattr(module, "plan_when_possible", lambda resources, say: BOOKED)
-    patch.setattr(search, "plan", lambda resources: BOOKED)
 
 
 def interrupted(patch: pytest.MonkeyPatch, moment: Callable[[int, int], bool]) -> None:

@@ -201,7 +201,8 @@ class Resources:
             ``accelerator_type:...``. A search that mixes types compares trials of different precision and speed.
         trials_per_gpu: How many trials share a GPU, instead of ``gpus_per_worker``. A number names GPUs as that does: trials wait for them
             and never run on CPUs. ``auto``: as many as fit into its memory, found by two
-            training steps of the largest models before the search; without GPUs this bounds ``concurrent`` by the nodes' memory.
+            training steps of the largest models before the search; without GPUs this bounds ``concurrent`` by the memory of the nodes that
+            are there then.
         wait_for_nodes: Seconds for which a search waits at its start for nodes that carry a trial, where other people started the
             cluster: they may be booting, or an autoscaler adds them.
         max_failures: How often a trial whose process died is continued from its checkpoint.

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +81,9 @@ def connected() -> Iterator[str]:
         try:
             with stop_signals():  # Ray puts a handler of its own in the place of ours, which is back afterwards
                 # The dashboard's state service is what frees the CPUs of Ray Train trials that are stopped early.
-                _own = known_cluster(os.environ) in ("", "local")
-                context = ray.init("local" if _own else None, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
+                own = known_cluster(os.environ) in ("", "local")
+                context = ray.init("local" if own else None, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
+            _own = own
             dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
         except (KeyboardInterrupt, SystemExit):
             ray.shutdown()
@@ -185,20 +186,31 @@ def _slots(node: dict[str, float], gpus: float) -> int:
     return int(there) * int(1 / gpus + 1e-6) if gpus < 1 else int(there / gpus + 1e-6)
 
 
-def elsewhere(avoided: Sequence[str]) -> dict[str, str]:
-    """The label selector of nodes that are not avoided; empty, for any node, where no other one is alive."""
+def others(avoided: Collection[str], cpus: int, gpus: float, accelerator: str | None = None) -> list[str]:
+    """Ray's ids of the nodes that are not avoided, and that carry a worker.
+
+    Args:
+        avoided: Ray's ids.
+        cpus: Of the worker.
+        gpus: Of the worker.
+        accelerator: Type of its GPUs; ``None``: any.
+    """
     import ray
 
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in avoided] if avoided else []
-    return {"ray.io/node-id": f"!in({', '.join(avoided)})"} if others else {}
+    nodes = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"] and node["NodeID"] not in avoided]
+    typed = [(name, has) for name, has in nodes if accelerator is None or accelerator_resource(accelerator) in has]
+    return [name for name, has in typed if count_places([has], cpus, gpus)]
 
 
-def has_others(node: str) -> bool:
-    """Whether a node that is not this one, as ``this_node`` names it, could take a trial."""
-    import ray
+def elsewhere(avoided: Collection[str], cpus: int, gpus: float, accelerator: str | None = None) -> dict[str, str]:
+    """The label selector of nodes that are not avoided; empty, for any node, where no other one carries a worker; see ``others``."""
+    found = others(avoided, cpus, gpus, accelerator) if avoided else []
+    return {"ray.io/node-id": f"!in({', '.join(avoided)})"} if found else {}
 
-    name = node.rpartition(" ")[2]
-    return any(n["Alive"] and n["NodeID"] != name and n["Resources"].get("CPU") for n in ray.nodes())
+
+def has_others(node: str, booked: Plan) -> bool:
+    """Whether a node that is not this one, as ``this_node`` names it, carries a worker of this plan."""
+    return bool(others([node.rpartition(" ")[2]], booked.cpus, booked.gpus, booked.accelerator))
 
 
 def this_node() -> str:

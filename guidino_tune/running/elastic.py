@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -48,23 +49,42 @@ def plan_when_possible(resources: Resources, say: Say) -> Plan:
 
 @contextlib.contextmanager
 def _booking(resources: Resources) -> Iterator[None]:
-    import ray.util
-
     named = resources.accelerator or isinstance(resources.trials_per_gpu, int)
     gpus = resources.gpus_per_worker or (1.0 if named else 0.0)
-    wanted = Plan("", 1, resources.cpus_per_worker or 1, gpus, 0, 0, accelerator=resources.accelerator)
-    group = ray.util.placement_group([wanted.booked] * resources.workers)
-    try:
+    with contextlib.closing(
+        _Booking(Plan("", 1, resources.cpus_per_worker or 1, gpus, 0, 0, resources.workers, None, resources.accelerator))
+    ):
         yield
-    finally:
-        ray.util.remove_placement_group(group)
+
+
+class _Booking:
+    """The place of a trial, booked without one: it waits, which is what an autoscaler looks at, and is given back once it is there."""
+
+    def __init__(self, booked: Plan) -> None:
+        import ray.util
+
+        self._group = ray.util.placement_group([booked.booked] * booked.workers)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether nodes have the place."""
+        import ray.util
+
+        return bool(ray.util.placement_group_table(self._group)["state"] == "CREATED")
+
+    def close(self) -> None:
+        """Gives it back."""
+        import ray.util
+
+        ray.util.remove_placement_group(self._group)
 
 
 class Places:
     """How many trials may be under way in the connected cluster now.
 
-    In a cluster that other people started, one more than it carries: the booking that waits makes an autoscaler add a node, and begins at
-    once on a node that joins.
+    In a cluster that other people started, one more is booked than it carries: the booking that waits makes an autoscaler add a node, and
+    begins at once on a node that joins. With the ``actor`` executor it is a trial's own. A Ray Train trial that waits would already have
+    processes, whose CPU the others' workers may need to the last hundredth, so there a booking stands for it.
 
     Args:
         booked: The plan with which the search began. What a trial books stays as it is.
@@ -73,7 +93,8 @@ class Places:
 
     def __init__(self, booked: Plan, say: Say) -> None:
         self.booked, self.say = booked, say
-        self._carried, self._looked = booked.concurrent, time.monotonic()
+        self._carried, self._looked = booked.concurrent, -math.inf
+        self._ahead: _Booking | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps a copy of its searcher, which never runs."""
@@ -82,6 +103,12 @@ class Places:
     def __deepcopy__(self, memo: dict[int, Any]) -> Places:
         """Itself: whoever is told is there once."""
         return self
+
+    def close(self) -> None:
+        """Books nothing ahead any more."""
+        if self._ahead:
+            self._ahead.close()
+            self._ahead = None
 
     def now(self) -> int:
         """Looks at the nodes, though not more often than every ``LOOK`` seconds."""
@@ -95,4 +122,13 @@ class Places:
             if carried != self._carried:
                 self.say(f"{len(nodes)} node(s) now: {carried} trials side by side, {self._carried} before")
                 self._carried = carried
-        return min(self._carried + 1, booked.most or self._carried + 1)
+            if booked.executor == "train":
+                self._book_ahead()
+        one_ahead = self._carried + (booked.executor != "train")
+        return min(one_ahead, booked.most or one_ahead)
+
+    def _book_ahead(self) -> None:
+        if self._ahead and self._ahead.is_there:
+            self.close()  # until the next look: a trial may take it
+        elif not self._ahead and (self.booked.most is None or self._carried < self.booked.most):
+            self._ahead = _Booking(self.booked)

@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import re
 import traceback
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -21,7 +22,7 @@ from guidino_tune.errors import redacted
 from guidino_tune.running.cluster import Plan, elsewhere, note_node, this_node
 from guidino_tune.running.environment import SEAL
 from guidino_tune.running.process import check_node
-from guidino_tune.training.failures import FAILURE, FailureKind, death_kind, failure_kind
+from guidino_tune.training.failures import FAILURE, FailureKind, UnfitNode, death_kind, failure_kind
 from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.reporter import Decision, EpochRecord
 
@@ -38,6 +39,9 @@ log = logging.getLogger(__name__)
 PARTS = 2
 """Micro-batches of the second attempt of a trial that ran out of memory. Several workers start again for it as after a crash, which counts
 in ``resources.max_failures``."""
+
+UNFIT = "[unfit: {}]"
+"""In the message of a worker whose node is not fit: which one it is."""
 
 OUT_OF_MEMORY = "out-of-memory.txt"
 """In the folder of a trial whose worker group is to start again with micro-batches."""
@@ -235,7 +239,7 @@ class TrialActor(tune.Trainable):
         self.failed = True
         failure = _failure(error, self.config)
         # To refuse the next trial instead would be its end: Tune gives a refused trial up, and tells nobody.
-        if self.config["gpus"] and _gpu_is_lost():
+        if self.config["gpus"] and not isinstance(error, UnfitNode) and _gpu_is_lost():
             write_text(Path(self.config["folder"]) / FAILURE, json.dumps(failure))
             raise error
         return failure
@@ -256,7 +260,7 @@ def train_trial(config: dict[str, Any]) -> None:
     failure.unlink(missing_ok=True)
     booked: dict[str, Any] = {"resources_per_worker": {"CPU": config["cpus"] - CONTROLLER_CPU} | ({"GPU": gpus} if gpus else {})}
     booked["accelerator_type"] = config.get("accelerator")
-    booked["label_selector"] = elsewhere(config.get("avoided", ())) or None
+    booked["label_selector"] = elsewhere(config.get("avoided", ()), config["cpus"], gpus, config.get("accelerator")) or None
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=config,
@@ -274,6 +278,9 @@ def train_trial(config: dict[str, Any]) -> None:
         # Told as a result: an exception here would make Tune start again what Ray Train has tried often enough.
         known = json.loads(failure.read_text(encoding="utf-8")) if failure.exists() else {}
         kind, said = _group_death(error), redacted(str(error))
+        if unfit := re.search(re.escape(UNFIT).replace(r"\{\}", "([^]]+)"), _workers_words(error)):
+            tune.report({"failure": "environment", "message": said, "epoch": 0, "node": unfit[1]})
+            return
         # What the others say when a worker is gone is that they cannot reach it.
         gone = kind != "crashed" or "died unexpectedly" in said
         tune.report({"failure": kind, "message": said, "epoch": 0} | ({} if gone else known))
@@ -285,9 +292,12 @@ def _group_death(error: ray.train.TrainingFailedError) -> FailureKind:
 
     if isinstance(error, PreemptionError):
         return "preempted"
-    # The message of the group shortens those of its workers.
-    workers = getattr(error, "worker_failures", {}).values()
-    return death_kind("\n".join(map(str, (error, *workers))))
+    return death_kind(_workers_words(error))
+
+
+def _workers_words(error: ray.train.TrainingFailedError) -> str:
+    """The message of a group, which shortens those of its workers, and these."""
+    return "\n".join(map(str, (error, *getattr(error, "worker_failures", {}).values())))
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -327,8 +337,9 @@ def train_worker(config: dict[str, Any]) -> None:
     except Exception as error:
         # Divergence is seen by all workers at once; after any other failure of one, the others wait for it in a collective.
         if world_size > 1 and failure_kind(error) != "diverged":
-            with contextlib.suppress(OSError):  # which may be what failed
-                write_text(Path(config["folder"]) / FAILURE, json.dumps(_failure(error, config)))
+            if isinstance(error, UnfitNode):  # it may not see the trial's folder: its exception has to say it all
+                raise UnfitNode(f"{' '.join(str(error).split())} {UNFIT.format(this_node())}") from None
+            write_text(Path(config["folder"]) / FAILURE, json.dumps(_failure(error, config)))
             raise
         ray.train.report(_failure(error, config))
 
@@ -360,7 +371,7 @@ def _gpu_is_lost() -> bool:
         torch.cuda.synchronize()
     except torch.OutOfMemoryError:
         return False
-    except RuntimeError:
+    except Exception:  # a build without CUDA fails with an assertion
         return True
     return False
 

@@ -103,7 +103,8 @@ def measure_models(
 
     with connected():
         booked = plan_when_possible(dataclasses.replace(resources, workers=1, executor="actor"), console.print)
-        remote = ray.remote(num_cpus=booked.cpus, num_gpus=booked.gpus, max_retries=resources.max_failures)(_measure)
+        typed = {name: part for name, part in booked.booked.items() if name not in ("CPU", "GPU")}
+        remote = ray.remote(num_cpus=booked.cpus, num_gpus=booked.gpus, resources=typed, max_retries=resources.max_failures)(_measure)
         settings = {
             "home": str(paths.home()), "backbones": packed(), "own_code": targets.packed(),
             "cpus": booked.cpus, "device": "cuda" if booked.gpus else "cpu",

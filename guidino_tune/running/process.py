@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from guidino_tune import paths
+from guidino_tune import __version__, paths
 from guidino_tune.config import Data, Resources
 from guidino_tune.running.cluster import Plan
 from guidino_tune.training.failures import UnfitNode
@@ -24,7 +24,7 @@ MARKER = "marker"
 MOUNTS = 20.0
 """Seconds that a network file system may take to show what another machine has written."""
 
-LEAST_FREE = 100 * 10**6
+LEAST_FREE = 20 * 10**6
 """Bytes that a trial's folder needs at least; fewer fail in the middle of a checkpoint."""
 
 SAME_VERSIONS = ("torch", "transformers", "guidino-tune")
@@ -121,10 +121,15 @@ def _check_versions(wanted: tuple[tuple[str, str], ...]) -> None:
 
 
 def _release(name: str) -> str:
-    """Without what is behind a plus, which names the build: a head without GPUs has another one than its nodes."""
+    """A version without what is behind a plus, which names the build: a head without GPUs has another one than its nodes.
+
+    Of this package it is that of its code, which may have come with the job, and not that of an installation beside it.
+    """
+    if name == "guidino-tune":
+        return __version__
     try:
         return version(name).partition("+")[0]
-    except PackageNotFoundError:  # as of a package that came with the job
+    except PackageNotFoundError:
         return "none"
 
 

@@ -5,12 +5,15 @@ Stock ``OptunaSearch`` keeps a second state and tells trials that were stopped e
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import shutil
+import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from guidino_tune.errors import UserError
-from guidino_tune.running.cluster import Plan, elsewhere
-from guidino_tune.running.elastic import Places, Say
+from guidino_tune.running.cluster import Plan, elsewhere, others
+from guidino_tune.running.elastic import LOOK, Places, Say
 from guidino_tune.running.executors import trainable
 from guidino_tune.running.leftovers import Leftovers
 from guidino_tune.stopping import stop_signals
@@ -43,12 +46,12 @@ def run_trials(driver: Driver, resources: Plan, say: Say = lambda text: None) ->
         UserError: Ray ended the search.
         KeyboardInterrupt: A second signal came while the first was stopping it.
     """
-    folder = driver.folder
+    folder, places = driver.folder, Places(resources, say)
     tuner = tune.Tuner(
         trainable(resources),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearcher(driver, Places(resources, say).now),
-            scheduler=StudyScheduler(driver),
+            search_alg=StudySearcher(driver, places.now),
+            scheduler=StudyScheduler(driver, resources),
             num_samples=-1,  # the searcher says when it is enough: some trials are made up for, or handed out again
             reuse_actors=resources.executor == "actor",
         ),
@@ -66,7 +69,7 @@ def run_trials(driver: Driver, resources: Plan, say: Say = lambda text: None) ->
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     try:
         # Tune takes the first signal as a request to end, and leaves its handler behind.
-        with Leftovers(resources.executor), stop_signals():
+        with contextlib.closing(places), Leftovers(resources.executor), stop_signals():
             tuner.fit()
     except ray.tune.TuneError as error:
         raise UserError(f"Ray ended the search: {error}", where=str(folder.path), todo="run it again to continue") from error
@@ -117,23 +120,48 @@ class StudySearcher(Searcher):
 class StudyScheduler(FIFOScheduler):
     """Tune's side of report and should_prune."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, booked: Plan | None = None) -> None:
         super().__init__()
-        self.driver = driver
+        self.driver, self.booked = driver, booked
+        self._looked = time.monotonic()
+        self._elsewhere: dict[str, list[str]] = {}
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         """See ``TrialScheduler.on_trial_add``; a reused actor has another booking, so that it is not taken where it is to be avoided."""
-        booked = trial.placement_group_factory
-        if booked and (selector := elsewhere(trial.config.get("avoided", ()))):
+        booked, avoided = trial.placement_group_factory, trial.config.get("avoided", ())
+        if booked and self.booked and avoided and (selector := elsewhere(avoided, *self._worker)):
             trial.update_resources(tune.PlacementGroupFactory(booked.bundles, bundle_label_selector=[selector] * len(booked.bundles)))
+            self._elsewhere[trial.trial_id] = avoided
+
+    def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
+        """See ``TrialScheduler.choose_trial_to_run``, which is asked in every step; now and then it looks at what waits for a place."""
+        if time.monotonic() - self._looked >= LOOK:
+            self._looked = time.monotonic()
+            self._take_back(tune_controller)
+        return super().choose_trial_to_run(tune_controller)
+
+    def _take_back(self, tune_controller: Any) -> None:
+        """What waits is not to begin once the search is over; nor to wait for other nodes when there are none any more."""
+        for trial in [t for t in tune_controller.get_trials() if t.status == TuneTrial.PENDING]:
+            avoided = self._elsewhere.get(trial.trial_id)
+            if self._over or (avoided and not others(avoided, *self._worker)):
+                self.driver.stored(partial(self.driver.give_back, trial.trial_id), None)
+                tune_controller.stop_trial(trial)
+
+    @property
+    def _over(self) -> bool:
+        return bool(self.driver.error or self.driver.expired or self.driver.given_up)
+
+    @property
+    def _worker(self) -> tuple[int, float, str | None]:
+        assert self.booked
+        return self.booked.cpus, self.booked.gpus, self.booked.accelerator
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """See ``TrialScheduler.on_trial_result``."""
         go_on = self.driver.stored(lambda: self._take(trial.trial_id, result), False)
-        if self.driver.expired:  # what waits for a place is not to begin: it stays in the study, for the next run
-            for waiting in tune_controller.get_trials():
-                if waiting.status == TuneTrial.PENDING:
-                    tune_controller.stop_trial(waiting)
+        if self._over:  # before its place is free for what waits
+            self._take_back(tune_controller)
         return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
 
     def _take(self, key: str, result: dict[str, Any]) -> bool:

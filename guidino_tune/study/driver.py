@@ -57,7 +57,7 @@ class Driver(Guarded):
         deadline: Time of the monotonic clock after which trials are left running in the study, to be continued by the next run.
         warn: Told what a user should know of the machines, such as a full disk; each text once.
         count: Gives what a study with such objectives or constraints knows of a network before it is trained.
-        has_others: Whether another node than this could take a trial.
+        has_others: Whether another node than this could take a trial; ``None``: nothing is tried elsewhere.
 
     Attributes:
         remaining: Trials that are still to give a result; those that failed otherwise are made up for.
@@ -75,7 +75,7 @@ class Driver(Guarded):
         deadline: float = math.inf,
         warn: Callable[[str], None] = lambda text: None,
         count: Count = _uncounted,
-        has_others: Callable[[str], bool] = lambda node: False,
+        has_others: Callable[[str], bool] | None = None,
     ) -> None:
         self.study, self.space, self.folder, self.listener = study, space, folder, listener
         self.settings, self.deadline = settings, deadline
@@ -94,6 +94,7 @@ class Driver(Guarded):
         self.last_words: dict[str, str] = {}
         self.unplaced: set[int] = set()
         self.outcomes = Outcomes(study.get_trials(deepcopy=False), settings.get("max_failures", 0))
+        self.outcomes.nodes.has_others = has_others or self.outcomes.nodes.has_others
         if isinstance(study.sampler, ListedSampler):
             study.sampler.outcomes = self.outcomes
         self.repeats = Repeats(study.get_trials(deepcopy=False))
@@ -220,9 +221,10 @@ class Driver(Guarded):
         """Remembers how a trial failed, and on which node, by its own account, until it is closed."""
         trial = self.running[key]
         self.reasons[trial.number] = kind, message
-        if node and self.outcomes.nodes.placed(trial.number, node):
-            trial.set_user_attr(NODE, node)
+        if node:
             self.unplaced.discard(trial.number)  # its folder, which the node may not share, may name another one
+            if self.outcomes.nodes.placed(trial.number, node):
+                trial.set_user_attr(NODE, node)
 
     def report(self, key: str, records: Iterable[EpochRecord], note: str = "") -> bool:
         """Takes one or several epochs in, oldest first.
@@ -252,7 +254,7 @@ class Driver(Guarded):
                 if not math.isfinite(objective):
                     self.reasons[number] = ("diverged", f"{OBJECTIVE} is not finite in epoch {last}")
                     return False
-                self._report(trial, objective, last)
+                optuna_private.report(trial, objective, last)
                 validated.append(last)
             self.seen[number].add(last)
             self.outcomes.progressed(number, last)
@@ -262,13 +264,6 @@ class Driver(Guarded):
         if self.space.study.constraints and not feasible(self.frozen(trial)):
             return False
         return not (validated and len(self.study.directions) == 1 and ends(trial, self.space.study, validated, epochs))
-
-    def _report(self, trial: optuna.Trial, objective: float, epoch: int) -> None:
-        if len(self.study.directions) == 1:
-            trial.report(objective, epoch)
-        else:
-            # Optuna has no rule to prune by several objectives, and refuses the report; the study is to know its epochs all the same.
-            optuna_private.report(trial, objective, epoch)
 
     def _place(self, trial: optuna.Trial, *, heard: bool = True) -> None:
         """Notes on which node a trial is, as its process wrote into its folder before it was ``heard``; once for each start."""
@@ -365,7 +360,7 @@ class Driver(Guarded):
         """Keeps a trial that disk, files or network of its node ended, if it is the first time, and if there is another node."""
         kind, message = self.reasons.get(trial.number, ("", ""))
         nodes = self.outcomes.nodes
-        if kind != ENVIRONMENT or not (node := nodes.leave(trial.number)) or not self.has_others(node):
+        if kind != ENVIRONMENT or self.has_others is None or not (node := nodes.leave(trial.number)) or not self.has_others(node):
             return False
         nodes.failed(trial.number, as_key(self.frozen(trial).params), kind)
         del self.reasons[trial.number]
@@ -376,6 +371,12 @@ class Driver(Guarded):
     def _warn_of_nodes(self) -> None:
         for node in self.outcomes.nodes.avoided:
             self._warn_once(f"node {shown(node)}: one configuration after the other failed there; {OTHERS}")
+
+    def give_back(self, key: str) -> None:
+        """Takes a trial back that no process has begun; it is handed out again with the next question, or by the next run."""
+        if trial := self.running.pop(key, None):
+            self.orphans.append(self.frozen(trial))
+            self._put_aside(trial.number)
 
     def _keep(self, trial: optuna.Trial, kind: str, message: str) -> None:
         """Leaves a trial running in the study, to be handed out again with the next question."""

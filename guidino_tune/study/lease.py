@@ -16,6 +16,7 @@ import optuna
 from guidino_tune.errors import UserError
 from guidino_tune.study import optuna_private
 from guidino_tune.study.journal import Journal
+from guidino_tune.study.patient_storage import PatientStorage, without_patience
 
 LEASE = "lease"
 """Attribute of a study: who drives it, and how often that was renewed."""
@@ -63,13 +64,15 @@ class Lease:
         time.sleep(SETTLE)
         self._refuse_unless_mine()
         self._thread.start()
+        if isinstance(storage := optuna_private.storage(study), PatientStorage):
+            storage.check = self._check
 
     def close(self) -> None:
         """Gives the lease back."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(BEAT)
-            with contextlib.suppress(Exception):  # with the database away it will be stale
+            with contextlib.suppress(Exception), without_patience():  # with the database away it will be stale
                 if read_lease(self._study).get("token") == self._mine["token"]:
                     self._study.set_user_attr(LEASE, {})
 
@@ -86,6 +89,17 @@ class Lease:
         if (now := read_lease(self._study)).get("token") != self._mine["token"]:
             raise self._refusal(now)
 
+    def _check(self) -> None:
+        """See ``PatientStorage.check``."""
+        with without_patience():
+            try:
+                now = read_lease(self._study)
+            except Exception:
+                return  # it is still away
+        if now.get("token") != self._mine["token"]:
+            self.taken = _in_words(now) or "another driver, which has ended"
+            raise self._refusal(now)
+
     def _refusal(self, other: dict[str, Any]) -> UserError:
         return UserError(
             f"another {other.get('work', self._work)} works on this study ({_in_words(other)})",
@@ -95,7 +109,8 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._ended.wait(BEAT):
-            with contextlib.suppress(Exception):  # the database may be away, and is asked again
+            # The database may be away, and is asked again: by then the lease may be another's, so that nothing is written late.
+            with contextlib.suppress(Exception), without_patience():
                 if (now := read_lease(self._study)).get("token") != self._mine["token"]:
                     self.taken = _in_words(now) or "another driver, which has ended"
                     return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 
 from guidino_tune.training.failures import FailureKind
@@ -31,7 +31,10 @@ class Nodes:
 
     Attributes:
         used: Nodes on which trials of this run have been.
+        has_others: Whether another node than this could take a trial.
     """
+
+    has_others: Callable[[str], bool] = staticmethod(lambda node: True)
 
     def __init__(self) -> None:
         self.used: set[str] = set()
@@ -98,7 +101,7 @@ class Nodes:
             few: They are so few that other nodes, used before or by trials that are only starting, may not have had their turn.
         """
         nodes, where = set(failed), {self._of.get(number, "") for number in running}
-        if len(nodes) != 1 or "" in nodes:
+        if len(nodes) != 1 or "" in nodes or not self.has_others(next(iter(nodes))):
             return False
         return bool(where - nodes - {""}) or (few and ("" in where or len(self.used) > 1))
 

@@ -7,7 +7,7 @@ from itertools import islice
 
 import optuna
 from optuna.samplers import RandomSampler
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 
@@ -23,8 +23,17 @@ def running_trial(study: optuna.Study, frozen: FrozenTrial) -> optuna.Trial:
 
 
 def report(trial: optuna.Trial, value: float, epoch: int) -> None:
-    """Stores a value of one epoch, also in a study with several objectives, where ``Trial.report`` refuses."""
-    trial.storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+    """Stores a value of one epoch. Of a study with several objectives Optuna refuses it, for it has no rule to prune by them; the study is
+    to know its epochs all the same."""
+    if len(trial.study.directions) == 1:
+        trial.report(value, epoch)
+    else:
+        trial.storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+
+
+def storage(study: optuna.Study) -> BaseStorage:
+    """Where a study is kept."""
+    return study._storage
 
 
 def backend(study: optuna.Study) -> object:

@@ -6,8 +6,9 @@ import abc
 import contextlib
 import functools
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optuna
@@ -22,6 +23,21 @@ PATIENCE = 600.0
 AGAIN = 1.0
 """Seconds between two tries."""
 
+LONG = 45.0
+"""Seconds of waiting after which another driver may soon have taken the study over: before more is written, that is looked at."""
+
+_hurry = threading.local()
+
+
+@contextlib.contextmanager
+def without_patience() -> Iterator[None]:
+    """Within the block, in this thread, an error comes at once."""
+    before, _hurry.on = getattr(_hurry, "on", False), True
+    try:
+        yield
+    finally:
+        _hurry.on = before
+
 
 def open_database(url: str) -> BaseStorage:
     """The storage of this URL, with patience where it is a database server.
@@ -34,7 +50,7 @@ def open_database(url: str) -> BaseStorage:
     if not url.startswith(("postgresql", "mysql", "mariadb", "mssql", "oracle")):
         return optuna.storages.get_storage(url)
     inner = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    return PatientStorage(optuna.storages.get_storage(inner))  # type: ignore[abstract]  # it gets its methods below
+    return PatientStorage(optuna.storages.get_storage(inner), inner.remove_session)  # type: ignore[abstract]  # it gets its methods below
 
 
 def _is_away(error: BaseException) -> bool:
@@ -48,7 +64,7 @@ def _is_away(error: BaseException) -> bool:
 def _patient(name: str) -> Callable[..., Any]:
     @functools.wraps(getattr(BaseStorage, name), updated=())  # its own attributes say that it is abstract
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        deadline, waited = time.monotonic() + PATIENCE, False
+        begun, waited = time.monotonic(), False
         while True:
             try:
                 answer = getattr(self.inner, name)(*args, **kwargs)
@@ -58,17 +74,23 @@ def _patient(name: str) -> Callable[..., Any]:
                     return True
                 raise
             except Exception as error:
-                if not _is_away(error) or time.monotonic() > deadline:
+                seconds = time.monotonic() - begun
+                if not _is_away(error) or self.given_up or getattr(_hurry, "on", False):
+                    raise
+                if seconds > PATIENCE:
+                    self.given_up = True
                     raise
                 if not waited:
                     log.warning("the study's database does not answer: it is asked again, for %.0f minutes", PATIENCE / 60)
                 waited = True
-                with contextlib.suppress(Exception):
-                    self.inner.remove_session()  # the broken transaction, which Optuna leaves where the error comes with its end
+                self.forget()
                 time.sleep(AGAIN)
+                if seconds > LONG:
+                    self.check()
             else:
                 if waited:
                     log.warning("the study's database is back")
+                self.given_up = False
                 return answer
 
     return method
@@ -82,10 +104,17 @@ class PatientStorage(BaseStorage):
 
     Args:
         inner: The storage that it stands for.
+        forget: Ends what is left of a broken transaction.
+
+    Attributes:
+        check: Raises when somebody else has taken the study over; asked before something is written after a long outage.
+        given_up: Nothing is waited for any more, until there is an answer: whoever puts things away at the end is not to wait once more.
     """
 
-    def __init__(self, inner: BaseStorage) -> None:
-        self.inner = inner
+    def __init__(self, inner: BaseStorage, forget: Callable[[], None] = lambda: None) -> None:
+        self.inner, self.forget = inner, forget
+        self.check: Callable[[], None] = lambda: None
+        self.given_up = False
 
 
 for _name, _asked in vars(BaseStorage).items():

@@ -94,9 +94,10 @@ def show_plan(space: Space, console: Console, storage: str | None = None, start_
 def _ray(resources: Resources) -> str:
     """The cluster that a search would join, asked for what it has; or that it would start one."""
     cluster = find_cluster(os.environ)
-    if cluster.problem and cluster.origin == "RAY_ADDRESS":
+    forgotten = not os.environ.get("RAY_ADDRESS") and cluster.problem.startswith("nothing answers")
+    if cluster.problem and not forgotten:
         return f"{cluster.address} (from {cluster.origin}): {cluster.problem}; {cluster.todo}"
-    if cluster.problem or not cluster.address:  # one that has died is forgotten
+    if forgotten or not cluster.address:
         return f"a new cluster on this machine, which has {os.cpu_count()} CPUs"
     has = f"the cluster at {cluster.address}: {cluster.resources or 'it does not tell its resources'}"
     return f"{has}; where no trial fits, nodes are waited for, {resources.wait_for_nodes / 60:g} minutes"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class TrainingList:
         from guidino_tune.running.tune_adapter import run_trials
 
         booked = plan_when_possible(self.resources, self._say)
-        driver = self.driver(process_settings(booked, self.resources, ray_folder=self.folder.ray))
+        driver = self.driver(process_settings(booked, self.resources, ray_folder=self.folder.ray), partial(has_others, booked=booked))
         with self.bars:
             run_trials(driver, booked, self._say)
         if driver.error:
@@ -151,7 +152,7 @@ class TrainingList:
             self._say(f"{INTERRUPTED}. Nothing is lost: run it again to go on from here.")
             raise KeyboardInterrupt
 
-    def driver(self, settings: Mapping[str, Any]) -> Driver:
+    def driver(self, settings: Mapping[str, Any], has_others: Callable[[str], bool] | None = None) -> Driver:
         """Who runs the trials asks it; see ``process.process_settings``."""
 
         def warn(text: str) -> None:

@@ -25,7 +25,7 @@ from guidino_tune.framing import place_mask
 from guidino_tune.known_backbones import expecting
 from guidino_tune.metrics import constant_mask_dice
 from guidino_tune.models.cost import network_cost
-from guidino_tune.running.cluster import Plan, connected, has_others, may_change, plan
+from guidino_tune.running.cluster import Plan, connected, has_others, may_change
 from guidino_tune.running.elastic import plan_when_possible
 from guidino_tune.running.environment import sealed_tests
 from guidino_tune.running.packing import pack
@@ -207,7 +207,7 @@ def _run_trials(
     say = partial(console.print, highlight=False, soft_wrap=True)
     with connected() as dashboard:
         plan_when_possible(space.resources, say)
-        resources = plan(pack(space, folder.path, console))
+        resources = plan_when_possible(pack(space, folder.path, console), say)
         say(
             f"{resources.concurrent} trials side by side ({resources.executor} executor; {space.resources.workers} worker(s) of "
             f"{resources.cpus} CPU(s) and {resources.gpus:g} GPU(s) each){', more or fewer as nodes come and go' if may_change() else ''}"
@@ -247,7 +247,7 @@ def _search(
         def warn(text: str) -> None:
             console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
 
-        driver = Driver(study, space, folder, listener, settings, deadline, warn, network_cost, has_others)
+        driver = Driver(study, space, folder, listener, settings, deadline, warn, network_cost, partial(has_others, booked=resources))
         run_trials(driver, resources, say)
     if driver.error:
         unwritable = isinstance(driver.error, OSError | optuna.exceptions.StorageInternalError)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from guidino_tune.running import prepare_environment
+from guidino_tune.running.inspection import known_cluster
 
 
 def start_cluster() -> str:
@@ -59,6 +60,7 @@ def no_cluster() -> Iterator[None]:
     """The shared cluster is away during the tests of a file: only one may be on a machine."""
     stop_cluster()
     yield
+    known_cluster({})  # the note of one that is gone: what cleans up after Ray Train trials would ask it, and stay for ever
     start_cluster()
 
 

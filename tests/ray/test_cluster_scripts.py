@@ -46,9 +46,10 @@ def test_a_job_of_the_literal_command_is_stopped_in_good_order_and_goes_on(
 ) -> None:
     head("--num-cpus=1", command=["bash", str(SCRIPTS / "head.sh")])
     assert f"cluster/worker.sh {ADDRESS}" in (tmp_path / "head.txt").read_text()
-    file = slow_space(tmp_path, demo, epochs=400, trials=2, pruner="none")
+    file = slow_space(tmp_path, demo, epochs=4000, trials=2, pruner="none")
     space = yaml.safe_load(file.read_text())
     space["resources"]["concurrent"] = 1
+    space["study"]["validate_every"] = 1
     file.write_text(yaml.safe_dump(space))
     command = f"{file} --home {home}"
     before = 0

@@ -72,6 +72,21 @@ def unbounded(tmp_path: Path, demo: Path) -> str:
     return str(file)
 
 
+def test_ray_train_trials_fill_a_cluster_to_the_last_cpu(home: Path, tmp_path: Path, demo: Path) -> None:
+    """A third one, asked for ahead, would have processes of its own, and leave the second one's worker a hundredth of a CPU too little."""
+    file = slow_space(tmp_path, demo, epochs=2, trials=3, pruner="none")
+    space = yaml.safe_load(file.read_text())
+    space["resources"] = {"executor": "train", "cpus_per_worker": 1}
+    file.write_text(yaml.safe_dump(space))
+    assert search([str(file)]) == 0
+    trials = trials_of(home, "small")
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 3
+    begun = [t.datetime_start for t in trials if t.datetime_start]
+    ended = [t.datetime_complete for t in trials if t.datetime_complete]
+    assert begun[1] < ended[0]
+    assert begun[2] > min(ended)
+
+
 def test_a_dry_run_asks_the_cluster(tmp_path: Path, demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search([unbounded(tmp_path, demo), "--dry-run"]) == 0
     assert f"the cluster at {os.environ['RAY_ADDRESS']}: 2 CPU; where no trial fits" in " ".join(capsys.readouterr().out.split())

@@ -24,6 +24,8 @@ class Machines:
         patch.setattr(elastic.time, "monotonic", lambda: self.time)
         patch.setattr(elastic.time, "sleep", self.sleep)
         patch.setattr(ray.util, "placement_group", lambda bundles: self.booked.append(bundles) or bundles)
+        self.state = "PENDING"
+        patch.setattr(ray.util, "placement_group_table", lambda group: {"state": self.state})
         patch.setattr(ray.util, "remove_placement_group", lambda group: self.booked.remove(group))
 
     def sleep(self, seconds: float) -> None:
@@ -72,10 +74,47 @@ def test_workers_of_one_trial_count_together(monkeypatch: pytest.MonkeyPatch) ->
     places = elastic.Places(cluster.plan(Resources(workers=2, cpus_per_worker=2)), print)
     machines.cpus.append(3)  # room for one worker more
     machines.time += elastic.LOOK
-    assert places.now() == 1 + 1
+    assert places.now() == 1
     machines.cpus.append(2)
     machines.time += elastic.LOOK
-    assert places.now() == 2 + 1
+    assert places.now() == 2
+
+
+def test_a_booking_stands_for_the_ray_train_trial_that_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes would take the hundredths of a CPU that the workers of the others need."""
+    machines = Machines(monkeypatch, 2)
+    places = elastic.Places(cluster.plan(Resources(executor="train", cpus_per_worker=1)), print)
+    assert places.now() == 2
+    assert machines.booked == [[{"CPU": 1.0}]]
+    machines.cpus.append(1)
+    machines.time += elastic.LOOK
+    machines.state = "CREATED"  # on the node that joined
+    assert (places.now(), machines.booked) == (3, [])
+    machines.time += elastic.LOOK
+    machines.state = "PENDING"
+    assert (places.now(), len(machines.booked)) == (3, 1)
+    places.close()
+    assert not machines.booked
+    bounded = elastic.Places(cluster.plan(Resources(executor="train", cpus_per_worker=1, concurrent=3)), print)
+    assert (bounded.now(), machines.booked) == (3, [])
+
+
+def test_a_node_that_carries_no_trial_is_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def there(**nodes: dict[str, float]) -> None:
+        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "NodeID": n, "Resources": r} for n, r in nodes.items()])
+
+    gpu, head = {"CPU": 8.0, "GPU": 1.0}, {"CPU": 16.0}
+    there(head=head, gpu=gpu)
+    booked = cluster.plan(Resources(gpus_per_worker=1))
+    assert not cluster.has_others("host gpu", booked)  # the head has no GPU
+    assert cluster.elsewhere(["gpu"], booked.cpus, booked.gpus) == {}
+    there(head=head, gpu=gpu, other=gpu)
+    assert cluster.has_others("host gpu", booked)
+    assert cluster.elsewhere(["gpu"], booked.cpus, booked.gpus) == {"ray.io/node-id": "!in(gpu)"}
+    assert not cluster.others(["gpu"], 16, 1.0)
+    assert not cluster.others([], 8, 1.0, "H200")
 
 
 def test_nodes_are_waited_for_with_a_booking_that_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:

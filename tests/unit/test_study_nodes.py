@@ -196,3 +196,25 @@ def test_a_node_without_the_shared_folder_is_known_by_its_own_account_and_left_a
     assert [cluster.run.trial(n).state for n in lost] == [TrialState.RUNNING] * UNFIT
     assert any("node empty (bbb): one configuration after the other failed there" in text for text in cluster.warnings)
     assert not cluster.driver.given_up
+
+
+def test_a_trial_that_only_waits_for_a_place_is_no_node_that_may_be_sound(cluster: Cluster) -> None:
+    """In a cluster that other people started, one always does."""
+    cluster.driver.outcomes.nodes.has_others = lambda node: False
+    cluster.begin("")
+    for _ in range(PATIENCE):
+        assert not cluster.driver.given_up
+        cluster.fails("only", kind="bug")
+    assert cluster.driver.given_up
+
+
+def test_what_no_process_has_begun_is_handed_out_again(cluster: Cluster) -> None:
+    key = cluster.begin("")
+    number = cluster.asked["number"]
+    cluster.driver.give_back(key)
+    cluster.driver.tell(key, crashed=False)  # as Tune does when it stops it
+    cluster.driver.give_back(key)
+    assert cluster.run.trial(number).state == TrialState.RUNNING
+    cluster.begin("one aaa")
+    assert cluster.asked["number"] == number
+    assert len(cluster.run.study.trials) == 1
