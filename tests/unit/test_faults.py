@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,7 +155,7 @@ def test_a_search_whose_study_cannot_be_written_ends_and_goes_on(tmp_path: Path)
         trial_id = "a"
 
     def report(epoch: int) -> str:
-        return scheduler.on_trial_result(None, Trial, of_tune(epoch, 0.5))  # type: ignore[arg-type]
+        return scheduler.on_trial_result(SimpleNamespace(get_trials=list), Trial, of_tune(epoch, 0.5))  # type: ignore[arg-type]
 
     assert searcher.suggest("a")["number"] == 0
     assert report(1) == TrialScheduler.CONTINUE
