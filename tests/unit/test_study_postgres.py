@@ -18,8 +18,11 @@ from optuna.trial import TrialState
 from test_study_driver import result
 from training_helpers import search_space
 
+from guidino_tune.errors import UserError
 from guidino_tune.study import patient_storage
 from guidino_tune.study.driver import Driver
+from guidino_tune.study.lease import LEASE, read_lease
+from guidino_tune.study.locking import Hold
 from guidino_tune.study.store import StudyFolder, open_study
 
 BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
@@ -149,3 +152,29 @@ def test_what_a_database_refuses_is_not_asked_again(server: Server) -> None:
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     assert time.monotonic() - begun < 10
+
+
+def test_a_study_that_was_taken_over_meanwhile_is_not_written_to(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a driver on another machine, which reached the database before this one did."""
+    space = search_space(first_trials=[], study={"trials": 3, "pruner": "none", "name": "taken"})
+    folder = StudyFolder(tmp_path / "taken")
+    study = open_study(space, folder, server.url)
+    with Hold(folder.path / ".lock", "search", "wait") as held:
+        held.lease(study)
+        driver = Driver(study, space, folder, lambda *_: None)
+        assert driver.ask("a") is not None
+        monkeypatch.setattr(patient_storage, "LONG", 0.0)
+        monkeypatch.setattr(patient_storage, "AGAIN", 5.0)
+        server.stop()
+        writing = threading.Thread(target=lambda: driver.stored(lambda: driver.report("a", result(1, 0.5)), False))
+        writing.start()
+        time.sleep(0.5)
+        server.start()
+        other = open_study(space, folder, server.url)
+        other.set_user_attr(LEASE, {"who": "process 7 on elsewhere", "token": "its own"})
+        writing.join(30)
+        assert not writing.is_alive()
+        assert isinstance(driver.error, UserError)
+        assert "process 7 on elsewhere" in str(driver.error)
+        assert not other.get_trials()[0].intermediate_values
+    assert read_lease(other)["token"] == "its own"  # nor was that one's lease written over, or given back
