@@ -5,7 +5,9 @@ Only one cluster may be on a machine: the tests share this one, and the commands
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -87,18 +89,37 @@ def head(no_cluster: None, tmp_path: Path) -> Iterator[Callable[..., None]]:
     finally:
         os.environ.pop("RAY_ADDRESS", None)
         for process in started:
-            process.terminate()
-            process.wait(60)
+            end(process)
+
+
+def below(pid: int) -> list[int]:
+    """A process and all those that it and they have started."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []
+    return [pid, *(found for child in children for found in below(child))]
 
 
 def raylets(pid: int) -> list[int]:
     """The raylets below a process."""
-    try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-        own = [pid] if Path(f"/proc/{pid}/comm").read_text().strip() == "raylet" else []
-    except OSError:  # it has ended
-        return []
-    return [*own, *(found for child in children for found in raylets(child))]
+    return [found for found in below(pid) if Path(f"/proc/{found}/comm").read_text().strip() == "raylet"]
+
+
+def end(process: subprocess.Popen[bytes], started: Sequence[int] = ()) -> None:
+    """Ends a node or a head, and what outlives it: of one that was killed, and of an autoscaler's, Ray leaves some processes.
+
+    Args:
+        process: Of ``ray start``, or of a script that calls it.
+        started: What was below it before a part of it was killed.
+    """
+    started = [*started, *below(process.pid)]
+    process.terminate()
+    process.wait(60)
+    for pid in set(started):
+        with contextlib.suppress(OSError):
+            if b"ray" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
 
 
 class Command:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ADDRESS, raylets
+from conftest import ADDRESS, below, end, raylets
 from optuna.trial import TrialState
 from small_searches import slow_space, study_folder, trials_of
 
@@ -78,6 +78,7 @@ def test_a_worker_waits_for_its_head_and_comes_back_after_it_was_given_up(head: 
     command = ["bash", str(SCRIPTS / "worker.sh"), "--rejoin", ADDRESS, "--num-cpus=1", "--object-store-memory=100000000"]
     with log.open("w") as file:
         worker = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    before: list[int] = []
     try:
         until(lambda: f"waiting for the head at {ADDRESS}, at most 300 s" in log.read_text())
         head("--num-cpus=1", command=["bash", str(SCRIPTS / "head.sh")])
@@ -89,6 +90,7 @@ def test_a_worker_waits_for_its_head_and_comes_back_after_it_was_given_up(head: 
             return sum(node["Alive"] for node in ray.nodes())
 
         until(lambda: alive() == 2)
+        before = below(worker.pid)
         (raylet,) = raylets(worker.pid)
         os.kill(raylet, signal.SIGSTOP)  # as a machine whose network is away
         try:
@@ -104,8 +106,6 @@ def test_a_worker_waits_for_its_head_and_comes_back_after_it_was_given_up(head: 
         assert not Path(f"/proc/{other}").exists()
         until(lambda: alive() == 1)
     finally:
-        if worker.poll() is None:
-            worker.terminate()
-            worker.wait(60)
+        end(worker, before)
         if "ray" in locals():
             ray.shutdown()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ADDRESS, Command, raylets
+from conftest import ADDRESS, Command, below, end, raylets
 from optuna.trial import FrozenTrial, TrialState
 from small_searches import slow_space, study_folder, trials_of
 
@@ -92,10 +92,10 @@ def test_a_node_that_joins_is_used_at_once_and_one_that_leaves_costs_no_epoch(
         there = (nodes_of(home) - first).pop()
         command.until(lambda: any(t.user_attrs.get("node") == there and 2 < (t.last_step or 0) < 100 for t in running(home)))
     finally:
+        left = below(node.pid)
         for raylet in raylets(node.pid):
             os.kill(raylet, signal.SIGKILL)  # the end of a machine, which is announced by nobody
-        node.terminate()
-        node.wait(60)
+        end(node, left)
     command.until(lambda: "goes on from its checkpoint (preempted: " in command.log.read_text(), timeout=60)
     moved = int(command.log.read_text().partition("goes on from its checkpoint")[0].rpartition("trial ")[2].split()[0])
     command.until(lambda: trials_of(home, "elastic")[moved].state == TrialState.COMPLETE)
@@ -136,8 +136,7 @@ def test_a_node_without_the_shared_folder_costs_no_trial(
         command = start("guidino_tune.search", elastic_space(tmp_path, demo), "--trials", "3")
         assert command.wait() == 0
     finally:
-        node.terminate()
-        node.wait(60)
+        end(node)
     printed = " ".join(command.log.read_text().split())
     assert "the study's folder is not there" in printed
     assert "mount GUIDINO_TUNE_HOME on every node" in printed
