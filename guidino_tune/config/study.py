@@ -124,7 +124,8 @@ class Study:
             HD95 after the last epoch, pixels at training size), ``seconds`` (training and validation of all epochs, each as quick as the
             quickest that did the same work, times the workers: GPU-seconds where each has one), ``parameters`` (of the whole network,
             backbone included), ``operations`` (floating point operations of one forward pass of one image, 2 per multiplication and
-            addition). With several, the study has a Pareto front instead of one best trial, and no trial is stopped early.
+            addition). With several, the study has a Pareto front instead of one best trial, and trials are stopped early only by pruner
+            ``promotion``, which compares their Dice alone; ``val_dice`` must then be the first.
         constraints: Largest ``parameters`` and ``operations`` (as above), ``latency`` (seconds of a forward pass of one image, the quickest
             of twenty in the trial) and ``memory`` (peak in the first epoch, 10^9 bytes: what torch took of the GPU, or without GPUs the
             whole process). A trial beyond one of them is not trained, or no further once it is measured, and never the best.

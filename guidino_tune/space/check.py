@@ -10,6 +10,7 @@ from typing import Any
 
 from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.config.experiment import KNOWN
+from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.errors import UserError, nearest
 from guidino_tune.space.parameters import Parameter, Scalar, Values, get_path, leaf_paths
 from guidino_tune.space.space import Space
@@ -120,14 +121,16 @@ def _unlike_recipes(space: Space) -> Iterator[UserError]:
 
 
 def _check_objectives(space: Space) -> None:
-    """Several objectives leave no order by which a trial could be stopped early."""
+    """With several objectives trials are compared early by their Dice alone, which must then be the first of them."""
     study = space.study
-    if len(study.objectives) > 1 and study.pruner not in ("none", "auto"):
+    by_dice = study.pruner == "promotion" and study.objectives[0] == OBJECTIVE
+    if len(study.objectives) > 1 and study.pruner not in ("none", "auto") and not by_dice:
         raise UserError(
             f"{len(study.objectives)} objectives ({', '.join(study.objectives)}) and pruner {study.pruner!r} do not go together: early on, "
             "no trial is worse than another one in all of them",
             where=f"{space.source}, study.pruner",
-            todo="stop none (study.pruner: none); or keep one objective, and bound the others by study.constraints",
+            todo=f"stop none (study.pruner: none); or by Dice alone (study.pruner: promotion, with {OBJECTIVE} as the first objective); or "
+            "keep one objective, and bound the others by study.constraints",
         )
 
 

@@ -263,7 +263,7 @@ class Driver(Guarded):
             return False
         if self.space.study.constraints and not feasible(self.frozen(trial)):
             return False
-        return not (validated and len(self.study.directions) == 1 and ends(trial, self.space.study, validated, epochs))
+        return not (validated and ends(trial, self.space.study, validated, epochs))
 
     def _place(self, trial: optuna.Trial, *, heard: bool = True) -> None:
         """Notes on which node a trial is, as its process wrote into its folder before it was ``heard``; once for each start."""

@@ -70,6 +70,8 @@ class Lease:
     def close(self) -> None:
         """Gives the lease back."""
         self._ended.set()
+        if isinstance(storage := optuna_private.storage(self._study), PatientStorage):
+            storage.check = lambda: None  # whoever reads on is nobody's rival
         if self._thread.is_alive():
             self._thread.join(BEAT)
             with contextlib.suppress(Exception), without_patience():  # with the database away it will be stale

@@ -108,10 +108,17 @@ def ends(trial: optuna.Trial, settings: Study, reported: Sequence[int], epochs: 
     Without a rung among them there is nothing to decide, and the pruner, which looks at all trials, is not asked.
     """
     passed = set(reported).intersection(rungs(settings, epochs))
-    ended = bool(passed) and trial.should_prune()
+    ended = bool(passed) and _prunes(trial)
     if reported[-1] in passed:
         trial.set_user_attr(DECISION, [reported[-1], ended])
     return ended
+
+
+def _prunes(trial: optuna.Trial) -> bool:
+    if len(trial.study.directions) == 1:
+        return trial.should_prune()
+    # Optuna refuses to ask with several objectives; promotion compares by Dice, which is reported all the same.
+    return trial.study.pruner.prune(trial.study, optuna_private.stored_trial(trial.study, trial.number))
 
 
 def is_stopped(study: optuna.Study, settings: Study, trial: FrozenTrial) -> bool:

@@ -100,6 +100,46 @@ def test_a_wrong_name_is_told_with_the_nearest(setting: str, parts: list[str]) -
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
+def test_several_objectives_are_pruned_by_dice_alone_where_it_is_the_first() -> None:
+    both = override(search_space(), ["study.objectives=[val_dice,parameters]", "study.pruner=promotion"])
+    check_space(both)
+    for setting in ("study.objectives=[parameters,val_dice]", "study.pruner=asha"):
+        with pytest.raises(UserError, match=r"study\.pruner") as caught:
+            check_space(override(both, [setting]))
+        assert "promotion, with val_dice as the first objective" in caught.value.todo
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_trials_wait_by_their_dice_and_the_front_is_of_those_that_went_on(dies: bool, tmp_path: Path) -> None:
+    space = space_of(TWO, pruner="promotion", min_epochs=1, reduction_factor=3, trials=9, sampler="random")
+    run, dice, asked = Run(tmp_path, space), {}, []
+    while run.driver.remaining:
+        if (told := run.driver.ask("a")) is None:
+            break
+        number = told["number"]
+        asked.append(number)
+        dice.setdefault(number, (number * 4 % 9 + 1) / 10)  # the best are 2 (0.9), 4 (0.8) and 6 (0.7)
+        for epoch in range(told["reported"] + 1, 5):
+            if not run.epoch("a", number, epoch, dice[number], seconds=1.0 + number):
+                break
+        run.driver.tell("a", crashed=False)
+        if dies:
+            run = Run(tmp_path, space)
+    trials = run.study.get_trials()
+    complete = {t.number for t in trials if t.state == TrialState.COMPLETE}
+    assert len(trials) == 9
+    assert {t.state for t in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    best = sorted(dice, key=lambda n: -dice[n])
+    assert best[0] in complete
+    assert complete < set(best[:6])
+    # Rungs at epochs 1 and 3: what never left the first trained one epoch, and nobody one twice.
+    assert {t.last_step for t in trials if t.state == TrialState.PRUNED} <= {1, 3}
+    for t in trials:
+        assert [r.epoch for r in run.folder.trial(t.number).history()] == [*range(1, (t.last_step or 0) + 1)]
+        assert t.state != TrialState.COMPLETE or t.values == pytest.approx([dice[t.number], 4 * (1.0 + t.number)])
+    assert {t.number for t in run.study.best_trials} <= complete
+
+
 def test_several_objectives_need_the_pruner_none() -> None:
     space = override(search_space(), ["study.objectives=[val_dice,parameters]", "study.constraints={parameters: 30e6}"])
     assert (space.study.objectives, space.study.constraints) == (("val_dice", "parameters"), {"parameters": 30e6})
