@@ -123,7 +123,7 @@ def _unlike_recipes(space: Space) -> Iterator[UserError]:
 def _check_objectives(space: Space) -> None:
     """With several objectives trials are compared early by their Dice alone, which must then be the first of them."""
     study = space.study
-    by_dice = study.pruner == "promotion" and study.objectives[0] == OBJECTIVE
+    by_dice = study.waits and study.objectives[0] == OBJECTIVE
     if len(study.objectives) > 1 and study.pruner not in ("none", "auto") and not by_dice:
         raise UserError(
             f"{len(study.objectives)} objectives ({', '.join(study.objectives)}) and pruner {study.pruner!r} do not go together: early on, "
