@@ -7,6 +7,7 @@
 #
 # The cluster is that at RAY_API_SERVER_ADDRESS, by default http://127.0.0.1:8265: on the head itself, or at the near end of
 #   ssh -L 8265:127.0.0.1:8265 HEAD
+# One that does not answer yet is waited for, WAIT seconds (default 60): a head's dashboard is up some time after the head.
 # Needs the head's token in ~/.ray/auth_token. GUIDINO_TUNE_HOME, MLFLOW_TRACKING_URI, HF_HOME and HF_HUB_OFFLINE are passed on if they
 # are set; passwords, HF_TOKEN and GUIDINO_TUNE_STORAGE are not (the dashboard shows what is passed, and the command with its options):
 # set those where the head is started. Paths are paths on the cluster.
@@ -61,5 +62,26 @@ import json, os, sys
 print(json.dumps({"env_vars": {name: os.environ[name] for name in sys.argv[1:] if os.environ.get(name)}}))
 ' "${passed_on[@]}")
 export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token} # with an address given, Ray does not use the token by itself
-exec ray job submit --address "${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}" ${wait_or_not[@]+"${wait_or_not[@]}"} \
+address=${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}
+answers() { # true also when it refuses the question: it is there
+    python3 - "$address" 2> /dev/null << 'END'
+import sys, urllib.error, urllib.request
+try:
+    urllib.request.urlopen(f"{sys.argv[1].rstrip('/')}/api/version", timeout=5).close()
+except urllib.error.HTTPError:
+    pass
+END
+}
+end=$((SECONDS + ${WAIT:-60})) waits=false
+until answers; do
+    if ((SECONDS >= end)); then
+        echo "error: nothing answers at $address" >&2
+        echo "  -> start the head there with cluster/head.sh, or from your desk: ssh -L 8265:127.0.0.1:8265 HEAD" >&2
+        exit 1
+    fi
+    $waits || echo "waiting for the cluster's dashboard at $address, at most ${WAIT:-60} s" >&2
+    waits=true
+    sleep 1
+done
+exec ray job submit --address "$address" ${wait_or_not[@]+"${wait_or_not[@]}"} \
     --working-dir . --runtime-env-json "$environment" -- python -m guidino_tune.search "$@"

@@ -22,13 +22,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ONE_BY_ONE = "ray"
-"""Folder whose tests share the only Ray cluster that may be on a machine."""
+ONE_BY_ONE = ("cluster", "ray")
+"""Folders whose tests need the only Ray cluster that may be on a machine; those of the second one share theirs, which then stays."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those first: they take longest, and one process runs them all."""
-    items.sort(key=lambda item: item.path.parent.name != ONE_BY_ONE)
+    items.sort(key=lambda item: [*ONE_BY_ONE, item.path.parent.name].index(item.path.parent.name))
 
 
 @pytest.hookimpl(optionalhook=True)  # only with pytest-xdist, whose own `xdist_group` has no effect under pytest 9.2
@@ -39,7 +39,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = Path(nodeid.partition("::")[0])
-            return ONE_BY_ONE if file.parent.name == ONE_BY_ONE else str(file)
+            return ONE_BY_ONE[0] if file.parent.name in ONE_BY_ONE else str(file)
 
     config.option.loadscopereorder = False  # else files with many quick tests would come before those that take long
     return ByFile(config, log)

@@ -7,7 +7,6 @@ import gc
 import json
 import logging
 import os
-import re
 import traceback
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -22,14 +21,13 @@ from guidino_tune.errors import redacted
 from guidino_tune.running.cluster import Plan, elsewhere, note_node, this_node
 from guidino_tune.running.environment import SEAL
 from guidino_tune.running.process import check_node
-from guidino_tune.training.failures import FAILURE, FailureKind, UnfitNode, death_kind, failure_kind
+from guidino_tune.running.worker_groups import UNFIT, group_failure, on_nodes_network
+from guidino_tune.training.failures import FAILURE, UnfitNode, failure_kind
 from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.reporter import Decision, EpochRecord
 
 # MONAI and transformers take seconds to import: of the processes of a Ray Train trial only the workers do so. No other needs Ray Train.
 if TYPE_CHECKING:
-    import ray.train
-
     from guidino_tune.data.opening import SearchData
     from guidino_tune.data.store import ChunkStore
     from guidino_tune.training.loop import TrainingRun
@@ -39,9 +37,6 @@ log = logging.getLogger(__name__)
 PARTS = 2
 """Micro-batches of the second attempt of a trial that ran out of memory. Several workers start again for it as after a crash, which counts
 in ``resources.max_failures``."""
-
-UNFIT = "[unfit: {}]"
-"""In the message of a worker whose node is not fit: which one it is."""
 
 OUT_OF_MEMORY = "out-of-memory.txt"
 """In the folder of a trial whose worker group is to start again with micro-batches."""
@@ -264,6 +259,7 @@ def train_trial(config: dict[str, Any]) -> None:
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=config,
+        torch_config=on_nodes_network(),
         scaling_config=ray.train.ScalingConfig(num_workers=config["workers"], use_gpu=bool(gpus), **booked),
         run_config=ray.train.RunConfig(
             name=f"trial-{config['number']:05d}-{os.getpid()}",
@@ -277,27 +273,10 @@ def train_trial(config: dict[str, Any]) -> None:
     except ray.train.TrainingFailedError as error:
         # Told as a result: an exception here would make Tune start again what Ray Train has tried often enough.
         known = json.loads(failure.read_text(encoding="utf-8")) if failure.exists() else {}
-        kind, said = _group_death(error), redacted(str(error))
-        if unfit := re.search(re.escape(UNFIT).replace(r"\{\}", "([^]]+)"), _workers_words(error)):
-            tune.report({"failure": "environment", "message": said, "epoch": 0, "node": unfit[1]})
-            return
+        told = group_failure(error)
         # What the others say when a worker is gone is that they cannot reach it.
-        gone = kind != "crashed" or "died unexpectedly" in said
-        tune.report({"failure": kind, "message": said, "epoch": 0} | ({} if gone else known))
-
-
-def _group_death(error: ray.train.TrainingFailedError) -> FailureKind:
-    """How a worker group ended; Ray has one exception for machines that were announced to go, and words for those that are gone."""
-    from ray.train.v2.api.exceptions import PreemptionError
-
-    if isinstance(error, PreemptionError):
-        return "preempted"
-    return death_kind(_workers_words(error))
-
-
-def _workers_words(error: ray.train.TrainingFailedError) -> str:
-    """The message of a group, which shortens those of its workers, and these."""
-    return "\n".join(map(str, (error, *getattr(error, "worker_failures", {}).values())))
+        gone = told["failure"] != "crashed" or "died unexpectedly" in told["message"]
+        tune.report(told | ({} if gone else known))
 
 
 def train_worker(config: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 EVERY = 15.0
 """Seconds between two looks."""
 
-ENDING = 8.0
+ENDING = 30.0
 """Seconds for which a search waits at its end until controllers of stopped trials are gone, so that their bookings are seen to."""
 
 IDLE = 120.0
@@ -53,22 +53,22 @@ class Leftovers:
         self._stopped.set()
         self._thread.join(1.0)  # a question to a cluster that is away may take longer, and nobody waits for its answer
         deadline = time.monotonic() + ENDING
-        while self._wanted and self._try() and time.monotonic() < deadline:
+        while self._wanted and not self._all_given_back() and time.monotonic() < deadline:
             time.sleep(0.5)
 
     def _work(self) -> None:
-        self._try()
+        self._all_given_back()
         while self._wanted and not self._stopped.wait(EVERY):
-            self._try()
+            self._all_given_back()
 
-    def _try(self) -> bool:
-        """Looks; true while there are bookings of ours, used or not."""
+    def _all_given_back(self) -> bool:
+        """Looks; true when there are no bookings of ours, used or not, and nobody who might make one. False when nobody answers."""
         try:
             self.look()
         except Exception as error:  # the state service may be away, and is asked again
             log.debug("no look at the bookings: %s", error)
             return False
-        return self._any
+        return not self._any
 
     def look(self) -> list[str]:
         """Frees what is left over now; gives the ids of the placement groups."""
@@ -80,7 +80,7 @@ class Leftovers:
         ours = ended | ({ray.get_runtime_context().get_job_id()} if self._wanted else set())
         # Bookings first: the controller of one that is seen here is either alive in the second list, or gone.
         booked = [g for g in list_placement_groups(detail=True, limit=10_000) if _is_worker_group(g) and g.creator_job_id in ours]
-        jobs = {g.creator_job_id for g in booked}
+        jobs = {g.creator_job_id for g in booked} | (ours - ended)  # a controller of ours may be about to book
         # The state service filters by what is equal alone; asked for all but the dead ones it fails above 10,000 actors of a long search.
         actors: list[Any] = [
             actor
@@ -88,8 +88,8 @@ class Leftovers:
             for state in LIVING
             for actor in list_actors(filters=[("job_id", "=", job), ("state", "=", state)], detail=True, limit=10_000)
         ]
-        self._any = bool(booked)
         controlled = {a.job_id for a in actors if a.class_name == "TrainController"}
+        self._any = bool(booked) or bool(controlled - ended)
         used = {a.placement_group_id for a in actors}
         idle = {g.placement_group_id: g.creator_job_id for g in booked if g.placement_group_id not in used}
         now = time.monotonic()

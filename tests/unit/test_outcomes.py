@@ -11,15 +11,15 @@ from optuna.trial import TrialState
 from ray.core.generated import common_pb2
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, OutOfMemoryError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 from ray.tune.search import Searcher
 from test_running_executors import actor, config, demo  # noqa: F401
 from test_study_driver import Run, result
 from test_workflows_recorder import Tracker
 from training_helpers import search_space
 
-from guidino_tune.running import executors
 from guidino_tune.running.tune_adapter import StudyScheduler, StudySearcher
+from guidino_tune.running.worker_groups import GroupNotStarted, group_failure
 from guidino_tune.space.space import Space
 from guidino_tune.study.outcomes import INTERRUPTION, PREEMPTIONS, in_words, same_way
 from guidino_tune.study.tally import Tally
@@ -71,12 +71,19 @@ def group(error: Exception) -> WorkerGroupError:
 )
 def test_the_ends_of_a_process_are_told_apart(error: Exception, kind: FailureKind) -> None:
     assert death_kind(str(error)) == kind
-    assert executors._group_death(group(error)) == kind  # a worker group keeps the words
+    assert group_failure(group(error))["failure"] == kind  # a worker group keeps the words
 
 
 def test_an_announced_preemption_of_a_worker_group_is_one() -> None:
-    assert executors._group_death(PreemptionError(SimpleNamespace(preempted_ranks=[0]))) == "preempted"  # type: ignore[arg-type]
+    assert group_failure(PreemptionError(SimpleNamespace(preempted_ranks=[0])))["failure"] == "preempted"  # type: ignore[arg-type]
     assert DRAINED.preempted  # else the message above would be no preemption for Ray either
+
+
+def test_a_group_whose_workers_do_not_come_together_is_started_again() -> None:
+    trace = "\x1b[36mray::execute()\x1b[39m (ip=10.0.0.1)\n  File ...\nRuntimeError: Gloo connectFullMesh failed: Connection refused\n"
+    with pytest.raises(GroupNotStarted, match=r"^its workers did not come together: RuntimeError: Gloo connect"):
+        group_failure(ControllerError(RuntimeError(trace)))
+    assert group_failure(ControllerError(died(LOST)))["failure"] == "preempted"
 
 
 def test_every_kind_has_its_policy_and_its_line_in_the_table() -> None:
