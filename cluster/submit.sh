@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# usage: cluster/submit.sh [--no-wait] SPACE [options of `guidino-tune search`]
+# usage: cluster/submit.sh [--no-wait | --keep] SPACE [options of `guidino-tune search`]
 #
 # Runs a search as a job on a Ray cluster: uploads this checkout (.gitignore says what stays here) and runs, on the cluster's head,
 #   python -m guidino_tune.search SPACE ...
-# Shows its output until it ends; --no-wait returns at once. Submitted again, the same command continues the study.
+# Shows its output until it ends; --no-wait returns at once. Submitted again, the same command continues the study. --keep does that by
+# itself whenever the search was killed or its head was started anew, until it ends, is stopped (`ray job stop`), or refuses its command.
 #
 # The cluster is that at RAY_API_SERVER_ADDRESS, by default http://127.0.0.1:8265: on the head itself, or at the near end of
 #   ssh -L 8265:127.0.0.1:8265 HEAD
@@ -15,16 +16,23 @@
 # examples:
 #   cluster/submit.sh demo
 #   cluster/submit.sh --no-wait kvasir --data-root /shared/Kvasir-SEG --trials 200
+#   cluster/submit.sh --keep kvasir                          suits a service; see cluster/systemd/guidino-search.service
 #   RAY_AUTH_MODE=token .venv/bin/ray job logs --follow JOB --address http://127.0.0.1:8265      also: job list, job stop
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "cluster/submit.sh"; }
-wait_or_not=()
-if [[ ${1:-} == --no-wait ]]; then
-    wait_or_not=(--no-wait)
-    shift
-fi
+wait_or_not=() keep=false
+case ${1:-} in
+    --no-wait)
+        wait_or_not=(--no-wait)
+        shift
+        ;;
+    --keep)
+        keep=true
+        shift
+        ;;
+esac
 case ${1:-} in
     -h | --help)
         usage
@@ -72,16 +80,51 @@ except urllib.error.HTTPError:
     pass
 END
 }
-end=$((SECONDS + ${WAIT:-60})) waits=false
-until answers; do
-    if ((SECONDS >= end)); then
-        echo "error: nothing answers at $address" >&2
-        echo "  -> start the head there with cluster/head.sh, or from your desk: ssh -L 8265:127.0.0.1:8265 HEAD" >&2
-        exit 1
-    fi
-    $waits || echo "waiting for the cluster's dashboard at $address, at most ${WAIT:-60} s" >&2
-    waits=true
-    sleep 1
+await_dashboard() { # for as many seconds, or for ever
+    local end=$((SECONDS + ${1:-0})) waits=false
+    until answers; do
+        if [[ -n ${1:-} ]] && ((SECONDS >= end)); then
+            echo "error: nothing answers at $address" >&2
+            echo "  -> start the head there with cluster/head.sh, or from your desk: ssh -L 8265:127.0.0.1:8265 HEAD" >&2
+            return 1
+        fi
+        $waits || echo "waiting for the cluster's dashboard at $address${1:+, at most $1 s}" >&2
+        waits=true
+        sleep 1
+    done
+}
+submit() {
+    ray job submit --address "$address" ${wait_or_not[@]+"${wait_or_not[@]}"} --working-dir . --runtime-env-json "$environment" -- \
+        python -m guidino_tune.search "$@"
+}
+await_dashboard "${WAIT:-60}"
+if ! $keep; then
+    submit "$@"
+    exit
+fi
+
+how_it_ended() { # the exit code that is to be ours, or nothing when the search is to go on
+    python3 - "$address" "$1" << 'END'
+import sys
+from ray.job_submission import JobSubmissionClient
+try:
+    job = JobSubmissionClient(sys.argv[1]).get_job_info(sys.argv[2])
+except Exception:  # that of a head that is gone
+    sys.exit()
+code = {"SUCCEEDED": 0, "STOPPED": 130}.get(job.status, job.driver_exit_code)
+# 75: again later. Whoever was killed by a signal has a negative code, or one above 128; without a code nobody saw its end.
+print(code if code is not None and (0 <= code < 128 or code == 130) and code != 75 else "")
+END
+}
+pause=10
+while true; do
+    begun=$SECONDS job=search-$(date +%s)-$$
+    wait_or_not=(--submission-id "$job")
+    submit "$@" || true
+    await_dashboard
+    if code=$(how_it_ended "$job") && [[ -n $code ]]; then exit "$code"; fi
+    if ((SECONDS - begun > 120)); then pause=10; fi
+    echo "the search did not end by itself: again in $pause s" >&2
+    sleep "$pause"
+    pause=$((pause < 300 ? pause * 2 : 300))
 done
-exec ray job submit --address "$address" ${wait_or_not[@]+"${wait_or_not[@]}"} \
-    --working-dir . --runtime-env-json "$environment" -- python -m guidino_tune.search "$@"

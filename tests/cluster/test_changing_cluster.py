@@ -23,8 +23,6 @@ from optuna.trial import TrialState
 from postgres import BINARIES, MISSING, Server
 from small_searches import slow_space, study_folder, trials_of
 
-from guidino_tune.errors import UserError
-
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=missing()),
     pytest.mark.skipif(BINARIES is None, reason=MISSING),
@@ -33,7 +31,7 @@ pytestmark = [
 
 SMALL = "--object-store-memory=100000000"
 HEAD, FIRST, SECOND, THIRD, FOURTH, STRANGER = (f"{NET}.{number}" for number in range(10, 16))
-EPOCHS = 60
+EPOCHS = 120
 
 
 class Tracking:
@@ -71,14 +69,19 @@ class Tracking:
 class Night:
     """The search and its cluster, what is known of both, and the table of what happened."""
 
-    def __init__(self, folder: Path, home: Path, make: Callable[..., Machine], environment: dict[str, str]) -> None:
-        self.folder, self.home, self.make, self.environment = folder, home, make, environment
-        self.rows: list[tuple[str, str, float]] = []
+    def __init__(self, folder: Path, home: Path, make: Callable[..., Machine], database: Server, tracking: Tracking) -> None:
+        self.folder, self.home, self.make, self.database, self.tracking = folder, home, make, database, tracking
+        self.environment = {
+            "GUIDINO_TUNE_HOME": str(home), "GUIDINO_TUNE_STORAGE": os.environ["GUIDINO_TUNE_STORAGE"],
+            "MLFLOW_TRACKING_URI": tracking.uri, "PYTHONPATH": str(Path(__file__).parent),
+            "RAY_memory_monitor_refresh_ms": "0", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
         self.job, self.seen = "", truth.Saved()
-        self.head = make(10, folder, environment)
+        self.head = make(10, folder, self.environment)
+        self.workers: list[Machine] = []
 
     def row(self, event: str, what: str, seconds: float) -> None:
-        self.rows.append((event, what, seconds))
+        """A line of the table."""
         print(f"{event:<58} {what:<44} {seconds:6.1f} s", flush=True)
         self.look()
 
@@ -107,16 +110,25 @@ class Night:
         printed = self.head.run("cluster/submit.sh", "--no-wait", str(self.folder / "slow.yaml"), *options)
         (self.job,) = re.findall(r"'(raysubmit_\w+)' submitted", printed)
 
+    def newest_job(self) -> str:
+        """Its id; each has a log on the head."""
+        found = (self.head.folder / "ray").glob("session_2*/logs/job-driver-*.log")
+        newest = max(found, key=lambda file: file.stat().st_mtime, default=Path("job-driver-.log"))
+        return newest.stem.removeprefix("job-driver-")
+
     def output(self) -> str:
         """What the search has printed, in one line; empty before."""
         found = [file.read_text() for file in (self.head.folder / "ray").glob(f"session_2*/logs/job-driver-{self.job}.log")]
         return " ".join(" ".join(found).split())
 
     def says(self, text: str, seconds: float = 90) -> float:
+        """Waits until the search says it, once more if it has before; gives the seconds."""
+        before = self.output().count(text)
+
         def said() -> bool:
             output = self.output()
             assert " error: " not in output, output
-            return text in output
+            return output.count(text) > before
 
         return until(said, seconds, f"the search to say {text!r}", self.output)
 
@@ -126,12 +138,6 @@ class Night:
         for trial, epoch in truth.saved(self.home, "small"):
             found[trial] = max(epoch, found.get(trial, 0))
         return found
-
-    def running(self) -> list[int]:
-        try:
-            return [t.number for t in trials_of(self.home, "small") if t.state == TrialState.RUNNING]
-        except UserError:  # the database is away
-            return []
 
     def goes_on(self, trials: int, seconds: float = 180, more: int = 1) -> float:
         """Waits until so many trials have trained ``more`` epochs from now on; gives the seconds."""
@@ -147,8 +153,6 @@ class Night:
         """Ids of the processes that train, by machine."""
         return {m.address: m.processes("RayTrainWorker") for m in self.workers}
 
-    workers: list[Machine]
-
 
 @pytest.fixture
 def night(tmp_path: Path, home: Path, demo: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Night]:
@@ -163,13 +167,7 @@ def night(tmp_path: Path, home: Path, demo: Path, monkeypatch: pytest.MonkeyPatc
         try:
             monkeypatch.setenv("GUIDINO_TUNE_STORAGE", database.create("studies"))
             tracking = Tracking(home, database.create("mlflow"))
-            environment = {
-                "GUIDINO_TUNE_HOME": str(home), "GUIDINO_TUNE_STORAGE": os.environ["GUIDINO_TUNE_STORAGE"],
-                "MLFLOW_TRACKING_URI": tracking.uri, "PYTHONPATH": str(Path(__file__).parent),
-                "RAY_memory_monitor_refresh_ms": "0", "OMP_NUM_THREADS": "1",
-            }  # fmt: skip
-            made = Night(tmp_path, home, make, environment)
-            made.database, made.tracking = database, tracking
+            made = Night(tmp_path, home, make, database, tracking)
             tracking.start()
             made.start_head()
             try:
@@ -183,7 +181,7 @@ def night(tmp_path: Path, home: Path, demo: Path, monkeypatch: pytest.MonkeyPatc
 def test_one_search_lives_through_all_of_it(night: Night, home: Path) -> None:
     n = night
     n.submit()
-    n.says("waiting 15 minutes for nodes (resources.wait_for_nodes)")
+    n.says("carry 0: waiting 15 minutes for nodes (resources.wait_for_nodes)")
     clock = time.monotonic()
     first, second = n.workers = [n.join(11), n.join(12)]
     until(lambda: bool(n.epochs()), 180, "the first epoch", n.output)
@@ -195,21 +193,21 @@ def test_one_search_lives_through_all_of_it(night: Night, home: Path) -> None:
     for machine in (third, fourth):
         until(lambda m=machine: "Ray runtime started" in m.log("worker.txt"), 60, "the node", lambda m=machine: m.log("worker.txt"))
     joined = time.monotonic()
+    until(lambda: "2 trials side by side, 1 before" in n.output(), 15, "their use", n.output)
+    n.row("two more machines join", "another trial is given to them", time.monotonic() - joined)
     until(lambda: all(m.processes("RayTrainWorker") for m in (third, fourth)), 60, "workers on them", n.output)
-    used = time.monotonic() - joined
-    n.row("two more machines join", "workers of another trial on them", used)
+    n.row("", "its workers have started", time.monotonic() - joined)
     until(lambda: len(n.epochs()) == 2, 120, "trial 1 to train", n.output)
     n.row("", "its first epoch", time.monotonic() - joined)
-    assert used < 15
 
-    lost = next(m for m in (second, first) if m.processes("RayTrainWorker"))
+    until(lambda: all(m.processes("RayTrainWorker") for m in (first, second)), 60, "workers on all machines", n.output)
     clock = time.monotonic()
-    lost.cut()
+    second.cut()
     n.says("goes on from its checkpoint", 60)
     n.row("the network of a machine goes away for 60 s", "its trial is given up there", time.monotonic() - clock)
     time.sleep(max(0.0, 60 - (time.monotonic() - clock)))
     clock = time.monotonic()
-    lost.mend()
+    second.mend()
     n.goes_on(2, 120)
     n.row("it is back", "both trials train", time.monotonic() - clock)
 
@@ -246,27 +244,28 @@ def test_one_search_lives_through_all_of_it(night: Night, home: Path) -> None:
     n.head.shell(f"source cluster/env.sh && ray job stop {n.job}")
     assert "Nothing is lost: run it again to go on from here" in n.output()
     n.row("ray job stop", "stopped in good order", time.monotonic() - clock)
-    clock = time.monotonic()
-    n.submit()
+    clock, before = time.monotonic(), n.job
+    keeper = n.head.start("keeper.txt", "cluster/submit.sh", "--keep", str(n.folder / "slow.yaml"))
     n.goes_on(2, 180)
+    n.job = n.newest_job()
+    assert n.job != before
     n.row("the same command once more", "both trials train", time.monotonic() - clock)
 
-    n.look()
     clock = time.monotonic()
     n.head.kill("ray")
     until(lambda: not any(n.members().values()), 120, "the end of those who trained")
-    n.row("everything on the head is killed", "nobody trains", time.monotonic() - clock)
+    n.row("everything of Ray on the head is killed", "nobody trains", time.monotonic() - clock)
     clock = time.monotonic()
     n.start_head()
-    trials = len(trials_of(home, "small"))
-    n.submit("--trials", str(trials))
     n.goes_on(2, 240)
-    n.row("the head and the same command once more", "both trials train", time.monotonic() - clock)
+    n.row("the head is started again", "both trials train", time.monotonic() - clock)
+    n.head.shell(f"source cluster/env.sh && ray job stop {n.newest_job()}")
+    assert keeper.wait(60) == 130, n.head.log("keeper.txt")
 
-    clock = time.monotonic()
-    until(
-        lambda: "SUCCEEDED" in n.head.shell(f"source cluster/env.sh && ray job status {n.job}") or time.sleep(2), 400, "the end", n.output
-    )
+    trials, clock = len(trials_of(home, "small")), time.monotonic()
+    n.submit("--trials", str(trials))
+    until(lambda: f"{trials}/{trials} trials" in n.output(), 400, "the end", n.output)
+    until(lambda: "SUCCEEDED" in n.head.shell(f"source cluster/env.sh && ray job status {n.job}"), 60, "the end of the job", n.output)
     n.row("", "the end of the search", time.monotonic() - clock)
     assert [t.state for t in trials_of(home, "small")] == [TrialState.COMPLETE] * trials
     assert truth.study_problems(home, "small") == []

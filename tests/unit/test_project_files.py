@@ -40,7 +40,7 @@ def test_services_are_what_systemd_takes(unit, tmp_path):
     """With a command that is no service's, so that its check is seen to look."""
     installed, broken = tmp_path / unit.name, tmp_path / f"broken-{unit.name}"
     installed.write_text(unit.read_text().replace("/opt/guidino_tune", str(ROOT)))
-    broken.write_text(unit.read_text().replace("Restart=always", "Restart=alwys"))
+    broken.write_text(unit.read_text().replace("Restart=", "Restart=alwys-"))
     shown = [
         subprocess.run(["systemd-analyze", "verify", file], capture_output=True, text=True, timeout=60) for file in (installed, broken)
     ]
