@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from postgres_server import Server, needs_postgres, started
 from test_study_driver import result
 from training_helpers import search_space
 
@@ -25,50 +21,13 @@ from guidino_tune.study.lease import LEASE, read_lease
 from guidino_tune.study.locking import Hold
 from guidino_tune.study.store import StudyFolder, open_study
 
-BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
-
-pytestmark = pytest.mark.skipif(BINARIES is None, reason="needs PostgreSQL: apt-get install postgresql")
-
-
-class Server:
-    """A server of the test's own, on a port of loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        assert BINARIES is not None
-        self.data, self.binaries = folder / "data", BINARIES
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
-
-    def run(self, program: str, *arguments: str) -> None:
-        # It refuses to run as root.
-        user = pwd.getpwnam("postgres").pw_uid if os.geteuid() == 0 else None
-        command = [str(self.binaries / program), "-D", str(self.data), *arguments]
-        subprocess.run(command, check=True, user=user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
-
-    def start(self) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.data} -c fsync=off"
-        self.run("pg_ctl", "-w", "-l", str(self.data / "log"), "-o", options, "start")
-
-    def stop(self) -> None:
-        """As a crash: connections break in the middle of what they do."""
-        self.run("pg_ctl", "-w", "-m", "immediate", "stop")
+pytestmark = needs_postgres
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = Path("/tmp") / f"guidino-postgres-{os.getpid()}"  # whose user may not look into the test's own
-    folder.mkdir()
-    if os.geteuid() == 0:
-        shutil.chown(folder, "postgres")
-    server = Server(folder)
-    server.run("initdb", "-U", "postgres", "--auth=trust", "--no-sync")
-    server.start()
-    try:
+def server() -> Iterator[Server]:
+    with started() as server:
         yield server
-    finally:
-        server.stop()
-        shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)

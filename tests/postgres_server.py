@@ -1,0 +1,68 @@
+"""A real PostgreSQL for a test: a server of its own, on a port of loopback."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+
+needs_postgres = pytest.mark.skipif(BINARIES is None, reason="needs PostgreSQL: apt-get install postgresql")
+
+
+class Server:
+    """Started and stopped as often as a test likes."""
+
+    def __init__(self, folder: Path) -> None:
+        assert BINARIES is not None
+        self.data, self.binaries = folder / "data", BINARIES
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = self.url_of("postgres")
+
+    def url_of(self, database: str, user: str = "postgres") -> str:
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+
+    def run(self, program: str, *arguments: str) -> None:
+        # It refuses to run as root.
+        user = pwd.getpwnam("postgres").pw_uid if os.geteuid() == 0 else None
+        command = [str(self.binaries / program), "-D", str(self.data), *arguments]
+        subprocess.run(command, check=True, user=user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.data} -c fsync=off"
+        self.run("pg_ctl", "-w", "-l", str(self.data / "log"), "-o", options, "start")
+
+    def stop(self) -> None:
+        """As a crash: connections break in the middle of what they do."""
+        self.run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+    def ask(self, statement: str, database: str = "postgres") -> str:
+        """What ``psql`` answers."""
+        command = [str(self.binaries / "psql"), "-v", "ON_ERROR_STOP=1", "-tAc", statement, self.url_of(database)]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+@contextmanager
+def started() -> Iterator[Server]:
+    """A server with nothing in it, until the end of the block."""
+    folder = Path("/tmp") / f"guidino-postgres-{os.getpid()}"  # whose user may not look into the test's own
+    folder.mkdir()
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres")
+    server = Server(folder)
+    server.run("initdb", "-U", "postgres", "--auth=trust", "--no-sync")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder)
