@@ -44,7 +44,7 @@ check_database GUIDINO_TUNE_STORAGE
 check_database MLFLOW_BACKEND_STORE_URI
 
 for url in "${GUIDINO_TUNE_STORAGE:-}" "${MLFLOW_BACKEND_STORE_URI:-}"; do # a file in the home folder is copied once
-    if [[ $url == sqlite:///* ]]; then file=$(sqlite_file "$url") && [[ $(dirname "$file") != "$home" ]] || skip+=("$(basename "$file")"); fi
+    if [[ $url == sqlite:///* && $(dirname "$(sqlite_file "$url")") == "$home" ]]; then skip+=("$(basename "$(sqlite_file "$url")")"); fi
 done
 
 umask 077
@@ -96,6 +96,14 @@ for definition in studies/*/study.yaml; do
     studies+=("$study")
     for trial in "$study"/trials/*/; do trials+=("${trial%/}"); done
 done
+# A trial that ends before its folder's turn has no checkpoints by then, and the copy of its study takes it for running.
+for trial in "${trials[@]}"; do
+    if [[ -d $trial/checkpoints ]]; then
+        stage "$trial/checkpoints"
+        mkdir -p "$stage/.early/$trial"
+        if [[ -d $stage/$trial/checkpoints ]]; then mv "$stage/$trial/checkpoints" "$stage/.early/$trial/"; fi
+    fi
+done
 for study in "${studies[@]}"; do
     mkdir -p "$draft/home/$study"
     if [[ -f $study/optuna.journal ]]; then
@@ -107,7 +115,11 @@ done
 if [[ -n ${GUIDINO_TUNE_STORAGE:-} ]]; then dump_database "$GUIDINO_TUNE_STORAGE" "$draft/studies"; fi
 
 # 5. The folders of these trials, and everything else.
-for trial in "${trials[@]}"; do stage "$trial"; done
+for trial in "${trials[@]}"; do
+    stage "$trial"
+    early=$stage/.early/$trial/checkpoints
+    if [[ -d $early && -d $stage/$trial && ! -d $stage/$trial/checkpoints ]]; then mv "$early" "$stage/$trial/"; fi
+done
 for study in "${studies[@]}"; do
     for part in "$study"/*; do
         case $(basename "$part") in
@@ -122,7 +134,7 @@ for part in *; do
         *) stage "$part" ;;
     esac
 done
-rm -f "$stage/.probe" "$stage/.said"
+rm -rf "$stage/.probe" "$stage/.said" "$stage/.early"
 if [[ -d $stage/studies ]]; then (cd "$stage" && find studies -path '*/trials/*/.*' -prune -exec rm -rf {} +); fi # drafts, and locks
 cp -a "$stage/." "$draft/home/"
 for part in . studies "${studies[@]}" "${studies[@]/%//trials}"; do # who may read them there may here

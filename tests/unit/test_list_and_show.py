@@ -325,3 +325,25 @@ def test_postgres_itself_keeps_the_reader_from_writing(server: Server) -> None:
     reader = Reader(server.url_of("kept"))
     with pytest.raises(optuna.exceptions.StorageInternalError):
         reader._storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "b")  # type: ignore[union-attr]
+
+
+@needs_postgres
+def test_the_roles_that_the_page_for_teams_makes(server: Server, shown: Shown, home: Path) -> None:
+    """The owner searches, the reader only looks, and other teams do not get in."""
+    page = (Path(__file__).parents[2] / "docs" / "team.md").read_text(encoding="utf-8")
+    statements = page.partition("```sql\n")[2].partition("```")[0]
+    command = [str(server.binaries / "psql"), "-v", "ON_ERROR_STOP=1", server.url]
+    subprocess.run(command, input=statements, text=True, check=True, capture_output=True, timeout=60)
+    server.ask("CREATE ROLE lesions LOGIN")
+    driver = make("anna-kvasir", server.url_of("polyps_studies", "polyps"), trials=2)
+    code, out, _ = shown(listing, "--storage", server.url_of("polyps_studies", "polyps_reader"))
+    assert code == 0
+    assert out.splitlines()[1].split()[:3] == ["anna-kvasir", "demo", "stopped"]
+    for database, user in (("polyps_studies", "lesions"), ("polyps_mlflow", "polyps_reader")):
+        assert "permission denied" in shown(listing, "--storage", server.url_of(database, user))[2]
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        optuna.load_study(
+            study_name="anna-kvasir",
+            storage=optuna.storages.RDBStorage(server.url_of("polyps_studies", "polyps_reader"), skip_table_creation=True),
+        ).set_user_attr("lease", {})
+    assert driver.study.user_attrs.get("lease") in (None, {})

@@ -168,19 +168,19 @@ def test_the_order_leaves_out_what_no_study_knows(home: Path, tmp_path: Path) ->
     (home / "datasets").mkdir()
     sqlite3.connect(home / "mlflow.db").close()
     home.chmod(0o750)
-    # What is in the copy before each step of it; and between the journal and the folders another trial begins.
+    # What is in the copy before each step of it; and between the journal and the folders one trial ends, and another one begins.
     path = program(
         tmp_path / "bin" / "cp",
         f'echo "$* HAS" $(cd {tmp_path}/copy.partial.*/home && find . -type f) >> {tmp_path}/steps\n/bin/cp "$@"\n'
-        f'case "$*" in *optuna.journal*) mkdir -p {study}/trials/00001;; esac\n',
+        f'case "$*" in *optuna.journal*) rm -rf {study}/trials/00000/checkpoints; mkdir -p {study}/trials/00001;; esac\n',
     )
     done = run("backup.sh", "--without-datasets", tmp_path / "copy", GUIDINO_TUNE_HOME=str(home), PATH=path)
     assert done.returncode == 0, done.stderr
     steps = [line.partition(" HAS") for line in (tmp_path / "steps").read_text().splitlines()]
-    has = {name: next(files for step, _, files in steps if name in step) for name in ("mlflow-sent", "optuna.journal", "trials/00000")}
+    has = {name: next(files for step, _, files in steps if name in step) for name in ("mlflow-sent", "optuna.journal", "trials/00000 ")}
     assert "mlflow.db" not in has["mlflow-sent"]
     assert all(name in has["optuna.journal"] for name in ("mlflow-sent.jsonl", "mlflow.db"))
-    assert "optuna.journal" in has["trials/00000"]
+    assert "optuna.journal" in has["trials/00000 "]
     copied = {str(p.relative_to(tmp_path / "copy" / "home")) for p in (tmp_path / "copy" / "home").rglob("*") if p.is_file()}
     assert copied == {
         os.path.normpath(f"studies/a/{name}")
