@@ -80,8 +80,11 @@ class Reader:
             definition = study.user_attrs.get(DEFINITION)
             if not isinstance(definition, dict):
                 raise UserError("this study is of another program", where=f"study {name!r} in {self.place}", todo="name another one")
-        # Where its folder is in this home too, the lock of that folder counts.
-        return StoredStudy(StudyFolder(paths.studies() / name), study, read_space(definition, source=f"study {name!r} in {self.place}"))
+        # Where its folder is in this home too, the lock of that folder counts; one with a journal is of another study of this name.
+        folder = StudyFolder(paths.studies() / name)
+        if folder.journal.exists():
+            folder = StudyFolder(paths.studies() / ".elsewhere" / name)
+        return StoredStudy(folder, study, read_space(definition, source=f"study {name!r} in {self.place}"))
 
     def _unknown(self, name: str) -> UserError:
         known = self.names()

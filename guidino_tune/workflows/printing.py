@@ -150,7 +150,7 @@ def headings_of(space: Space) -> dict[str, str]:
 
 def _title(page: StudyPage) -> str:
     about = page.overview
-    left = f", {about.left} trials are left" if about.left else ""
+    left = f", {about.left} {'trial is' if about.left == 1 else 'trials are'} left" if about.left else ""
     driver = f"; {'was' if about.driver.is_dead else 'is'} driven by {about.driver}" if about.driver else ""
     return f"{about.name}: {about.state}{left}{driver}"
 

@@ -147,6 +147,7 @@ def _commands(stored: StoredStudy, about: Overview, folder: str, reader: Reader,
         found["extend" if trials else "go on"] = command(f"search {space}{trials}")
     if ranking(stored.study):
         found["export"] = command(f"export {stored.study.study_name} --output best.yaml")
+    if ranking(stored.study) and about.state != "running":  # a comparison waits for the end of the search
         found["compare"] = command(f"compare {stored.study.study_name}")
     return found
 

@@ -114,7 +114,7 @@ def test_a_study_tells_everything(shown: Shown, home: Path) -> None:
     code, out, _ = shown(showing, "whole")
     assert code == 0
     assert "\x1b" not in out  # not even the one that somebody's message brought along
-    assert "whole: stopped, 1 trials are left" in out
+    assert "whole: stopped, 1 trial is left" in out
     assert "demo, 8 training and 2 validation cases, 32 pixels" in out
     assert "objective: val Dice up" in out
     assert "1 diverged, first trial 1 on gpu-7 (01234567): a loss is not finite" in out
@@ -306,6 +306,17 @@ def test_a_database_is_read_from_a_laptop_without_any_folder(
     assert found["commands_on"] == found["links"]["folder"].partition(":")[0]
     assert "did you mean 'kvasir'?" in shown(showing, "kvasr")[2]
     assert not home.exists()
+
+
+def test_a_study_of_the_same_name_in_the_home_is_another_one(shown: Shown, tmp_path: Path, home: Path) -> None:
+    url = f"sqlite:///{tmp_path}/team.db"
+    make("kvasir", url, tmp_path / "shared" / "kvasir", trials=3)
+    with make("kvasir", trials=2).folder.lock():
+        assert shown(listing)[1].splitlines()[1].split()[2] == "running"
+        assert shown(listing, "--storage", url)[1].splitlines()[1].split()[2] == "stopped"
+        out = shown(showing, "kvasir", "--storage", url)[1]
+    assert "folder: the machine that began it:$GUIDINO_TUNE_HOME/studies/kvasir" in out
+    assert str(home) not in out
 
 
 @needs_postgres
