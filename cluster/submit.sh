@@ -9,9 +9,9 @@
 # The cluster is that at RAY_API_SERVER_ADDRESS, by default http://127.0.0.1:8265: on the head itself, or at the near end of
 #   ssh -L 8265:127.0.0.1:8265 HEAD
 # One that does not answer yet is waited for, WAIT seconds (default 60): a head's dashboard is up some time after the head.
-# Needs the head's token in ~/.ray/auth_token. GUIDINO_TUNE_HOME, MLFLOW_TRACKING_URI, HF_HOME and HF_HUB_OFFLINE are passed on if they
-# are set; passwords, HF_TOKEN and GUIDINO_TUNE_STORAGE are not (the dashboard shows what is passed, and the command with its options):
-# set those where the head is started. Paths are paths on the cluster.
+# Needs the head's token in ~/.ray/auth_token. GUIDINO_TUNE_HOME, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, HF_HOME and HF_HUB_OFFLINE
+# are passed on if they are set; passwords, HF_TOKEN and GUIDINO_TUNE_STORAGE are not (the dashboard shows what is passed, and the command
+# with its options): set those where the head is started. Paths are paths on the cluster.
 #
 # examples:
 #   cluster/submit.sh demo
@@ -60,7 +60,7 @@ command -v ray > /dev/null || { echo "error: no ray here; install the project fi
 
 # `ray job stop` kills what has not ended after 3 s, unless the job says otherwise: too soon to tell MLflow how its runs ended.
 export RAY_JOB_STOP_WAIT_TIME_S=${RAY_JOB_STOP_WAIT_TIME_S:-60}
-passed_on=(GUIDINO_TUNE_HOME MLFLOW_TRACKING_URI HF_HOME HF_HUB_OFFLINE RAY_JOB_STOP_WAIT_TIME_S)
+passed_on=(GUIDINO_TUNE_HOME MLFLOW_TRACKING_URI MLFLOW_EXPERIMENT_NAME HF_HOME HF_HUB_OFFLINE RAY_JOB_STOP_WAIT_TIME_S)
 if [[ ${MLFLOW_TRACKING_URI:-} == *@* ]] || has_password "${MLFLOW_TRACKING_URI:-}"; then
     echo "note: MLFLOW_TRACKING_URI holds a login, which the dashboard would show: not passed on; set it where the head is started" >&2
     unset MLFLOW_TRACKING_URI

@@ -10,6 +10,8 @@ from guidino_tune.errors import nearest
 
 COMMANDS = {
     "search": "search hyper-parameters on Ray; start, continue or extend a study",
+    "list": "all studies of the home folder or of a database: who drives them, how far they are",
+    "show": "one study: what it searched, its best trials, its failures, and how to go on",
     "export": "write the best (or any) trial of a study as a YAML file",
     "reproduce": "train and test the rows of the papers' tables, or a scaling study",
     "reproduce-trial": "train one trial of a study once more, and print the difference per epoch",

@@ -113,6 +113,13 @@ def add_storage_option(arguments: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_format_option(arguments: argparse.ArgumentParser) -> None:
+    """Adds ``--format``: how studies are printed."""
+    arguments.add_argument(
+        "--format", choices=["table", "json", "csv", "markdown"], default="table", help="table for people (default), or for a program"
+    )
+
+
 def add_backbone_option(arguments: argparse.ArgumentParser, *, several: bool = True) -> None:
     """Adds ``--backbone``: where the folder of a guide backbone is now, which must hold the same weights."""
     arguments.add_argument(

@@ -1,6 +1,7 @@
 """One driver at a time on a study in a database, whichever machine it runs on: a lease that the driver renews while it lives.
 
-The lease is an attribute of the study. Who finds one that is not its own watches it: clocks of two machines are never compared.
+The lease is an attribute of the study. Who finds one that is not its own watches it: clocks of two machines are compared for people to
+read (``last_sign``), and decide nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from guidino_tune.study.patient_storage import PatientStorage, without_patience
 
 LEASE = "lease"
 """Attribute of a study: who drives it, and how often that was renewed."""
+
+DRIVEN_FROM = "driven_from"
+"""Attribute of a study in a database: the machine and the folder that it was driven from last, as ``HOST:FOLDER``."""
 
 BEAT = 10.0
 """Seconds between two renewals."""
@@ -51,7 +55,8 @@ class Lease:
     def __init__(self, study: optuna.Study, who: str, place: str, work: str, todo: str) -> None:
         since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
         self._study, self._work, self._todo = study, work, todo
-        self._mine: dict[str, Any] = {"who": who, "since": since, "place": place, "work": work, "token": uuid.uuid4().hex, "beats": 0}
+        self._mine: dict[str, Any] = {"who": who, "since": since, "place": place, "work": work, "token": uuid.uuid4().hex}
+        self._mine |= {"beats": 0, "renewed": time.time()}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="guidino-tune-lease", daemon=True)
         self.taken = ""
@@ -63,6 +68,7 @@ class Lease:
         study.set_user_attr(LEASE, self._mine)
         time.sleep(SETTLE)
         self._refuse_unless_mine()
+        study.set_user_attr(DRIVEN_FROM, place)
         self._thread.start()
         if isinstance(storage := optuna_private.storage(study), PatientStorage):
             storage.check = self._check
@@ -117,6 +123,7 @@ class Lease:
                     self.taken = _in_words(now) or "another driver, which has ended"
                     return
                 self._mine["beats"] += 1
+                self._mine["renewed"] = time.time()
                 self._study.set_user_attr(LEASE, self._mine)
 
 
@@ -129,6 +136,15 @@ def lease_holder(study: optuna.Study, here: str) -> str:
     """Who drives a study from another place than this one, in words; a driver that died there stands until the next one comes."""
     found = read_lease(study)
     return "" if found.get("place") == here else _in_words(found)
+
+
+def last_sign(lease: dict[str, Any]) -> float | None:
+    """Seconds since a lease was renewed, by the clocks of its holder and of this machine: to be shown to people, and nothing more.
+
+    ``None`` where it does not tell.
+    """
+    renewed = lease.get("renewed")
+    return max(0.0, time.time() - renewed) if isinstance(renewed, int | float) else None
 
 
 def _in_words(lease: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import socket
 from urllib.parse import urlsplit
@@ -10,10 +11,15 @@ from guidino_tune.errors import UserError, redacted
 from guidino_tune.tracking.client import connect, explain, is_server, sqlite_file
 
 MLFLOW_EXPERIMENT = "guidino_tune"
-"""Of all studies, so that they can be compared."""
+"""Of all studies, so that they can be compared, unless ``MLFLOW_EXPERIMENT_NAME`` names another one, such as that of a team."""
 
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Where databases listen unless the URL says otherwise."""
+
+
+def experiment_name() -> str:
+    """The MLflow experiment of new studies and models, as MLflow's own tools take it; a study that is in one stays there."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or MLFLOW_EXPERIMENT
 
 
 def reach(uri: str, timeout: int = 5) -> str:
@@ -54,12 +60,12 @@ def unreachable(uri: str, timeout: int = 5) -> str | None:
     return None
 
 
-def deleted(uri: str, name: str = MLFLOW_EXPERIMENT) -> str:
-    """The command that restores an experiment which somebody deleted in the MLflow at ``uri``; empty when nobody did."""
+def deleted(uri: str) -> str:
+    """The command that restores the experiment in force if somebody deleted it in the MLflow at ``uri``; empty when nobody did."""
     file = sqlite_file(uri)
     if file and not file.exists():
         return ""
-    found = connect(uri).get_experiment_by_name(name)
+    found = connect(uri).get_experiment_by_name(experiment_name())
     return "" if found is None or found.lifecycle_stage == "active" else f"mlflow experiments restore -x {found.experiment_id}"
 
 

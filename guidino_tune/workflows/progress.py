@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Mapping
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -68,7 +69,7 @@ class Progress:
         score = "no result" if value is None else f"Dice {value:.4f}"
         why = f" ({trial.user_attrs['failure']}: {trial.user_attrs.get('message', '')[:200]})" if "failure" in trial.user_attrs else ""
         name = trial.user_attrs.get("name", "")
-        line = f"trial {number:>3} {name:<17} {_word(trial):<13} {score} after {max(trial.intermediate_values, default=0)} epochs{why}"
+        line = f"trial {number:>3} {name:<17} {word(trial):<13} {score} after {max(trial.intermediate_values, default=0)} epochs{why}"
         self.console.print(f"{line} | {self._summary()}", highlight=False, soft_wrap=True)
 
     def draw(self) -> Group:
@@ -87,7 +88,7 @@ class Progress:
 
     def _row(self, trial: FrozenTrial) -> list[str]:
         value = best_value(trial)
-        cells = [_cell(trial.params[path]) if path in trial.params else "-" for path in columns(self.space)]
+        cells = [cell(trial.params[path]) if path in trial.params else "-" for path in columns(self.space)]
         epoch = f"{max(trial.intermediate_values, default=0)}/{trial.user_attrs.get('epochs', '?')}"
         return [str(trial.number), trial.user_attrs.get("name", ""), *cells, epoch, "-" if value is None else f"{value:.4f}"]
 
@@ -134,36 +135,51 @@ class Progress:
         return self.tally.epochs + sum(max(t.intermediate_values, default=0) for t in self._running())
 
 
-def leaderboard(study: optuna.Study, space: Space, rows: int = 10) -> Table:
-    """The best trials with what was searched, then those that were stopped early or failed; a Pareto front stands before all others."""
+def placed(study: optuna.Study) -> list[tuple[int | None, FrozenTrial]]:
+    """Trials that have ended, with their rank: a Pareto front, then others that ran their whole budget, then the rest, without one."""
     leading = front(study)
     on_front = {t.number for t in leading}
     complete = [*leading, *(t for t in ranking(study) if t.number not in on_front)]
-    leaders = on_front or {t.number for t in complete[:1]}
     others = sorted(
         (t for t in study.get_trials(deepcopy=False) if t.state in (TrialState.PRUNED, TrialState.FAIL) and REPEATS not in t.user_attrs),
         key=lambda t: -(best_value(t) or 0.0),
     )
+    return [*enumerate(complete, 1), *((None, t) for t in others)]
+
+
+def leaderboard(study: optuna.Study, space: Space, rows: int = 10, searched: Mapping[str, str] | None = None) -> Table:
+    """The best trials with what was searched, then those that were stopped early or failed; a Pareto front stands before all others.
+
+    Args:
+        study: The study.
+        space: What it searches.
+        rows: So many of the best trials are shown.
+        searched: Headings of the parameters to show, by path; ``None``: see ``columns``.
+    """
+    every = placed(study)
+    complete = [row for row in every if row[0] is not None]
+    on_front = {t.number for t in front(study)}
+    leaders = on_front or {t.number for _, t in complete[:1]}
     shown = complete[:rows]
     if len(complete) > rows:
         shown = [*shown, complete[-1]]
     table = Table(title=f"Study {study.study_name}", title_justify="left", header_style="bold")
-    paths = columns(space)
+    paths = columns(space) if searched is None else searched
     more = {name: place for place, name in enumerate(space.study.objectives) if name != OBJECTIVE}
     numbers = ("rank", "trial", "epochs", *SHORT.values())
     for column in ("rank", "trial", "system", *paths.values(), "epochs", "val Dice", *(SHORT[n] for n in more), ""):
         table.add_column(column, justify="right" if column in numbers else "left")
-    for trial in [*shown, *others[: max(0, rows + 2 - len(shown))]]:
+    for rank, trial in [*shown, *every[len(complete) :][: max(0, rows + 2 - len(shown))]]:
         value = best_value(trial)
         table.add_row(
-            str(complete.index(trial) + 1) if trial in complete else "",
+            str(rank or ""),
             str(trial.number),
             trial.user_attrs.get("name", ""),
-            *(_cell(trial.params[p]) if p in trial.params else "-" for p in paths),
+            *(cell(trial.params[p]) if p in trial.params else "-" for p in paths),
             str(max(trial.intermediate_values, default=0)),
             "-" if value is None else f"{value:.4f}",
-            *(shown_value(name, trial.values[place]) if trial in complete else "-" for name, place in more.items()),
-            "Pareto front" if trial.number in on_front else _word(trial),
+            *(shown_value(name, trial.values[place]) if rank else "-" for name, place in more.items()),
+            "Pareto front" if trial.number in on_front else word(trial),
             style="green" if trial.number in leaders else "dim" if trial.state != TrialState.COMPLETE else None,
         )
     return table
@@ -186,7 +202,8 @@ def conclusions(study: optuna.Study, space: Space) -> list[str]:
     return lines
 
 
-def _word(trial: FrozenTrial) -> str:
+def word(trial: FrozenTrial) -> str:
+    """How a trial ended, in a few words."""
     if not feasible(trial):
         return f"beyond {trial.user_attrs.get('message', 'a constraint')}"
     words = {
@@ -197,7 +214,8 @@ def _word(trial: FrozenTrial) -> str:
     return str(words.get(trial.state, trial.state.name.lower()))
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """The value of a parameter in a table."""
     return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 

@@ -14,7 +14,7 @@ from guidino_tune import paths
 from guidino_tune.config import Experiment
 from guidino_tune.tracking import SeedRun, flatten, log_model_run, ui_command
 from guidino_tune.tracking.client import place, same_place
-from guidino_tune.tracking.inspection import MLFLOW_EXPERIMENT
+from guidino_tune.tracking.inspection import experiment_name
 from guidino_tune.tracking.views import model_page
 from guidino_tune.training.folder import write_text
 from guidino_tune.workflows.track import mlflow_uri
@@ -63,7 +63,7 @@ def register_model(
     if version is None:
         title, artifacts_at = f"retrain {name} {experiment.name}", paths.home() / "mlartifacts"
         _, version = log_model_run(
-            uri, MLFLOW_EXPERIMENT, title, flatten(experiment.to_dict()), summary, artifacts, model, registered,
+            uri, experiment_name(), title, flatten(experiment.to_dict()), summary, artifacts, model, registered,
             {"experiment_hash": experiment.hash, **tags}, seeds=seeds, artifact_location=artifacts_at,
         )  # fmt: skip
         write_text(marker, json.dumps({**known, json.dumps({**it, "uri": place(uri)}): version}, indent=1))

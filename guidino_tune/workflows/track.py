@@ -20,7 +20,7 @@ from guidino_tune.study.journal import mend_journal
 from guidino_tune.study.store import StudyFolder, folder_of, load_study, stored_study
 from guidino_tune.study.trials import remaining
 from guidino_tune.tracking import DatasetInfo, MLflowTracker, StudySnapshot, TrialSnapshot, flatten, tracking_uri
-from guidino_tune.tracking.inspection import MLFLOW_EXPERIMENT, reach, unreachable
+from guidino_tune.tracking.inspection import experiment_name, reach, unreachable
 from guidino_tune.tracking.ledger import Ledger
 from guidino_tune.tracking.missing import Missing, missing
 from guidino_tune.tracking.snapshots import EndedTrial
@@ -122,7 +122,7 @@ def study_snapshot(study: optuna.Study, space: Space, folder: StudyFolder) -> St
 
 def open_tracker(snapshot: StudySnapshot, folder: StudyFolder, tell: Callable[[str], None] | None = None) -> MLflowTracker:
     """The tracker of a study, not started; ``tell`` hears when MLflow goes away and is back."""
-    return MLflowTracker(mlflow_uri(), MLFLOW_EXPERIMENT, snapshot, folder.ledger, paths.home() / "mlartifacts", tell=tell)
+    return MLflowTracker(mlflow_uri(), experiment_name(), snapshot, folder.ledger, paths.home() / "mlartifacts", tell=tell)
 
 
 def send_results(space: Space, console: Console, storage: str | None = None, folder: StudyFolder | None = None) -> bool:

@@ -20,12 +20,12 @@ import pytest
 import yaml
 from machines import HERE, NET, ROOT, Machine, machines, missing, until
 from optuna.trial import TrialState
-from postgres import BINARIES, MISSING, Server
+from postgres_server import Server, needs_postgres, started
 from small_searches import slow_space, study_folder, trials_of
 
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=missing()),
-    pytest.mark.skipif(BINARIES is None, reason=MISSING),
+    needs_postgres,
     pytest.mark.timeout(1500),
 ]
 
@@ -162,20 +162,16 @@ def night(tmp_path: Path, home: Path, demo: Path, monkeypatch: pytest.MonkeyPatc
     space["resources"] = {"executor": "train", "workers": 2, "cpus_per_worker": 1, "max_failures": 10}
     file.write_text(yaml.safe_dump(space))
     (home / "studies").mkdir(parents=True)
-    with machines() as make:
-        database = Server(HERE, f"{NET}.0/24")
+    with machines() as make, started(HERE, f"{NET}.0/24") as database:
+        monkeypatch.setenv("GUIDINO_TUNE_STORAGE", database.create("studies"))
+        tracking = Tracking(home, database.create("mlflow"))
+        made = Night(tmp_path, home, make, database, tracking)
+        tracking.start()
+        made.start_head()
         try:
-            monkeypatch.setenv("GUIDINO_TUNE_STORAGE", database.create("studies"))
-            tracking = Tracking(home, database.create("mlflow"))
-            made = Night(tmp_path, home, make, database, tracking)
-            tracking.start()
-            made.start_head()
-            try:
-                yield made
-            finally:
-                tracking.kill()
+            yield made
         finally:
-            database.remove()
+            tracking.kill()
 
 
 def test_one_search_lives_through_all_of_it(night: Night, home: Path) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from guidino_tune import cli, compare, doctor, export, reproduce_trial, search, track
+from guidino_tune import cli, compare, doctor, export, reproduce_trial, search, show, track
+from guidino_tune import list as listing
 from guidino_tune.errors import UserError, passwords, redacted
 from guidino_tune.running.environment import protect_token
 from guidino_tune.space.space import load_space
@@ -126,7 +127,7 @@ def test_the_traceback_of_a_bug_is_complete_but_for_the_password() -> None:
 # ------------------------------------------------------------------------------------------------------- the database of a study
 
 
-TAKE_A_DATABASE = (search, export, compare, track, doctor, reproduce_trial)
+TAKE_A_DATABASE = (search, listing, show, export, compare, track, doctor, reproduce_trial)
 
 
 @pytest.mark.parametrize("command", TAKE_A_DATABASE)

@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from postgres import BINARIES, MISSING, Server
+from postgres_server import Server, needs_postgres, started
 from test_study_driver import result
 from training_helpers import search_space
 
@@ -21,16 +21,13 @@ from guidino_tune.study.lease import LEASE, read_lease
 from guidino_tune.study.locking import Hold
 from guidino_tune.study.store import StudyFolder, open_study
 
-pytestmark = pytest.mark.skipif(BINARIES is None, reason=MISSING)
+pytestmark = needs_postgres
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    server = Server()
-    try:
+    with started() as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.tracking import TrialSnapshot
 from guidino_tune.tracking.client import as_key, connect
 from guidino_tune.tracking.ledger import Ledger
+from guidino_tune.tracking.links import study_page
 from guidino_tune.tracking.missing import missing
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows import track as sending
@@ -263,3 +264,25 @@ def test_a_study_elsewhere_is_sent_and_not_one_of_its_name_here(
     assert (code, out.strip().splitlines()[-1]) == (0, f"{elsewhere.path}: everything is in MLflow")
     assert elsewhere.ledger.exists()
     assert not here.ledger.exists()
+
+
+def test_another_experiment_takes_new_studies_and_leaves_those_that_are_in_one(
+    shown: Shown, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_study("early")
+    assert shown("early", "--flush")[0] == 0
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team-polyps")
+    make_study("late")
+    for _ in range(2):
+        assert shown("--all", "--flush")[0] == 0
+    client = connect(f"sqlite:///{home}/mlflow.db")
+    where = {}
+    for experiment in client.search_experiments():
+        for run in client.search_runs([experiment.experiment_id]):
+            where.setdefault(run.data.tags["guidino.study"], []).append(experiment.name)
+    assert where == {"early": ["guidino_tune"] * 3, "late": ["team-polyps"] * 3}
+    pages = [study_page(f"sqlite:///{home}/mlflow.db", name, "id") for name in ("guidino_tune", "team-polyps", "none")]
+    assert [page.partition("/runs")[0].rpartition("/")[2] for page in pages] == [
+        *(client.get_experiment_by_name(name).experiment_id for name in ("guidino_tune", "team-polyps")),
+        "",
+    ]
