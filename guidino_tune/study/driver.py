@@ -322,7 +322,7 @@ class Driver(Guarded):
         elif self.expired:
             return  # stays RUNNING in the study: the next run goes on with it
         elif self.space.study.waits and is_waiting(stored):
-            self.waiting.trials[number] = stored
+            self.waiting.add(stored)
             self._put_aside(number)
             return
         else:
@@ -392,7 +392,7 @@ class Driver(Guarded):
             sync_to_disk(self.study)
             self.folder.trial(number).tidy()
             self.listener(number, self.space.experiment(frozen.params), None)
-        self.waiting.trials.clear()
+        self.waiting.clear()
 
     def frozen(self, trial: optuna.Trial) -> FrozenTrial:
         """The stored state of a running trial."""
