@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import bisect
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 from typing import TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial
+
+from guidino_tune.study import optuna_private
 
 T = TypeVar("T", int, tuple[float, int])
 
@@ -17,17 +19,22 @@ T = TypeVar("T", int, tuple[float, int])
 class Changes:
     """Which trials of a study have changed since the last look.
 
-    A storage replaces a stored trial when it changes, and never writes into it; so another object is another state.
+    A journal tells it. Other storages replace a stored trial when it changes, and never write into it: another object is another state.
     """
 
     def __init__(self) -> None:
         self._before: list[FrozenTrial] = []
+        self._known = self._mark = 0
 
-    def look(self, study: optuna.Study) -> tuple[list[FrozenTrial], Iterable[int]]:
-        """All trials, and the numbers of those that are new or other than before."""
-        trials, before = study.get_trials(deepcopy=False), self._before
-        self._before = trials
-        return trials, [*compress(range(len(before)), map(operator.is_not, trials, before)), *range(len(before), len(trials))]
+    def look(self, study: optuna.Study) -> tuple[Mapping[int, FrozenTrial] | Sequence[FrozenTrial], Iterable[int]]:
+        """All trials by number, and the numbers of those that are new or other than before, in order."""
+        if (told := optuna_private.changes(study, self._mark)) is not None:
+            trials, changed, self._mark = told
+            new, self._known = range(self._known, len(trials)), len(trials)
+            return trials, sorted({*changed, *new})
+        listed, before = study.get_trials(deepcopy=False), self._before
+        self._before = listed
+        return listed, [*compress(range(len(before)), map(operator.is_not, listed, before)), *range(len(before), len(listed))]
 
 
 class Ordered(list[T]):

@@ -108,8 +108,8 @@ def counted_at(study: optuna.Study, epoch: int) -> Standings:
             _count(standings, number, trials[number], at)
     if epoch not in known:
         known[epoch] = Standings()
-        for number, trial in enumerate(trials):
-            _count(known[epoch], number, trial, epoch)
+        for number in range(len(trials)):
+            _count(known[epoch], number, trials[number], epoch)
     return known[epoch]
 
 

@@ -104,15 +104,25 @@ def test_what_is_kept_along_is_what_a_driver_that_begins_would_find(storage: str
             counted = counted_at(study, rung)
             assert counted.values == values
             assert [n for _, n in counted.order] == sorted(values, key=lambda n: (-values[n], n))
-            assert all(counted.leads(n, most) is (n in sorted(values, key=lambda n: (-values[n], n))[:most]) for n in values for most in (0, 2))
+            assert all(
+                counted.leads(n, most) is (n in sorted(values, key=lambda n: (-values[n], n))[:most]) for n in values for most in (0, 2)
+            )
 
 
-def test_only_what_changed_is_looked_at(tmp_path: Path) -> None:
-    study = optuna.create_study(storage=open_journal(tmp_path / "journal"))
+@pytest.mark.parametrize("journal", [True, False])
+def test_only_what_changed_is_looked_at(journal: bool, tmp_path: Path) -> None:
+    study = optuna.create_study(storage=open_journal(tmp_path / "journal") if journal else None)
     changes, trials = Changes(), [study.ask() for _ in range(5)]
     assert list(changes.look(study)[1]) == [0, 1, 2, 3, 4]
     assert list(changes.look(study)[1]) == []
     optuna_private.report(trials[3], 0.5, 1)
     trials[1].set_user_attr("name", "other")
     study.ask()
-    assert list(changes.look(study)[1]) == [1, 3, 5]
+    seen, changed = changes.look(study)
+    assert list(changed) == [1, 3, 5]
+    assert seen[3].intermediate_values == {1: 0.5}
+    assert [seen[n] for n in range(len(seen))] == study.get_trials()
+    if journal:  # another process, such as a person who adds a trial, writes into the same file
+        other = optuna.load_study(study_name=study.study_name, storage=open_journal(tmp_path / "journal"))
+        other.enqueue_trial({})
+        assert list(changes.look(study)[1]) == [6]
