@@ -5,14 +5,15 @@
 
 Trials train nothing. ``search``: a whole search over curves by formula, whose epochs take a minute, on the simulator's clock, its study in
 a journal on the disk; then what it costs to go on with it, to fill every place, and to hand out again what a tenth of the nodes carried.
-``growth``: a question, a report and an end beside ten times as many trials. ``mlflow``: how far MLflow is behind a thousand trials that tell
-their epochs as fast as the driver takes them. ``tune``: Ray Tune with our searcher and scheduler, against its own, on actors that do
+``growth``: a question, a report and an end beside ten times as many trials. ``mlflow``: how far MLflow is behind a thousand trials that
+tell their epochs as fast as the driver takes them. ``tune``: Ray Tune with our searcher and scheduler, against its own, on actors that do
 nothing. What is compared are seconds of CPU of the driver's thread where nothing else is said.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import resource
 import statistics
 import sys
@@ -257,7 +258,7 @@ def tune(home: Path, options: Any) -> None:
         return time.perf_counter() - begun, time.process_time() - cpu
 
     length, found = 4, dict[tuple[str, int], list[tuple[float, float]]]()
-    ray.init("local", num_cpus=options.actors, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=options.actors, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     sizes = (4 * options.actors, 40 * options.actors)
     for turn in range(3):
         for trials in sizes:

@@ -18,8 +18,10 @@ from guidino_tune.space.space import override
 from guidino_tune.study import optuna_private
 from guidino_tune.study.driver import Driver
 from guidino_tune.study.journal import open_journal
+from guidino_tune.study.promotion import is_waiting
 from guidino_tune.study.samplers import TPESampler
 from guidino_tune.study.standings import Changes
+from guidino_tune.study.tally import Tally
 from guidino_tune.study.trials import counted_at, value_at
 
 GROWTH = 1.3
@@ -126,3 +128,24 @@ def test_only_what_changed_is_looked_at(journal: bool, tmp_path: Path) -> None:
         other = optuna.load_study(study_name=study.study_name, storage=open_journal(tmp_path / "journal"))
         other.enqueue_trial({})
         assert list(changes.look(study)[1]) == [6]
+
+
+def test_trials_that_wait_are_counted_along(tmp_path: Path) -> None:
+    driver, rng = drive(tmp_path, synthetic_space(9, trials=60)), np.random.default_rng(0)
+    tally, seen = Tally(driver.study), set[int]()
+    driver.listener = lambda number, experiment, record: tally.take(optuna_private.stored_trial(driver.study, number)) and None
+    epochs: dict[str, int] = {}
+    for step in range(400):
+        key = str(rng.choice([*epochs])) if len(epochs) >= 5 else f"new {step}"
+        if key not in epochs:
+            if (asked := driver.ask(key)) is None:
+                break
+            epochs[key] = asked["reported"]
+        elif not driver.report(key, dice(epoch := epochs.pop(key) + 1, float(rng.random()))):
+            driver.tell(key, crashed=False)
+        else:
+            epochs[key] = epoch
+        waiting = {t.number for t in driver.study.get_trials() if t.state == TrialState.RUNNING and is_waiting(t)}
+        assert tally.waiting == waiting == set(Tally(driver.study).waiting)
+        seen |= waiting
+    assert len(seen) > 10
