@@ -19,6 +19,7 @@ from guidino_tune.errors import UserError
 from guidino_tune.space.parameters import Scalar, Values
 from guidino_tune.space.space import Space
 from guidino_tune.study import optuna_private
+from guidino_tune.study.fronts import on_front
 from guidino_tune.study.listed import GridSampler, ListedSampler
 from guidino_tune.study.objectives import directions
 from guidino_tune.study.proposing import WholeSampler
@@ -212,9 +213,7 @@ def _ranked(values: Mapping[int, Sequence[float]], signs: Sequence[int], most: i
     points = np.array([values[number] for number in numbers], float).reshape(-1, len(signs)) * signs
     order, left = list[int](), np.arange(len(numbers))
     while len(left) and len(order) < most:
-        some = points[left]
-        no_worse = (some[:, None] <= some[None]).all(2)
-        first = ~(no_worse & ~no_worse.T).any(0)
+        first = on_front(points[left])
         front = left[first]
         crowd = _crowding(points[front])
         order += [numbers[i] for i in front[np.lexsort((front, -crowd))]]

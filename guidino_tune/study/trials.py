@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
+from guidino_tune.study.fronts import on_front
 from guidino_tune.study.objectives import COUNTED, feasible
 from guidino_tune.study.outcomes import REPEATED, REPEATS, Outcomes, as_key
 from guidino_tune.study.standings import Changes, Standings
@@ -148,7 +152,13 @@ def front(study: optuna.Study) -> list[FrozenTrial]:
 
     Only trials that ran their whole budget within the constraints count; a study with one objective has no front.
     """
-    return sorted(study.best_trials, key=rank) if len(study.directions) > 1 else []
+    if len(study.directions) < 2:
+        return []
+    # ``study.best_trials`` finds the same, and copies all trials first: it is asked for with every trial that ends.
+    whole = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if feasible(trial)]
+    signs = [1 if direction == StudyDirection.MINIMIZE else -1 for direction in study.directions]
+    points = np.array([trial.values for trial in whole], float).reshape(-1, len(signs)) * signs
+    return sorted(compress(whole, on_front(points)), key=rank)
 
 
 def rank(trial: FrozenTrial) -> tuple[float, ...]:

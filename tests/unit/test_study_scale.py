@@ -17,12 +17,13 @@ from synthetic_curves import synthetic_space
 from guidino_tune.space.space import override
 from guidino_tune.study import optuna_private
 from guidino_tune.study.driver import Driver
+from guidino_tune.study.fronts import on_front
 from guidino_tune.study.journal import open_journal
 from guidino_tune.study.promotion import is_waiting
 from guidino_tune.study.samplers import TPESampler
 from guidino_tune.study.standings import Changes
 from guidino_tune.study.tally import Tally
-from guidino_tune.study.trials import counted_at, value_at
+from guidino_tune.study.trials import counted_at, front, value_at
 
 GROWTH = 1.3
 """Calls beside eight times as many trials over those beside few, at most."""
@@ -149,3 +150,20 @@ def test_trials_that_wait_are_counted_along(tmp_path: Path) -> None:
         assert tally.waiting == waiting == set(Tally(driver.study).waiting)
         seen |= waiting
     assert len(seen) > 10
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_the_front_is_that_of_its_definition_and_of_optuna(objectives: int, constrained: bool) -> None:
+    rng = np.random.default_rng(objectives)
+    for number in (0, 1, 2, 40):
+        study = optuna.create_study(directions=["maximize", *["minimize"] * (objectives - 1)])
+        for _ in range(number):
+            trial = study.ask()
+            if constrained:
+                trial.set_constraint("parameters", float(rng.normal()))
+            study.tell(trial, rng.integers(6, size=objectives).tolist())  # with equal ones
+        assert {t.number for t in front(study)} == {t.number for t in study.best_trials}
+        points = rng.integers(6, size=(number, objectives))
+        dominated = [any((p <= q).all() and (p < q).any() for p in points) for q in points]
+        assert on_front(points).tolist() == [not lost for lost in dominated]
