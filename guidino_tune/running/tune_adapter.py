@@ -12,8 +12,9 @@ import math
 import shutil
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -125,26 +126,34 @@ class StudyScheduler(FIFOScheduler):
         self.driver, self.booked = driver, booked
         self._looked = time.monotonic()
         self._elsewhere: dict[str, list[str]] = {}
+        self._next: deque[TuneTrial] = deque()
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         """See ``TrialScheduler.on_trial_add``; a reused actor has another booking, so that it is not taken where it is to be avoided."""
+        self._next.append(trial)
         booked, avoided = trial.placement_group_factory, trial.config.get("avoided", ())
         if booked and self.booked and avoided and (selector := elsewhere(avoided, *self._worker)):
             trial.update_resources(tune.PlacementGroupFactory(booked.bundles, bundle_label_selector=[selector] * len(booked.bundles)))
             self._elsewhere[trial.trial_id] = avoided
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
-        """See ``TrialScheduler.choose_trial_to_run``, which is asked in every step; now and then it looks at what waits for a place."""
+        """See ``TrialScheduler.choose_trial_to_run``; now and then it looks at what waits for a place.
+
+        It is asked in every step, and Tune's own looks at all trials that there ever were. Here none waits a second time.
+        """
         if time.monotonic() - self._looked >= LOOK:
             self._looked = time.monotonic()
             self._take_back(tune_controller)
-        return super().choose_trial_to_run(tune_controller)
+        while self._next and self._next[0].status != TuneTrial.PENDING:
+            self._next.popleft()
+        return self._next[0] if self._next else None
 
     def _take_back(self, tune_controller: Any) -> None:
         """What waits is not to begin once the search is over; nor to wait for other nodes when there are none any more."""
+        others_than = cache(lambda *avoided: others(avoided, *self._worker))  # hundreds may wait that avoid the same node
         for trial in [t for t in tune_controller.get_trials() if t.status == TuneTrial.PENDING]:
             avoided = self._elsewhere.get(trial.trial_id)
-            if self._over or (avoided and not others(avoided, *self._worker)):
+            if self._over or (avoided and not others_than(*avoided)):
                 self.driver.stored(partial(self.driver.give_back, trial.trial_id), None)
                 tune_controller.stop_trial(trial)
 

@@ -1,4 +1,4 @@
-"""W workers on a virtual clock: they run the trials of the real driver over recorded curves, in memory."""
+"""W workers on a virtual clock: they run the trials of the real driver over recorded curves."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from guidino_tune.simulation.sources import Source
 from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
 from guidino_tune.study.driver import Driver
+from guidino_tune.study.journal import open_journal
 from guidino_tune.study.objectives import directions
 from guidino_tune.study.promotion import queue_first
 from guidino_tune.study.pruners import make_pruner
@@ -77,13 +78,19 @@ class _Training:
     best: float
 
 
-def new_study(space: Space, source: Source, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
-    """A study in memory with the sampler and pruner of the space, and its first trials queued, as ``store.open_study`` makes one."""
+def new_study(
+    space: Space, source: Source, sampler: optuna.samplers.BaseSampler | None = None, journal: Path | None = None
+) -> optuna.Study:
+    """A study with the sampler and pruner of the space, and its first trials queued, as ``store.open_study`` makes one; in memory or in a
+    new ``journal``."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         inner = sampler or make_sampler(space)
-    study = optuna.create_study(directions=directions(space.study), sampler=source.sampler(inner), pruner=make_pruner(space.study))
+    study = optuna.create_study(
+        study_name=space.study.name, storage=open_journal(journal) if journal else None, directions=directions(space.study),
+        sampler=source.sampler(inner), pruner=make_pruner(space.study),
+    )  # fmt: skip
     queue_first(study, source.first(space.first_trials, space.study.seed))
     return study
 
@@ -133,6 +140,8 @@ def simulate(
     losses: float = 0.0,
     trials: int | None = None,
     sampler: Callable[[Space, int], optuna.samplers.BaseSampler] | None = None,
+    journal: Path | None = None,
+    make_driver: Callable[..., Driver] = Driver,
 ) -> tuple[Simulated, optuna.Study]:
     """Searches until so many epochs were trained, or so many trials. The same arguments give the same study.
 
@@ -144,13 +153,15 @@ def simulate(
         losses: How often a worker's machine is lost in an hour, on average. The epoch is lost, and the trial goes on elsewhere.
         trials: Number of trials; ``None``: no limit.
         sampler: In place of the space's; made from the space and the seed.
+        journal: Where the study is kept; ``None``: in memory.
+        make_driver: Makes the driver, such as one that is watched.
     """
     settings = dataclasses.replace(space.study, trials=trials or epochs, objectives=(OBJECTIVE,), constraints={}, time_budget=None)
     space = dataclasses.replace(space, study=settings)
     seed, length = settings.seed, space.base.training.epochs
-    study = new_study(space, source, sampler(space, seed) if sampler else None)
+    study = new_study(space, source, sampler(space, seed) if sampler else None, journal)
     # Nothing is on the disk: as with Ray Train, folders are not tidied when a trial ends.
-    driver = Driver(study, space, StudyFolder(NOWHERE), lambda number, experiment, record: None, {"executor": "train"})
+    driver = make_driver(study, space, StudyFolder(NOWHERE), lambda number, experiment, record: None, {"executor": "train"})
     driver.repeats.pool = source.known
     random = np.random.default_rng(seed)
     clock, spent, trained, turn, failed = 0.0, 0.0, 0, 0, 0

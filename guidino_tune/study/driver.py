@@ -24,8 +24,8 @@ from guidino_tune.study import optuna_private, refusals
 from guidino_tune.study.guarded import Guarded
 from guidino_tune.study.journal import sync_to_disk
 from guidino_tune.study.listed import ListedSampler
-from guidino_tune.study.nodes import ENVIRONMENT, NODE, OTHERS, read_node, shown
-from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, values
+from guidino_tune.study.nodes import ENVIRONMENT, MANY, NODE, OTHERS, REST, read_node, shown
+from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, uncounted, values
 from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, Outcomes, as_key
 from guidino_tune.study.promotion import Waiting, is_waiting
 from guidino_tune.study.pruners import ends, is_stopped, rungs, validated_epochs
@@ -38,10 +38,6 @@ from guidino_tune.training.reporter import EpochRecord
 
 INTERRUPTED, OUT_OF_TIME = "Interrupted", "The time budget is used up"
 """Why a run ended before all its trials did; anything else is a failure in words."""
-
-
-def _uncounted(experiment: Experiment) -> Mapping[str, float]:
-    raise TypeError("this study looks at parameters or operations: give the driver `count`, such as models.cost.network_cost")
 
 
 class Driver(Guarded):
@@ -74,7 +70,7 @@ class Driver(Guarded):
         settings: Mapping[str, Any] = MappingProxyType({}),
         deadline: float = math.inf,
         warn: Callable[[str], None] = lambda text: None,
-        count: Count = _uncounted,
+        count: Count = uncounted,
         has_others: Callable[[str], bool] | None = None,
     ) -> None:
         self.study, self.space, self.folder, self.listener = study, space, folder, listener
@@ -99,7 +95,7 @@ class Driver(Guarded):
             study.sampler.outcomes = self.outcomes
         self.repeats = Repeats(study.get_trials(deepcopy=False))
         self.exhausted, self.untrained = False, 0
-        self.refusal = ""
+        self.refusal, self._look_again = "", 0.0
         self.warn, self.warned, self.count, self.has_others = warn, {""}, count, has_others
 
     @property
@@ -113,9 +109,12 @@ class Driver(Guarded):
 
         What was said once holds: Tune asks no more, though a trial that still ran may succeed.
         """
-        if not self.refusal and self.outcomes.given_up():
+        if not self.refusal and self.outcomes.given_up() and time.monotonic() >= self._look_again:
+            begun = time.monotonic()
             for trial in self.running.values():
                 self._place(trial, heard=False)
+            if len(self.unplaced) > MANY:
+                self._look_again = time.monotonic() + REST * (time.monotonic() - begun)
             self.refusal = self.outcomes.given_up([trial.number for trial in self.running.values()])
         return self.refusal
 
@@ -322,7 +321,7 @@ class Driver(Guarded):
         elif self.expired:
             return  # stays RUNNING in the study: the next run goes on with it
         elif self.space.study.waits and is_waiting(stored):
-            self.waiting.trials[number] = stored
+            self.waiting.add(stored)
             self._put_aside(number)
             return
         else:
@@ -392,7 +391,7 @@ class Driver(Guarded):
             sync_to_disk(self.study)
             self.folder.trial(number).tidy()
             self.listener(number, self.space.experiment(frozen.params), None)
-        self.waiting.trials.clear()
+        self.waiting.clear()
 
     def frozen(self, trial: optuna.Trial) -> FrozenTrial:
         """The stored state of a running trial."""

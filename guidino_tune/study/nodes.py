@@ -23,6 +23,10 @@ AVOIDED = 600.0
 OTHERS = f"for {AVOIDED / 60:.0f} minutes trials begin on other nodes"
 """What is done then, in words."""
 
+MANY, REST = 50, 20
+"""Where the nodes of more running trials than this are not known yet, their folders are not looked through again for so many times as long
+as it took: a server of files needs a second for a thousand, and whether a search gives up is asked in every step."""
+
 ENVIRONMENT: FailureKind = "environment"
 
 

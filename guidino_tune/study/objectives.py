@@ -22,6 +22,12 @@ Records = Mapping[int, EpochRecord]
 Count = Callable[[Experiment], Mapping[str, float]]
 """Gives ``parameters`` and ``operations`` of an experiment's network, see ``guidino_tune.models.cost``."""
 
+
+def uncounted(experiment: Experiment) -> Mapping[str, float]:
+    """In place of a ``Count`` where a study needs none."""
+    raise TypeError("this study looks at parameters or operations: give the driver `count`, such as models.cost.network_cost")
+
+
 SOURCES: dict[str, Callable[[FrozenTrial, Records, int], float]] = {
     "val_dice": lambda trial, records, workers: max(trial.intermediate_values.values()),
     "val_hd95": lambda trial, records, workers: records[trial.user_attrs["epochs"]].metrics["val_hd95"],

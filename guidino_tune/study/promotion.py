@@ -10,7 +10,8 @@ from optuna.trial import FrozenTrial
 from guidino_tune.config import Study
 from guidino_tune.space.parameters import Values
 from guidino_tune.study import optuna_private
-from guidino_tune.study.trials import counted_at
+from guidino_tune.study.standings import Standings
+from guidino_tune.study.trials import counted_at, value_at
 
 DECISION = "decision"
 """Attribute of a trial: the newest epoch at which it was compared, and whether that ended it, or lets it wait. Of a trial that ended,
@@ -37,7 +38,8 @@ class PromotionPruner(optuna.pruners.BasePruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """See ``BasePruner``."""
-        return BASELINE not in trial.user_attrs and trial.number not in _best(counted_at(study, trial.last_step or 0), self.settings, 0)
+        counted = counted_at(study, trial.last_step or 0)
+        return BASELINE not in trial.user_attrs and not counted.leads(trial.number, _places(counted, self.settings, 0))
 
 
 def is_waiting(trial: FrozenTrial) -> bool:
@@ -58,10 +60,28 @@ class Waiting:
         study: The study.
         settings: Its settings.
         trials: By number, each at its newest epoch.
+
+    Attributes:
+        trials: Those that wait now; ``add``, ``promote`` and ``clear`` change them.
     """
 
     def __init__(self, study: optuna.Study, settings: Study, trials: dict[int, FrozenTrial]) -> None:
-        self.study, self.settings, self.trials = study, settings, trials
+        self.study, self.settings = study, settings
+        self.trials: dict[int, FrozenTrial] = {}
+        self._rungs: dict[int, Standings] = {}
+        for trial in trials.values():
+            self.add(trial)
+
+    def add(self, trial: FrozenTrial) -> None:
+        """A trial waits at its newest epoch."""
+        rung = trial.last_step or 0
+        self.trials[trial.number] = trial
+        self._rungs.setdefault(rung, Standings()).put(trial.number, value_at(trial, rung))
+
+    def clear(self) -> None:
+        """None waits any more."""
+        self.trials.clear()
+        self._rungs.clear()
 
     def best(self, least: int = 0) -> FrozenTrial | None:
         """The best trial that may leave the highest rung that any may leave; ``None`` where all are to wait.
@@ -69,10 +89,10 @@ class Waiting:
         Args:
             least: How many may leave each rung though few came to it: 1 when no other trials are to come.
         """
-        for rung in sorted({trial.last_step or 0 for trial in self.trials.values()}, reverse=True):
-            for number in _best(counted_at(self.study, rung), self.settings, least):
-                if number in self.trials and self.trials[number].last_step == rung:
-                    return self.trials[number]
+        for rung in sorted((rung for rung, waiting in self._rungs.items() if waiting.order), reverse=True):
+            counted, first = counted_at(self.study, rung), self._rungs[rung].order[0][1]
+            if counted.leads(first, _places(counted, self.settings, least)):
+                return self.trials[first]
         return None
 
     def promote(self, least: int) -> FrozenTrial | None:
@@ -81,8 +101,10 @@ class Waiting:
         if found:
             optuna_private.running_trial(self.study, found).set_user_attr(DECISION, [found.last_step, False])
             del self.trials[found.number]
+            self._rungs[found.last_step or 0].put(found.number, None)
         return found
 
 
-def _best(values: dict[int, float], settings: Study, least: int) -> list[int]:
-    return sorted(values, key=lambda number: (-values[number], number))[: max(least, len(values) // settings.reduction_factor)]
+def _places(counted: Standings, settings: Study, least: int) -> int:
+    """How many of those that came to a rung leave it."""
+    return max(least, len(counted.values) // settings.reduction_factor)

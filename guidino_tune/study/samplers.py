@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
 import inspect
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,12 @@ from guidino_tune.errors import UserError
 from guidino_tune.space.parameters import Scalar, Values
 from guidino_tune.space.space import Space
 from guidino_tune.study import optuna_private
+from guidino_tune.study.fronts import on_front
 from guidino_tune.study.listed import GridSampler, ListedSampler
 from guidino_tune.study.objectives import directions
 from guidino_tune.study.proposing import WholeSampler
 from guidino_tune.study.pruners import rungs
+from guidino_tune.study.standings import Changes, Ordered, Standings
 from guidino_tune.study.tpe import Density, Places, propose
 from guidino_tune.study.trials import counts_as_finished, value_at
 
@@ -92,8 +94,9 @@ class TPESampler(WholeSampler):
         self._random, self._places = RepeatingRandomSampler(seed), Places(space)
         self._signs = [1 if direction == "minimize" else -1 for direction in directions(space.study)]
         self._constrained = bool(space.study.constraints)
-        self._values: dict[int, dict[int, Sequence[float]]] = {rung: {} for rung in self._rungs}
-        self._seen, self._lower, self._beyond = set[int](), list[int](), dict[int, float]()
+        self._changes, self._at = Changes(), {rung: _Rung() for rung in self._rungs}
+        self._fresh: Ordered[int] = Ordered()
+        self._beyond: dict[int, float] = {}
         self._rows: dict[int, np.ndarray] = {}
 
     def propose(self, study: optuna.Study, trial: FrozenTrial) -> Values:
@@ -108,50 +111,36 @@ class TPESampler(WholeSampler):
 
     def split(self, study: optuna.Study, number: int) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
         """The good and the bad trials that are modelled for the trial of this number; none while too few have a result."""
-        trials = study.get_trials(deepcopy=False)
-        running = self._take_in(trials, number)
-        sound = {n: t for n, t in running.items() if not self._excess(t)}
-        for rung in self._rungs:
-            values = self._values[rung] | {n: v for n, t in sound.items() if (v := _value(t, rung)) is not None}
-            order = _ranked(values, self._signs)
-            if rung == self._rungs[-1] and len(order) < self._startup:
+        trials, changed = self._changes.look(study)
+        for n in changed:
+            self._take_in(n, trials[n])
+        for rung, at in self._at.items():
+            count, spared = len(at.numbers) - (number in at.values), list[int]()
+            if rung == self._rungs[-1] and count < self._startup:
                 # Where hardly a trial keeps the constraints, it is also those that are least beyond them that are good ones.
-                order += sorted(self._beyond, key=lambda n: (self._beyond[n], n))
-            if len(order) < self._startup:
+                spared = sorted(self._beyond, key=lambda n: (self._beyond[n], n))
+            if (count := count + len(spared)) < self._startup:
                 continue
-            good = order[: min(math.ceil(GOOD * len(order)), BEST)]
-            known = values.keys() | good
-            begun, fresh = ([n for n, t in running.items() if bool(t.intermediate_values) is some] for some in (True, False))
-            before = [n for n in (*self._lower, *begun) if n not in known]
-            bad = heapq.nlargest(LATEST, values.keys() - good) + heapq.nlargest(LATEST, before) + heapq.nlargest(RUNNING, fresh)
+            most = min(math.ceil(GOOD * count), BEST)
+            good = [*at.best(number, most, self._signs), *spared][:most]
+            known = {number, *good}
+            bad = _latest(at.numbers, LATEST, known) + _latest(at.before, LATEST, known) + _latest(self._fresh, RUNNING, known)
             return [trials[n] for n in good], [trials[n] for n in sorted(bad)]
         return [], []
 
-    def _take_in(self, trials: Sequence[FrozenTrial], number: int) -> dict[int, FrozenTrial]:
-        """Remembers what has ended since the last time; returns those that run, by number, without the one of this number."""
-        running = {}
-        for n, trial in enumerate(trials):
-            if n in self._seen or n == number:
-                continue
-            if trial.state == TrialState.RUNNING:
-                running[n] = trial
-            elif trial.state.is_finished():
-                self._seen.add(n)
-                if counts_as_finished(trial):
-                    self._remember(trial)
-        return running
-
-    def _remember(self, trial: FrozenTrial) -> None:
-        n, excess = trial.number, self._excess(trial)
-        if trial.state == TrialState.FAIL or excess:
-            self._lower.append(n)
-            self._beyond |= {n: excess} if trial.state != TrialState.FAIL else {}
-            return
-        for rung, known in self._values.items():
-            if (value := _value(trial, rung)) is not None:
-                known[n] = value
-        if trial.state != TrialState.COMPLETE:  # one that is complete without coming to a rung had a smaller budget
-            self._lower.append(n)
+    def _take_in(self, n: int, trial: FrozenTrial) -> None:
+        """Takes in a trial that has changed."""
+        running, begun = trial.state == TrialState.RUNNING, bool(trial.intermediate_values)
+        ended = trial.state.is_finished() and counts_as_finished(trial)
+        excess = self._excess(trial)
+        sound = (running or ended) and trial.state != TrialState.FAIL and not excess
+        # One that is complete without coming to a rung had a smaller budget.
+        lower = begun if running else ended and (not sound or trial.state != TrialState.COMPLETE)
+        for rung, at in self._at.items():
+            at.put(n, _value(trial, rung) if sound else None, lower, self._signs)
+        (self._fresh.put if running and not begun else self._fresh.drop)(n)
+        if ended and excess and trial.state != TrialState.FAIL:
+            self._beyond[n] = excess
 
     def _excess(self, trial: FrozenTrial) -> float:
         return sum(value for value in trial.constraints.values() if value > 0) if self._constrained else 0.0
@@ -160,9 +149,41 @@ class TPESampler(WholeSampler):
         if (row := self._rows.get(trial.number)) is None:
             row = self._places.row(trial.params)
             # Of one that has told nothing yet, a driver that died may not have drawn every value.
-            if trial.number in self._seen or trial.intermediate_values:
+            if trial.state.is_finished() or trial.intermediate_values:
                 self._rows[trial.number] = row
         return row
+
+
+class _Rung:
+    """The trials that came to a rung, with their values there, and those ``before`` it that count as bad ones; both in order."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, Sequence[float]] = {}
+        self.numbers: Ordered[int] = Ordered()
+        self.before: Ordered[int] = Ordered()
+        self._order = Standings()  # of a study with one objective
+
+    def put(self, number: int, values: Sequence[float] | None, lower: bool, signs: Sequence[int]) -> None:
+        """Takes in a trial: its values here, if it came so far; else whether it counts as a bad one."""
+        if values is None:
+            self.values.pop(number, None)
+            self.numbers.drop(number)
+        else:
+            self.values[number] = values
+            self.numbers.put(number)
+        if len(signs) == 1:
+            self._order.put(number, None if values is None else -signs[0] * values[0])
+        (self.before.put if lower and values is None else self.before.drop)(number)
+
+    def best(self, without: int, most: int, signs: Sequence[int]) -> list[int]:
+        """Numbers of the best trials but one, best first: so many, and perhaps more."""
+        if len(signs) == 1:
+            return [number for _, number in self._order.order[: most + 1] if number != without]
+        return _ranked({n: values for n, values in self.values.items() if n != without}, signs, most)
+
+
+def _latest(numbers: Sequence[int], most: int, without: Collection[int]) -> list[int]:
+    return list(islice((number for number in reversed(numbers) if number not in without), most))
 
 
 class PriorSampler(TPESampler):
@@ -183,20 +204,16 @@ class PriorSampler(TPESampler):
         return self._places.values(Density(self._first, self._places.choices).draw(1, random)[0])
 
 
-def _ranked(values: Mapping[int, Sequence[float]], signs: Sequence[int]) -> list[int]:
-    """Numbers of trials, best first: by their value, or with several of them by the front they are on and how empty it is around them.
+def _ranked(values: Mapping[int, Sequence[float]], signs: Sequence[int], most: int) -> list[int]:
+    """Numbers of at least so many trials, best first: by the front they are on, and how empty it is around them.
 
     A value with the sign 1 is minimised, one with -1 maximised. Fronts and crowding are those of NSGA-II (Deb et al. 2002).
     """
-    if len(signs) == 1:
-        return sorted(values, key=lambda number: (signs[0] * values[number][0], number))
     numbers = list(values)
     points = np.array([values[number] for number in numbers], float).reshape(-1, len(signs)) * signs
     order, left = list[int](), np.arange(len(numbers))
-    while len(left):
-        some = points[left]
-        no_worse = (some[:, None] <= some[None]).all(2)
-        first = ~(no_worse & ~no_worse.T).any(0)
+    while len(left) and len(order) < most:
+        first = on_front(points[left])
         front = left[first]
         crowd = _crowding(points[front])
         order += [numbers[i] for i in front[np.lexsort((front, -crowd))]]

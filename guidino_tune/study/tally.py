@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune.study.objectives import feasible
 from guidino_tune.study.outcomes import REPEATS
+from guidino_tune.study.promotion import is_waiting
 from guidino_tune.study.trials import counts_as_finished, rank, untrained
 
 
@@ -20,6 +21,7 @@ class Tally:
 
     Attributes:
         states: How many trials are in each state.
+        waiting: Those that wait at a rung, by number; in ``states`` they run.
         done: How many gave a result, and were trained for it.
         failures: How many failed, by kind.
         epochs: How many epochs the finished ones were trained.
@@ -30,6 +32,7 @@ class Tally:
 
     def __init__(self, study: optuna.Study) -> None:
         self.states: Counter[TrialState] = Counter()
+        self.waiting: set[int] = set()
         self.done = 0
         self.failures: Counter[str] = Counter()
         self.epochs = 0
@@ -42,6 +45,8 @@ class Tally:
 
     def take(self, trial: FrozenTrial) -> bool:
         """Counts a trial as it is now; False when its state was known already, or it repeats another."""
+        waits = trial.state == TrialState.RUNNING and is_waiting(trial)
+        (self.waiting.add if waits else self.waiting.discard)(trial.number)
         before = self._known.get(trial.number)
         if before == trial.state or REPEATS in trial.user_attrs:
             return False

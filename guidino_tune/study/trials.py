@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from guidino_tune.space.parameters import Values
 from guidino_tune.space.space import Space
+from guidino_tune.study.fronts import on_front
 from guidino_tune.study.objectives import COUNTED, feasible
 from guidino_tune.study.outcomes import REPEATED, REPEATS, Outcomes, as_key
+from guidino_tune.study.standings import Changes, Standings
 from guidino_tune.training.failures import INFEASIBLE
 
 EXHAUSTED = "exhausted"
@@ -98,19 +103,29 @@ def untrained(trial: FrozenTrial) -> bool:
     return any(trial.constraints.get(name, 0) > 0 for name in COUNTED)
 
 
-def counted_at(study: optuna.Study, epoch: int) -> dict[int, float]:
-    """What each trial that came to this epoch had there, by number, see ``value_at``; without those that failed."""
-    known = _TOLD.setdefault(study, {}).setdefault(epoch, {})
-    for trial in study.get_trials(deepcopy=False):
-        if trial.number not in known and epoch in trial.intermediate_values:
-            known[trial.number] = value_at(trial, epoch)  # type: ignore[assignment]
-        if trial.state == TrialState.FAIL:
-            known.pop(trial.number, None)
-    return known
+def counted_at(study: optuna.Study, epoch: int) -> Standings:
+    """What each trial that came to this epoch had there, see ``value_at``; without those that failed. What it was once it stays."""
+    changes, known = _COUNTED.setdefault(study, (Changes(), {}))
+    trials, changed = changes.look(study)
+    for number in changed:
+        for at, standings in known.items():
+            _count(standings, number, trials[number], at)
+    if epoch not in known:
+        known[epoch] = Standings()
+        for number in range(len(trials)):
+            _count(known[epoch], number, trials[number], epoch)
+    return known[epoch]
 
 
-_TOLD: WeakKeyDictionary[optuna.Study, dict[int, dict[int, float]]] = WeakKeyDictionary()
-"""By study, epoch and number: what a trial had there never changes, and is asked for with every trial."""
+def _count(standings: Standings, number: int, trial: FrozenTrial, epoch: int) -> None:
+    if trial.state == TrialState.FAIL:
+        standings.put(number, None)
+    elif number not in standings.values:
+        standings.put(number, value_at(trial, epoch))
+
+
+_COUNTED: WeakKeyDictionary[optuna.Study, tuple[Changes, dict[int, Standings]]] = WeakKeyDictionary()
+"""By study and epoch: it is asked for with every trial."""
 
 
 def value_at(trial: FrozenTrial, epoch: int) -> float | None:
@@ -137,7 +152,13 @@ def front(study: optuna.Study) -> list[FrozenTrial]:
 
     Only trials that ran their whole budget within the constraints count; a study with one objective has no front.
     """
-    return sorted(study.best_trials, key=rank) if len(study.directions) > 1 else []
+    if len(study.directions) < 2:
+        return []
+    # ``study.best_trials`` finds the same, and copies all trials first: it is asked for with every trial that ends.
+    whole = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if feasible(trial)]
+    signs = [1 if direction == StudyDirection.MINIMIZE else -1 for direction in study.directions]
+    points = np.array([trial.values for trial in whole], float).reshape(-1, len(signs)) * signs
+    return sorted(compress(whole, on_front(points)), key=rank)
 
 
 def rank(trial: FrozenTrial) -> tuple[float, ...]:

@@ -93,7 +93,7 @@ class Progress:
         return [str(trial.number), trial.user_attrs.get("name", ""), *cells, epoch, "-" if value is None else f"{value:.4f}"]
 
     def _summary(self) -> str:
-        states, waiting = self.tally.states, sum(map(is_waiting, self._running()))
+        states, waiting = self.tally.states, len(self.tally.waiting)
         parts = [
             f"{self.tally.done}/{self.total} trials",
             f"{states[TrialState.RUNNING] - waiting} running",

@@ -292,7 +292,7 @@ def test_the_ends_of_a_front_come_first_and_then_where_it_is_emptiest() -> None:
     for dice, seconds in ((0.1, 1), (0.2, 2), (0.3, 3), (0.6, 6), (0.9, 9), (0.05, 9)):
         study.add_trial(optuna.create_trial(values=[dice, seconds], params={}, distributions={}))
     sampler = TPESampler(space_of(TWO, startup_trials=4), 0)
-    assert _ranked({t.number: t.values for t in study.trials}, [-1, 1]) == [0, 4, 3, 2, 1, 5]
+    assert _ranked({t.number: t.values for t in study.trials}, [-1, 1], 6) == [0, 4, 3, 2, 1, 5]
     assert [t.number for t in sampler.split(study, -1)[0]] == [0]
 
 

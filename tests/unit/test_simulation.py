@@ -61,6 +61,20 @@ def test_the_same_seed_gives_the_same_study_and_another_seed_another() -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
+def test_a_study_in_a_journal_is_decided_as_one_in_memory(tmp_path: Path) -> None:
+    asked = dict[str, int]()
+
+    class Watched(Driver):
+        def ask(self, key: str) -> dict[str, Any] | None:
+            asked[key] = asked.get(key, 0) + 1
+            return super().ask(key)
+
+    space, search = synthetic_space(9), functools.partial(simulate, source=Formula(epochs=9), workers=8, epochs=300, losses=20.0)
+    studies = [search(space)[1], search(space, journal=tmp_path / "journal", make_driver=Watched)[1]]
+    assert shown(studies[0]) == shown(studies[1])
+    assert len(asked) >= len(studies[0].trials)
+
+
 def test_a_simulated_study_is_that_of_a_plain_loop_of_the_driver() -> None:
     formula, space = Formula(epochs=9), synthetic_space(9, trials=12, seed=4, startup_trials=4, pruner="asha")
     budget = 200

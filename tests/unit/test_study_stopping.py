@@ -56,7 +56,7 @@ def test_the_best_of_each_rung_goes_on_before_a_search_ends() -> None:
     assert 15 < found.trials < 150
     assert {t.state for t in study.trials} <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
     for rung in rungs(space.study, 27)[:-1]:
-        values = counted_at(study, rung)
+        values = counted_at(study, rung).values
         assert 27 in study.trials[max(values, key=lambda number: (values[number], -number))].intermediate_values
 
 
