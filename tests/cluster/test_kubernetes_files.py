@@ -17,7 +17,9 @@ REFUSED = (jsonschema.ValidationError, kubernetes_validate.ValidationError)
 
 
 def containers() -> list[dict[str, Any]]:
-    return [item for file in KUBERNETES for found in below(documents(file)) if isinstance(found, dict) for item in found.get("containers", [])]
+    return [
+        item for file in KUBERNETES for found in below(documents(file)) if isinstance(found, dict) for item in found.get("containers", [])
+    ]
 
 
 def cluster_spec(kind: str) -> dict[str, Any]:
@@ -133,7 +135,9 @@ def test_nothing_is_reached_from_outside() -> None:
     assert head["serviceType"] == "ClusterIP"
     assert "enableIngress" not in head
     assert not [item for file in KUBERNETES for item in documents(file) if item["kind"] in ("Ingress", "HTTPRoute")]
-    assert not [port for port in below([documents(file) for file in KUBERNETES]) if isinstance(port, dict) and {"hostPort", "nodePort"} & set(port)]
+    assert not [
+        port for port in below([documents(file) for file in KUBERNETES]) if isinstance(port, dict) and {"hostPort", "nodePort"} & set(port)
+    ]
     kept = of_kind("NetworkPolicy")["spec"]["podSelector"]["matchLabels"]
     templates = [t for file in KUBERNETES for t in below(documents(file)) if isinstance(t, dict) and "containers" in t.get("spec", {})]
     assert len(templates) == 7
