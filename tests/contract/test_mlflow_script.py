@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from guidino_tune.errors import UserError
 from guidino_tune.tracking.inspection import reach
@@ -113,6 +114,16 @@ def test_the_server_is_for_this_machine_and_for_pages_of_its_own(tmp_path: Path)
         assert status(port, LIST, Host="evil.example") == 403
         assert status(port, LIST, Host=f"evil.example:{port}") == 403
         assert (tmp_path / "home" / "mlflow.db").exists()
+
+
+def test_in_a_container_it_answers_under_its_services_name_and_through_a_tunnel(tmp_path: Path) -> None:
+    """With the options of ``cluster/compose.yaml``, which are those of ``cluster/kubernetes``; on 127.0.0.1, for this is a test."""
+    script, *options = yaml.safe_load((SCRIPT.parent / "compose.yaml").read_text())["services"]["mlflow"]["command"]
+    assert script == SCRIPT.name
+    with started(tmp_path / "home", *options, "--host", "127.0.0.1") as port:
+        asked = ("mlflow:5000", "localhost:5000", "127.0.0.1:18000", "evil.example:5000", "10.1.2.3:5000")
+        assert [status(port, LIST, Host=name) for name in asked] == [200, 200, 200, 403, 403]
+        assert status(port, "/health", Host="10.1.2.3:5000") == 200  # a probe of Kubernetes asks for the pod's address
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flask_wtf") is None, reason="needs pip install 'mlflow[auth]'")
