@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,13 +58,17 @@ def _booking(resources: Resources) -> Iterator[None]:
         yield
 
 
+AHEAD = "guidino-tune-ahead-"
+"""Beginning of the names of bookings without a trial, for whoever looks for those that were left behind."""
+
+
 class _Booking:
     """The place of a trial, booked without one: it waits, which is what an autoscaler looks at, and is given back once it is there."""
 
     def __init__(self, booked: Plan) -> None:
         import ray.util
 
-        self._group = ray.util.placement_group([booked.booked] * booked.workers)
+        self._group = ray.util.placement_group([booked.booked] * booked.workers, name=f"{AHEAD}{uuid.uuid4().hex}")
 
     @property
     def is_there(self) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from guidino_tune.running import leftovers
+from guidino_tune.running.cluster import Plan
+from guidino_tune.running.elastic import _Booking
 from guidino_tune.running.executors import CONTROLLER_CPU
 from guidino_tune.running.leftovers import Leftovers
 
@@ -69,6 +71,16 @@ def test_a_booking_is_given_back_when_its_controller_is_gone() -> None:
         assert found.look() == []
     finally:
         ray.util.remove_placement_group(other)
+
+
+def test_the_place_of_a_trial_to_come_is_not_left_over() -> None:
+    """Nobody controls it, and it may wait for a node for as long as the search lasts."""
+    booking = _Booking(Plan("train", 1, 1, 0, 0, 0, 2, None, None))
+    try:
+        assert Leftovers("train").look() == []
+        assert [group for group, state in states().items() if state != "REMOVED"]
+    finally:
+        booking.close()
 
 
 def test_a_booking_without_workers_is_left_over_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
