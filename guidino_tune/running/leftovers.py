@@ -103,6 +103,6 @@ class Leftovers:
 
 
 def _is_worker_group(group: Any) -> bool:
-    """Told from Tune's own bookings, for a trial's controller, by their size, and from those that stand for a trial to come by their name."""
+    """Told from Tune's own bookings, for controllers, by their size, and from those for a trial to come by their name."""
     sizes = [bundle["unit_resources"].get("CPU", 0.0) for bundle in group.bundles or ()]
     return group.state != "REMOVED" and sizes != [CONTROLLER_CPU] and not (group.name or "").startswith(AHEAD)
