@@ -6,7 +6,7 @@ import time
 
 import torch
 
-STEP = 0.2
+STEP = 0.4
 """Seconds of a step."""
 
 
