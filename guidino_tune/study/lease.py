@@ -6,6 +6,7 @@ The lease is an attribute of the study. Who finds one that is not its own watche
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 import uuid
@@ -17,6 +18,8 @@ from guidino_tune.errors import UserError
 from guidino_tune.study import optuna_private
 from guidino_tune.study.journal import Journal
 from guidino_tune.study.patient_storage import PatientStorage, without_patience
+
+log = logging.getLogger(__name__)
 
 LEASE = "lease"
 """Attribute of a study: who drives it, and how often that was renewed."""
@@ -80,6 +83,8 @@ class Lease:
 
     def _watch(self, found: dict[str, Any]) -> None:
         end = time.monotonic() + STALE
+        if found:
+            log.warning("%s drove this study; if it gives no sign of life for %.0f s, this process takes over", _in_words(found), STALE)
         while found and time.monotonic() < end:
             time.sleep(BEAT / 10)
             now = read_lease(self._study)
