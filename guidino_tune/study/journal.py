@@ -14,6 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from guidino_tune.data import locking
 from guidino_tune.errors import UserError, redacted
 from guidino_tune.study import optuna_private
+from guidino_tune.study.mirror import flush
 from guidino_tune.study.patient_storage import open_database
 from guidino_tune.training.folder import append_whole, named
 
@@ -146,3 +147,4 @@ def sync_to_disk(study: optuna.Study) -> None:
     """Returns when everything told to the study would survive a power failure; a database sees to that by itself."""
     if isinstance(journal := optuna_private.backend(study), Journal):
         journal.sync()
+    flush(study)

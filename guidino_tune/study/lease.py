@@ -17,6 +17,7 @@ import optuna
 from guidino_tune.errors import UserError
 from guidino_tune.study import optuna_private
 from guidino_tune.study.journal import Journal
+from guidino_tune.study.mirror import mirror_of
 from guidino_tune.study.patient_storage import PatientStorage, without_patience
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class Lease:
         study.set_user_attr(LEASE, self._mine)
         time.sleep(SETTLE)
         self._refuse_unless_mine()
+        if mirror := mirror_of(study):
+            mirror.begin(optuna_private.study_id(study))
         self._thread.start()
         if isinstance(storage := optuna_private.storage(study), PatientStorage):
             storage.check = self._check
@@ -73,6 +76,7 @@ class Lease:
     def close(self) -> None:
         """Gives the lease back."""
         self._ended.set()
+        self._end_mirror()
         if isinstance(storage := optuna_private.storage(self._study), PatientStorage):
             storage.check = lambda: None  # whoever reads on is nobody's rival
         if self._thread.is_alive():
@@ -80,6 +84,10 @@ class Lease:
             with contextlib.suppress(Exception), without_patience():  # with the database away it will be stale
                 if read_lease(self._study).get("token") == self._mine["token"]:
                     self._study.set_user_attr(LEASE, {})
+
+    def _end_mirror(self) -> None:
+        if mirror := mirror_of(self._study):
+            mirror.end()
 
     def _watch(self, found: dict[str, Any]) -> None:
         end = time.monotonic() + STALE
@@ -120,6 +128,7 @@ class Lease:
             with contextlib.suppress(Exception), without_patience():
                 if (now := read_lease(self._study)).get("token") != self._mine["token"]:
                     self.taken = _in_words(now) or "another driver, which has ended"
+                    self._end_mirror()
                     return
                 self._mine["beats"] += 1
                 self._study.set_user_attr(LEASE, self._mine)

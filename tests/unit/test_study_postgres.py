@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from postgres_server import BINARIES, Server, running_server
 from test_study_driver import result
 from training_helpers import search_space
 
@@ -23,52 +20,15 @@ from guidino_tune.study import patient_storage
 from guidino_tune.study.driver import Driver
 from guidino_tune.study.lease import LEASE, read_lease
 from guidino_tune.study.locking import Hold
-from guidino_tune.study.store import StudyFolder, open_study
-
-BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+from guidino_tune.study.store import StudyFolder, load_study, open_study
 
 pytestmark = pytest.mark.skipif(BINARIES is None, reason="needs PostgreSQL: apt-get install postgresql")
 
 
-class Server:
-    """A server of the test's own, on a port of loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        assert BINARIES is not None
-        self.data, self.binaries = folder / "data", BINARIES
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
-
-    def run(self, program: str, *arguments: str) -> None:
-        # It refuses to run as root.
-        user = pwd.getpwnam("postgres").pw_uid if os.geteuid() == 0 else None
-        command = [str(self.binaries / program), "-D", str(self.data), *arguments]
-        subprocess.run(command, check=True, user=user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
-
-    def start(self) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.data} -c fsync=off"
-        self.run("pg_ctl", "-w", "-l", str(self.data / "log"), "-o", options, "start")
-
-    def stop(self) -> None:
-        """As a crash: connections break in the middle of what they do."""
-        self.run("pg_ctl", "-w", "-m", "immediate", "stop")
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = Path("/tmp") / f"guidino-postgres-{os.getpid()}"  # whose user may not look into the test's own
-    folder.mkdir()
-    if os.geteuid() == 0:
-        shutil.chown(folder, "postgres")
-    server = Server(folder)
-    server.run("initdb", "-U", "postgres", "--auth=trust", "--no-sync")
-    server.start()
-    try:
+def server() -> Iterator[Server]:
+    with running_server() as server:
         yield server
-    finally:
-        server.stop()
-        shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)
@@ -78,18 +38,24 @@ def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def drive(driver: Driver, trials: int, after: Callable[[int], None]) -> None:
     for number in range(trials):
-        assert driver.ask(str(number)) is not None
+        key = str(number)
+        assert driver.stored(partial(driver.ask, key), None) is not None, driver.error
         for epoch in range(1, 7):
-            if not driver.report(str(number), result(epoch, 0.1 * epoch + 0.01 * number)):
+            if not driver.stored(partial(driver.report, key, result(epoch, 0.1 * epoch + 0.01 * number)), False):
                 break
             after(number)
-        driver.tell(str(number), crashed=False)
+        driver.stored(partial(driver.tell, key, crashed=False), None)
 
 
-def test_a_database_that_is_started_anew_costs_nothing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("held", [False, True])
+def test_a_database_that_is_started_anew_costs_nothing(
+    held: bool, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """A crash in the middle of a transaction, a crash between two, and one that takes its time to come back."""
-    space = search_space(first_trials=[], study={"trials": 12, "pruner": "none", "name": "restarted"})
+    space = search_space(first_trials=[], study={"trials": 12, "pruner": "none", "name": f"restarted-{held}"})
     folder = StudyFolder(tmp_path / "restarted")
+    if held:  # as a driver does: it reads from memory, and writes together
+        request.addfinalizer(folder.lock().close)
     driver = Driver(open_study(space, folder, server.url), space, folder, lambda *_: None)
     going, told = threading.Event(), list[str]()
     monkeypatch.setattr(patient_storage.log, "warning", lambda text, *values: told.append(text % values))
@@ -114,7 +80,7 @@ def test_a_database_that_is_started_anew_costs_nothing(server: Server, tmp_path:
     server.stop()  # and between two questions
     server.start()
     # A connection that breaks at the very end of the question for a trial may leave one behind, which the next run takes up.
-    trials = [t for t in driver.study.get_trials() if t.state != TrialState.RUNNING]
+    trials = [t for t in load_study(folder, server.url).get_trials() if t.state != TrialState.RUNNING]
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 12
     for trial in trials:
         assert trial.intermediate_values == pytest.approx(
