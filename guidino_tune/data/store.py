@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from guidino_tune.data.checksums import SOUND, checksum, seal_of
-from guidino_tune.data.locking import Held, locked
+from guidino_tune.data.locking import PATIENCE, Held, locked
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 _PAUSE = 300.0  # seconds after which it is tried again whether chunks can be kept
 _LOCKS = 256  # files for all chunks of a kind together: two chunks that share one merely wait for each other
+CHUNK_PATIENCE = 600.0  # seconds to wait for whoever makes a chunk; then it is made twice, which costs time alone
 _STALE = 600.0  # seconds after which an unfinished file has lost its writer
 _DEFAULT = 200 * 10**9  # bytes at most, where nobody has said how many
 _ALLOWANCE = 1 / 128  # of the budget: what a process may write before it looks again at what the others have written
@@ -94,12 +95,12 @@ class ChunkStore:
             if not self.problem:
                 try:
                     (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-                    held = stack.enter_context(locked(self._lock(name), wait=wait))
+                    held = stack.enter_context(locked(self._lock(name), patience=CHUNK_PATIENCE if wait else 0.0))
                 except OSError as error:
                     self._give_up(error)
             if self.problem:
                 return self._make(make) if wait else None
-            if held == "no":
+            if held == "no" and not wait:
                 return None
             found = _read(path)
             if found is None:
@@ -161,7 +162,7 @@ class ChunkStore:
     def _room(self, size: int, group: Path) -> bool:
         """Makes room for ``size`` bytes in a group; False when there is none."""
         if size > self._allowance:
-            with locked(self.folder / "locks" / "room") as held:
+            with locked(self.folder / "locks" / "room", patience=PATIENCE) as held:
                 self._allowance = self._evict(size, group if held == "alone" else None)
         if size > self._allowance:
             self._pause(

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import uuid
 import zlib
@@ -212,7 +213,7 @@ def build_table(cases: Iterable[Case], data: Data, rules: Rules, folder: Path, p
     if table is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with locked(path.with_suffix(".lock")) as held:
+            with locked(path.with_suffix(".lock"), patience=math.inf) as held:
                 table = _opened(path, ids)
                 if table is None:
                     if held == "alone":  # then whoever left these was killed

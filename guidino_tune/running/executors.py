@@ -109,7 +109,7 @@ def _start(
         run = TrainingRun(
             experiment, _opened(experiment.data, Path(config["split_file"])), reporter,
             device=device, rank=rank, world_size=world_size, reported=config["reported"], micro_batches=parts,
-            store=reporter.store, validated=config.get("validated"), measure=config.get("measure", False),
+            store=reporter.store, validated=config.get("validated"), saved=config.get("rungs", ()), measure=config.get("measure", False),
         )  # fmt: skip
         if rank == 0:
             reporter.draw = lambda: _draw_where_due(run, config)

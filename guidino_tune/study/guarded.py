@@ -8,6 +8,7 @@ from typing import Any, Self
 import optuna
 
 from guidino_tune.errors import UserError
+from guidino_tune.study.mirror import gathered
 from guidino_tune.study.store import StudyFolder
 
 
@@ -15,11 +16,13 @@ class Guarded:
     """Works on a study in one process: it is not copied, and does nothing more after an error.
 
     Attributes:
+        study: Where everything is decided and kept.
         folder: Of the study.
         error: Set when the study could not be written, as on a full disk, or when something that was handed in (a listener, a sampler, a
             pruner) raised; nothing more is asked, reported or told.
     """
 
+    study: optuna.Study
     folder: StudyFolder
     error: Exception | None = None
 
@@ -42,7 +45,8 @@ class Guarded:
             try:
                 if who := self.folder.held and self.folder.held.taken:
                     raise self._taken(who)
-                return action()
+                with gathered(self.study):
+                    return action()
             except Exception as error:
                 closed = isinstance(error, optuna.exceptions.UpdateFinishedTrialError) or str(error).startswith("Cannot tell a ")
                 self.error = self._taken("it closed a trial that runs here") if closed else error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -13,8 +11,10 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from guidino_tune.data import locking
 from guidino_tune.errors import UserError, redacted
 from guidino_tune.study import optuna_private
+from guidino_tune.study.mirror import flush
 from guidino_tune.study.patient_storage import open_database
 from guidino_tune.training.folder import append_whole, named
 
@@ -36,8 +36,12 @@ class Journal(JournalFileBackend):
         with named(self.path), open(self.path, "ab", buffering=0) as file:
             # The kernel frees this lock when its holder dies. Optuna's is a file: left behind, it would hold up the next command for half
             # a minute. One driver works on a study, so a file system without locks does no harm.
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+            if locking.wait_for(file, self.path, locking.PATIENCE) == "no":
+                raise UserError(
+                    f"another process has kept a lock on the journal for {locking.PATIENCE:.0f} s",
+                    where=str(self.path),
+                    todo="end that process, and run this again: nothing of the study is lost",
+                )
             append_whole(file, text.encode("utf-8"))
 
     def sync(self) -> None:
@@ -143,3 +147,4 @@ def sync_to_disk(study: optuna.Study) -> None:
     """Returns when everything told to the study would survive a power failure; a database sees to that by itself."""
     if isinstance(journal := optuna_private.backend(study), Journal):
         journal.sync()
+    flush(study)

@@ -7,6 +7,7 @@ read (``last_sign``), and decide nothing.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 import uuid
@@ -17,7 +18,10 @@ import optuna
 from guidino_tune.errors import UserError
 from guidino_tune.study import optuna_private
 from guidino_tune.study.journal import Journal
+from guidino_tune.study.mirror import mirror_of
 from guidino_tune.study.patient_storage import PatientStorage, without_patience
+
+log = logging.getLogger(__name__)
 
 LEASE = "lease"
 """Attribute of a study: who drives it, and how often that was renewed."""
@@ -69,6 +73,8 @@ class Lease:
         time.sleep(SETTLE)
         self._refuse_unless_mine()
         study.set_user_attr(DRIVEN_FROM, place)
+        if mirror := mirror_of(study):
+            mirror.begin(optuna_private.study_id(study))
         self._thread.start()
         if isinstance(storage := optuna_private.storage(study), PatientStorage):
             storage.check = self._check
@@ -76,6 +82,7 @@ class Lease:
     def close(self) -> None:
         """Gives the lease back."""
         self._ended.set()
+        self._end_mirror()
         if isinstance(storage := optuna_private.storage(self._study), PatientStorage):
             storage.check = lambda: None  # whoever reads on is nobody's rival
         if self._thread.is_alive():
@@ -84,8 +91,14 @@ class Lease:
                 if read_lease(self._study).get("token") == self._mine["token"]:
                     self._study.set_user_attr(LEASE, {})
 
+    def _end_mirror(self) -> None:
+        if mirror := mirror_of(self._study):
+            mirror.end()
+
     def _watch(self, found: dict[str, Any]) -> None:
         end = time.monotonic() + STALE
+        if found:
+            log.warning("%s drove this study; if it gives no sign of life for %.0f s, this process takes over", _in_words(found), STALE)
         while found and time.monotonic() < end:
             time.sleep(BEAT / 10)
             now = read_lease(self._study)
@@ -121,6 +134,7 @@ class Lease:
             with contextlib.suppress(Exception), without_patience():
                 if (now := read_lease(self._study)).get("token") != self._mine["token"]:
                     self.taken = _in_words(now) or "another driver, which has ended"
+                    self._end_mirror()
                     return
                 self._mine["beats"] += 1
                 self._mine["renewed"] = time.time()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from array import array
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import optuna
 from optuna.samplers import RandomSampler
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
+
+Entry = tuple[str, str | int]
+"""A piece of a trial: the attribute of ``FrozenTrial``, and the name there."""
 
 
 def stored_trial(study: optuna.Study, number: int) -> FrozenTrial:
@@ -32,6 +36,69 @@ def report(trial: optuna.Trial, value: float, epoch: int) -> None:
         trial.report(value, epoch)
     else:
         trial.storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+
+
+def trial_id(trial: FrozenTrial) -> int:
+    """By which a storage knows a trial."""
+    return trial._trial_id
+
+
+def study_id(study: optuna.Study) -> int:
+    """By which a storage knows a study."""
+    return study._study_id
+
+
+def create_trial(database: RDBStorage, study: int, template: FrozenTrial | None) -> FrozenTrial:
+    """Adds a trial to a study in a database, and gives it without reading it again."""
+    return database._create_new_trial(study, template)
+
+
+def write_together(database: RDBStorage, trial: int, rows: Mapping[Entry, Any], known: Collection[Entry] = ()) -> None:
+    """Writes parameters, attributes and values of epochs of one trial in one transaction, with a statement for each kind.
+
+    Args:
+        database: Where to.
+        trial: By its id.
+        rows: By kind (the attribute of ``FrozenTrial``) and name; of a parameter its value as it is stored, and its distribution.
+        known: Of these, what the trial has already: it is written over. Where more is there, all is written over.
+
+    Raises:
+        UpdateFinishedTrialError: The trial is closed.
+    """
+    from optuna.storages._rdb import models
+    from optuna.storages._rdb.storage import _create_scoped_session
+    from sqlalchemy import delete, insert
+    from sqlalchemy.exc import IntegrityError
+
+    def row(kind: str, value: Any) -> dict[str, Any]:
+        if kind == "params":
+            return {"param_value": value[0], "distribution_json": optuna.distributions.distribution_to_json(value[1])}
+        if kind == "intermediate_values":
+            number, sort = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+            return {"intermediate_value": number, "intermediate_value_type": sort}
+        return {"value_json": json.dumps(value)}
+
+    tables: dict[str, tuple[Any, Any]] = {
+        "params": (models.TrialParamModel, models.TrialParamModel.param_name),
+        "user_attrs": (models.TrialUserAttributeModel, models.TrialUserAttributeModel.key),
+        "system_attrs": (models.TrialSystemAttributeModel, models.TrialSystemAttributeModel.key),
+        "intermediate_values": (models.TrialIntermediateValueModel, models.TrialIntermediateValueModel.step),
+    }
+    try:
+        with _create_scoped_session(database.scoped_session) as session:
+            stored: Any = models.TrialModel.find_or_raise_by_id(trial, session)
+            database.check_trial_is_updatable(trial, stored.state)
+            for kind, (table, column) in tables.items():
+                found = {name: value for (k, name), value in rows.items() if k == kind}
+                if former := [name for name in found if (kind, name) in known]:
+                    session.execute(delete(table).where(table.trial_id == trial, column.in_(former)))
+                if found:
+                    session.execute(insert(table), [{"trial_id": trial, column.key: n, **row(kind, v)} for n, v in found.items()])
+    except IntegrityError:
+        if len(known) == len(rows):
+            raise
+        # A connection broke after it had done its work.
+        write_together(database, trial, rows, rows.keys())
 
 
 def storage(study: optuna.Study) -> BaseStorage:

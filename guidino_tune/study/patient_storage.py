@@ -15,6 +15,8 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 
+from guidino_tune.study.mirror import MirroredStorage
+
 log = logging.getLogger(__name__)
 
 PATIENCE = 600.0
@@ -48,9 +50,10 @@ def open_database(url: str) -> BaseStorage:
         Exception: Of SQLAlchemy or the database's driver; a database that is away at the start is not waited for.
     """
     if not url.startswith(("postgresql", "mysql", "mariadb", "mssql", "oracle")):
-        return optuna.storages.get_storage(url)
+        return MirroredStorage(optuna.storages.RDBStorage(url))  # type: ignore[abstract]  # as below
     inner = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    return PatientStorage(optuna.storages.get_storage(inner), inner.remove_session)  # type: ignore[abstract]  # it gets its methods below
+    mirror = MirroredStorage(inner)  # type: ignore[abstract]
+    return PatientStorage(mirror, inner.remove_session)  # type: ignore[abstract]  # it gets its methods below
 
 
 def _is_away(error: BaseException) -> bool:
@@ -62,7 +65,7 @@ def _is_away(error: BaseException) -> bool:
 
 
 def _patient(name: str) -> Callable[..., Any]:
-    @functools.wraps(getattr(BaseStorage, name), updated=())  # its own attributes say that it is abstract
+    @functools.wraps(getattr(MirroredStorage, name), updated=())  # its own attributes say that it is abstract
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         begun, waited = time.monotonic(), False
         while True:
@@ -117,7 +120,7 @@ class PatientStorage(BaseStorage):
         self.given_up = False
 
 
-for _name, _asked in vars(BaseStorage).items():
+for _name, _asked in {**vars(BaseStorage), "flush": MirroredStorage.flush}.items():
     if callable(_asked) and not _name.startswith("_"):
         setattr(PatientStorage, _name, _patient(_name))
 abc.update_abstractmethods(PatientStorage)  # type: ignore[type-abstract]

@@ -106,6 +106,8 @@ class MLflowTracker:
             self._ended.pop(trial.number, None)
             if ended:
                 self._ended[trial.number] = ended
+                if self._away:
+                    del self._trials[trial.number]
             self._add(("trial", trial.number), 0.0 if trial.finished else GATHER)
 
     def update_ended(self, trial: EndedTrial) -> None:
@@ -221,6 +223,9 @@ class MLflowTracker:
                         self._jobs[files] = 0.0
                 else:
                     self._jobs[job] = 0.0
+                    # An outage may last: what has ended is read again from its folder when it is sent.
+                    for number in self._trials.keys() & self._ended.keys():
+                        del self._trials[number]
                 self._away = error
                 self._failures = self._failures + 1 if error else 0
                 self._lock.notify_all()

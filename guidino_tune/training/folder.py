@@ -6,13 +6,12 @@ import contextlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 
 from guidino_tune.config import Experiment
-from guidino_tune.data.locking import locked
+from guidino_tune.data import locking
 from guidino_tune.errors import UserError
 from guidino_tune.training.reporter import EpochRecord
 
@@ -24,10 +23,6 @@ STATE = "state.json"
 
 KEEP = 2
 """Checkpoints kept: the newest, and the one before it in case the newest is damaged."""
-
-PATIENCE = 60.0
-"""Seconds to wait for another process that trains in the same folder. One whose driver was killed lives for some seconds; on a machine that
-has lost its network, until Ray takes that machine for dead."""
 
 
 class TrialFolder:
@@ -43,11 +38,12 @@ class TrialFolder:
         self.pictures = path / "pictures"
         self.test_file = path / "test.json"
 
-    def hold(self, patience: float = PATIENCE) -> contextlib.ExitStack:
+    def hold(self, patience: float | None = None) -> contextlib.ExitStack:
         """Keeps all other processes that hold it from training here; where the file system keeps no locks, nobody is kept from it.
 
         Args:
-            patience: Seconds to wait for the process that has it.
+            patience: Seconds to wait for the process that has it; ``None``: longer than a file server keeps the lock of a dead machine. A
+                process whose driver was killed lives for some seconds; on a machine without network until Ray takes that for dead.
 
         Returns:
             Closed, it lets the next one in; so does the end of this process, however it ends.
@@ -56,14 +52,13 @@ class TrialFolder:
             TimeoutError: Another process still has it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + patience
-        while True:
-            with contextlib.ExitStack() as stack:
-                if stack.enter_context(locked(self.path / ".lock", wait=False)) != "no":
-                    return stack.pop_all()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"another process has trained in {self.path} for {patience:.0f} s; end it, or wait until it has ended")
-            time.sleep(0.05)
+        file, seconds = self.path / ".lock", locking.PATIENCE if patience is None else patience
+        with contextlib.ExitStack() as stack:
+            if stack.enter_context(locking.locked(file, patience=seconds)) != "no":
+                return stack.pop_all()
+        with file.open(encoding="utf-8") as opened:
+            who = locking.holder_of(opened)
+        raise TimeoutError(f"another process trains in this folder: {who} has held {file} for {seconds:.0f} s; end it, or wait for its end")
 
     def save(self, epoch: int, write: Callable[[Path], None], *, best: bool) -> None:
         """Writes a checkpoint beside its place and renames it; see ``Reporter.save``."""

@@ -33,6 +33,7 @@ from guidino_tune.training.backbones import check_fingerprint
 from guidino_tune.training.costs import forget_peak, forward_seconds, peak_gigabytes
 from guidino_tune.training.failures import Diverged
 from guidino_tune.training.optimisers import make_optimizer, set_learning_rates
+from guidino_tune.training.pace import Pace
 from guidino_tune.training.reporter import Decision, EpochRecord, Reporter
 from guidino_tune.training.tokens import make_encoder, shared_backbone, to_features
 
@@ -69,6 +70,7 @@ class TrainingRun:
         micro_batches: Parts in which a batch goes through the network, one after the other, to take less memory. Gradients add up to those
             of the whole batch but for what is computed over a batch: batch normalisation, Dice and Tversky with ``batch_dice``, the hardest
             pixels (top-k), and, where pixels are ignored or classes have weights, the means over pixels.
+        saved: Epochs whose checkpoint is written however long that takes, besides the last and every better one.
         measure: The first epoch in this process also tells ``memory`` (10^9 bytes) and ``latency`` (seconds), see ``training.costs``.
     """
 
@@ -84,13 +86,15 @@ class TrainingRun:
         reported: int = 0,
         store: ChunkStore | None = None,
         validated: Collection[int] | None = None,
+        saved: Collection[int] = (),
         micro_batches: int = 1,
         measure: bool = False,
     ) -> None:
         self.experiment, self.data, self.reporter = experiment, data, reporter
         self.device, self.rank, self.world_size = torch.device(device), rank, world_size
         self.store, self.validated, self.micro_batches = store, validated, micro_batches
-        self.measure = measure
+        self.measure, self.saved = measure, saved
+        self._pace, self._whole = Pace(), False
         self.history: list[EpochRecord] = []
         self.shown: list[Shown] = []
         """Of the last validation: the first cases, always the same ones, so that trials can be compared by eye."""
@@ -113,6 +117,7 @@ class TrainingRun:
             store=store, encoder=self.encoder, num_epochs=training.epochs, steps=training.steps_per_epoch,
         )  # fmt: skip
         self._continue()
+        self._saved = self.epoch
         self._backlog = [r for r in self.history if r.epoch > reported]
         self.module: nn.Module = self.model
         if world_size > 1:
@@ -141,11 +146,15 @@ class TrainingRun:
                 return
 
     def close(self) -> None:
-        """Ends what works for later epochs; a run that is not closed ends it with the process."""
+        """Ends what works for later epochs, and saves a whole epoch that was not worth its time; without it both end with the process."""
         self.views.close()
+        if self.rank == 0 and self._whole and self._saved < self.epoch:
+            self._save()
 
     def run_epoch(self) -> Decision:
         """Trains, validates if it is time, saves and tells one epoch; after a restart first tells again what may have been lost.
+
+        An epoch may be told that is not saved, see ``Pace``: a run that dies then trains it again, with the same numbers.
 
         Raises:
             Diverged: The loss, a weight or a prediction is not finite; nothing of this epoch is saved.
@@ -156,7 +165,7 @@ class TrainingRun:
             return self.reporter.report(self.history[-1])
         if self.measure:
             forget_peak(self.device)
-        start = time.perf_counter()
+        start, self._whole = time.perf_counter(), False
         metrics, images = self._train()
         seconds = time.perf_counter() - start
         last = self.epoch + 1 == self.experiment.training.epochs
@@ -173,9 +182,15 @@ class TrainingRun:
             self.best_shown = self.shown
         record = EpochRecord(self.epoch + 1, metrics, time.time())
         self.history.append(record)
-        if self.rank == 0:
-            self.reporter.save(record.epoch, self._write, best=improved)
+        self._whole = True
+        if self.rank == 0 and (last or improved or record.epoch in self.saved or self._pace.allows()):
+            self._save(best=improved)
         return self.reporter.report(record)
+
+    def _save(self, *, best: bool = False) -> None:
+        with self._pace.measured():
+            self.reporter.save(self.epoch, self._write, best=best)
+        self._saved = self.epoch
 
     def _check_weights(self) -> None:
         """The last step may have spoiled the weights, which no loss of this epoch has seen, and no prediction without a validation."""

@@ -55,7 +55,7 @@ class Reporter(Protocol):
     """The only thing that the loop knows of Ray, of a study, or of a terminal."""
 
     def report(self, record: EpochRecord) -> Decision:
-        """Hands over an epoch that is already saved."""
+        """Hands over an epoch; it is saved, or will be trained again with the same numbers by a run that goes on from before it."""
         ...
 
     def save(self, epoch: int, write: Callable[[Path], None], *, best: bool) -> None:

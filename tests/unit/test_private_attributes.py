@@ -111,6 +111,15 @@ def test_backend_of_a_journal_is_its_file(study: optuna.Study, tmp_path: Path) -
     assert optuna_private.backend(optuna.create_study()) is None
 
 
+def test_create_new_trial_of_a_database_gives_the_trial_that_it_made(tmp_path: Path) -> None:
+    database = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/one.db")
+    study = optuna.create_study(storage=database)
+    template = optuna.create_trial(state=TrialState.WAITING, user_attrs={"first": True})
+    for given in (None, template):
+        made = optuna_private.create_trial(database, optuna_private.study_id(study), given)
+        assert made == database.get_trial(optuna_private.trial_id(made))
+
+
 def test_rng_is_where_the_random_sampler_draws_from() -> None:
     sampler = optuna.samplers.RandomSampler()
     study, x = optuna.create_study(sampler=sampler), optuna.distributions.FloatDistribution(0, 1)

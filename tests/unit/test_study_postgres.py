@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -19,7 +20,7 @@ from guidino_tune.study import patient_storage
 from guidino_tune.study.driver import Driver
 from guidino_tune.study.lease import LEASE, read_lease
 from guidino_tune.study.locking import Hold
-from guidino_tune.study.store import StudyFolder, open_study
+from guidino_tune.study.store import StudyFolder, load_study, open_study
 
 pytestmark = needs_postgres
 
@@ -37,18 +38,24 @@ def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def drive(driver: Driver, trials: int, after: Callable[[int], None]) -> None:
     for number in range(trials):
-        assert driver.ask(str(number)) is not None
+        key = str(number)
+        assert driver.stored(partial(driver.ask, key), None) is not None, driver.error
         for epoch in range(1, 7):
-            if not driver.report(str(number), result(epoch, 0.1 * epoch + 0.01 * number)):
+            if not driver.stored(partial(driver.report, key, result(epoch, 0.1 * epoch + 0.01 * number)), False):
                 break
             after(number)
-        driver.tell(str(number), crashed=False)
+        driver.stored(partial(driver.tell, key, crashed=False), None)
 
 
-def test_a_database_that_is_started_anew_costs_nothing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("held", [False, True])
+def test_a_database_that_is_started_anew_costs_nothing(
+    held: bool, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """A crash in the middle of a transaction, a crash between two, and one that takes its time to come back."""
-    space = search_space(first_trials=[], study={"trials": 12, "pruner": "none", "name": "restarted"})
+    space = search_space(first_trials=[], study={"trials": 12, "pruner": "none", "name": f"restarted-{held}"})
     folder = StudyFolder(tmp_path / "restarted")
+    if held:  # as a driver does: it reads from memory, and writes together
+        request.addfinalizer(folder.lock().close)
     driver = Driver(open_study(space, folder, server.url), space, folder, lambda *_: None)
     going, told = threading.Event(), list[str]()
     monkeypatch.setattr(patient_storage.log, "warning", lambda text, *values: told.append(text % values))
@@ -73,7 +80,7 @@ def test_a_database_that_is_started_anew_costs_nothing(server: Server, tmp_path:
     server.stop()  # and between two questions
     server.start()
     # A connection that breaks at the very end of the question for a trial may leave one behind, which the next run takes up.
-    trials = [t for t in driver.study.get_trials() if t.state != TrialState.RUNNING]
+    trials = [t for t in load_study(folder, server.url).get_trials() if t.state != TrialState.RUNNING]
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 12
     for trial in trials:
         assert trial.intermediate_values == pytest.approx(

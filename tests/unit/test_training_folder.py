@@ -177,7 +177,7 @@ def test_a_process_waits_for_the_one_that_still_trains_there(folder: TrialFolder
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder.path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout
         assert other.stdout.readline() == "has it\n"
-        with pytest.raises(TimeoutError, match=r"another process has trained in .*00007"):
+        with pytest.raises(TimeoutError, match=r"process \d+ on .* has held .*00007/\.lock"):
             folder.hold(patience=0.2)
         other.kill()  # no word of farewell
         with folder.hold(patience=10):
