@@ -100,7 +100,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     for module in (search, listed, cross_validate, measuring):
         patch.setattr(module, "connected", connected)
     for module in (search, listed, measuring):
-        patch.setattr(module, "plan_when_possible", lambda resources, say: BOOKED)
+        patch.setattr(module, "plan_when_possible", lambda resources, say, packed=None: BOOKED)
 
 
 def interrupted(patch: pytest.MonkeyPatch, moment: Callable[[int, int], bool]) -> None:

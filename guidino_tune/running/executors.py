@@ -10,6 +10,7 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from ray import tune
 from guidino_tune import paths
 from guidino_tune.config import Data, Experiment
 from guidino_tune.errors import redacted
-from guidino_tune.running.cluster import Plan, elsewhere, note_node, this_node
+from guidino_tune.running.cluster import Plan, Worker, elsewhere, note_node, this_node
 from guidino_tune.running.environment import SEAL
 from guidino_tune.running.process import check_node
 from guidino_tune.training.failures import FAILURE, FailureKind, UnfitNode, death_kind, failure_kind
@@ -258,9 +259,10 @@ def train_trial(config: dict[str, Any]) -> None:
 
     gpus, failure = config["gpus"], Path(config["folder"]) / FAILURE
     failure.unlink(missing_ok=True)
-    booked: dict[str, Any] = {"resources_per_worker": {"CPU": config["cpus"] - CONTROLLER_CPU} | ({"GPU": gpus} if gpus else {})}
-    booked["accelerator_type"] = config.get("accelerator")
-    booked["label_selector"] = elsewhere(config.get("avoided", ()), config["cpus"], gpus, config.get("accelerator")) or None
+    worker = Worker(config["cpus"], gpus, config.get("accelerator"), config.get("memory", 0))
+    untyped = replace(worker, accelerator=None).booked | {"CPU": worker.cpus - CONTROLLER_CPU}
+    booked: dict[str, Any] = {"resources_per_worker": untyped, "accelerator_type": worker.accelerator}
+    booked["label_selector"] = elsewhere(config.get("avoided", ()), worker, config.get("only", ()), config["workers"]) or None
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=config,

@@ -28,6 +28,7 @@ from guidino_tune.models.cost import network_cost
 from guidino_tune.running.cluster import Plan, connected, has_others, may_change
 from guidino_tune.running.elastic import plan_when_possible
 from guidino_tune.running.environment import sealed_tests
+from guidino_tune.running.hardware import roomier
 from guidino_tune.running.packing import pack
 from guidino_tune.space.advice import training_notes
 from guidino_tune.space.space import Space, override
@@ -207,7 +208,8 @@ def _run_trials(
     say = partial(console.print, highlight=False, soft_wrap=True)
     with connected() as dashboard:
         plan_when_possible(space.resources, say)
-        resources = plan_when_possible(pack(space, folder.path, console), say)
+        asked, packed = pack(space, folder.path, console)
+        resources = plan_when_possible(asked, say, packed)
         say(
             f"{resources.concurrent} trials side by side ({resources.executor} executor; {space.resources.workers} worker(s) of "
             f"{resources.cpus} CPU(s) and {resources.gpus:g} GPU(s) each){', more or fewer as nodes come and go' if may_change() else ''}"
@@ -247,7 +249,10 @@ def _search(
         def warn(text: str) -> None:
             console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
 
-        driver = Driver(study, space, folder, listener, settings, deadline, warn, network_cost, partial(has_others, booked=resources))
+        driver = Driver(
+            study, space, folder, listener, settings, deadline, warn, network_cost, partial(has_others, booked=resources),
+            partial(roomier, booked=resources),
+        )  # fmt: skip
         run_trials(driver, resources, say)
     if driver.error:
         unwritable = isinstance(driver.error, OSError | optuna.exceptions.StorageInternalError)
