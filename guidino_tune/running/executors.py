@@ -41,8 +41,8 @@ PARTS = 2
 """Micro-batches of the second attempt of a trial that ran out of memory. Several workers start again for it as after a crash, which counts
 in ``resources.max_failures``."""
 
-UNFIT = "[unfit: {}]"
-"""In the message of a worker whose node is not fit: which one it is."""
+UNFIT = re.compile(r"UnfitNode: (.+) \[unfit: ([^]]+)\]")
+"""How a worker says, in one line of its traceback, why its node is not fit, and which one it is."""
 
 OUT_OF_MEMORY = "out-of-memory.txt"
 """In the folder of a trial whose worker group is to start again with micro-batches."""
@@ -280,8 +280,8 @@ def train_trial(config: dict[str, Any]) -> None:
         # Told as a result: an exception here would make Tune start again what Ray Train has tried often enough.
         known = json.loads(failure.read_text(encoding="utf-8")) if failure.exists() else {}
         kind, said = _group_death(error), redacted(str(error))
-        if unfit := re.search(re.escape(UNFIT).replace(r"\{\}", "([^]]+)"), _workers_words(error)):
-            tune.report({"failure": "environment", "message": said, "epoch": 0, "node": unfit[1]})
+        if unfit := UNFIT.search(_workers_words(error)):
+            tune.report({"failure": "environment", "message": redacted(unfit[1]), "epoch": 0, "node": unfit[2]})
             return
         # What the others say when a worker is gone is that they cannot reach it.
         gone = kind != "crashed" or "died unexpectedly" in said
@@ -340,7 +340,7 @@ def train_worker(config: dict[str, Any]) -> None:
         # Divergence is seen by all workers at once; after any other failure of one, the others wait for it in a collective.
         if world_size > 1 and failure_kind(error) != "diverged":
             if isinstance(error, UnfitNode):  # it may not see the trial's folder: its exception has to say it all
-                raise UnfitNode(f"{' '.join(str(error).split())} {UNFIT.format(this_node())}") from None
+                raise UnfitNode(f"{' '.join(str(error).split())} [unfit: {this_node()}]") from None
             write_text(Path(config["folder"]) / FAILURE, json.dumps(_failure(error, config)))
             raise
         ray.train.report(_failure(error, config))
