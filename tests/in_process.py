@@ -19,10 +19,11 @@ from guidino_tune import known_backbones
 from guidino_tune.running import executors, measuring, tune_adapter
 from guidino_tune.running.cluster import Plan
 from guidino_tune.running.environment import sealed_tests
+from guidino_tune.running.hardware import common_precision, look
 from guidino_tune.study.driver import Driver
 from guidino_tune.training.failures import as_kind
 from guidino_tune.training.reporter import EpochRecord
-from guidino_tune.workflows import cross_validate, listed, search
+from guidino_tune.workflows import cross_validate, listed, precision, search
 
 BOOKED = Plan("actor", 1, 1, 0.0, 1.0, 0.0)
 
@@ -97,10 +98,11 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Lets every command of this process train and measure in it."""
     patch.setattr(tune_adapter, "run_trials", run_trials)
     patch.setattr(measuring, "ray", TASKS)
-    for module in (search, listed, cross_validate, measuring):
+    patch.setattr(precision, "precision_of", lambda booked: common_precision({"this machine": look().bf16}))
+    for module in (search, precision, listed, cross_validate, measuring):
         patch.setattr(module, "connected", connected)
-    for module in (search, listed, measuring):
-        patch.setattr(module, "plan_when_possible", lambda resources, say: BOOKED)
+    for module in (search, precision, listed, measuring):
+        patch.setattr(module, "plan_when_possible", lambda resources, say, packed=None: BOOKED)
 
 
 def interrupted(patch: pytest.MonkeyPatch, moment: Callable[[int, int], bool]) -> None:

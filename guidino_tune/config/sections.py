@@ -307,7 +307,9 @@ class Training:
         momentum: Of SGD (Nesterov).
         schedule: ``poly``: ``(1 - e/E) ** 0.9``; ``cosine`` and ``linear``: to zero; per epoch ``e`` of ``E``.
         warmup_epochs: Epochs in which the rates rise to the schedule's by equal steps; transformers may need it at high rates.
-        precision: ``auto`` takes bf16 autocast where the hardware computes in it, else fp32.
+        precision: ``auto`` takes bf16 autocast where the hardware computes in it, else fp32. A study settles that when it begins, from what
+            all of its nodes have, and keeps it: in its definition, its trials and their exports. A node that joins later and does not
+            compute in bf16 takes no part in a study that settled for it; a study that names ``bf16`` has it emulated there, slowly.
         channels_last: Memory format of the segmenter.
         compile: ``torch.compile`` of the segmenter: ``default``, or ``cuda-graphs`` (mode ``reduce-overhead``, on a GPU); it takes tens
             of seconds for each trial, so it pays in long trainings only.

@@ -199,11 +199,11 @@ class Resources:
         gpus_per_worker: With one worker it may be a part of one, then several trials share a GPU. ``None``: one where there are GPUs when
             the search starts, unless ``trials_per_gpu``.
         accelerator: GPUs of this type alone, as Ray names it, such as ``H200`` or ``A100-80G``; ``ray status`` shows what there is as
-            ``accelerator_type:...``. A search that mixes types compares trials of different precision and speed.
+            ``accelerator_type:...``. Of a search that mixes types all trials have one precision (``training.precision``), not one speed.
         trials_per_gpu: How many trials share a GPU, instead of ``gpus_per_worker``. A number names GPUs as that does: trials wait for them
-            and never run on CPUs. ``auto``: as many as fit into its memory, found by two
-            training steps of the largest models before the search; without GPUs this bounds ``concurrent`` by the memory of the nodes that
-            are there then.
+            and never run on CPUs. ``auto``: as many as fit into the memory of each type of GPU, found by two training steps of the largest
+            models before the search, on a GPU that is free; where none is, trials share none. Without GPUs each trial books as much of its
+            node's memory as that, so that nodes which join or leave count with theirs.
         wait_for_nodes: Seconds for which a search waits at its start for nodes that carry a trial, where other people started the
             cluster: they may be booting, or an autoscaler adds them.
         max_failures: How often a trial whose process died is continued from its checkpoint.

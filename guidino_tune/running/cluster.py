@@ -7,8 +7,8 @@ import logging
 import math
 import os
 import platform
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from guidino_tune.config import Resources
@@ -22,9 +22,61 @@ from guidino_tune.training.folder import write_text
 _own = False
 """Whether this process has started the cluster that it is connected to: nobody adds a node to that one, or takes one away."""
 
+_dashboard = ""
+"""Address of the connected cluster's dashboard."""
+
+Node = Mapping[str, float]
+"""What a node has, such as ``{"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0}``."""
+
 
 class NoRoom(UserError):
     """The nodes that are there now carry no trial."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What one worker books on its node.
+
+    Attributes:
+        cpus: Cores.
+        gpus: GPUs, or a part of one.
+        accelerator: Type of its GPUs; ``None``: any.
+        memory: Bytes of the node's memory; 0: it is not looked at.
+    """
+
+    cpus: int
+    gpus: float = 0.0
+    accelerator: str | None = None
+    memory: int = 0
+
+    @property
+    def booked(self) -> dict[str, float]:
+        """As Ray takes it."""
+        found = {"CPU": float(self.cpus), "GPU": self.gpus, "memory": float(self.memory)}
+        typed = {accelerator_resource(self.accelerator): 0.001} if self.accelerator else {}
+        return {name: taken for name, taken in found.items() if taken} | typed
+
+    def places(self, node: Node) -> int:
+        """How many such workers a node carries, by CPUs, GPUs and memory."""
+        if self.accelerator and accelerator_resource(self.accelerator) not in node:
+            return 0
+        found = [int(node.get("CPU", 0.0) // self.cpus)]
+        found += [_slots(node, self.gpus)] if self.gpus else []
+        found += [int(node.get("memory", 0.0) // self.memory)] if self.memory else []
+        return min(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """How many trials share a device, as it was measured.
+
+    Attributes:
+        shares: Trials per GPU by the GPU's type, where types differ in it; on any other GPU ``resources.trials_per_gpu`` holds.
+        memory: Bytes that a worker takes of its node's memory; 0: not measured.
+    """
+
+    shares: Mapping[str, int] = field(default_factory=dict)
+    memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +93,8 @@ class Plan:
         workers: Of one trial.
         most: Trials side by side at most, however large the cluster becomes; ``None``: as many as fit.
         accelerator: Type of its GPUs; ``None``: any.
+        memory: Of a worker, in bytes; 0: not looked at.
+        kinds: Workers on GPUs of a type that carries another number of trials, by that type.
     """
 
     executor: str
@@ -52,12 +106,46 @@ class Plan:
     workers: int = 1
     most: int | None = None
     accelerator: str | None = None
+    memory: int = 0
+    kinds: Mapping[str, Worker] = field(default_factory=dict)
+
+    @property
+    def worker(self) -> Worker:
+        """A worker on any node that has no kind of its own."""
+        return Worker(self.cpus, self.gpus, self.accelerator, self.memory)
+
+    @property
+    def alone(self) -> Worker:
+        """A worker that shares no GPU."""
+        return replace(self.worker, gpus=max(1.0, self.gpus) if self.gpus else 0.0)
 
     @property
     def booked(self) -> dict[str, float]:
-        """What a worker books on its node."""
-        typed = {accelerator_resource(self.accelerator): 0.001} if self.accelerator else {}
-        return {"CPU": float(self.cpus)} | ({"GPU": self.gpus} if self.gpus else {}) | typed
+        """What such a worker books on its node."""
+        return self.worker.booked
+
+    def worker_on(self, node: Node) -> Worker:
+        """What a worker books on this node."""
+        return next((kind for name, kind in self.kinds.items() if accelerator_resource(name) in node), self.worker)
+
+    def places(self, nodes: Sequence[Node]) -> int:
+        """How many workers nodes carry. Each lives on one node: what is left over on several nodes together carries none."""
+        return sum(self.worker_on(node).places(node) for node in nodes)
+
+    def freest(self, nodes: Sequence[Node], taken: Mapping[Worker, int]) -> Worker:
+        """What the next trial is to book: the kind of worker of which most places are free.
+
+        Args:
+            nodes: Where it may be.
+            taken: Trials that are under way, by what their workers book.
+        """
+        free = {worker: -taken.get(worker, 0) * self.workers for worker in (self.worker, *self.kinds.values())}
+        there = set[Worker]()
+        for node in nodes:
+            if places := (worker := self.worker_on(node)).places(node):
+                free[worker] += places
+                there.add(worker)
+        return max(there, key=free.__getitem__, default=self.worker)
 
 
 def accelerator_resource(accelerator: str) -> str:
@@ -74,8 +162,8 @@ def connected() -> Iterator[str]:
     """
     import ray
 
-    global _own
-    mine, dashboard = not ray.is_initialized(), ""
+    global _own, _dashboard
+    mine = not ray.is_initialized()
     if mine:
         protect_token()  # its folder, before Ray makes a token
         try:
@@ -84,7 +172,7 @@ def connected() -> Iterator[str]:
                 own = known_cluster(os.environ) in ("", "local")
                 context = ray.init("local" if own else None, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
             _own = own
-            dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
+            _dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
         except (KeyboardInterrupt, SystemExit):
             ray.shutdown()
             raise KeyboardInterrupt from None  # Ray's handler exits
@@ -96,11 +184,11 @@ def connected() -> Iterator[str]:
             ) from None
         protect_token()
     try:
-        yield dashboard
+        yield _dashboard
     finally:
         if mine:
             ray.shutdown()
-            _own = False
+            _own, _dashboard = False, ""
 
 
 def may_change() -> bool:
@@ -108,14 +196,18 @@ def may_change() -> bool:
     return not _own
 
 
-def plan(resources: Resources) -> Plan:
+def plan(resources: Resources, packed: Packed | None = None) -> Plan:
     """Fits the trials to the connected cluster.
+
+    Args:
+        resources: Of the space.
+        packed: What was measured of its trials.
 
     Raises:
         NoRoom: One trial needs more than the cluster has.
         UserError: The executor cannot have so many workers.
     """
-    nodes = node_resources(resources.accelerator)
+    nodes, packed = node_resources(resources.accelerator), packed or Packed()
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     per_worker = _gpus_per_worker(resources, bool(gpus))
     kind = resources.executor
@@ -125,20 +217,32 @@ def plan(resources: Resources) -> Plan:
         raise UserError(
             "the actor executor has one worker", where="resources.workers", todo="use resources.executor: train, or resources.workers: 1"
         )
-    cpus_per_worker = resources.cpus_per_worker or _share(nodes, per_worker)
-    places = count_places(nodes, cpus_per_worker, per_worker)
+    found = Plan(
+        kind, 0, resources.cpus_per_worker or _share(nodes, per_worker), per_worker, cpus, gpus, resources.workers, resources.concurrent,
+        resources.accelerator,
+        # Whoever takes more than any node has is let try, alone on the largest.
+        memory=int(min(packed.memory, max((node.get("memory", 0.0) for node in nodes), default=0.0))),
+        kinds={name: _kind(nodes, name, each, resources) for name, each in packed.shares.items()},
+    )  # fmt: skip
+    places = found.places(nodes)
     fits = places // resources.workers
     if not fits:
         kind_of_gpu = f" of type {resources.accelerator}" if resources.accelerator else ""
         raise NoRoom(
-            f"one trial needs {resources.workers} worker(s) with {cpus_per_worker} CPU(s) and {per_worker:g} GPU(s) on one node each; "
+            f"one trial needs {resources.workers} worker(s) with {found.cpus} CPU(s) and {per_worker:g} GPU(s) on one node each; "
             f"the cluster's {len(nodes)} node(s){kind_of_gpu} with {cpus:g} CPUs and {gpus:g} GPUs in all carry {places}",
             where="resources",
             todo="lower resources.workers, cpus_per_worker or gpus_per_worker (or raise trials_per_gpu, or leave it out where there are "
             "no GPUs), or add nodes",
         )
-    side_by_side = min(resources.concurrent or fits, fits)
-    return Plan(kind, side_by_side, cpus_per_worker, per_worker, cpus, gpus, resources.workers, resources.concurrent, resources.accelerator)
+    return replace(found, concurrent=min(resources.concurrent or fits, fits))
+
+
+def _kind(nodes: Sequence[Node], accelerator: str, sharing: int, resources: Resources) -> Worker:
+    """A worker on GPUs of a type that each carry so many trials."""
+    gpus = _part(sharing)
+    typed = [node for node in nodes if accelerator_resource(accelerator) in node]
+    return Worker(resources.cpus_per_worker or _share(typed, gpus), gpus, accelerator)
 
 
 def node_resources(accelerator: str | None = None) -> list[dict[str, float]]:
@@ -147,11 +251,6 @@ def node_resources(accelerator: str | None = None) -> list[dict[str, float]]:
 
     wanted = accelerator_resource(accelerator) if accelerator else None
     return [node["Resources"] for node in ray.nodes() if node["Alive"] and (wanted is None or wanted in node["Resources"])]
-
-
-def count_places(nodes: list[dict[str, float]], cpus: int, gpus: float) -> int:
-    """How many workers nodes carry. Each lives on one node: what is left over on several nodes together carries none."""
-    return sum(_places(node, cpus, gpus) for node in nodes)
 
 
 def _gpus_per_worker(resources: Resources, there: bool) -> float:
@@ -164,53 +263,57 @@ def _gpus_per_worker(resources: Resources, there: bool) -> float:
     sharing = resources.trials_per_gpu if isinstance(resources.trials_per_gpu, int) else None
     if sharing is None:
         return 1.0 if there or resources.accelerator else 0.0
-    # Ray rounds to four places, so that six times 1/6 would be more than one GPU.
+    return _part(sharing)
+
+
+def _part(sharing: int) -> float:
+    """Of a GPU, for each of so many. Ray rounds to four places, so that six times 1/6 would be more than one GPU."""
     return math.floor(1e4 / sharing) / 1e4
 
 
-def _share(nodes: list[dict[str, float]], per_worker: float) -> int:
+def _share(nodes: Sequence[Node], per_worker: float) -> int:
     """CPUs of one worker: its GPU's share on the node that has the fewest for it, or one without GPUs."""
     with_gpus = [node for node in nodes if node.get("GPU", 0.0) >= per_worker > 0]
     return max(1, min((int(node.get("CPU", 0.0) // _slots(node, per_worker)) for node in with_gpus), default=1))
 
 
-def _places(node: dict[str, float], cpus: int, gpus: float) -> int:
-    """How many workers a node carries."""
-    by_cpu = int(node.get("CPU", 0.0) // cpus)
-    return min(by_cpu, _slots(node, gpus)) if gpus else by_cpu
-
-
-def _slots(node: dict[str, float], gpus: float) -> int:
+def _slots(node: Node, gpus: float) -> int:
     """How many workers the GPUs of a node carry; what is left over on several GPUs together carries none."""
     there = node.get("GPU", 0.0)
     return int(there) * int(1 / gpus + 1e-6) if gpus < 1 else int(there / gpus + 1e-6)
 
 
-def others(avoided: Collection[str], cpus: int, gpus: float, accelerator: str | None = None) -> list[str]:
-    """Ray's ids of the nodes that are not avoided, and that carry a worker.
-
-    Args:
-        avoided: Ray's ids.
-        cpus: Of the worker.
-        gpus: Of the worker.
-        accelerator: Type of its GPUs; ``None``: any.
-    """
+def living(avoided: Collection[str] = ()) -> dict[str, dict[str, float]]:
+    """What each living node has, by Ray's id; without those that are avoided."""
     import ray
 
-    nodes = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"] and node["NodeID"] not in avoided]
-    typed = [(name, has) for name, has in nodes if accelerator is None or accelerator_resource(accelerator) in has]
-    return [name for name, has in typed if count_places([has], cpus, gpus)]
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in avoided}
 
 
-def elsewhere(avoided: Collection[str], cpus: int, gpus: float, accelerator: str | None = None) -> dict[str, str]:
-    """The label selector of nodes that are not avoided; empty, for any node, where no other one carries a worker; see ``others``."""
-    found = others(avoided, cpus, gpus, accelerator) if avoided else []
-    return {"ray.io/node-id": f"!in({', '.join(avoided)})"} if found else {}
+def others(avoided: Collection[str], worker: Worker, workers: int = 1) -> list[str]:
+    """Ray's ids of the nodes that are not avoided, and that carry this worker; none where all of them carry fewer than so many."""
+    places = {name: worker.places(has) for name, has in living(avoided).items()}
+    return [name for name, number in places.items() if number] if sum(places.values()) >= workers else []
+
+
+def elsewhere(avoided: Collection[str], worker: Worker, only: Collection[str] = (), workers: int = 1) -> dict[str, str]:
+    """The label selector of the nodes where a trial's workers may be; empty, for any node, where these do not carry all of them.
+
+    Args:
+        avoided: Ray's ids of nodes where they are not to be.
+        worker: What each books.
+        only: Ray's ids of the nodes where alone they are to be; none: on any that is not avoided.
+        workers: Of the trial.
+    """
+    if only:
+        there = others({*avoided, *(living().keys() - set(only))}, worker, workers)
+        return {"ray.io/node-id": f"in({', '.join(sorted(there))})"} if there else {}
+    return {"ray.io/node-id": f"!in({', '.join(avoided)})"} if avoided and others(avoided, worker, workers) else {}
 
 
 def has_others(node: str, booked: Plan) -> bool:
-    """Whether a node that is not this one, as ``this_node`` names it, carries a worker of this plan."""
-    return bool(others([node.rpartition(" ")[2]], booked.cpus, booked.gpus, booked.accelerator))
+    """Whether nodes that are not this one, as ``this_node`` names it, carry a trial of this plan."""
+    return booked.places(list(living([node.rpartition(" ")[2]]).values())) >= booked.workers
 
 
 def this_node() -> str:

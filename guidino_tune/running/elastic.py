@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from guidino_tune.config import Resources
-from guidino_tune.running.cluster import NoRoom, Plan, count_places, may_change, node_resources, plan
+from guidino_tune.running.cluster import NoRoom, Packed, Plan, may_change, node_resources, plan
 
 LOOK = 2.0
 """Seconds for which it is taken as known what the cluster carries."""
@@ -18,7 +18,7 @@ LOOK = 2.0
 Say = Callable[[str], None]
 
 
-def plan_when_possible(resources: Resources, say: Say) -> Plan:
+def plan_when_possible(resources: Resources, say: Say, packed: Packed | None = None) -> Plan:
     """Fits the trials to the connected cluster, and waits for nodes where they may come, for ``resources.wait_for_nodes`` seconds.
 
     Meanwhile the place of one trial is booked, for that is what an autoscaler looks at; the booking ends with this process.
@@ -26,12 +26,13 @@ def plan_when_possible(resources: Resources, say: Say) -> Plan:
     Args:
         resources: Of the space.
         say: Told what is waited for.
+        packed: What was measured of its trials.
 
     Raises:
         UserError: One trial needs more than the cluster has, and nodes that carry it did not come.
     """
     try:
-        return plan(resources)
+        return plan(resources, packed)
     except NoRoom as error:
         if not may_change() or not resources.wait_for_nodes:
             raise
@@ -42,7 +43,7 @@ def plan_when_possible(resources: Resources, say: Say) -> Plan:
         while time.monotonic() < deadline:
             time.sleep(min(LOOK, deadline - time.monotonic() + 0.01))
             try:
-                return plan(resources)
+                return plan(resources, packed)
             except NoRoom as error:
                 lacking = error
     raise NoRoom(f"{lacking.what}, and none came within {resources.wait_for_nodes:g} s", where=lacking.where, todo=lacking.todo)
@@ -92,7 +93,8 @@ class Places:
     processes, whose CPU the others' workers may need to the last hundredth, so there a booking stands for it.
 
     Args:
-        booked: The plan with which the search began. What a trial books stays as it is.
+        booked: The plan with which the search began. What a trial books on a kind of node stays as it is; how many nodes of a kind there
+            are, and with them what their CPUs, GPUs and memory carry, is looked at anew.
         say: Told when the number of trials side by side changes.
     """
 
@@ -122,7 +124,7 @@ class Places:
             return booked.concurrent
         if time.monotonic() - self._looked >= LOOK:
             nodes = node_resources(booked.accelerator)
-            fits = count_places(nodes, booked.cpus, booked.gpus) // booked.workers
+            fits = booked.places(nodes) // booked.workers
             carried, self._looked = min(fits, booked.most or fits), time.monotonic()
             if carried != self._carried:
                 self.say(f"{len(nodes)} node(s) now: {carried} trials side by side, {self._carried} before")

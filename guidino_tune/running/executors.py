@@ -9,6 +9,7 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,10 @@ from ray import tune
 from guidino_tune import paths
 from guidino_tune.config import Data, Experiment
 from guidino_tune.errors import redacted
-from guidino_tune.running.cluster import Plan, elsewhere, note_node, this_node
+from guidino_tune.running.cluster import Plan, Worker, elsewhere, note_node, this_node
 from guidino_tune.running.environment import SEAL
 from guidino_tune.running.process import check_node
-from guidino_tune.running.worker_groups import UNFIT, group_failure, on_nodes_network
+from guidino_tune.running.worker_groups import group_failure, on_nodes_network
 from guidino_tune.training.failures import FAILURE, UnfitNode, failure_kind
 from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.reporter import Decision, EpochRecord
@@ -253,9 +254,10 @@ def train_trial(config: dict[str, Any]) -> None:
 
     gpus, failure = config["gpus"], Path(config["folder"]) / FAILURE
     failure.unlink(missing_ok=True)
-    booked: dict[str, Any] = {"resources_per_worker": {"CPU": config["cpus"] - CONTROLLER_CPU} | ({"GPU": gpus} if gpus else {})}
-    booked["accelerator_type"] = config.get("accelerator")
-    booked["label_selector"] = elsewhere(config.get("avoided", ()), config["cpus"], gpus, config.get("accelerator")) or None
+    worker = Worker(config["cpus"], gpus, config.get("accelerator"), config.get("memory", 0))
+    untyped = replace(worker, accelerator=None).booked | {"CPU": worker.cpus - CONTROLLER_CPU}
+    booked: dict[str, Any] = {"resources_per_worker": untyped, "accelerator_type": worker.accelerator}
+    booked["label_selector"] = elsewhere(config.get("avoided", ()), worker, config.get("only", ()), config["workers"]) or None
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=config,
@@ -317,7 +319,7 @@ def train_worker(config: dict[str, Any]) -> None:
         # Divergence is seen by all workers at once; after any other failure of one, the others wait for it in a collective.
         if world_size > 1 and failure_kind(error) != "diverged":
             if isinstance(error, UnfitNode):  # it may not see the trial's folder: its exception has to say it all
-                raise UnfitNode(f"{' '.join(str(error).split())} {UNFIT.format(this_node())}") from None
+                raise UnfitNode(f"{' '.join(str(error).split())} [unfit: {this_node()}]") from None
             write_text(Path(config["folder"]) / FAILURE, json.dumps(_failure(error, config)))
             raise
         ray.train.report(_failure(error, config))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,19 @@ from guidino_tune import targets
 from guidino_tune.config import DINOGuide, Experiment, Resources
 from guidino_tune.errors import UserError
 from guidino_tune.known_backbones import packed
-from guidino_tune.running.cluster import accelerator_resource
-from guidino_tune.running.probing import (
-    MOST_PROBES,
-    backbone_bytes,
-    describe,
-    digest,
-    gpus,
-    largest_shapes,
-    probe,
-    shape_of,
-    shapes,
-)
+from guidino_tune.running.cluster import Packed, accelerator_resource
+from guidino_tune.running.hardware import ask, cards_by_type
+from guidino_tune.running.probing import MOST_PROBES, backbone_bytes, describe, digest, largest_shapes, probe, shape_of, shapes
 from guidino_tune.space.check import examples
 from guidino_tune.space.space import Space
 from guidino_tune.training.folder import write_text
 
-GPU_PART, NODE_PART = 0.9, 0.8
-"""How much of a GPU's or a node's memory the trials may fill; the rest is for fragmentation, and for what no probe sees."""
+GPU_PART = 0.9
+"""How much of a GPU's memory the trials may fill; the rest is for fragmentation, and for what no probe sees. Of a node's memory Ray keeps
+three tenths back for objects, of which trials have none."""
+
+FREE = 30.0
+"""Seconds for which a free GPU of the type with the most memory is waited for; those of the other types have a second each."""
 
 MOST_PER_GPU = 8
 """More trials than this gain nothing on one GPU: they only wait for each other."""
@@ -52,19 +48,21 @@ _GB = 1e9
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Device:
-    """Where trials run: the smallest GPU of a cluster, or its smallest node.
+    """What trials run on: GPUs of one type, or the smallest node.
 
     Attributes:
         name: Of the GPU, or ``cpu``.
-        memory: Of the GPU, or what the node had available when Ray started there; in bytes.
-        cpus: Of the node for each GPU, or of the node.
-        node: Ray's id of the node.
+        memory: Of the GPU, or of the node for its processes; in bytes.
+        cpus: Of a node for each of these GPUs, or of the node.
+        kind: Ray's name of the GPU's type, empty where Ray knows none; or Ray's id of the node.
+        group: Ray's booking of one such GPU, to measure on.
     """
 
     name: str
     memory: int
     cpus: int
-    node: str
+    kind: str
+    group: Any = None
 
     @property
     def is_gpu(self) -> bool:
@@ -72,11 +70,12 @@ class Device:
         return self.name != "cpu"
 
 
-def pack(space: Space, folder: Path, console: Console) -> Resources:
-    """The resources of a space, with a measured number where ``trials_per_gpu`` is ``auto``.
+def pack(space: Space, folder: Path, console: Console) -> tuple[Resources, Packed]:
+    """The resources of a space, with measured numbers where ``trials_per_gpu`` is ``auto``.
 
-    With GPUs ``trials_per_gpu`` becomes a number; without, ``concurrent`` gets an upper limit. Measurements are kept in ``memory.json`` in
-    the study's folder, so that a search that goes on measures nothing again. Needs a connected Ray cluster.
+    With GPUs ``trials_per_gpu`` becomes a number, that of the type which carries fewest; without, it is known how much of a node's memory a
+    worker takes. Measurements are kept in ``memory.json`` in the study's folder, so that a search that goes on measures nothing again.
+    Needs a connected Ray cluster, and a free GPU of it, for which it waits a while; without one, trials do not share GPUs.
 
     Args:
         space: What will be searched.
@@ -85,36 +84,53 @@ def pack(space: Space, folder: Path, console: Console) -> Resources:
     """
     asked = space.resources
     if asked.trials_per_gpu != "auto":
-        return asked
+        return asked, Packed()
     import ray
 
     typed = accelerator_resource(asked.accelerator) if asked.accelerator else "CPU"
-    nodes = [node for node in ray.nodes() if node["Alive"] and typed in node["Resources"]]
-    with_gpus = [node for node in nodes if node["Resources"].get("GPU")]
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and typed in node["Resources"]}
+    with_gpus = {name: has for name, has in nodes.items() if has.get("GPU")}
     if with_gpus and asked.workers > 1:
         console.print("trials_per_gpu: 1, for two workers of one trial cannot share a GPU", highlight=False)
-        return dataclasses.replace(asked, trials_per_gpu=1)
+        return dataclasses.replace(asked, trials_per_gpu=1), Packed()
+    whole = dataclasses.replace(asked, trials_per_gpu=1)
     with console.status("measuring the memory of the largest models"):
-        device = _smallest_gpu(with_gpus) if with_gpus else _smallest_node(nodes)
+        devices = _gpus(with_gpus) if with_gpus else [_smallest_node(nodes)]
+        if not devices:
+            _note(console, "no node tells what its GPUs are; trials_per_gpu: 1")
+            return whole, Packed()
         found = shapes(candidates(space), asked.workers)
         known = _Known(folder / "memory.json")
         largest = known.largest(found, asked.workers)
-        peaks, notes = _peaks(largest, _kept_backbones(found, asked, device), known, device, asked)
+        with _bench(largest, known, devices, asked) as device:
+            if device is None:
+                _note(console, "no GPU is free to measure on, so trials share none in this run (trials_per_gpu=N says how many are to)")
+                return whole, Packed()
+            peaks, notes = _peaks(largest, _kept_backbones(found, asked, device), known, device, asked)
     for note in notes:
-        console.print(f"note: {note}", style="yellow", highlight=False, soft_wrap=True)
+        _note(console, note)
     if len(largest) < len(found):
-        console.print(f"note: of {len(found)} model shapes only the {len(largest)} largest were measured", style="yellow", highlight=False)
+        _note(console, f"of {len(found)} model shapes only the {len(largest)} largest were measured")
     if device.is_gpu:
-        each = trials_per_gpu(peaks.values(), device.memory, device.cpus // (asked.cpus_per_worker or 1))
-        packed, decision = dataclasses.replace(asked, trials_per_gpu=each), f"{each} trial(s) per GPU"
+        each = shares(devices, peaks.values(), asked.cpus_per_worker or 1, beyond=device.memory if notes else math.inf)
+        fewest = min(each.values())
+        mixed = len(set(each.values())) > 1
+        packed = Packed(shares={kind: number for kind, number in each.items() if kind} if mixed else {})
+        resources = dataclasses.replace(asked, trials_per_gpu=fewest)
+        decision = ", ".join(f"{n} on {kind or 'others'}" for kind, n in each.items()) if mixed else str(fewest)
+        decision += " trial(s) per GPU"
     else:
-        fits = max(1, processes_per_node(peaks.values(), device.memory) * len(nodes) // asked.workers)
-        packed = dataclasses.replace(asked, trials_per_gpu=None, concurrent=min(asked.concurrent or fits, fits))
-        decision = f"at most {packed.concurrent} trial(s) side by side"
+        packed = Packed(memory=max(peaks.values(), default=0))
+        resources = dataclasses.replace(asked, trials_per_gpu=None)
+        decision = f"a node of this size carries {max(1, device.memory // packed.memory)} by its memory" if packed.memory else "no bound"
     top = max(peaks, key=peaks.__getitem__, default="")
     taken = f"the largest, {top}, takes {peaks[top] / _GB:.2f} of {device.memory / _GB:.1f} GB" if top else "none could be measured"
     console.print(f"memory of {len(largest)} model shape(s) on {device.name}: {taken}; {decision}", highlight=False, soft_wrap=True)
-    return packed
+    return resources, packed
+
+
+def _note(console: Console, text: str) -> None:
+    console.print(f"note: {text}", style="yellow", highlight=False, soft_wrap=True)
 
 
 def trials_per_gpu(peaks: Iterable[int], memory: int, cpus: int) -> int:
@@ -131,9 +147,16 @@ def trials_per_gpu(peaks: Iterable[int], memory: int, cpus: int) -> int:
     return max(1, min(MOST_PER_GPU, cpus, int(GPU_PART * memory / max(peaks, default=memory))))
 
 
-def processes_per_node(peaks: Iterable[int], memory: int) -> int:
-    """How many training processes a node without GPUs carries by its memory, at least 1; arguments as in ``trials_per_gpu``."""
-    return max(1, int(NODE_PART * memory / max(peaks, default=memory)))
+def shares(devices: Iterable[Device], peaks: Collection[int], cpus: int, *, beyond: float) -> dict[str, int]:
+    """How many trials share a GPU of each type, by the type's name.
+
+    Args:
+        devices: One of each type.
+        peaks: As in ``trials_per_gpu``; measured on one of them, they hold for all.
+        cpus: Of one trial.
+        beyond: Bytes of a GPU on which some kind of trial did not fit: how much it takes of a larger one is not known.
+    """
+    return {d.kind: 1 if d.memory > beyond else trials_per_gpu(peaks, d.memory, d.cpus // cpus) for d in devices}
 
 
 def candidates(space: Space) -> list[Experiment]:
@@ -166,6 +189,10 @@ class _Known:
             self._keep("largest", key, [digest(shape_of(e, workers)) for e in chosen])
         return [by_key[k] for k in self.values["largest"][key]]
 
+    def has(self, experiment: Experiment, device: Device, workers: int) -> bool:
+        """Whether an experiment was measured on such a device."""
+        return digest([shape_of(experiment, workers), device.name]) in self.values["peaks"]
+
     def peak(self, experiment: Experiment, device: Device, resources: Resources) -> tuple[int | None, str]:
         """Bytes of one worker's process; ``None`` and the reason when it does not fit, or could not be measured."""
         shape = shape_of(experiment, resources.workers)
@@ -188,23 +215,65 @@ class _Known:
         write_text(self.file, json.dumps(self.values, indent=1))
 
 
+@contextmanager
+def _bench(largest: Sequence[Experiment], known: _Known, devices: Sequence[Device], resources: Resources) -> Iterator[Device | None]:
+    """Where the probes run: nowhere, if one of the devices was measured on before; else on a GPU that is free, if one is.
+
+    Args:
+        largest: What is to be measured.
+        known: What was measured before.
+        devices: One of each type, the one with the most memory first.
+        resources: Of the search.
+
+    Yields:
+        The device, booked for the time of the block, or ``None``.
+    """
+    before = next((d for d in devices if all(known.has(e, d, resources.workers) for e in largest)), None)
+    if before or not devices[0].is_gpu:
+        yield before or devices[0]
+        return
+    for device, seconds in zip(devices, (FREE, *[1.0] * len(devices)), strict=False):
+        if group := _booked(device, resources, seconds):
+            try:
+                yield dataclasses.replace(device, group=group)
+            finally:
+                _give_back(group)
+            return
+    yield None
+
+
+def _booked(device: Device, resources: Resources, seconds: float) -> Any:
+    """A whole GPU of this type for one probe after the other; ``None`` where none is free in time."""
+    import ray.util
+
+    typed = {accelerator_resource(device.kind): 0.001} if device.kind else {}
+    group = ray.util.placement_group([{"CPU": resources.cpus_per_worker or 1, "GPU": 1, **typed}])
+    if group.wait(seconds):
+        return group
+    _give_back(group)
+    return None
+
+
+def _give_back(group: Any) -> None:
+    import ray.util
+
+    ray.util.remove_placement_group(group)
+
+
 def _measured(experiment: Experiment, device: Device, resources: Resources) -> int | None:
     """Runs the probe in a process of its own, with what a trial gets, or a whole GPU."""
-    cpus = resources.cpus_per_worker or 1
-    result: int | None = _on_node(device.node, probe, cpus, int(device.is_gpu))(
-        experiment.to_dict(), resources.workers, cpus, "cuda" if device.is_gpu else "cpu", packed(), targets.packed()
-    )
-    return result
-
-
-def _on_node(node: str, function: Callable[..., Any], cpus: int, gpus: int) -> Callable[..., Any]:
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-    place = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    on_gpu, cpus = device.group is not None, resources.cpus_per_worker or 1
+    place = PlacementGroupSchedulingStrategy(device.group) if on_gpu else NodeAffinitySchedulingStrategy(device.kind, soft=False)
     # One call for each process: the peak of a process is that of all it ever did. Never again: running out of memory is the result.
-    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=0, scheduling_strategy=place)(function)  # type: ignore[call-overload]
-    return lambda *arguments: ray.get(remote.remote(*arguments))
+    booked = {"num_cpus": cpus, "num_gpus": int(on_gpu), "max_calls": 1, "max_retries": 0, "scheduling_strategy": place}
+    task = ray.remote(**booked)(probe).remote(  # type: ignore[call-overload]
+        experiment.to_dict(), resources.workers, cpus, "cuda" if on_gpu else "cpu", packed(), targets.packed()
+    )
+    result: int | None = ray.get(task)
+    return result
 
 
 def _peaks(
@@ -239,22 +308,16 @@ def _is_reused(resources: Resources, device: Device) -> bool:
     return resources.executor == "actor" or (resources.executor == "auto" and not device.is_gpu and resources.workers == 1)
 
 
-def _smallest_gpu(nodes: Sequence[Mapping[str, Any]]) -> Device:
-    """The GPU with the least memory, and the fewest CPUs for each GPU of any node. Waits until the GPUs of each node are free."""
-    cpus = min(int(node["Resources"].get("CPU", 0) // node["Resources"]["GPU"]) for node in nodes)
-    seen = [
-        (memory, name, node["NodeID"])
-        for node in nodes
-        for name, memory in _on_node(node["NodeID"], gpus, 0, int(node["Resources"]["GPU"]))()
-    ]
-    memory, name, node = min(seen)
-    return Device(name, memory, max(1, cpus), node)
+def _gpus(nodes: Mapping[str, Mapping[str, float]]) -> list[Device]:
+    """One device for each type of GPU: its least memory, and the fewest CPUs of any of its nodes; the most memory first."""
+    cards, found = cards_by_type(nodes, ask(list(nodes))), list[Device]()
+    for kind, card in cards.items():
+        typed = [has for has in nodes.values() if (accelerator_resource(kind) in has if kind else True)]
+        cpus = min(int(has.get("CPU", 0) // has["GPU"]) for has in typed)
+        found.append(Device(card.name, card.memory, max(1, cpus), kind))
+    return found
 
 
-def _smallest_node(nodes: Sequence[Mapping[str, Any]]) -> Device:
-    def memory(node: Mapping[str, Any]) -> int:
-        # Ray keeps a part for objects; trials put none there.
-        return int(node["Resources"].get("memory", 0) + node["Resources"].get("object_store_memory", 0))
-
-    node = min(nodes, key=memory)
-    return Device("cpu", memory(node), int(node["Resources"].get("CPU", 1)), node["NodeID"])
+def _smallest_node(nodes: Mapping[str, Mapping[str, float]]) -> Device:
+    name, has = min(nodes.items(), key=lambda node: node[1].get("memory", 0))
+    return Device("cpu", int(has.get("memory", 0)), int(has.get("CPU", 1)), name)

@@ -178,12 +178,6 @@ def _two_steps(experiment: Experiment, workers: int, device: torch.device) -> in
     return sum(p.numel() * p.element_size() for p in parameters)
 
 
-def gpus() -> list[tuple[str, int]]:
-    """Names and bytes of memory of the GPUs that this process may use."""
-    every = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
-    return [(gpu.name, gpu.total_memory) for gpu in every]
-
-
 def backbone_bytes(experiment: Experiment) -> int:
     """Of an experiment's backbone; 0 without one."""
     with torch.device("meta"):

@@ -31,10 +31,16 @@ SAME_VERSIONS = ("torch", "transformers", "guidino-tune")
 """With other versions of these a trial computes something else."""
 
 
-def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path) -> dict[str, Any]:
+def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path, precision: str = "") -> dict[str, Any]:
     """What every training process must know beside its experiment; paths are absolute, for it runs in another folder or on another node.
 
     Writes the marker of this run, see ``check_node``.
+
+    Args:
+        plan: Of the run.
+        resources: Of the space.
+        ray_folder: Of the run.
+        precision: That was settled for the study, see ``study.precision``: with ``bf16`` a node must compute in it natively.
     """
     from guidino_tune import targets
     from guidino_tune.known_backbones import packed
@@ -53,6 +59,8 @@ def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path) -> d
         "cpus": plan.cpus,
         "gpus": plan.gpus,
         "accelerator": plan.accelerator,
+        "memory": plan.memory,
+        "precision": precision,
         "workers": resources.workers,
         "max_failures": resources.max_failures,
         "views": (resources.views_folder, resources.views_gigabytes) if resources.share_views else None,
@@ -67,7 +75,8 @@ def check_node(config: Mapping[str, Any], data: Data) -> None:
         data: Of its experiment.
 
     Raises:
-        UnfitNode: The study's folder or the data are not there, the disk is full, versions differ, or the GPU does not work.
+        UnfitNode: The study's folder or the data are not there, the disk is full, versions differ, the GPU does not work, or it has not the
+            precision of the study.
     """
     if "mark" not in config:
         return
@@ -78,6 +87,8 @@ def check_node(config: Mapping[str, Any], data: Data) -> None:
     _check_versions(tuple(config["versions"].items()))
     if config["gpus"]:
         _check_gpu()
+    if config.get("precision") == "bf16":
+        _check_bf16("cuda" if config["gpus"] else "cpu")
     free = shutil.disk_usage(Path(marker).parent).free
     if free < LEAST_FREE:
         raise UnfitNode(f"only {free / 1e6:.0f} MB are free", where=config["folder"], todo="make room, or take the node out of the cluster")
@@ -144,3 +155,17 @@ def _check_gpu() -> None:
     except Exception as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnfitNode(f"its GPU does not work: {said}", todo="look at nvidia-smi and the driver's version on that node") from None
+
+
+@lru_cache
+def _check_bf16(device: str) -> None:
+    import torch
+
+    from guidino_tune.models.precision import use_bf16
+
+    if not use_bf16("auto", torch.device(device)):
+        what = f"its GPU ({torch.cuda.get_device_name()})" if device == "cuda" else "its processor"
+        raise UnfitNode(
+            f"{what} does not compute in bf16, the precision of this study, which all nodes had when it began",
+            todo="take the node out, name a type of GPU (resources.accelerator), or begin another study with training.precision=fp32",
+        )

@@ -12,9 +12,9 @@ import math
 import shutil
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable
-from functools import cache, partial
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from guidino_tune.errors import UserError
-from guidino_tune.running.cluster import Plan, elsewhere, others
+from guidino_tune.running.cluster import Plan, Worker, elsewhere, living
 from guidino_tune.running.elastic import LOOK, Places, Say
 from guidino_tune.running.executors import trainable
 from guidino_tune.running.leftovers import Leftovers
@@ -125,16 +125,36 @@ class StudyScheduler(FIFOScheduler):
         super().__init__()
         self.driver, self.booked = driver, booked
         self._looked = time.monotonic()
-        self._elsewhere: dict[str, list[str]] = {}
+        self._workers: dict[str, Worker] = {}
+        self._elsewhere = set[str]()
         self._next: deque[TuneTrial] = deque()
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         """See ``TrialScheduler.on_trial_add``; a reused actor has another booking, so that it is not taken where it is to be avoided."""
         self._next.append(trial)
-        booked, avoided = trial.placement_group_factory, trial.config.get("avoided", ())
-        if booked and self.booked and avoided and (selector := elsewhere(avoided, *self._worker)):
-            trial.update_resources(tune.PlacementGroupFactory(booked.bundles, bundle_label_selector=[selector] * len(booked.bundles)))
-            self._elsewhere[trial.trial_id] = avoided
+        if not (self.booked and trial.placement_group_factory):
+            return
+        config, plan = trial.config, self.booked
+        avoided, only = config.get("avoided", ()), config.get("only", ())
+        worker = self._workers[trial.trial_id] = plan.alone if only else self._next_worker(tune_controller, avoided)
+        bundles = trial.placement_group_factory.bundles
+        if worker != plan.worker:
+            # The trainings of a Ray Train trial are booked by its controller, from these.
+            config.update(cpus=worker.cpus, gpus=worker.gpus, accelerator=worker.accelerator, memory=worker.memory)
+            bundles = [worker.booked] if plan.executor == "actor" else bundles
+        selector = elsewhere(avoided, worker, only, plan.workers)
+        if selector:
+            self._elsewhere.add(trial.trial_id)
+        if selector or bundles != trial.placement_group_factory.bundles:
+            trial.update_resources(tune.PlacementGroupFactory(bundles, bundle_label_selector=[selector] * len(bundles)))
+
+    def _next_worker(self, tune_controller: Any, avoided: Collection[str]) -> Worker:
+        """What a trial's workers book: where GPUs differ, for the type of which most places are free."""
+        assert self.booked
+        if not self.booked.kinds:
+            return self.booked.worker
+        under_way = (self._workers.get(t.trial_id) for t in tune_controller.get_trials() if not t.is_finished())
+        return self.booked.freest(list(living(avoided).values()), Counter(filter(None, under_way)))
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
         """See ``TrialScheduler.choose_trial_to_run``; now and then it looks at what waits for a place.
@@ -150,10 +170,8 @@ class StudyScheduler(FIFOScheduler):
 
     def _take_back(self, tune_controller: Any) -> None:
         """What waits is not to begin once the search is over; nor to wait for other nodes when there are none any more."""
-        others_than = cache(lambda *avoided: others(avoided, *self._worker))  # hundreds may wait that avoid the same node
         for trial in [t for t in tune_controller.get_trials() if t.status == TuneTrial.PENDING]:
-            avoided = self._elsewhere.get(trial.trial_id)
-            if self._over or (avoided and not others_than(*avoided)):
+            if self._over or (trial.trial_id in self._elsewhere and not self._has_place(trial)):
                 self.driver.stored(partial(self.driver.give_back, trial.trial_id), None)
                 tune_controller.stop_trial(trial)
 
@@ -161,10 +179,11 @@ class StudyScheduler(FIFOScheduler):
     def _over(self) -> bool:
         return bool(self.driver.error or self.driver.expired or self.driver.given_up)
 
-    @property
-    def _worker(self) -> tuple[int, float, str | None]:
+    def _has_place(self, trial: TuneTrial) -> bool:
+        """Whether nodes where a trial may be are there still."""
         assert self.booked
-        return self.booked.cpus, self.booked.gpus, self.booked.accelerator
+        avoided, only = trial.config.get("avoided", ()), trial.config.get("only", ())
+        return bool(elsewhere(avoided, self._workers[trial.trial_id], only, self.booked.workers))
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """See ``TrialScheduler.on_trial_result``."""

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import ray.train
     from ray.train.torch import TorchConfig
 
-UNFIT = "[unfit: {}]"
-"""In the message of a worker whose node is not fit: which one it is."""
+UNFIT = re.compile(r"UnfitNode: (.+) \[unfit: ([^]]+)\]")
+"""How a worker says, in one line of its traceback, why its node is not fit, and which one it is."""
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 
@@ -69,8 +69,8 @@ def group_failure(error: ray.train.TrainingFailedError) -> dict[str, Any]:
 
     words = _workers_words(error)
     kind, said = _death(error), redacted(str(error))
-    if unfit := re.search(re.escape(UNFIT).replace(r"\{\}", "([^]]+)"), words):
-        return {"failure": "environment", "message": said, "epoch": 0, "node": unfit[1]}
+    if unfit := UNFIT.search(words):
+        return {"failure": "environment", "message": redacted(unfit[1]), "epoch": 0, "node": unfit[2]}
     if isinstance(error, ControllerError) and kind == "crashed":
         raise GroupNotStarted(f"its workers did not come together: {_last_line(words)}") from None
     return {"failure": kind, "message": said, "epoch": 0}

@@ -24,9 +24,10 @@ from guidino_tune.study import optuna_private, refusals
 from guidino_tune.study.guarded import Guarded
 from guidino_tune.study.journal import sync_to_disk
 from guidino_tune.study.listed import ListedSampler
-from guidino_tune.study.nodes import ENVIRONMENT, MANY, NODE, OTHERS, REST, read_node, shown
+from guidino_tune.study.moving import goes_elsewhere
+from guidino_tune.study.nodes import MANY, NODE, OTHERS, REST, read_node, shown
 from guidino_tune.study.objectives import MEASURED, Count, beyond, feasible, note_counted, note_measured, uncounted, values
-from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, Outcomes, as_key
+from guidino_tune.study.outcomes import INTERRUPTION, REFUSALS, Outcomes
 from guidino_tune.study.promotion import Waiting, is_waiting
 from guidino_tune.study.pruners import ends, is_stopped, rungs, validated_epochs
 from guidino_tune.study.repeats import REDRAWS, Repeats
@@ -54,6 +55,7 @@ class Driver(Guarded):
         warn: Told what a user should know of the machines, such as a full disk; each text once.
         count: Gives what a study with such objectives or constraints knows of a network before it is trained.
         has_others: Whether another node than this could take a trial; ``None``: nothing is tried elsewhere.
+        roomier: Where a trial that ran out of memory on a node has more, by Ray's ids; ``None``: such a trial is not tried again.
 
     Attributes:
         remaining: Trials that are still to give a result; those that failed otherwise are made up for.
@@ -72,6 +74,7 @@ class Driver(Guarded):
         warn: Callable[[str], None] = lambda text: None,
         count: Count = uncounted,
         has_others: Callable[[str], bool] | None = None,
+        roomier: Callable[[str], list[str]] | None = None,
     ) -> None:
         self.study, self.space, self.folder, self.listener = study, space, folder, listener
         self.settings, self.deadline = settings, deadline
@@ -96,7 +99,8 @@ class Driver(Guarded):
         self.repeats = Repeats(study.get_trials(deepcopy=False))
         self.exhausted, self.untrained = False, 0
         self.refusal, self._look_again = "", 0.0
-        self.warn, self.warned, self.count, self.has_others = warn, {""}, count, has_others
+        self.warn, self.warned, self.count = warn, {""}, count
+        self.has_others, self.roomier = has_others, roomier
 
     @property
     def expired(self) -> bool:
@@ -208,6 +212,7 @@ class Driver(Guarded):
             "experiment": experiment.to_dict(),
             "reported": max(reported, default=0),
             "avoided": [node.rpartition(" ")[2] for node in self.outcomes.nodes.avoided_by(number)],
+            "only": self.outcomes.nodes.only_for(number),
             "short_of_memory": self.outcomes.is_short_of_memory(number),
             "validated": validated_epochs(self.space.study, experiment.training.epochs),
             "rungs": rungs(self.space.study, experiment.training.epochs),
@@ -297,10 +302,10 @@ class Driver(Guarded):
             kind, message, goes_on = self.outcomes.ended(number, *(reason or (death_kind(text), text)))
             if goes_on:
                 self.reasons.pop(number, None)
-                self._keep(trial, kind, message)
+                self.keep(trial, kind, message)
                 return
             self.reasons[number] = kind, message
-        if self._goes_elsewhere(trial):
+        if goes_elsewhere(self, trial):
             return
         stored = self.frozen(trial)
         epochs, results = stored.intermediate_values, list[float]()
@@ -328,7 +333,7 @@ class Driver(Guarded):
             self.study.tell(trial, state=TrialState.PRUNED)
         closed = self.frozen(trial)
         self.outcomes.closed(closed)
-        self._warn_of_nodes()
+        self.warn_of_nodes()
         self.repeats.closed(closed)
         lost = self.space.study.is_list and self.outcomes.repeated(closed.params)
         if counts_as_finished(closed) or lost:
@@ -355,19 +360,8 @@ class Driver(Guarded):
             self.reasons[trial.number] = "environment", f"its history.jsonl is not whole: {error} is missing"
             return []
 
-    def _goes_elsewhere(self, trial: optuna.Trial) -> bool:
-        """Keeps a trial that disk, files or network of its node ended, if it is the first time, and if there is another node."""
-        kind, message = self.reasons.get(trial.number, ("", ""))
-        nodes = self.outcomes.nodes
-        if kind != ENVIRONMENT or self.has_others is None or not (node := nodes.leave(trial.number)) or not self.has_others(node):
-            return False
-        nodes.failed(trial.number, as_key(self.frozen(trial).params), kind)
-        del self.reasons[trial.number]
-        self._keep(trial, kind, f"node {shown(node)}: {message}")
-        self._warn_of_nodes()
-        return True
-
-    def _warn_of_nodes(self) -> None:
+    def warn_of_nodes(self) -> None:
+        """Says, once, which nodes are avoided."""
         for node in self.outcomes.nodes.avoided:
             self._warn_once(f"node {shown(node)}: one configuration after the other failed there; {OTHERS}")
 
@@ -377,7 +371,7 @@ class Driver(Guarded):
             self.orphans.append(self.frozen(trial))
             self._put_aside(trial.number)
 
-    def _keep(self, trial: optuna.Trial, kind: str, message: str) -> None:
+    def keep(self, trial: optuna.Trial, kind: str, message: str) -> None:
         """Leaves a trial running in the study, to be handed out again with the next question."""
         number = trial.number
         trial.set_user_attr(INTERRUPTION, f"{kind}: {message}"[:2000])

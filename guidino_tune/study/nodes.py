@@ -48,6 +48,7 @@ class Nodes:
         self._unfit: dict[str, set[Hashable]] = {}
         self._until: dict[str, float] = {}
         self._left: dict[int, str] = {}
+        self._only: dict[int, list[str]] = {}
 
     def placed(self, number: int, node: str) -> bool:
         """A trial is on a node; true when that is news."""
@@ -83,6 +84,18 @@ class Nodes:
         if node:
             self._left[number] = node
         return node
+
+    def node_of(self, number: int) -> str:
+        """Where a trial is, or was last; empty where that is unknown."""
+        return self._of.get(number, "")
+
+    def keep_to(self, number: int, nodes: list[str]) -> None:
+        """A trial is to begin on one of these nodes alone, given by Ray's ids."""
+        self._only[number] = nodes
+
+    def only_for(self, number: int) -> list[str]:
+        """Where alone a trial is to begin; empty where it may anywhere."""
+        return self._only.get(number, [])
 
     def avoided_by(self, number: int) -> list[str]:
         """Where a trial is not to begin."""

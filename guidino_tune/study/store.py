@@ -19,10 +19,11 @@ from guidino_tune.data.rules import RULES
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space, read_space
 from guidino_tune.study.growing import OTHERWISE, grow, growth
-from guidino_tune.study.journal import mend_journal, open_storage, sync_to_disk
+from guidino_tune.study.journal import database, mend_journal, open_storage, sync_to_disk
 from guidino_tune.study.lease import lease_holder
 from guidino_tune.study.locking import Hold, holder, place
 from guidino_tune.study.objectives import directions
+from guidino_tune.study.precision import as_defined
 from guidino_tune.study.promotion import queue_first
 from guidino_tune.study.pruners import make_pruner
 from guidino_tune.study.samplers import make_sampler
@@ -159,16 +160,35 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
 
 
 def as_begun(space: Space, folder: StudyFolder) -> Space:
-    """The space with the sampler and pruner that the study in the folder was begun with, where the space leaves them to ``auto``."""
+    """The space with the sampler, pruner and precision of the study in the folder, where the space leaves them to ``auto``."""
     if not folder.definition.exists():
         return space
-    before = read_yaml(folder.definition).get("study") or {}
+    definition = read_yaml(folder.definition)
+    space, before = as_defined(space, definition), definition.get("study") or {}
     kept = {
         name: before[name]
         for name, known in (("sampler", SAMPLERS), ("pruner", PRUNERS))
         if getattr(space.study, name) == "auto" and before.get(name) in known
     }
     return dataclasses.replace(space, study=dataclasses.replace(space.study, **kept))
+
+
+def stored_definition(folder: StudyFolder, name: str, storage: str | None) -> Mapping[str, Any] | None:
+    """What a study was begun with, also where another folder began it in a database; ``None`` of one that is new.
+
+    Raises:
+        UserError: The database cannot be opened.
+    """
+    if folder.definition.exists():
+        return read_yaml(folder.definition)
+    if database(storage) is None and not folder.journal.exists():
+        return None
+    try:
+        study = optuna.load_study(study_name=name, storage=open_storage(folder.journal, storage, name=name, new=True))
+    except KeyError:
+        return None
+    found: Mapping[str, Any] | None = study.user_attrs.get("definition")
+    return found
 
 
 def check_there(folder: StudyFolder) -> None:

@@ -5,8 +5,8 @@ kind           what happened                          result?   what happens nex
 =============  =====================================  ========  ==============================================================
 diverged       a loss, a weight or a score is NaN or  yes       recorded; its weights are removed
                infinite
-out-of-memory  an allocation failed, or Ray's memory  yes       once more with each batch in two parts, then recorded
-               monitor ended the process
+out-of-memory  an allocation failed, or Ray's memory  yes       once more with each batch in two parts; once more alone on the
+               monitor ended the process                        largest GPU or node, unless it was there; then recorded
 bad data       an image, a mask or the weights are    no        recorded; another trial makes up for it
                missing or damaged
 environment    disk, files, network, or a module is   no        once more on another node where there is one; then recorded, and

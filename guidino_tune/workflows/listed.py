@@ -24,6 +24,7 @@ from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.errors import UserError
 from guidino_tune.running.cluster import connected, has_others
 from guidino_tune.running.elastic import plan_when_possible
+from guidino_tune.running.hardware import roomier
 from guidino_tune.running.measuring import measure_models
 from guidino_tune.space.parameters import Parameter
 from guidino_tune.space.space import RECIPE, Space
@@ -141,7 +142,8 @@ class TrainingList:
         from guidino_tune.running.tune_adapter import run_trials
 
         booked = plan_when_possible(self.resources, self._say)
-        driver = self.driver(process_settings(booked, self.resources, ray_folder=self.folder.ray), partial(has_others, booked=booked))
+        settings = process_settings(booked, self.resources, ray_folder=self.folder.ray)
+        driver = self.driver(settings, partial(has_others, booked=booked), partial(roomier, booked=booked))
         with self.bars:
             run_trials(driver, booked, self._say)
         if driver.error:
@@ -152,13 +154,18 @@ class TrainingList:
             self._say(f"{INTERRUPTED}. Nothing is lost: run it again to go on from here.")
             raise KeyboardInterrupt
 
-    def driver(self, settings: Mapping[str, Any], has_others: Callable[[str], bool] | None = None) -> Driver:
+    def driver(
+        self,
+        settings: Mapping[str, Any],
+        has_others: Callable[[str], bool] | None = None,
+        more_memory: Callable[[str], list[str]] | None = None,
+    ) -> Driver:
         """Who runs the trials asks it; see ``process.process_settings``."""
 
         def warn(text: str) -> None:
             self._say(f"warning: {text}")
 
-        return Driver(self.study, self.space, self.folder, self._changed, settings, warn=warn, has_others=has_others)
+        return Driver(self.study, self.space, self.folder, self._changed, settings, warn=warn, has_others=has_others, roomier=more_memory)
 
     def short_of_memory(self) -> dict[str, str]:
         """By label, which trainings lacked memory.

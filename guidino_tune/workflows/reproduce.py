@@ -23,7 +23,7 @@ from guidino_tune.running.measuring import measure_models
 from guidino_tune.space.parameters import Values
 from guidino_tune.space.recipes import FRAMES, PaperTable, Row, paper_sizes
 from guidino_tune.space.space import RECIPE, Space
-from guidino_tune.study.store import folder_of, load_study
+from guidino_tune.study.store import as_begun, folder_of, load_study
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.measured import Measured
 from guidino_tune.workflows.backbones import continued
@@ -89,6 +89,7 @@ def run_table(
         if code == 130:
             return code
         folder = folder_of(space.study.name)
+        space = as_begun(space, folder)
         with folder.lock():
             protocol = protocols[dataset]
             trained = measure_study(space, protocol, console, limit)
@@ -133,6 +134,7 @@ def run_scaling(space: Space, protocol: Protocol, console: Console, *, dataset: 
         code = run_search(space, console=console).exit_code
         if code == 130:
             return code
+        space = as_begun(space, folder)
         known.enter_context(folder.lock())
         trained = measure_study(space, protocol, console, limit)
         groups: dict[tuple[str, int], list[Trained]] = {}

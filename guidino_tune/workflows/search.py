@@ -28,11 +28,13 @@ from guidino_tune.models.cost import network_cost
 from guidino_tune.running.cluster import Plan, connected, has_others, may_change
 from guidino_tune.running.elastic import plan_when_possible
 from guidino_tune.running.environment import sealed_tests
+from guidino_tune.running.hardware import roomier
 from guidino_tune.running.packing import pack
 from guidino_tune.space.advice import training_notes
 from guidino_tune.space.space import Space, override
 from guidino_tune.study.driver import INTERRUPTED, Driver
 from guidino_tune.study.outcomes import REPEATS, in_words, same_way
+from guidino_tune.study.precision import SETTLED
 from guidino_tune.study.seeding import find_seeds, queue_seeds
 from guidino_tune.study.stopping import sentence
 from guidino_tune.study.store import StoredStudy, StudyFolder, folder_of, open_study
@@ -44,6 +46,7 @@ from guidino_tune.workflows.backbones import continued, note
 from guidino_tune.workflows.certainty import Certainty
 from guidino_tune.workflows.checks import changed_code, check_search
 from guidino_tune.workflows.home import follow_home
+from guidino_tune.workflows.precision import settle
 from guidino_tune.workflows.progress import Progress, conclusions, leaderboard, silent_console
 from guidino_tune.workflows.recorder import Recorder
 from guidino_tune.workflows.resolve import resolve_data
@@ -113,8 +116,12 @@ def run_search(
         known.enter_context(sealed_tests())
         data = _read_images(space, folder, console)
         baseline = _baseline(data, space.base.data.has_ignored)
+        say = partial(console.print, highlight=False, soft_wrap=True)
+        space, settled = settle(space, folder, storage, known, say)
         with console.status("opening the study, and waiting for the end of a driver that may have died elsewhere"):
             study = open_study(space, folder, storage)
+        if settled:
+            study.set_user_attr(SETTLED, settled)
         queue_seeds(study, seeds)
         _same_data(study, data, folder)
         _take_own(study, space, folder, sampler=sampler, pruner=pruner)
@@ -207,7 +214,8 @@ def _run_trials(
     say = partial(console.print, highlight=False, soft_wrap=True)
     with connected() as dashboard:
         plan_when_possible(space.resources, say)
-        resources = plan_when_possible(pack(space, folder.path, console), say)
+        asked, packed = pack(space, folder.path, console)
+        resources = plan_when_possible(asked, say, packed)
         say(
             f"{resources.concurrent} trials side by side ({resources.executor} executor; {space.resources.workers} worker(s) of "
             f"{resources.cpus} CPU(s) and {resources.gpus:g} GPU(s) each){', more or fewer as nodes come and go' if may_change() else ''}"
@@ -242,12 +250,15 @@ def _search(
             if callback:
                 callback(number, record)
 
-        settings = process_settings(resources, space.resources, ray_folder=folder.ray)
+        settings = process_settings(resources, space.resources, ray_folder=folder.ray, precision=study.user_attrs.get(SETTLED, ""))
 
         def warn(text: str) -> None:
             console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
 
-        driver = Driver(study, space, folder, listener, settings, deadline, warn, network_cost, partial(has_others, booked=resources))
+        driver = Driver(
+            study, space, folder, listener, settings, deadline, warn, network_cost, partial(has_others, booked=resources),
+            partial(roomier, booked=resources),
+        )  # fmt: skip
         run_trials(driver, resources, say)
     if driver.error:
         unwritable = isinstance(driver.error, OSError | optuna.exceptions.StorageInternalError)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -116,11 +117,9 @@ def may_mount() -> bool:
     return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.skipif(not may_mount(), reason="needs to mount, in a namespace of its own")
-def test_a_node_without_the_shared_folder_costs_no_trial(
-    head: Callable[..., None], home: Path, tmp_path: Path, demo: Path, start: Callable[..., Command]
-) -> None:
-    head("--num-cpus=1")
+@contextlib.contextmanager
+def blind_node(home: Path, tmp_path: Path) -> Iterator[None]:
+    """A node with one CPU that does not see the studies' folder."""
     log = tmp_path / "node.txt"
     join = [RAY, "start", f"--address={ADDRESS}", "--num-cpus=1", "--block", "--object-store-memory=100000000"]
     (home / "studies").mkdir(parents=True, exist_ok=True)
@@ -133,10 +132,19 @@ def test_a_node_without_the_shared_folder_costs_no_trial(
             assert node.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        command = start("guidino_tune.search", elastic_space(tmp_path, demo), "--trials", "3")
-        assert command.wait() == 0
+        yield
     finally:
         end(node)
+
+
+@pytest.mark.skipif(not may_mount(), reason="needs to mount, in a namespace of its own")
+def test_a_node_without_the_shared_folder_costs_no_trial(
+    head: Callable[..., None], home: Path, tmp_path: Path, demo: Path, start: Callable[..., Command]
+) -> None:
+    head("--num-cpus=1")
+    with blind_node(home, tmp_path):
+        command = start("guidino_tune.search", elastic_space(tmp_path, demo), "--trials", "3")
+        assert command.wait() == 0
     printed = " ".join(command.log.read_text().split())
     assert "the study's folder is not there" in printed
     assert "mount GUIDINO_TUNE_HOME on every node" in printed
@@ -144,3 +152,44 @@ def test_a_node_without_the_shared_folder_costs_no_trial(
     trials = trials_of(home, "elastic")
     assert [t.state for t in trials if t.state != TrialState.RUNNING] == [TrialState.COMPLETE] * 3
     assert not [t for t in trials if t.state == TrialState.FAIL]
+
+
+HOLD = """
+import ray
+ray.init(log_to_driver=False)
+group = ray.util.placement_group([{"CPU": 2}])
+print(group.wait(60), flush=True)
+input()
+"""
+"""Takes two CPUs, which only the head has, until it is told to end."""
+
+
+@pytest.mark.skipif(not may_mount(), reason="needs to mount, in a namespace of its own")
+def test_a_group_over_two_nodes_of_which_one_is_unfit_begins_again_on_the_other(
+    head: Callable[..., None], home: Path, tmp_path: Path, demo: Path, start: Callable[..., Command]
+) -> None:
+    head("--num-cpus=3")
+    file = slow_space(tmp_path, demo, epochs=2, trials=1, pruner="none", name="elastic")
+    space = yaml.safe_load(file.read_text())
+    space["resources"] = {"executor": "train", "workers": 2, "cpus_per_worker": 1, "concurrent": 1, "max_failures": 0}
+    file.write_text(yaml.safe_dump(space))
+    with blind_node(home, tmp_path):
+        holder = subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            assert holder.stdout
+            assert holder.stdout.readline() == b"True\n"  # one CPU is left on each node
+            command = start("guidino_tune.search", str(file))
+            command.until(lambda: "the study's folder is not there" in command.log.read_text())
+            holder.communicate(b"\n", timeout=30)
+            assert command.wait() == 0
+        finally:
+            if holder.poll() is None:
+                holder.kill()
+                holder.wait()
+    printed = " ".join(command.log.read_text().split())
+    assert "trial 0 was interrupted and goes on from its checkpoint (environment: node " in printed
+    assert "mount GUIDINO_TUNE_HOME on every node" in printed
+    assert "Traceback" not in printed
+    (trial,) = trials_of(home, "elastic")
+    assert trial.state == TrialState.COMPLETE
+    assert [r.epoch for r in study_folder(home, "elastic").trial(0).history()] == [1, 2]

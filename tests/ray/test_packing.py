@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import ray
+import yaml
 from rich.console import Console
-from small_searches import SPACE
+from small_searches import SPACE, slow_space, study_folder
 
+import guidino_tune as gt
 from guidino_tune.config import Resources
+from guidino_tune.running.cluster import Packed
 from guidino_tune.running.packing import pack
 from guidino_tune.space.space import read_space
 
@@ -35,10 +38,11 @@ def test_two_networks_and_one_too_large(tmp_path: Path, monkeypatch: pytest.Monk
     }
     space, text = read_space(values, source="packing.yaml"), io.StringIO()
     first = pack(space, tmp_path, Console(file=text, width=300))
-    assert first == Resources(concurrent=1)
+    assert first[0] == Resources(concurrent=1)
     stored = json.loads((tmp_path / "memory.json").read_text())["peaks"]
     peaks = {(p["shape"]["segmenter"]["base_width"], p["shape"]["training.batch_size"]): p["bytes"] for p in stored.values()}
     small, large = peaks[2, 4], peaks[64, 4]
+    assert first[1] == Packed(memory=large)
     # Weights, gradients and AdamW's two moments of a U-Net with 31 million weights take 500 MB.
     assert small + 400e6 < large < small + 1500e6
     assert small > 100e6  # Python and its imports
@@ -53,3 +57,21 @@ def test_two_networks_and_one_too_large(tmp_path: Path, monkeypatch: pytest.Monk
     again = io.StringIO()
     assert pack(space, tmp_path, Console(file=again, width=300)) == first
     assert again.getvalue() == text.getvalue()
+
+
+@pytest.mark.parametrize("executor", ["actor", "train"])
+def test_trials_book_the_memory_that_was_measured(executor: str, home: Path, tmp_path: Path, demo: Path) -> None:
+    file = slow_space(tmp_path, demo, epochs=1, trials=1, pruner="none")
+    values = yaml.safe_load(file.read_text())
+    values["resources"] |= {"trials_per_gpu": "auto", "executor": executor, "concurrent": 1, "cpus_per_worker": 1}
+    file.write_text(yaml.safe_dump(values))
+    booked = list[float]()
+
+    class Watch:
+        def epoch_ended(self, trial: gt.TrialResult, record: Any) -> None:
+            booked.append(ray.cluster_resources()["memory"] - ray.available_resources()["memory"])
+
+    assert gt.run_search(gt.load_space(str(file)), callbacks=[Watch()]).exit_code == 0
+    stored = json.loads((study_folder(home, "small").path / "memory.json").read_text())["peaks"]
+    (peak,) = (p["bytes"] for p in stored.values())
+    assert booked[0] >= peak

@@ -9,6 +9,7 @@ import pytest
 from guidino_tune.config import Resources
 from guidino_tune.errors import UserError
 from guidino_tune.running import cluster, elastic
+from guidino_tune.running.cluster import Packed, Worker
 
 
 class Machines:
@@ -109,12 +110,29 @@ def test_a_node_that_carries_no_trial_is_no_other_one(monkeypatch: pytest.Monkey
     there(head=head, gpu=gpu)
     booked = cluster.plan(Resources(gpus_per_worker=1))
     assert not cluster.has_others("host gpu", booked)  # the head has no GPU
-    assert cluster.elsewhere(["gpu"], booked.cpus, booked.gpus) == {}
+    assert cluster.elsewhere(["gpu"], booked.worker) == {}
     there(head=head, gpu=gpu, other=gpu)
     assert cluster.has_others("host gpu", booked)
-    assert cluster.elsewhere(["gpu"], booked.cpus, booked.gpus) == {"ray.io/node-id": "!in(gpu)"}
-    assert not cluster.others(["gpu"], 16, 1.0)
-    assert not cluster.others([], 8, 1.0, "H200")
+    assert cluster.elsewhere(["gpu"], booked.worker) == {"ray.io/node-id": "!in(gpu)"}
+    assert not cluster.others(["gpu"], Worker(16, 1.0))
+    assert not cluster.others([], Worker(8, 1.0, "H200"))
+    assert cluster.elsewhere([], booked.worker, only=["other", "gpu", "gone"]) == {"ray.io/node-id": "in(gpu, other)"}
+    assert cluster.elsewhere(["gpu"], booked.worker, only=["gpu"]) == {}  # nowhere to be had, so anywhere
+
+
+def test_a_group_goes_elsewhere_only_where_it_fits_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group of two waited for ever for its second place, next to a node that it avoided."""
+    import ray
+
+    cpus = {"one": 1.0, "bad": 2.0}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "NodeID": n, "Resources": {"CPU": c}} for n, c in cpus.items()])
+    booked = cluster.plan(Resources(workers=2, cpus_per_worker=1))
+    assert not cluster.has_others("host bad", booked)
+    assert cluster.elsewhere(["bad"], booked.worker, workers=2) == {}
+    cpus["third"] = 1.0
+    assert cluster.has_others("host bad", booked)
+    assert cluster.elsewhere(["bad"], booked.worker, workers=2) == {"ray.io/node-id": "!in(bad)"}
+    assert cluster.elsewhere([], booked.worker, only=["one"], workers=2) == {}
 
 
 def test_nodes_are_waited_for_with_a_booking_that_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +148,7 @@ def test_nodes_are_waited_for_with_a_booking_that_is_given_back(monkeypatch: pyt
 def test_the_booking_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     machines, seen = Machines(monkeypatch, 8), list[Any]()
     asked = Resources(gpus_per_worker=1, workers=2, cpus_per_worker=4, wait_for_nodes=10)
-    monkeypatch.setattr(elastic, "plan", lambda resources: seen.append([*machines.booked]) or cluster.plan(resources))
+    monkeypatch.setattr(elastic, "plan", lambda resources, packed: seen.append([*machines.booked]) or cluster.plan(resources))
     with pytest.raises(UserError, match="none came within 10 s"):
         elastic.plan_when_possible(asked, print)
     assert seen[0] == []
@@ -157,3 +175,36 @@ def test_of_mixed_gpus_one_type_is_taken(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cluster.plan(Resources()).booked == {"CPU": 4.0, "GPU": 1.0}
     with pytest.raises(cluster.NoRoom, match=r"0 node\(s\) of type A100 with 0 CPUs"):
         cluster.plan(Resources(accelerator="A100"))
+
+
+def test_the_bound_by_memory_follows_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a number found at the start: a search that began on one of a hundred nodes stayed at that one's memory."""
+    import ray
+
+    def node(gigabytes: int) -> dict[str, Any]:
+        return {"Alive": True, "Resources": {"CPU": 16.0, "memory": gigabytes * 1e9}}
+
+    nodes, now = [node(10)], 100.0
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(cluster, "_own", False)
+    monkeypatch.setattr(elastic.time, "monotonic", lambda: now)
+    booked = cluster.plan(Resources(cpus_per_worker=1), Packed(memory=3 * 10**9))
+    assert (booked.concurrent, booked.booked) == (3, {"CPU": 1.0, "memory": 3e9})
+    places = elastic.Places(booked, lambda text: None)
+    assert places.now() == 4  # one waits
+    for more, expected in ((node(25), 11 + 1), (node(2), 11 + 1), (node(1000), 27 + 1)):  # the last one's CPUs carry 16
+        nodes.append(more)
+        now += elastic.LOOK
+        assert places.now() == expected
+    nodes[:] = [node(25)]
+    now += elastic.LOOK
+    assert places.now() == 8 + 1
+
+
+def test_what_no_node_s_memory_holds_has_the_largest_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    sizes = (10, 40)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "memory": s * 1e9}} for s in sizes])
+    booked = cluster.plan(Resources(), Packed(memory=10**12))
+    assert (booked.concurrent, booked.memory) == (1, 40 * 10**9)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from guidino_tune.config import Experiment, Resources
 from guidino_tune.config.parsing import parse
 from guidino_tune.errors import UserError
 from guidino_tune.running import cluster, packing, probing
-from guidino_tune.running.packing import candidates, pack, processes_per_node, trials_per_gpu
+from guidino_tune.running.packing import candidates, pack, shares, trials_per_gpu
 from guidino_tune.running.probing import PROTOTYPES, RANK, estimate, largest_shapes, shape_of, shapes
 from guidino_tune.space.space import read_space
 
@@ -39,10 +41,34 @@ def test_trials_per_gpu(peaks: list[int], memory: int, cpus: int, expected: int)
     assert trials_per_gpu(peaks, memory, cpus) == expected
 
 
-def test_processes_per_node() -> None:
-    assert processes_per_node([GB, 3 * GB], 16 * GB) == 4  # 4.27 fit into eight tenths
-    assert processes_per_node([20 * GB], 16 * GB) == 1
-    assert processes_per_node([], 16 * GB) == 1
+def test_each_type_of_gpu_carries_what_its_own_memory_holds() -> None:
+    cards = [packing.Device("H100 80GB", 80 * GB, 16, "H100"), packing.Device("RTX", 24 * GB, 8, "RTX-4090")]
+    assert shares(cards, [10 * GB, 4 * GB], 1, beyond=math.inf) == {"H100": 7, "RTX-4090": 2}
+    assert shares(cards, [10 * GB], 4, beyond=math.inf) == {"H100": 4, "RTX-4090": 2}  # by CPUs
+    assert shares(cards, [30 * GB], 1, beyond=math.inf) == {"H100": 2, "RTX-4090": 1}
+    # Measured on the small card, where one kind did not fit: of the large one it may take all.
+    assert shares(cards, [4 * GB], 1, beyond=24 * GB) == {"H100": 1, "RTX-4090": 5}
+
+
+def test_a_plan_books_by_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    large, small = {"CPU": 28.0, "GPU": 2.0, "accelerator_type:H100": 1.0}, {"CPU": 16.0, "GPU": 4.0, "accelerator_type:T4": 1.0}
+    unknown = {"CPU": 8.0, "GPU": 1.0}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in (large, small, unknown)])
+    plan = cluster.plan(Resources(trials_per_gpu=2), cluster.Packed({"H100": 7, "T4": 2}))
+    assert plan.concurrent == 2 * 7 + 4 * 2 + 2  # two each on all seven before
+    seventh = {"CPU": 2.0, "GPU": 0.1428, "accelerator_type:H100": 0.001}
+    assert plan.worker_on(large).booked == seventh
+    assert plan.worker_on(small).booked == {"CPU": 2.0, "GPU": 0.5, "accelerator_type:T4": 0.001}
+    assert plan.worker_on(unknown).booked == plan.booked == {"CPU": 2.0, "GPU": 0.5}
+    taken = Counter[cluster.Worker]()
+    for _ in range(plan.concurrent):
+        taken[plan.freest([large, small, unknown], taken)] += 1
+    assert {worker.accelerator: number for worker, number in taken.items()} == {"H100": 14, "T4": 8, None: 2}
+    assert plan.freest([small], Counter({plan.kinds["T4"]: 99})) == plan.kinds["T4"]  # the others are avoided, or gone
+    assert plan.freest([], {}) == plan.worker
+    assert plan.alone.booked == {"CPU": 2.0, "GPU": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -201,11 +227,25 @@ class Measured:
             return peak
 
         monkeypatch.setattr(packing, "_measured", measure)
-        monkeypatch.setattr(packing, "_smallest_gpu", lambda found: packing.Device("H", 80 * GB, 16, "0"))
+        self.cards, self.free, self.booked = [packing.Device("H", 80 * GB, 16, "H100")], {"H100"}, list[str]()
+        monkeypatch.setattr(packing, "_gpus", lambda found: self.cards)
+        monkeypatch.setattr(packing, "_booked", self.book)
+        monkeypatch.setattr(packing, "_give_back", lambda group: self.booked.remove(group))
         monkeypatch.setattr(ray, "nodes", lambda: nodes(*sizes))
+
+    def book(self, device: packing.Device, resources: Resources, seconds: float) -> str | None:
+        if device.kind not in self.free:
+            return None
+        self.booked.append(device.kind)
+        return device.kind
 
 
 def packed(folder: Path, sizes: list[int], **resources: Any) -> tuple[Resources, str]:
+    (found, _), text = packed_whole(folder, sizes, **resources)
+    return found, text
+
+
+def packed_whole(folder: Path, sizes: list[int], **resources: Any) -> tuple[tuple[Resources, cluster.Packed], str]:
     values = {
         "experiment": make_experiment().to_dict(),
         "space": {"data.image_size": {"choices": sizes}},
@@ -246,11 +286,43 @@ def test_what_could_not_be_measured_is_tried_again(tmp_path: Path, monkeypatch: 
 
 def test_the_memory_of_nodes_bounds_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Measured(monkeypatch, {32: 3 * GB}, (64, 0), (64, 0))
-    assert packed(tmp_path, [32])[0] == Resources(concurrent=8)  # 4 on each of two nodes
-    assert packed(tmp_path, [32], concurrent=5)[0].concurrent == 5
-    assert packed(tmp_path, [32], concurrent=50)[0].concurrent == 8
-    assert packed(tmp_path, [32], executor="train")[0].concurrent == 6  # Ray Train's own processes
-    assert packed(tmp_path, [32], workers=2)[0] == Resources(workers=2, concurrent=3)
+
+    def fits(**asked: Any) -> int:
+        return cluster.plan(*packed_whole(tmp_path, [32], cpus_per_worker=1, **asked)[0]).concurrent
+
+    assert fits() == 10  # 5 on each of two nodes
+    assert (fits(concurrent=5), fits(concurrent=50)) == (5, 10)
+    assert fits(executor="train") == 8  # Ray Train's own processes
+    assert fits(workers=2) == 4
+
+
+def test_gpus_of_two_sizes_are_packed_by_their_own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All carried as many as the smallest: of 80 GB, 24 were used."""
+    tasks = Measured(monkeypatch, {32: 5 * GB, 64: 10 * GB}, (16, 1), (16, 2))
+    tasks.cards = [packing.Device("H100", 80 * GB, 16, "H100"), packing.Device("L4", 24 * GB, 8, "L4")]
+    (resources, found), text = packed_whole(tmp_path, [32, 64])
+    assert (resources.trials_per_gpu, found.shares) == (2, {"H100": 7, "L4": 2})
+    assert "7 on H100, 2 on L4 trial(s) per GPU" in text
+    assert not tasks.booked  # given back
+    # One that is busy is not waited for; what was measured once is not measured again, on whichever card.
+    tasks.free = set()
+    assert packed_whole(tmp_path, [32, 64]) == ((resources, found), text)
+
+
+def test_a_shared_cluster_needs_no_free_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe waited until all GPUs of each node were free, which in a cluster of many users they never are."""
+    tasks = Measured(monkeypatch, {32: 5 * GB, 64: None}, (16, 1), (16, 2))
+    tasks.cards, tasks.free = [packing.Device("H100", 80 * GB, 16, "H100"), packing.Device("L4", 24 * GB, 8, "L4")], set()
+    (resources, found), text = packed_whole(tmp_path, [32, 64])
+    assert (resources.trials_per_gpu, found, tasks.asked) == (1, cluster.Packed(), [])
+    assert "no GPU is free to measure on, so trials share none in this run" in text
+    tasks.free = {"L4"}
+    (resources, found), text = packed_whole(tmp_path, [32, 64])
+    assert (resources.trials_per_gpu, found.shares) == (1, {"H100": 1, "L4": 4})  # what the L4 did not hold may take all of an H100
+    tasks.cards = []
+    (resources, found), text = packed_whole(tmp_path, [32, 64])
+    assert (resources.trials_per_gpu, found) == (1, cluster.Packed())
+    assert "no node tells what its GPUs are" in text
 
 
 def test_a_reused_process_keeps_backbones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +342,7 @@ def test_nothing_is_measured_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     tasks = Measured(monkeypatch, {}, (16, 2))
     for resources in (Resources(), Resources(trials_per_gpu=4)):
         space = search_space(first_trials=[], resources={"trials_per_gpu": resources.trials_per_gpu})
-        assert pack(space, tmp_path, Console(file=io.StringIO())) is space.resources
+        assert pack(space, tmp_path, Console(file=io.StringIO())) == (space.resources, cluster.Packed())
     assert packed(tmp_path, [32], workers=2)[0].trials_per_gpu == 1
     assert tasks.asked == []
 

@@ -22,7 +22,7 @@ PLAN = Plan("actor", 1, 1, 0.0, 1.0, 0.0)
 @pytest.fixture(autouse=True)
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new process."""
-    for check in (process._check_folder, process._check_data, process._check_versions, process._check_gpu):
+    for check in (process._check_folder, process._check_data, process._check_versions, process._check_gpu, process._check_bf16):
         check.cache_clear()
     monkeypatch.setattr(process, "MOUNTS", 0.0)
 
@@ -85,3 +85,24 @@ def test_a_full_disk_is_told_before_a_checkpoint_fails(told: dict[str, Any], mon
 def test_a_gpu_that_does_not_work_is_no_bug(told: dict[str, Any]) -> None:
     with pytest.raises(UnfitNode, match="its GPU does not work: "):
         process.check_node(told | {"gpus": 1.0}, DATA)
+
+
+@pytest.mark.parametrize(
+    ("precision", "native", "fit"), [("bf16", False, False), ("bf16", True, True), ("fp32", False, True), ("", False, True)]
+)
+def test_a_node_without_the_precision_of_the_study_is_unfit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, native: bool, fit: bool
+) -> None:
+    from guidino_tune.models import precision as computing
+
+    monkeypatch.setattr(computing.torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    told = process.process_settings(PLAN, Resources(), ray_folder=tmp_path / "study" / "ray", precision=precision) | {
+        "folder": str(tmp_path)
+    }
+    if fit:
+        process.check_node(told, DATA)
+        return
+    with pytest.raises(UnfitNode, match="its processor does not compute in bf16, the precision of this study") as caught:
+        process.check_node(told, DATA)
+    assert "resources.accelerator" in str(caught.value)
+    assert failure_kind(caught.value) == "environment"

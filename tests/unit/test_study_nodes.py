@@ -218,3 +218,45 @@ def test_what_no_process_has_begun_is_handed_out_again(cluster: Cluster) -> None
     cluster.begin("one aaa")
     assert cluster.asked["number"] == number
     assert len(cluster.run.study.trials) == 1
+
+
+def test_what_is_too_large_for_a_small_gpu_is_tried_once_where_there_is_most_memory(cluster: Cluster) -> None:
+    """It was the configuration's result, whichever card it had met."""
+    cluster.driver.roomier = lambda node: ["bbb", "ccc"] if node == "small aaa" else []
+    key = cluster.begin("small aaa")
+    number = cluster.asked["number"]
+    assert cluster.asked["only"] == []
+    cluster.hears(key, 1)
+    cluster.driver.fail(key, "out-of-memory", "CUDA out of memory.\nTried to allocate 20 GiB")
+    cluster.driver.tell(key, crashed=False)
+    assert cluster.run.trial(number).state == TrialState.RUNNING
+    (line,) = cluster.warnings
+    assert (
+        f"trial {number} was interrupted and goes on from its checkpoint (out-of-memory: node small (aaa): CUDA out of memory. Tried to "
+        "allocate 20 GiB; once more where a trial has most memory, by itself)"
+    ) == line
+    key = cluster.begin("large bbb")
+    assert (cluster.asked["number"], cluster.asked["reported"], cluster.asked["only"]) == (number, 1, ["bbb", "ccc"])
+    cluster.driver.roomier = lambda node: ["ccc"]  # never a second time
+    cluster.driver.fail(key, "out-of-memory", "CUDA out of memory")
+    cluster.driver.tell(key, crashed=False)
+    stored = cluster.run.trial(number)
+    assert (stored.state, stored.user_attrs["failure"], stored.user_attrs[NODE]) == (TrialState.FAIL, "out-of-memory", "large bbb")
+
+
+def test_what_is_too_large_for_the_largest_gpu_is_a_result_at_once(cluster: Cluster) -> None:
+    cluster.driver.roomier = lambda node: []
+    cluster.fails("large bbb", kind="out-of-memory", message="CUDA out of memory")
+    assert cluster.run.trial(0).user_attrs["failure"] == "out-of-memory"
+    assert not cluster.warnings
+
+
+def test_a_process_that_the_memory_monitor_ended_moves_as_well(cluster: Cluster) -> None:
+    cluster.driver.roomier = lambda node: ["bbb"]
+    for only in ([], [], ["bbb"]):  # as it was; in parts; on the larger node
+        assert cluster.run.trial(0).state == TrialState.RUNNING if cluster.keys else True
+        key = cluster.begin("small aaa")
+        assert (cluster.asked["number"], cluster.asked["only"]) == (0, only)
+        cluster.driver.died(key, "Task was killed due to the node running low on memory")
+        cluster.driver.tell(key, crashed=True)
+    assert cluster.run.trial(0).user_attrs["failure"] == "out-of-memory"

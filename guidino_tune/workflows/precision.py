@@ -1,0 +1,44 @@
+"""Which precision a study trains in: that with which it was begun, or what the nodes of its cluster have in common."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from guidino_tune.running.cluster import connected
+from guidino_tune.running.elastic import plan_when_possible
+from guidino_tune.running.hardware import precision_of
+from guidino_tune.space.space import Space
+from guidino_tune.study.precision import UNSETTLED, as_defined, is_open, with_precision
+from guidino_tune.study.store import StudyFolder, stored_definition
+
+
+def settle(
+    space: Space, folder: StudyFolder, storage: str | None, stack: contextlib.ExitStack, say: Callable[[str], None]
+) -> tuple[Space, str]:
+    """The space with a precision in the place of ``auto``.
+
+    Args:
+        space: To be searched; of a study that goes on, with what its folder knows.
+        folder: Of the study.
+        storage: Its database.
+        stack: Of the search: to learn what a cluster has, it is connected until the search ends.
+        say: Told the precision of a new study.
+
+    Returns:
+        The space, and what is to be noted in a study that begins; empty of any other. A study that was begun with ``auto`` keeps it.
+
+    Raises:
+        UserError: A new study's cluster has no place for a trial.
+    """
+    if not is_open(space):
+        return space, ""
+    if definition := stored_definition(folder, space.study.name, storage):
+        space = as_defined(space, definition)
+        if is_open(space):
+            say(f"note: {UNSETTLED}")
+        return space, ""
+    stack.enter_context(connected())
+    precision, why = precision_of(plan_when_possible(space.resources, say))
+    say(why)
+    return with_precision(space, precision), precision
