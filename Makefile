@@ -10,7 +10,7 @@ PYTEST_ARGS =
 BENCHMARKS = search_throughput against_plain_way epoch_overhead turnaround validation inference precision driver asking database memory
 
 .DEFAULT_GOAL := help
-.PHONY: help search test lint bench overfit chaos clean
+.PHONY: help search test lint bench overfit chaos cluster-test image-test clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,8 @@ help:
 	@echo "make overfit  trains every segmenter on eight real images until it knows them by heart"
 	@echo "make chaos    kills drivers, trials, nodes and servers of small searches for a quarter of an hour; the table is in build/chaos"
 	@echo "              (make chaos ARGS='--kills 10 --minutes 5' is a shorter run)"
+	@echo "make cluster-test   what make test leaves out of cluster/: SkyPilot and Amazon's model of EC2 read their files, kubectl where it is"
+	@echo "make image-test     builds the image of cluster/Containerfile and looks inside; needs root, buildah and mmdebstrap"
 	@echo "make clean    removes .venv and everything that was built here; studies and data sets in ~/guidino_tune stay"
 
 search: .venv/.run
@@ -48,6 +50,22 @@ overfit: .venv/.dev
 
 chaos: .venv/.dev
 	PYTHONPATH=tests $(BIN)/python tests/ray/chaos.py $(ARGS)
+
+# SkyPilot brings a hundred packages: in an environment of its own.
+cluster-test: .venv/.dev build/skypilot/.made
+	$(BIN)/python -m pytest tests/cluster
+	HOME=$(CURDIR)/build/skypilot build/skypilot/bin/python -m pytest --noconftest -W ignore tests/cluster/long/skypilot_file.py
+	@if command -v kubectl > /dev/null; then kubectl kustomize cluster/kubernetes > /dev/null && echo "kubectl takes cluster/kubernetes"; \
+		else echo "no kubectl here: cluster/kubernetes/kustomization.yaml was not put together"; fi
+
+build/skypilot/.made:
+	@echo "installing SkyPilot into build/skypilot: a minute the first time"
+	@$(PYTHON) -m venv build/skypilot
+	@build/skypilot/bin/python -m pip install --quiet skypilot==0.14.1 boto3 pytest
+	@touch $@
+
+image-test:
+	tests/cluster/long/image.sh
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -59,6 +59,6 @@ def test_commands_take_what_the_pages_show(page: str, monkeypatch: pytest.Monkey
 
 
 def test_scripts_that_the_pages_name_are_there() -> None:
-    named = {file for text in PAGES.values() for file in re.findall(r"\bcluster/[a-z-]+\.(?:sh|yaml)", text)}
+    named = {file for text in PAGES.values() for file in re.findall(r"\bcluster/[\w/-]+\.(?:sh|yaml)", text)}
     assert named
     assert {file for file in named if not (ROOT / file).exists()} == set()

@@ -33,6 +33,7 @@ python3 -m pip download --quiet --disable-pip-version-check --only-binary=:all: 
 buildah bud --quiet --isolation chroot --volume "$work/wheels:/wheels:ro" --build-arg BASE=localhost/guidino-tune-base \
     --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels --file cluster/Containerfile --tag guidino-tune . > /dev/null
 
+buildah rmi --prune > /dev/null # the image of the run before
 container=$(buildah from --pull-never localhost/guidino-tune)
 trap 'buildah rm "$container" > /dev/null' EXIT
 inside() { buildah run --isolation chroot "$container" -- "$@"; }
