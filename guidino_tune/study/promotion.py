@@ -11,7 +11,7 @@ from guidino_tune.config import Study
 from guidino_tune.space.parameters import Values
 from guidino_tune.study import optuna_private
 from guidino_tune.study.standings import Standings
-from guidino_tune.study.trials import counted_at, value_at
+from guidino_tune.study.trials import counted_at, counted_at_epochs, value_at
 
 DECISION = "decision"
 """Attribute of a trial: the newest epoch at which it was compared, and whether that ended it, or lets it wait. Of a trial that ended,
@@ -89,9 +89,11 @@ class Waiting:
         Args:
             least: How many may leave each rung though few came to it: 1 when no other trials are to come.
         """
-        for rung in sorted((rung for rung, waiting in self._rungs.items() if waiting.order), reverse=True):
-            counted, first = counted_at(self.study, rung), self._rungs[rung].order[0][1]
-            if counted.leads(first, _places(counted, self.settings, least)):
+        rungs = sorted((rung for rung, waiting in self._rungs.items() if waiting.order), reverse=True)
+        counted = counted_at_epochs(self.study, rungs) if rungs else {}
+        for rung in rungs:
+            first = self._rungs[rung].order[0][1]
+            if counted[rung].leads(first, _places(counted[rung], self.settings, least)):
                 return self.trials[first]
         return None
 

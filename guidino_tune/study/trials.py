@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import compress
 from weakref import WeakKeyDictionary
 
@@ -105,16 +105,21 @@ def untrained(trial: FrozenTrial) -> bool:
 
 def counted_at(study: optuna.Study, epoch: int) -> Standings:
     """What each trial that came to this epoch had there, see ``value_at``; without those that failed. What it was once it stays."""
+    return counted_at_epochs(study, (epoch,))[epoch]
+
+
+def counted_at_epochs(study: optuna.Study, epochs: Iterable[int]) -> dict[int, Standings]:
+    """The same for several epochs, with one look at the study: a database is asked for all trials that have not ended."""
     changes, known = _COUNTED.setdefault(study, (Changes(), {}))
     trials, changed = changes.look(study)
     for number in changed:
         for at, standings in known.items():
             _count(standings, number, trials[number], at)
-    if epoch not in known:
+    for epoch in set(epochs) - known.keys():
         known[epoch] = Standings()
         for number in range(len(trials)):
             _count(known[epoch], number, trials[number], epoch)
-    return known[epoch]
+    return known
 
 
 def _count(standings: Standings, number: int, trial: FrozenTrial, epoch: int) -> None:

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--finished", type=positive, default=10_000, help="likewise, of those that ended; default: %(default)s")
     made.add_argument("--rounds", type=positive, default=10, help="epochs that each of the trials tells MLflow; default: %(default)s")
     made.add_argument("--mlflow", metavar="URI", help="of a server, in place of an SQLite database")
-    made.add_argument("--actors", type=positive, default=32, help="processes of Ray Tune; default: %(default)s")
+    made.add_argument("--actors", type=positive, default=16, help="processes of Ray Tune; default: %(default)s")
     options = made.parse_args(argv)
     for name in options.parts:
         with tempfile.TemporaryDirectory() as home:
@@ -116,11 +116,10 @@ def search(home: Path, options: Any) -> None:
     length = f"{told.total_seconds:,.0f} simulated seconds of {len(trials)} trials"
     report("scale search", f"driver's work / {length} on {options.places} places", [used / told.total_seconds],
            output=options.output, aim=SHARE, note=f"{note}; simulated in {wall:.0f} s")  # fmt: skip
-    for what, calls in spent.items():
-        # What fills the places first is drawn at random: from then on there is a model.
-        part, first = len(calls) // 10, options.places if what == "ask" else 0
-        report(f"scale search {what}", f"the last tenth of {len(calls)} / a tenth from the {first + 1}th",
-               [_median(calls[-part:]) / _median(calls[first : first + part])], output=options.output, aim=GROWTH)  # fmt: skip
+    # What fills the places first is drawn at random: from then on there is a model.
+    asks, part = spent["ask"][options.places :], len(spent["ask"]) // 10
+    report("scale search ask", f"the last {part} questions of the search / the {part} after the places were filled",
+           [_median(asks[-part:]) / _median(asks[:part])], output=options.output, aim=GROWTH)  # fmt: skip
     print(f"journal: {size / 1e6:.1f} MB, {size / len(trials) / 1e3:.1f} kB a trial with {reports / len(trials):.1f} reports, "
           f"{_report_bytes(folder)} bytes a report\n")  # fmt: skip
     resumed(folder, space, options)
@@ -259,8 +258,9 @@ def tune(home: Path, options: Any) -> None:
 
     length, found = 4, dict[tuple[str, int], list[tuple[float, float]]]()
     ray.init("local", num_cpus=options.actors, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    sizes = (4 * options.actors, 40 * options.actors)
-    for turn in range(3):
+    sizes = (4 * options.actors, 16 * options.actors)
+    run(num_samples=options.actors)  # starts the processes
+    for turn in range(2):
         for trials in sizes:
             found.setdefault(("own", trials), []).append(run(num_samples=trials))
             space, folder = space_of(trials, training__epochs=length, study__pruner="none"), StudyFolder(home / f"{turn} {trials}")
@@ -270,8 +270,7 @@ def tune(home: Path, options: Any) -> None:
             found.setdefault(("ours", trials), []).append(run(num_samples=-1, search_alg=searcher, scheduler=scheduler))
     ray.shutdown()
     for place, clock in enumerate(("wall clock", "CPU of the driver's process")):
-        # The first turn starts the processes.
-        each = {key: [times[place] / key[1] / length for times in all_times[1:]] for key, all_times in found.items()}
+        each = {key: [times[place] / key[1] / length for times in turns] for key, turns in found.items()}
         for trials in sizes:
             ours, own = each["ours", trials], each["own", trials]
             report(f"scale tune {trials} {clock}", f"{trials} trials on {options.actors} actors, {clock}: study behind Tune / Tune's own",
