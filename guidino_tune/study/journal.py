@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from guidino_tune.data import locking
+from guidino_tune.data.file_server import STALE, outlast
 from guidino_tune.errors import UserError, redacted
 from guidino_tune.study import optuna_private
 from guidino_tune.study.mirror import flush
@@ -33,19 +36,28 @@ class Journal(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """See ``JournalFileBackend``."""
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with named(self.path), open(self.path, "ab", buffering=0) as file:
-            # The kernel frees this lock when its holder dies. Optuna's is a file: left behind, it would hold up the next command for half
-            # a minute. One driver works on a study, so a file system without locks does no harm.
-            if locking.wait_for(file, self.path, locking.PATIENCE) == "no":
-                raise UserError(
-                    f"another process has kept a lock on the journal for {locking.PATIENCE:.0f} s",
-                    where=str(self.path),
-                    todo="end that process, and run this again: nothing of the study is lost",
-                )
-            append_whole(file, text.encode("utf-8"))
+        append_whole(self.path, text.encode("utf-8"), self._lock_file)
+
+    def _lock_file(self, file: FileIO) -> None:
+        # The kernel frees this lock when its holder dies. Optuna's is a file: left behind, it would hold up the next command for half a
+        # minute. One driver works on a study, so a file system without locks does no harm.
+        if locking.wait_for(file, self.path, locking.PATIENCE) == "no":
+            raise UserError(
+                f"another process has kept a lock on the journal for {locking.PATIENCE:.0f} s",
+                where=str(self.path),
+                todo="end that process, and run this again: nothing of the study is lost",
+            )
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """See ``JournalFileBackend``."""
+        return iter(outlast(self.path, lambda: list(super(Journal, self).read_logs(log_number_from))))
 
     def sync(self) -> None:
         """Returns when all lines are on the disk."""
+        # Not after an error of the device: the kernel forgets what it could not write, and says so once.
+        outlast(self.path, self._sync, STALE)
+
+    def _sync(self) -> None:
         with named(self.path), open(self.path, "rb") as file:
             os.fsync(file.fileno())
 

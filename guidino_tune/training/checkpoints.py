@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from guidino_tune.data.file_server import AWAY, os_error, outlast
 from guidino_tune.errors import UserError, first_names
 from guidino_tune.models.weights import not_finite
 from guidino_tune.training.folder import STATE, named
@@ -63,10 +63,10 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         save_file(copies, path)
     except SafetensorError as error:
         # It tells a full disk in words only.
-        number = re.search(r"os error (\d+)", str(error))
+        number = os_error(error)
         if number is None:
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise OSError(number, os.strerror(number), str(path)) from error
     # safetensors makes files that only their owner may read; a study is shared with colleagues as the other files of its folder are.
     path.chmod(path.parent.stat().st_mode & 0o666)
 
@@ -90,21 +90,28 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
     Raises:
         UserError: A file is missing or damaged, or holds NaN.
+        OSError: The file server does not give it now: it may be whole, and an older one, or none, would not do instead.
     """
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        history = [EpochRecord.from_dict(r) for r in state["history"]]
-        for name, checksum in state.get("checksums", {}).items():
-            if checksum_of(folder / name) != checksum:
-                raise ValueError(f"{name} is not as it was written")
-        weights, optimizer = load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER)
-        # None is saved with a weight that is not finite. An infinite square of a gradient may belong to an optimiser, NaN never.
-        odd = not_finite(weights) + sorted(name for name, value in optimizer.items() if value.is_floating_point() and value.isnan().any())
-        if odd:
-            raise ValueError(f"NaN or infinity in {first_names(odd)}")
-        return Checkpoint(state["experiment"], history, weights, optimizer, str(state.get("backbone", "")))
+        return outlast(folder, lambda: _read(folder))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        if os_error(error) in AWAY:
+            raise
         raise UserError(f"the checkpoint is damaged: {error}", where=str(folder), todo="an older one is used where there is one") from None
+
+
+def _read(folder: Path) -> Checkpoint:
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    history = [EpochRecord.from_dict(r) for r in state["history"]]
+    for name, checksum in state.get("checksums", {}).items():
+        if checksum_of(folder / name) != checksum:
+            raise ValueError(f"{name} is not as it was written")
+    weights, optimizer = load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER)
+    # None is saved with a weight that is not finite. An infinite square of a gradient may belong to an optimiser, NaN never.
+    odd = not_finite(weights) + sorted(name for name, value in optimizer.items() if value.is_floating_point() and value.isnan().any())
+    if odd:
+        raise ValueError(f"NaN or infinity in {first_names(odd)}")
+    return Checkpoint(state["experiment"], history, weights, optimizer, str(state.get("backbone", "")))
 
 
 def checksum_of(path: Path) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from guidino_tune.config import Experiment
 from guidino_tune.data import locking
+from guidino_tune.data.file_server import outlast
 from guidino_tune.errors import UserError
 from guidino_tune.training.reporter import EpochRecord
 
@@ -62,6 +63,9 @@ class TrialFolder:
 
     def save(self, epoch: int, write: Callable[[Path], None], *, best: bool) -> None:
         """Writes a checkpoint beside its place and renames it; see ``Reporter.save``."""
+        outlast(self.path, lambda: self._save(epoch, write, best=best))
+
+    def _save(self, epoch: int, write: Callable[[Path], None], *, best: bool) -> None:
         checkpoints = self.path / "checkpoints"
         checkpoints.mkdir(parents=True, exist_ok=True)
         target = checkpoints / f"epoch-{epoch:05d}"
@@ -114,8 +118,7 @@ class TrialFolder:
 
     def append_history(self, record: EpochRecord) -> None:
         """Adds one epoch, or on a full disk raises ``OSError`` and adds nothing."""
-        with named(self.history_file), open(self.history_file, "ab", buffering=0) as file:
-            append_whole(file, (json.dumps(record.to_dict()) + "\n").encode())
+        append_whole(self.history_file, (json.dumps(record.to_dict()) + "\n").encode())
 
     def history(self) -> list[EpochRecord]:
         """All epochs so far; a torn last line is left out."""
@@ -130,7 +133,8 @@ class TrialFolder:
 def read_history(file: Path) -> list[EpochRecord]:
     """Reads a history file; missing or torn lines are left out."""
     records = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
+    text = outlast(file, lambda: file.read_text(encoding="utf-8", errors="replace") if file.exists() else "")
+    for line in text.splitlines():
         try:
             records.append(EpochRecord.from_dict(json.loads(line)))
         except (ValueError, TypeError):
@@ -152,26 +156,43 @@ def write_text(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with named(path):
-            draft.write_text(text, encoding="utf-8")
+            outlast(path, lambda: draft.write_text(text, encoding="utf-8"))
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
 
 
-def append_whole(file: FileIO, data: bytes) -> None:
-    """Adds bytes to the end of a file, all of them or none: half a line would spoil the next one.
+def append_whole(path: Path, data: bytes, prepare: Callable[[FileIO], None] = lambda file: None) -> None:
+    """Adds bytes to the end of a file that nobody else changes, all of them or none: half a line would spoil the next one.
+
+    Args:
+        path: The file, made if missing.
+        data: The bytes.
+        prepare: What to do with the open file before.
 
     Raises:
         OSError: They could not be written, as on a full disk; the file is as it was.
     """
-    end = file.seek(0, os.SEEK_END)
-    try:
-        while data:
-            data = data[file.write(data) :]
-    except BaseException:
-        file.truncate(end)
-        raise
+    ends = list[int]()
+
+    def append() -> None:
+        with named(path), open(path, "ab", buffering=0) as file:
+            prepare(file)
+            # A file server may have kept what it refused to acknowledge.
+            if ends and file.seek(0, os.SEEK_END) > ends[0]:
+                file.truncate(ends[0])
+            ends.append(file.seek(0, os.SEEK_END))
+            left = data
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except BaseException:
+                with contextlib.suppress(OSError):  # what stopped the write is to be told
+                    file.truncate(ends[0])
+                raise
+
+    outlast(path, append)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,8 @@ PATIENCE = 120
 
 
 class Server:
-    def __init__(self, folder: Path, database: str = "") -> None:
+    def __init__(self, folder: Path, database: str = "", artifacts: str = "") -> None:
+        self.artifacts = artifacts or str(folder / "art")
         self.database = database or f"sqlite:///{folder}/m.db"
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
@@ -35,7 +36,7 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "art")]
+        command += ["--backend-store-uri", self.database, "--artifacts-destination", self.artifacts]
         environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
