@@ -97,34 +97,53 @@ submit() {
     ray job submit --address "$address" ${wait_or_not[@]+"${wait_or_not[@]}"} --working-dir . --runtime-env-json "$environment" -- \
         python -m guidino_tune.search "$@"
 }
-await_dashboard "${WAIT:-60}"
 if ! $keep; then
+    await_dashboard "${WAIT:-60}"
     submit "$@"
     exit
 fi
 
-how_it_ended() { # the exit code that is to be ours, or nothing when the search is to go on
+# The exit code that is to be ours; `runs` while it does; `lost` when the search is to go on; `unknown` when there is no such job.
+how_it_is() {
     python3 - "$address" "$1" << 'END'
 import sys
 from ray.job_submission import JobSubmissionClient
 try:
     job = JobSubmissionClient(sys.argv[1]).get_job_info(sys.argv[2])
-except Exception:  # that of a head that is gone
-    sys.exit()
+except OSError:  # the head is gone once more
+    sys.exit(print("lost"))
+except RuntimeError as error:
+    if "404" not in str(error):
+        sys.exit(f"error: {error}")
+    sys.exit(print("unknown"))
+if job.status in ("PENDING", "RUNNING"):
+    sys.exit(print("runs"))
 code = {"SUCCEEDED": 0, "STOPPED": 130}.get(job.status, job.driver_exit_code)
 # 75: again later. Whoever was killed by a signal has a negative code, or one above 128; without a code nobody saw its end.
-print(code if code is not None and (0 <= code < 128 or code == 130) and code != 75 else "")
+print(code if code is not None and (0 <= code < 128 or code == 130) and code != 75 else "lost")
 END
 }
-pause=10
+await_dashboard "${WAIT:-60}" || exit 75
+pause=10 begun=$SECONDS known=false
 while true; do
-    begun=$SECONDS job=search-$(date +%s)-$$
+    job=search-$(date +%s)-$$
     wait_or_not=(--submission-id "$job")
     submit "$@" || true
-    await_dashboard
-    if code=$(how_it_ended "$job") && [[ -n $code ]]; then exit "$code"; fi
+    while true; do
+        await_dashboard
+        state=$(how_it_is "$job") || exit 1
+        [[ $state == runs ]] || break
+        known=true # its output broke off, as with a tunnel
+        ray job logs --follow --address "$address" "$job" || true
+        sleep 2
+    done
+    case $state in
+        lost) known=true ;;
+        unknown) $known || exit 1 ;; # it was never taken: what `ray job submit` said is the reason
+        *) exit "$state" ;;
+    esac
     if ((SECONDS - begun > 120)); then pause=10; fi
     echo "the search did not end by itself: again in $pause s" >&2
     sleep "$pause"
-    pause=$((pause < 300 ? pause * 2 : 300))
+    pause=$((pause < 300 ? pause * 2 : 300)) begun=$SECONDS
 done

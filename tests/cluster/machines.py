@@ -6,6 +6,7 @@ They stand on one bridge with addresses of the project's own, and nothing of the
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ def until(condition: Callable[[], Any], seconds: float, what: str, look: Callabl
     return time.monotonic() - begun
 
 
+@cache
 def missing() -> str:
     """Why there can be no such machines here; empty when there can."""
     if sys.platform != "linux" or os.geteuid() != 0:
@@ -51,7 +54,7 @@ def missing() -> str:
     absent = [program for program in ("ip", "unshare", "nsenter", "mount") if shutil.which(program) is None]
     if absent:
         return f"needs {', '.join(absent)}: apt-get install iproute2 util-linux"
-    name = "gdtprobe"
+    name = f"gdt{os.getpid()}"
     if _quiet("ip", "link", "add", name, "type", "bridge") or _quiet("ip", "link", "del", name):
         return "may not make a network bridge here"
     if _quiet("ip", "netns", "add", name) or _quiet("ip", "netns", "del", name):
@@ -174,15 +177,20 @@ class Machine:
 
 @contextlib.contextmanager
 def machines() -> Iterator[Callable[..., Machine]]:
-    """Makes machines, and takes them all away in the end, with what an earlier run that was killed has left."""
-    _clear()
+    """Makes machines, and takes them all away in the end, with what an earlier run that was killed has left.
+
+    Their names are always the same: another run on this machine waits.
+    """
     made: list[Machine] = []
+    lock = os.open("/tmp/guidino-machines.lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
 
     def make(*arguments: Any, **options: Any) -> Machine:
         made.append(Machine(*arguments, **options))
         return made[-1]
 
     try:
+        _clear()
         _run("ip", "link", "add", BRIDGE, "type", "bridge")
         _run("ip", "addr", "add", f"{HERE}/24", "dev", BRIDGE)
         _run("ip", "link", "set", BRIDGE, "up")
@@ -191,13 +199,23 @@ def machines() -> Iterator[Callable[..., Machine]]:
         for machine in made:
             machine.end()
         _clear()
+        os.close(lock)
 
 
 def _clear() -> None:
-    for line in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.splitlines():
-        if line.startswith("gdtnode"):
-            _quiet("ip", "netns", "del", line.split()[0])
-    _quiet("ip", "link", "del", BRIDGE)
+    for name in _names("ip", "netns", "list"):
+        if name.startswith("gdtnode"):
+            for pid in _names("ip", "netns", "pids", name):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            _quiet("ip", "netns", "del", name)
+    for link in Path("/sys/class/net").glob("gdt*"):
+        _quiet("ip", "link", "del", link.name)
+
+
+def _names(*command: str) -> list[str]:
+    """The first word of each line."""
+    return [line.split()[0] for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()]
 
 
 def _run(*command: str) -> None:

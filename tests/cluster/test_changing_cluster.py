@@ -24,13 +24,12 @@ from postgres_server import Server, needs_postgres, started
 from small_searches import slow_space, study_folder, trials_of
 
 pytestmark = [
-    pytest.mark.skipif(bool(missing()), reason=missing()),
     needs_postgres,
     pytest.mark.timeout(1500),
 ]
 
 SMALL = "--object-store-memory=100000000"
-HEAD, FIRST, SECOND, THIRD, FOURTH, STRANGER = (f"{NET}.{number}" for number in range(10, 16))
+HEAD = f"{NET}.10"
 EPOCHS = 150
 
 
@@ -92,8 +91,10 @@ class Night:
         self.seen = now
 
     def start_head(self) -> None:
+        """Returns when it is up."""
+        log = self.head.folder / "head.txt"
+        begun = log.read_text().count("Ray runtime started") if log.exists() else 0
         self.head.start("head.txt", "cluster/head.sh", "--num-cpus=0", "--num-gpus=0", f"--node-ip-address={HEAD}", "--block", SMALL)
-        begun = self.head.log("head.txt").count("Ray runtime started")
         until(lambda: self.head.log("head.txt").count("Ray runtime started") > begun, 120, "the head", lambda: self.head.log("head.txt"))
 
     def join(self, number: int, before: tuple[str, ...] = ()) -> Machine:
@@ -107,6 +108,7 @@ class Night:
         return machine
 
     def submit(self, *options: str) -> None:
+        """The command of a user, who does not wait for its end."""
         printed = self.head.run("cluster/submit.sh", "--no-wait", str(self.folder / "slow.yaml"), *options)
         (self.job,) = re.findall(r"'(raysubmit_\w+)' submitted", printed)
 
@@ -156,6 +158,8 @@ class Night:
 
 @pytest.fixture
 def night(tmp_path: Path, home: Path, demo: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Night]:
+    if why := missing():
+        pytest.skip(why)
     file = slow_space(tmp_path, demo, epochs=EPOCHS, trials=100, pruner="none", validate_every=1)
     space: dict[str, Any] = yaml.safe_load(file.read_text())
     space["experiment"]["loss"] = {"custom": {"target": "paced:term", "weight": 1.0}}
@@ -166,9 +170,9 @@ def night(tmp_path: Path, home: Path, demo: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("GUIDINO_TUNE_STORAGE", database.create("studies"))
         tracking = Tracking(home, database.create("mlflow"))
         made = Night(tmp_path, home, make, database, tracking)
-        tracking.start()
-        made.start_head()
         try:
+            tracking.start()
+            made.start_head()
             yield made
         finally:
             tracking.kill()
