@@ -15,6 +15,7 @@ from guidino_tune.config import Resources
 from guidino_tune.errors import UserError
 from guidino_tune.running.environment import protect_token
 from guidino_tune.running.inspection import known_cluster
+from guidino_tune.running.ray_private import shorten_messages
 from guidino_tune.stopping import stop_signals
 from guidino_tune.study.nodes import NODE
 from guidino_tune.training.folder import write_text
@@ -171,6 +172,7 @@ def connected() -> Iterator[str]:
                 # The dashboard's state service is what frees the CPUs of Ray Train trials that are stopped early.
                 own = known_cluster(os.environ) in ("", "local")
                 context = ray.init("local" if own else None, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
+            shorten_messages()
             _own = own
             _dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
         except (KeyboardInterrupt, SystemExit):

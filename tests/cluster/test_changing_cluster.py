@@ -141,7 +141,7 @@ class Night:
             found[trial] = max(epoch, found.get(trial, 0))
         return found
 
-    def goes_on(self, trials: int, seconds: float = 180, more: int = 1) -> float:
+    def goes_on(self, trials: int, seconds: float = 300, more: int = 1) -> float:
         """Waits until so many trials have trained ``more`` epochs from now on; gives the seconds."""
         before = self.epochs()
 
@@ -205,16 +205,16 @@ def test_one_search_lives_through_all_of_it(night: Night, home: Path) -> None:
     second.cut()
     n.says("4 node(s) now: 1 trials side by side, 2 before", 60)
     n.row("the network of a machine goes away for 60 s", "it is given up", time.monotonic() - clock)
-    n.goes_on(1, 60)
+    n.goes_on(1)
     time.sleep(max(0.0, 60 - (time.monotonic() - clock)))
     clock = time.monotonic()
     second.mend()
-    n.goes_on(2, 120)
+    n.goes_on(2)
     n.row("it is back", "both trials train", time.monotonic() - clock)
 
     clock = time.monotonic()
     third.kill("raylet/raylet")
-    n.goes_on(2, 180, more=2)
+    n.goes_on(2, more=2)
     n.row("a raylet is killed under a trial", "both trials train", time.monotonic() - clock)
 
     clock = time.monotonic()
@@ -225,7 +225,7 @@ def test_one_search_lives_through_all_of_it(night: Night, home: Path) -> None:
     n.row("a machine dies, another without the shared folder comes", "it is found out and left alone", time.monotonic() - clock)
     n.workers.append(n.join(16))
     clock = time.monotonic()
-    n.goes_on(2, 180)
+    n.goes_on(2)
     n.row("a sound one comes", "both trials train", time.monotonic() - clock)
     stranger.end()
 
@@ -233,11 +233,11 @@ def test_one_search_lives_through_all_of_it(night: Night, home: Path) -> None:
     n.database.stop()
     time.sleep(5)
     n.database.start()
-    n.goes_on(2, 60)
+    n.goes_on(2)
     n.row("PostgreSQL crashes and is away for 5 s", "both trials train", time.monotonic() - clock)
     clock = time.monotonic()
     n.tracking.kill()
-    n.goes_on(2, 60)
+    n.goes_on(2)
     n.row("MLflow is killed", "both trials train", time.monotonic() - clock)
     n.tracking.start()
 
@@ -247,7 +247,7 @@ def test_one_search_lives_through_all_of_it(night: Night, home: Path) -> None:
     n.row("ray job stop", "stopped in good order", time.monotonic() - clock)
     clock, before = time.monotonic(), n.job
     keeper = n.head.start("keeper.txt", "cluster/submit.sh", "--keep", str(n.folder / "slow.yaml"))
-    n.goes_on(2, 180)
+    n.goes_on(2)
     n.job = n.newest_job()
     assert n.job != before
     n.row("the same command once more", "both trials train", time.monotonic() - clock)
@@ -258,7 +258,7 @@ def test_one_search_lives_through_all_of_it(night: Night, home: Path) -> None:
     n.row("everything of Ray on the head is killed", "nobody trains", time.monotonic() - clock)
     clock = time.monotonic()
     n.start_head()
-    n.goes_on(2, 240)
+    n.goes_on(2)
     n.row("the head is started again", "both trials train", time.monotonic() - clock)
     n.head.shell(f"source cluster/env.sh && ray job stop {n.newest_job()}")
     assert keeper.wait(60) == 130, n.head.log("keeper.txt")

@@ -9,12 +9,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from guidino_tune.running import ray_private
 from guidino_tune.study import optuna_private
 from guidino_tune.study.journal import Journal, open_journal
 
 PACKAGE = Path(__file__).parents[2] / "guidino_tune"
-ALLOWED = {"study/optuna_private.py"}
-"""One file for each library. Of Ray, MLflow, torch and the standard library nothing private is used."""
+ALLOWED = {"study/optuna_private.py", "running/ray_private.py"}
+"""One file for each library. Of MLflow, torch and the standard library nothing private is used."""
 
 
 def private_uses(text: str) -> list[str]:
@@ -129,3 +130,22 @@ def test_rng_is_where_the_random_sampler_draws_from() -> None:
         optuna_private.seed(sampler, seeds)
         drawn.append(sampler.sample_independent(study, study.get_trials()[0], "x", x))
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_ray_tells_the_loss_of_a_node_in_a_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import worker
+
+    # Whoever listens to messages of the cluster looks the function up in its module, each time.
+    assert "print_to_stdstream" in worker.listen_error_messages.__code__.co_names
+    monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)
+    for _ in range(2):
+        ray_private.shorten_messages()
+    dead = "The node with address: 10.0.0.2 has been marked dead. This can happen when a \n(1) raylet crashes\n(2) raylet lags"
+    worker.print_to_stdstream({"lines": [dead], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    worker.print_to_stdstream(
+        {"lines": ["one. two"], "pid": 7, "ip": "10.0.0.2", "is_err": False, "localhost": "10.0.0.1"}, ignore_prefix=True
+    )
+    shown = capsys.readouterr().out
+    assert "10.0.0.2 has been marked dead.\n" in shown
+    assert "happen" not in shown
+    assert "one. two" in shown

@@ -24,7 +24,7 @@ class Machines:
         patch.setattr(cluster, "_own", own)
         patch.setattr(elastic.time, "monotonic", lambda: self.time)
         patch.setattr(elastic.time, "sleep", self.sleep)
-        patch.setattr(ray.util, "placement_group", lambda bundles: self.booked.append(bundles) or bundles)
+        patch.setattr(ray.util, "placement_group", lambda bundles, name: self.booked.append(bundles) or bundles)
         self.state = "PENDING"
         patch.setattr(ray.util, "placement_group_table", lambda group: {"state": self.state})
         patch.setattr(ray.util, "remove_placement_group", lambda group: self.booked.remove(group))
