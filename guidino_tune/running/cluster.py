@@ -7,9 +7,11 @@ import logging
 import math
 import os
 import platform
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from guidino_tune.config import Resources
 from guidino_tune.errors import UserError
@@ -49,6 +51,11 @@ class Worker:
     gpus: float = 0.0
     accelerator: str | None = None
     memory: int = 0
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Worker:
+        """As what a trial's process is told says it."""
+        return cls(config["cpus"], config["gpus"], config.get("accelerator"), config.get("memory", 0))
 
     @property
     def booked(self) -> dict[str, float]:
@@ -121,6 +128,11 @@ class Plan:
         return replace(self.worker, gpus=max(1.0, self.gpus) if self.gpus else 0.0)
 
     @property
+    def shares_gpus(self) -> bool:
+        """Whether trials share a GPU anywhere."""
+        return any(0 < worker.gpus < 1 for worker in (self.worker, *self.kinds.values()))
+
+    @property
     def booked(self) -> dict[str, float]:
         """What such a worker books on its node."""
         return self.worker.booked
@@ -140,13 +152,12 @@ class Plan:
             nodes: Where it may be.
             taken: Trials that are under way, by what their workers book.
         """
-        free = {worker: -taken.get(worker, 0) * self.workers for worker in (self.worker, *self.kinds.values())}
-        there = set[Worker]()
+        there = Counter[Worker]()
         for node in nodes:
-            if places := (worker := self.worker_on(node)).places(node):
-                free[worker] += places
-                there.add(worker)
-        return max(there, key=free.__getitem__, default=self.worker)
+            worker = self.worker_on(node)
+            there[worker] += worker.places(node)
+        free = {worker: places - taken.get(worker, 0) * self.workers for worker, places in there.items() if places >= self.workers}
+        return max(free, key=free.__getitem__, default=self.worker)
 
 
 def accelerator_resource(accelerator: str) -> str:
@@ -222,7 +233,7 @@ def plan(resources: Resources, packed: Packed | None = None) -> Plan:
     found = Plan(
         kind, 0, resources.cpus_per_worker or _share(nodes, per_worker), per_worker, cpus, gpus, resources.workers, resources.concurrent,
         resources.accelerator,
-        # Whoever takes more than any node has is let try, alone on the largest.
+        # A trial that takes more memory than any node has books all that the largest node has: there it is tried, alone.
         memory=int(min(packed.memory, max((node.get("memory", 0.0) for node in nodes), default=0.0))),
         kinds={name: _kind(nodes, name, each, resources) for name, each in packed.shares.items()},
     )  # fmt: skip
@@ -307,15 +318,20 @@ def elsewhere(avoided: Collection[str], worker: Worker, only: Collection[str] = 
         only: Ray's ids of the nodes where alone they are to be; none: on any that is not avoided.
         workers: Of the trial.
     """
+    there = places_for(avoided, worker, only, workers) if only or avoided else []
     if only:
-        there = others({*avoided, *(living().keys() - set(only))}, worker, workers)
         return {"ray.io/node-id": f"in({', '.join(sorted(there))})"} if there else {}
-    return {"ray.io/node-id": f"!in({', '.join(avoided)})"} if avoided and others(avoided, worker, workers) else {}
+    return {"ray.io/node-id": f"!in({', '.join(avoided)})"} if there else {}
 
 
-def has_others(node: str, booked: Plan) -> bool:
-    """Whether nodes that are not this one, as ``this_node`` names it, carry a trial of this plan."""
-    return booked.places(list(living([node.rpartition(" ")[2]]).values())) >= booked.workers
+def places_for(avoided: Collection[str], worker: Worker, only: Collection[str] = (), workers: int = 1) -> list[str]:
+    """Ray's ids of the nodes where a trial's workers may be now; see ``elsewhere``."""
+    return others({*avoided, *(living().keys() - set(only))} if only else avoided, worker, workers)
+
+
+def has_others(*nodes: str, booked: Plan) -> bool:
+    """Whether nodes that are none of these, as ``this_node`` names them, carry a trial of this plan."""
+    return booked.places(list(living([node.rpartition(" ")[2] for node in nodes]).values())) >= booked.workers
 
 
 def this_node() -> str:

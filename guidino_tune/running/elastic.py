@@ -96,12 +96,16 @@ class Places:
         booked: The plan with which the search began. What a trial books on a kind of node stays as it is; how many nodes of a kind there
             are, and with them what their CPUs, GPUs and memory carry, is looked at anew.
         say: Told when the number of trials side by side changes.
+
+    Attributes:
+        bound: Gives how many trials may be under way while nodes are kept free for one that waits; infinite while none are.
     """
 
     def __init__(self, booked: Plan, say: Say) -> None:
         self.booked, self.say = booked, say
         self._carried, self._looked = booked.concurrent, -math.inf
         self._ahead: _Booking | None = None
+        self.bound: Callable[[], float] = lambda: math.inf
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps a copy of its searcher, which never runs."""
@@ -117,11 +121,11 @@ class Places:
             self._ahead.close()
             self._ahead = None
 
-    def now(self) -> int:
+    def now(self) -> float:
         """Looks at the nodes, though not more often than every ``LOOK`` seconds."""
-        booked = self.booked
+        booked, bound = self.booked, self.bound()
         if not may_change():
-            return booked.concurrent
+            return min(booked.concurrent, bound)
         if time.monotonic() - self._looked >= LOOK:
             nodes = node_resources(booked.accelerator)
             fits = booked.places(nodes) // booked.workers
@@ -130,9 +134,12 @@ class Places:
                 self.say(f"{len(nodes)} node(s) now: {carried} trials side by side, {self._carried} before")
                 self._carried = carried
             if booked.executor == "train":
-                self._book_ahead()
+                if bound < math.inf:
+                    self.close()  # it would take what is kept free
+                else:
+                    self._book_ahead()
         one_ahead = self._carried + (booked.executor != "train")
-        return min(one_ahead, booked.most or one_ahead)
+        return min(one_ahead, booked.most or one_ahead, bound)
 
     def _book_ahead(self) -> None:
         if self._ahead and self._ahead.is_there:

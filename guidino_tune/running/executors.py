@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import logging
 import os
@@ -19,10 +20,10 @@ from ray import tune
 from guidino_tune import paths
 from guidino_tune.config import Data, Experiment
 from guidino_tune.errors import redacted
-from guidino_tune.running.cluster import Plan, Worker, elsewhere, note_node, this_node
+from guidino_tune.running.cluster import Plan, Worker, elsewhere, note_node, places_for, this_node
 from guidino_tune.running.environment import SEAL
 from guidino_tune.running.process import check_node
-from guidino_tune.running.worker_groups import group_failure, on_nodes_network
+from guidino_tune.running.worker_groups import group_failure, not_placed, on_nodes_network
 from guidino_tune.training.failures import FAILURE, UnfitNode, failure_kind
 from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.reporter import Decision, EpochRecord
@@ -41,6 +42,9 @@ in ``resources.max_failures``."""
 
 OUT_OF_MEMORY = "out-of-memory.txt"
 """In the folder of a trial whose worker group is to start again with micro-batches."""
+
+STARTS = 2
+"""Times that Ray Train looks again for a place, a minute each, before a trial looks whether the nodes where it may be are there still."""
 
 CONTROLLER_CPU = 0.01
 """CPU that Tune books for a Ray Train trial's controller; zero is refused, and a whole one would starve the workers."""
@@ -160,7 +164,7 @@ def _failure(error: Exception, config: Mapping[str, Any]) -> dict[str, Any]:
         file = Path(config["folder"]) / "traceback.txt"
         write_text(file, redacted(traceback.format_exc()))
         message += f" (traceback: {file})"
-    return {"failure": kind, "message": message, "epoch": 0, "node": this_node()}
+    return {"failure": kind, "message": message, "epoch": 0, "node": this_node(), "unfit": isinstance(error, UnfitNode)}
 
 
 class TrialActor(tune.Trainable):
@@ -249,36 +253,50 @@ class TrialActor(tune.Trainable):
 
 def train_trial(config: dict[str, Any]) -> None:
     """Runs a trial as a Ray Train worker group; called by Tune."""
+    import ray.train
+
+    (failure := Path(config["folder"]) / FAILURE).unlink(missing_ok=True)
+    for attempt in itertools.count():
+        try:
+            _trainer(config, attempt).fit()
+        except ray.train.TrainingFailedError as error:
+            if config.get("pinned") and not_placed(error):
+                if places_for(config["avoided"], Worker.of(config), config["only"], config["workers"]):
+                    continue  # they are there, and taken
+                # Nobody takes its booking back while its controller waits: it is handed out again, for other nodes.
+                tune.report({"failure": "preempted", "message": "the nodes where it may be are gone", "epoch": 0})
+                return
+            # Told as a result: an exception here would make Tune start again what Ray Train has tried often enough.
+            known = json.loads(failure.read_text(encoding="utf-8")) if failure.exists() else {}
+            told = group_failure(error)
+            # What the others say when a worker is gone is that they cannot reach it.
+            gone = told["failure"] != "crashed" or "died unexpectedly" in told["message"]
+            tune.report(told | ({} if gone else known))
+        return
+
+
+def _trainer(config: dict[str, Any], attempt: int) -> Any:
+    """The worker group of a trial, on the nodes where it may be now."""
     import ray.train.torch
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    gpus, failure = config["gpus"], Path(config["folder"]) / FAILURE
-    failure.unlink(missing_ok=True)
-    worker = Worker(config["cpus"], gpus, config.get("accelerator"), config.get("memory", 0))
+    worker = Worker.of(config)
     untyped = replace(worker, accelerator=None).booked | {"CPU": worker.cpus - CONTROLLER_CPU}
     booked: dict[str, Any] = {"resources_per_worker": untyped, "accelerator_type": worker.accelerator}
     booked["label_selector"] = elsewhere(config.get("avoided", ()), worker, config.get("only", ()), config["workers"]) or None
-    trainer = ray.train.torch.TorchTrainer(
+    starts = STARTS if config.get("pinned") else -1  # else it waits for nodes for ever, as for a type that was asked for
+    return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=config,
         torch_config=on_nodes_network(),
-        scaling_config=ray.train.ScalingConfig(num_workers=config["workers"], use_gpu=bool(gpus), **booked),
+        scaling_config=ray.train.ScalingConfig(num_workers=config["workers"], use_gpu=bool(worker.gpus), **booked),
         run_config=ray.train.RunConfig(
-            name=f"trial-{config['number']:05d}-{os.getpid()}",
+            name=f"trial-{config['number']:05d}-{os.getpid()}-{attempt}",
             storage_path=config["ray_folder"],
-            failure_config=ray.train.FailureConfig(max_failures=config["max_failures"]),
+            failure_config=ray.train.FailureConfig(max_failures=config["max_failures"], controller_failure_limit=starts),  # type: ignore[call-arg]
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
         ),
     )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        # Told as a result: an exception here would make Tune start again what Ray Train has tried often enough.
-        known = json.loads(failure.read_text(encoding="utf-8")) if failure.exists() else {}
-        told = group_failure(error)
-        # What the others say when a worker is gone is that they cannot reach it.
-        gone = told["failure"] != "crashed" or "died unexpectedly" in told["message"]
-        tune.report(told | ({} if gone else known))
 
 
 def train_worker(config: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ What follows from the answers is told by functions of a description of the nodes
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,12 @@ from guidino_tune.running.cluster import Plan, accelerator_resource, living
 
 ANSWER = 60.0
 """Seconds that a node has to tell what it is; it may have to start a process, which imports torch."""
+
+BRIEF = 5.0
+"""Seconds for an answer while trials run: nothing of the search goes on meanwhile."""
+
+SILENT = 300.0
+"""Seconds for which a node that did not answer is not asked again."""
 
 ALIKE = 0.95
 """GPUs, or nodes, that have so much of the largest one's memory count as large as it."""
@@ -54,6 +61,9 @@ class Hardware:
 _known: dict[str, Hardware] = {}
 """By Ray's id of the node, which no other node ever gets."""
 
+_silent: dict[str, float] = {}
+"""Until when nodes that did not answer are not asked again."""
+
 
 def look() -> Hardware:
     """What this process sees of its node."""
@@ -77,14 +87,14 @@ def ask(nodes: Collection[str], seconds: float = ANSWER) -> dict[str, Hardware]:
         seconds: How long an answer is waited for.
 
     Returns:
-        By Ray's id; without the nodes that do not answer in time.
+        By Ray's id; without the nodes that do not answer in time, or did not a short while ago.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     tasks = {}
     for node in nodes:
-        if node not in _known:
+        if node not in _known and time.monotonic() >= _silent.get(node, 0.0):
             place = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
             # A process of its own, which then ends: whoever has looked at a GPU holds some of its memory.
             remote = ray.remote(num_cpus=0, num_gpus=0, max_calls=1, max_retries=1, scheduling_strategy=place)(look)  # type: ignore[call-overload]
@@ -97,6 +107,7 @@ def ask(nodes: Collection[str], seconds: float = ANSWER) -> dict[str, Hardware]:
             _known[tasks[task]] = ray.get(task)
         except ray.exceptions.RayError:  # it went away, or its torch does not work: its trials will tell
             continue
+    _silent.update({node: time.monotonic() + SILENT for node in tasks.values() if node not in _known})
     return {node: _known[node] for node in nodes if node in _known}
 
 
@@ -161,7 +172,7 @@ def roomier(node: str, booked: Plan) -> list[str]:
         return []
     if not booked.gpus:
         return most_memory({name: has.get("memory", 0.0) for name, has in nodes.items()}, here, shared=False)
-    memory = {name: min(card.memory for card in found.cards) for name, found in ask(list(nodes)).items() if found.cards}
+    memory = {name: min(card.memory for card in found.cards) for name, found in ask(list(nodes), BRIEF).items() if found.cards}
     largest = most_memory(memory, here, shared=booked.worker_on(nodes[here]).gpus < 1)
     return largest if sum(booked.alone.places(nodes[name]) for name in largest) >= booked.workers else []
 

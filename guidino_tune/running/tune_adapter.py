@@ -14,7 +14,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Collection
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from guidino_tune.errors import UserError
-from guidino_tune.running.cluster import Plan, Worker, elsewhere, living
+from guidino_tune.running.cluster import Plan, Worker, elsewhere, living, others, places_for
 from guidino_tune.running.elastic import LOOK, Places, Say
 from guidino_tune.running.executors import trainable
 from guidino_tune.running.leftovers import Leftovers
@@ -48,11 +48,13 @@ def run_trials(driver: Driver, resources: Plan, say: Say = lambda text: None) ->
         KeyboardInterrupt: A second signal came while the first was stopping it.
     """
     folder, places = driver.folder, Places(resources, say)
+    scheduler = StudyScheduler(driver, resources, say)
+    places.bound = scheduler.bound
     tuner = tune.Tuner(
         trainable(resources),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(driver, places.now),
-            scheduler=StudyScheduler(driver, resources),
+            scheduler=scheduler,
             num_samples=-1,  # the searcher says when it is enough: some trials are made up for, or handed out again
             reuse_actors=resources.executor == "actor",
         ),
@@ -121,12 +123,14 @@ class StudySearcher(Searcher):
 class StudyScheduler(FIFOScheduler):
     """Tune's side of report and should_prune."""
 
-    def __init__(self, driver: Driver, booked: Plan | None = None) -> None:
+    def __init__(self, driver: Driver, booked: Plan | None = None, say: Say = lambda text: None) -> None:
         super().__init__()
-        self.driver, self.booked = driver, booked
+        self.driver, self.booked, self.say = driver, booked, say
         self._looked = time.monotonic()
+        self._alone: dict[str, TuneTrial] = {}
+        self._beside: tuple[set[str], float, int] = set(), -math.inf, 0
         self._workers: dict[str, Worker] = {}
-        self._elsewhere = set[str]()
+        self._elsewhere: dict[str, tuple[tuple[str, ...], Worker, tuple[str, ...], int]] = {}
         self._next: deque[TuneTrial] = deque()
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
@@ -136,6 +140,12 @@ class StudyScheduler(FIFOScheduler):
             return
         config, plan = trial.config, self.booked
         avoided, only = config.get("avoided", ()), config.get("only", ())
+        if only and not places_for(avoided, plan.alone, only, plan.workers):
+            only = config["only"] = []  # those nodes are gone, or avoided: it begins as any other
+        if only and plan.shares_gpus:
+            self._keep_free(trial)
+        elif not only and (kept := self._kept) and others({*avoided, *kept}, plan.worker, plan.workers):
+            avoided = config["avoided"] = sorted({*avoided, *kept})
         worker = self._workers[trial.trial_id] = plan.alone if only else self._next_worker(tune_controller, avoided)
         bundles = trial.placement_group_factory.bundles
         if worker != plan.worker:
@@ -143,8 +153,9 @@ class StudyScheduler(FIFOScheduler):
             config.update(cpus=worker.cpus, gpus=worker.gpus, accelerator=worker.accelerator, memory=worker.memory)
             bundles = [worker.booked] if plan.executor == "actor" else bundles
         selector = elsewhere(avoided, worker, only, plan.workers)
-        if selector:
-            self._elsewhere.add(trial.trial_id)
+        config["pinned"] = bool(selector) or worker in plan.kinds.values()
+        if selector or worker != plan.worker:
+            self._elsewhere[trial.trial_id] = tuple(avoided), worker, tuple(only), plan.workers
         if selector or bundles != trial.placement_group_factory.bundles:
             trial.update_resources(tune.PlacementGroupFactory(bundles, bundle_label_selector=[selector] * len(bundles)))
 
@@ -156,10 +167,42 @@ class StudyScheduler(FIFOScheduler):
         under_way = (self._workers.get(t.trial_id) for t in tune_controller.get_trials() if not t.is_finished())
         return self.booked.freest(list(living(avoided).values()), Counter(filter(None, under_way)))
 
+    def _keep_free(self, trial: TuneTrial) -> None:
+        """Others, which share GPUs, would take each part that becomes free, and a trial that needs a whole one would wait for ever."""
+        self._alone[trial.trial_id] = trial
+        names = ", ".join(name[:8] for name in trial.config["only"])
+        self.say(f"trial {trial.config['number']} needs a whole GPU: until it has one, no other trial begins on {names}")
+
+    @property
+    def _kept(self) -> set[str]:
+        """Ray's ids of the nodes that are kept free for trials that wait for a whole GPU."""
+        for key, trial in list(self._alone.items()):
+            # A Ray Train trial, of which Tune knows the controller only, has begun once it was heard.
+            waits = trial.status == TuneTrial.PENDING or (
+                trial.config["executor"] == "train" and trial.config["number"] in self.driver.unplaced
+            )
+            if not waits or key not in self.driver.running:
+                del self._alone[key]
+        return {node for trial in self._alone.values() for node in trial.config["only"]}
+
+    def bound(self) -> float:
+        """How many trials may be under way: while nodes are kept free, what others carry, who is on those still, and who waits."""
+        if not (kept := self._kept):
+            return math.inf
+        assert self.booked
+        known, looked, beside = self._beside
+        if known != kept or time.monotonic() - looked >= LOOK:
+            beside = self.booked.places(list(living(kept).values())) // self.booked.workers
+            self._beside = kept, time.monotonic(), beside
+        nodes, running = self.driver.outcomes.nodes, self.driver.running.items()
+        there = sum(nodes.node_of(trial.number).rpartition(" ")[2] in kept for key, trial in running if key not in self._alone)
+        return beside + there + len(self._alone)
+
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
         """See ``TrialScheduler.choose_trial_to_run``; now and then it looks at what waits for a place.
 
-        It is asked in every step, and Tune's own looks at all trials that there ever were. Here none waits a second time.
+        It is asked in every step, and Tune's own looks at all trials that there ever were. Here a trial that has begun never waits again,
+        so that those before the oldest one that waits need no second look.
         """
         if time.monotonic() - self._looked >= LOOK:
             self._looked = time.monotonic()
@@ -170,20 +213,16 @@ class StudyScheduler(FIFOScheduler):
 
     def _take_back(self, tune_controller: Any) -> None:
         """What waits is not to begin once the search is over; nor to wait for other nodes when there are none any more."""
+        there = cache(places_for)  # hundreds may wait that avoid the same node
         for trial in [t for t in tune_controller.get_trials() if t.status == TuneTrial.PENDING]:
-            if self._over or (trial.trial_id in self._elsewhere and not self._has_place(trial)):
+            where = self._elsewhere.get(trial.trial_id)
+            if self._over or (where and not there(*where)):
                 self.driver.stored(partial(self.driver.give_back, trial.trial_id), None)
                 tune_controller.stop_trial(trial)
 
     @property
     def _over(self) -> bool:
         return bool(self.driver.error or self.driver.expired or self.driver.given_up)
-
-    def _has_place(self, trial: TuneTrial) -> bool:
-        """Whether nodes where a trial may be are there still."""
-        assert self.booked
-        avoided, only = trial.config.get("avoided", ()), trial.config.get("only", ())
-        return bool(elsewhere(avoided, self._workers[trial.trial_id], only, self.booked.workers))
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """See ``TrialScheduler.on_trial_result``."""
@@ -194,7 +233,8 @@ class StudyScheduler(FIFOScheduler):
 
     def _take(self, key: str, result: dict[str, Any]) -> bool:
         if "failure" in result:
-            self.driver.fail(key, as_kind(result["failure"]), result["message"], result.get("node", ""))
+            unfit = bool(result.get("unfit"))
+            self.driver.fail(key, as_kind(result["failure"]), result["message"], result.get("node", ""), unfit=unfit)
             return False
         return self.driver.report(key, map(EpochRecord.from_dict, json.loads(result["records"])), result.get("note", ""))
 

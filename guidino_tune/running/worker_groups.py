@@ -70,10 +70,15 @@ def group_failure(error: ray.train.TrainingFailedError) -> dict[str, Any]:
     words = _workers_words(error)
     kind, said = _death(error), redacted(str(error))
     if unfit := UNFIT.search(words):
-        return {"failure": "environment", "message": redacted(unfit[1]), "epoch": 0, "node": unfit[2]}
+        return {"failure": "environment", "message": redacted(unfit[1]), "epoch": 0, "node": unfit[2], "unfit": True}
     if isinstance(error, ControllerError) and kind == "crashed":
         raise GroupNotStarted(f"its workers did not come together: {_last_line(words)}") from None
     return {"failure": kind, "message": said, "epoch": 0}
+
+
+def not_placed(error: ray.train.TrainingFailedError) -> bool:
+    """Whether the processes of a group got no place in time; the exceptions that say so are Ray's own, known by their names alone."""
+    return type(getattr(error, "controller_failure", None)).__name__.startswith("WorkerGroupStartup")
 
 
 def _death(error: ray.train.TrainingFailedError) -> FailureKind:

@@ -85,6 +85,12 @@ def _mistakes(space: Space) -> Iterator[UserError]:
                 where=f"{space.source}, space.{path}",
                 todo="set it in `experiment`, and start a study for each value",
             )
+    if "training.precision" in space.parameters and "auto" in space.parameters["training.precision"].choices:
+        yield UserError(
+            "'auto' would be another precision on another node, so that its trials could not be compared",
+            where=f"{space.source}, space.training.precision",
+            todo="search fp32 and bf16, or set training.precision=auto for one precision that all nodes have",
+        )
     yield from _unlike_recipes(space)
     alive, equal = _effects(space)
     for path in space.parameters:

@@ -54,7 +54,7 @@ class Driver(Guarded):
         deadline: Time of the monotonic clock after which trials are left running in the study, to be continued by the next run.
         warn: Told what a user should know of the machines, such as a full disk; each text once.
         count: Gives what a study with such objectives or constraints knows of a network before it is trained.
-        has_others: Whether another node than this could take a trial; ``None``: nothing is tried elsewhere.
+        has_others: Whether another node than these could take a trial; ``None``: nothing is tried elsewhere.
         roomier: Where a trial that ran out of memory on a node has more, by Ray's ids; ``None``: such a trial is not tried again.
 
     Attributes:
@@ -73,7 +73,7 @@ class Driver(Guarded):
         deadline: float = math.inf,
         warn: Callable[[str], None] = lambda text: None,
         count: Count = uncounted,
-        has_others: Callable[[str], bool] | None = None,
+        has_others: Callable[..., bool] | None = None,
         roomier: Callable[[str], list[str]] | None = None,
     ) -> None:
         self.study, self.space, self.folder, self.listener = study, space, folder, listener
@@ -221,14 +221,16 @@ class Driver(Guarded):
             "split_file": str(self.folder.split_of(number)),
         }
 
-    def fail(self, key: str, kind: FailureKind, message: str, node: str = "") -> None:
-        """Remembers how a trial failed, and on which node, by its own account, until it is closed."""
+    def fail(self, key: str, kind: FailureKind, message: str, node: str = "", *, unfit: bool = False) -> None:
+        """Remembers how a trial failed, on which node, and whether that is ``unfit``, by its own account, until it is closed."""
         trial = self.running[key]
         self.reasons[trial.number] = kind, message
         if node:
             self.unplaced.discard(trial.number)  # its folder, which the node may not share, may name another one
             if self.outcomes.nodes.placed(trial.number, node):
                 trial.set_user_attr(NODE, node)
+        if unfit:
+            self.outcomes.nodes.unfit(trial.number)
 
     def report(self, key: str, records: Iterable[EpochRecord], note: str = "") -> bool:
         """Takes one or several epochs in, oldest first.

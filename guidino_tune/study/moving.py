@@ -14,19 +14,21 @@ if TYPE_CHECKING:
 
 
 def goes_elsewhere(driver: Driver, trial: optuna.Trial) -> bool:
-    """Keeps a trial that is to be tried on another node; each of the two reasons moves a trial once.
+    """Keeps a trial that is to be tried on another node.
 
-    - Disk, files or network of its node ended it, and there is another node.
-    - It ran out of memory, and did not have the most that a node of the cluster has for a trial: a whole one of the largest GPUs, or,
-      without GPUs, the largest node. What ends there is the configuration's result.
+    - Disk, files or network of its node ended it, and there is another node: that moves a trial once.
+    - Its node is not fit for the search, such as one without the study's folder: that moves it as long as there is a node that it has not
+      tried, and that is not avoided. So nodes that join and are not fit end no search.
+    - It ran out of memory on a GPU that it shared, or that is smaller than the largest ones of the cluster (without GPUs: on a smaller
+      node). It goes on alone on one of the largest. What runs out of memory there is the configuration's result.
     """
     number, nodes = trial.number, driver.outcomes.nodes
     kind, message = driver.reasons.get(number, ("", ""))
     if kind == ENVIRONMENT:
-        if driver.has_others is None or not (node := nodes.leave(number)) or not driver.has_others(node):
+        if driver.has_others is None or not (left := nodes.leave(number)) or not driver.has_others(*left):
             return False
         nodes.failed(number, as_key(driver.frozen(trial).params), kind)
-    elif kind == "out-of-memory" and driver.roomier is not None and (node := nodes.node_of(number)) and not nodes.only_for(number):
+    elif kind == "out-of-memory" and driver.roomier is not None and (node := nodes.node_of(number)) and not nodes.had_most_memory(number):
         if not (roomier := driver.roomier(node)):
             return False
         nodes.keep_to(number, roomier)
@@ -34,6 +36,6 @@ def goes_elsewhere(driver: Driver, trial: optuna.Trial) -> bool:
     else:
         return False
     del driver.reasons[number]
-    driver.keep(trial, kind, f"node {shown(node)}: {message}")
+    driver.keep(trial, kind, f"node {shown(nodes.node_of(number))}: {message}")
     driver.warn_of_nodes()
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 
@@ -16,6 +17,9 @@ QUICK = 3
 
 UNFIT = 2
 """Configurations in a row that fail on a node through disk, files or network, after however many epochs; then it is avoided."""
+
+KEPT = 3
+"""Times that a trial is sent to the nodes with the most memory: they may be gone when it begins, so that it is on another one again."""
 
 AVOIDED = 600.0
 """Seconds for which it is; the next failure there makes it so once more."""
@@ -35,10 +39,10 @@ class Nodes:
 
     Attributes:
         used: Nodes on which trials of this run have been.
-        has_others: Whether another node than this could take a trial.
+        has_others: Whether another node than these could take a trial.
     """
 
-    has_others: Callable[[str], bool] = staticmethod(lambda node: True)
+    has_others: Callable[..., bool] = staticmethod(lambda *nodes: True)
 
     def __init__(self) -> None:
         self.used: set[str] = set()
@@ -47,8 +51,11 @@ class Nodes:
         self._quick: dict[str, set[Hashable]] = {}
         self._unfit: dict[str, set[Hashable]] = {}
         self._until: dict[str, float] = {}
-        self._left: dict[int, str] = {}
+        self._left: dict[int, set[str]] = {}
+        self._moved: set[int] = set()
+        self._unfit_for: set[int] = set()
         self._only: dict[int, list[str]] = {}
+        self._kept: Counter[int] = Counter()
 
     def placed(self, number: int, node: str) -> bool:
         """A trial is on a node; true when that is news."""
@@ -78,12 +85,26 @@ class Nodes:
                     self._until[node] = time.monotonic() + AVOIDED
         return node
 
-    def leave(self, number: int) -> str:
-        """Where a trial failed that is to go on elsewhere; empty where that is unknown, or when it had left a node before."""
-        node = self._of.get(number, "") if number not in self._left else ""
-        if node:
-            self._left[number] = node
-        return node
+    def unfit(self, number: int) -> None:
+        """The node of a trial has not what every node needs, by its own account: that says nothing of the trial."""
+        self._unfit_for.add(number)
+
+    def leave(self, number: int) -> list[str]:
+        """Where a trial is not to go on that failed on its node, with that node.
+
+        Returns:
+            Empty where its node is unknown; or when it had left this one before, or any other that was fit.
+        """
+        node, unfit = self._of.get(number, ""), number in self._unfit_for
+        self._unfit_for.discard(number)
+        left = self._left.setdefault(number, set())
+        if not node or node in left or (not unfit and number in self._moved):
+            return []
+        left.add(node)
+        if not unfit:
+            self._moved.add(number)
+            return [node]
+        return sorted({*left, *self._bad})
 
     def node_of(self, number: int) -> str:
         """Where a trial is, or was last; empty where that is unknown."""
@@ -92,6 +113,11 @@ class Nodes:
     def keep_to(self, number: int, nodes: list[str]) -> None:
         """A trial is to begin on one of these nodes alone, given by Ray's ids."""
         self._only[number] = nodes
+        self._kept[number] += 1
+
+    def had_most_memory(self, number: int) -> bool:
+        """Whether a trial was where it was to begin alone; or was sent there so often that it counts as if."""
+        return self._of.get(number, "").rpartition(" ")[2] in self.only_for(number) or self._kept[number] >= KEPT
 
     def only_for(self, number: int) -> list[str]:
         """Where alone a trial is to begin; empty where it may anywhere."""
@@ -99,15 +125,18 @@ class Nodes:
 
     def avoided_by(self, number: int) -> list[str]:
         """Where a trial is not to begin."""
-        return sorted({*self.avoided, *([self._left[number]] if number in self._left else [])})
+        return sorted({*self.avoided, *self._left.get(number, ())})
 
     @property
     def avoided(self) -> list[str]:
         """Where no trial is to begin now; never all nodes that are known."""
-        found = sorted(
-            node for node, until in self._until.items() if (node in self._quick or node in self._unfit) and time.monotonic() < until
-        )
-        return found if len(found) < len(self.used) else []
+        return self._bad if len(self._bad) < len(self.used) else []
+
+    @property
+    def _bad(self) -> list[str]:
+        """Where one configuration after the other failed, a short while ago."""
+        now = time.monotonic()
+        return sorted(node for node, until in self._until.items() if (node in self._quick or node in self._unfit) and now < until)
 
     def one_to_blame(self, failed: Iterable[str], running: Iterable[int], *, few: bool) -> bool:
         """Whether failures may be the fault of a single node.

@@ -9,7 +9,8 @@ The kinds of failure and what each means are in ``guidino_tune.training.failures
   every further trial would fail as well; the difference is in the exit code (1 without any result; 75, "try again later", otherwise).
   Failures of different kinds or messages are taken for those of single trials, and are made up for, up to ``LIMIT`` in a row.
 - **One bad node ends no search.** Where a search uses several nodes, what ends it happened on at least two of them; see ``nodes``. What
-  disk, files or network of a node did to a trial is tried once on another one, from the trial's checkpoint, before it counts.
+  disk, files or network of a node did to a trial is tried once on another one, from the trial's checkpoint, before it counts; what a
+  node says that is not fit for the search, on all others that are not avoided.
 - **A small GPU is no verdict.** What runs out of memory is tried once more, alone on a GPU of those with the most memory; see ``moving``.
 - A result in between, be it that a configuration diverges, shows that the machines work, and so does an epoch of a trial on a node where
   nothing failed: counting starts again.

@@ -23,7 +23,7 @@ from guidino_tune.study.journal import database, mend_journal, open_storage, syn
 from guidino_tune.study.lease import lease_holder
 from guidino_tune.study.locking import Hold, holder, place
 from guidino_tune.study.objectives import directions
-from guidino_tune.study.precision import as_defined
+from guidino_tune.study.precision import SETTLED, as_defined
 from guidino_tune.study.promotion import queue_first
 from guidino_tune.study.pruners import make_pruner
 from guidino_tune.study.samplers import make_sampler
@@ -115,13 +115,14 @@ def stored_study(name: str | Path, storage: str | None = None) -> StoredStudy:
     return StoredStudy(folder, study, read_space(read_yaml(folder.definition), source=str(folder.definition)))
 
 
-def open_study(space: Space, folder: StudyFolder, storage: str | None = None) -> optuna.Study:
+def open_study(space: Space, folder: StudyFolder, storage: str | None = None, settled: str = "") -> optuna.Study:
     """Creates the study, or opens it again after checking that it is the same search.
 
     Args:
         space: What is searched; its first trials are queued when the study is new.
         folder: Of the study.
         storage: A database URL for teams; by default a journal file in the folder.
+        settled: What a new study has in the place of the precision ``auto``; see ``study.precision``.
 
     Raises:
         UserError: The folder holds a study of another space; the storage cannot be opened, or its trials are in another one; the folder is
@@ -146,6 +147,8 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None) ->
     # A database may hold a study that another folder started.
     if "definition" in study.user_attrs:
         _compare(study.user_attrs["definition"], space, str(storage or folder.path), may_grow=False)
+    if settled:  # before the definition, with which a study is no longer new
+        study.set_user_attr(SETTLED, settled)
     study.set_user_attr("definition", wanted)
     if not space.study.is_list:
         queue_first(study, space.first_trials)

@@ -9,9 +9,9 @@ out-of-memory  an allocation failed, or Ray's memory  yes       once more with e
                monitor ended the process                        largest GPU or node, unless it was there; then recorded
 bad data       an image, a mask or the weights are    no        recorded; another trial makes up for it
                missing or damaged
-environment    disk, files, network, or a module is   no        once more on another node where there is one; then recorded, and
-               not on this machine; or the node has             another trial makes up for it
-               not what every node needs
+environment    disk, files, network, or a module is   no        once more on another node where there is one, or on each other node
+               not on this machine; or the node has             where the node says itself what it lacks; then recorded, and
+               not what every node needs                        another trial makes up for it
 bug            any other error of the code            no        recorded with its traceback; another trial makes up for it
 crashed        the process died on a living machine   no        goes on from its checkpoint, ``resources.max_failures`` times;
                                                                 then recorded, and another trial makes up for it

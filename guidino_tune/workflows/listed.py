@@ -157,7 +157,7 @@ class TrainingList:
     def driver(
         self,
         settings: Mapping[str, Any],
-        has_others: Callable[[str], bool] | None = None,
+        has_others: Callable[..., bool] | None = None,
         more_memory: Callable[[str], list[str]] | None = None,
     ) -> Driver:
         """Who runs the trials asks it; see ``process.process_settings``."""

@@ -22,7 +22,7 @@ def settle(
         space: To be searched; of a study that goes on, with what its folder knows.
         folder: Of the study.
         storage: Its database.
-        stack: Of the search: to learn what a cluster has, it is connected until the search ends.
+        stack: To learn what a cluster has, it is connected until this is closed: once the trials have run.
         say: Told the precision of a new study.
 
     Returns:

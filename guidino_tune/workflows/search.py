@@ -117,11 +117,10 @@ def run_search(
         data = _read_images(space, folder, console)
         baseline = _baseline(data, space.base.data.has_ignored)
         say = partial(console.print, highlight=False, soft_wrap=True)
-        space, settled = settle(space, folder, storage, known, say)
+        cluster = known.enter_context(contextlib.ExitStack())
+        space, settled = settle(space, folder, storage, cluster, say)
         with console.status("opening the study, and waiting for the end of a driver that may have died elsewhere"):
-            study = open_study(space, folder, storage)
-        if settled:
-            study.set_user_attr(SETTLED, settled)
+            study = open_study(space, folder, storage, settled)
         queue_seeds(study, seeds)
         _same_data(study, data, folder)
         _take_own(study, space, folder, sampler=sampler, pruner=pruner)
@@ -161,6 +160,7 @@ def run_search(
             console.print(f"{INTERRUPTED}. {CONTINUES}", style="yellow", highlight=False, soft_wrap=True)
             raise
         finally:
+            cluster.close()  # its workers end before their folders are tidied, and no GPU waits for MLflow
             if end:
                 recorder.interrupted()
             for trial in study.get_trials(deepcopy=False):

@@ -84,7 +84,7 @@ def test_each_kind_carries_its_own_number_and_what_is_too_large_goes_to_the_larg
 
     asked: list[list[str]] = []
 
-    def ask(nodes: list[str]) -> dict[str, Hardware]:
+    def ask(nodes: list[str], seconds: float) -> dict[str, Hardware]:
         asked.append(nodes)
         return {node: Hardware((Card(gpus[node], MEMORY[gpus[node]], True),), True) for node in nodes}
 

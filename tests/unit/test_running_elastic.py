@@ -109,10 +109,10 @@ def test_a_node_that_carries_no_trial_is_no_other_one(monkeypatch: pytest.Monkey
     gpu, head = {"CPU": 8.0, "GPU": 1.0}, {"CPU": 16.0}
     there(head=head, gpu=gpu)
     booked = cluster.plan(Resources(gpus_per_worker=1))
-    assert not cluster.has_others("host gpu", booked)  # the head has no GPU
+    assert not cluster.has_others("host gpu", booked=booked)  # the head has no GPU
     assert cluster.elsewhere(["gpu"], booked.worker) == {}
     there(head=head, gpu=gpu, other=gpu)
-    assert cluster.has_others("host gpu", booked)
+    assert cluster.has_others("host gpu", booked=booked)
     assert cluster.elsewhere(["gpu"], booked.worker) == {"ray.io/node-id": "!in(gpu)"}
     assert not cluster.others(["gpu"], Worker(16, 1.0))
     assert not cluster.others([], Worker(8, 1.0, "H200"))
@@ -127,10 +127,10 @@ def test_a_group_goes_elsewhere_only_where_it_fits_as_a_whole(monkeypatch: pytes
     cpus = {"one": 1.0, "bad": 2.0}
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "NodeID": n, "Resources": {"CPU": c}} for n, c in cpus.items()])
     booked = cluster.plan(Resources(workers=2, cpus_per_worker=1))
-    assert not cluster.has_others("host bad", booked)
+    assert not cluster.has_others("host bad", booked=booked)
     assert cluster.elsewhere(["bad"], booked.worker, workers=2) == {}
     cpus["third"] = 1.0
-    assert cluster.has_others("host bad", booked)
+    assert cluster.has_others("host bad", booked=booked)
     assert cluster.elsewhere(["bad"], booked.worker, workers=2) == {"ray.io/node-id": "!in(bad)"}
     assert cluster.elsewhere([], booked.worker, only=["one"], workers=2) == {}
 

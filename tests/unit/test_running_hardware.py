@@ -11,6 +11,8 @@ from guidino_tune.running import cluster, hardware
 from guidino_tune.running.hardware import Card, Hardware, cards_by_type, common_precision, most_memory
 
 GB = 10**9
+SMALL, LARGE = "1" * 56, "2" * 56
+"""Ids as Ray has them."""
 H100, T4 = Card("NVIDIA H100 80GB HBM3", 80 * GB, True), Card("Tesla T4", 16 * GB, False)
 
 
@@ -80,7 +82,7 @@ class Cluster:
         import ray
 
         patch.setattr(ray, "nodes", lambda: [{"Alive": True, "NodeID": n, "Resources": has} for n, (has, _) in nodes.items()])
-        patch.setattr(hardware, "ask", lambda asked: {n: Hardware(nodes[n][1], True) for n in asked})
+        patch.setattr(hardware, "ask", lambda asked, seconds: {n: Hardware(nodes[n][1], True) for n in asked})
 
 
 def gpu_node(kind: str, count: float = 1.0) -> dict[str, float]:
@@ -111,3 +113,39 @@ def test_without_gpus_it_is_the_node_s_memory(monkeypatch: pytest.MonkeyPatch) -
     plan = cluster.plan(Resources())
     assert hardware.roomier("host small", plan) == ["large"]
     assert hardware.roomier("host large", plan) == []
+
+
+def test_a_node_that_does_not_answer_is_not_waited_for_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each trial that ran out of memory stopped the whole search for a minute."""
+    import ray
+
+    asked, waited, now = list[str](), list[float](), [1000.0]
+
+    class Task:
+        def __init__(self, node: str) -> None:
+            self.node = node
+
+        def remote(self) -> str:
+            asked.append(self.node)
+            return self.node
+
+    def wait(tasks: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        waited.append(timeout)
+        return [t for t in tasks if t == LARGE], [t for t in tasks if t != LARGE]
+
+    monkeypatch.setattr(hardware, "_known", {})
+    monkeypatch.setattr(hardware, "_silent", {})
+    monkeypatch.setattr(hardware.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ray, "remote", lambda scheduling_strategy, **rest: lambda look: Task(scheduling_strategy.node_id))
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", lambda task: Hardware((H100,), True))
+    monkeypatch.setattr(ray, "cancel", lambda task, force: None)
+    there = [{"Alive": True, "NodeID": name, "Resources": gpu_node(kind)} for name, kind in ((SMALL, "T4"), (LARGE, "H100"))]
+    monkeypatch.setattr(ray, "nodes", lambda: there)
+    plan = cluster.plan(Resources(gpus_per_worker=1))
+    for _ in range(3):
+        assert hardware.roomier(f"host {LARGE}", plan) == []
+    assert (sorted(asked), waited) == ([SMALL, LARGE], [hardware.BRIEF])
+    now[0] += hardware.SILENT
+    hardware.roomier(f"host {LARGE}", plan)
+    assert asked[2:] == [SMALL]

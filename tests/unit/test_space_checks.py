@@ -377,3 +377,9 @@ def test_removing_the_guide_leaves_the_plain_networks() -> None:
     assert space.parameters["segmenter.kind"].choices == ("unet", "nnunet", "nnwnet", "swinunet", "h2former", "ukan")
     assert {t["segmenter.kind"] for t in space.first_trials} == {"unet", "nnwnet"}
     assert any("segdino, segguidino, dinounet" in note for note in space.notes)
+
+
+def test_a_precision_that_depends_on_the_node_is_no_choice() -> None:
+    space = space_of("training.precision: {choices: [auto, fp32]}")
+    assert "another precision on another node" in message(space)
+    assert "training.precision=auto" in message(space)

@@ -12,7 +12,7 @@ from test_study_driver import result
 from training_helpers import search_space
 
 from guidino_tune.study import nodes
-from guidino_tune.study.nodes import AVOIDED, NODE, QUICK, UNFIT
+from guidino_tune.study.nodes import AVOIDED, KEPT, NODE, QUICK, UNFIT
 from guidino_tune.study.outcomes import LIMIT, PATIENCE
 
 
@@ -237,7 +237,7 @@ def test_what_is_too_large_for_a_small_gpu_is_tried_once_where_there_is_most_mem
     ) == line
     key = cluster.begin("large bbb")
     assert (cluster.asked["number"], cluster.asked["reported"], cluster.asked["only"]) == (number, 1, ["bbb", "ccc"])
-    cluster.driver.roomier = lambda node: ["ccc"]  # never a second time
+    cluster.driver.roomier = lambda node: ["ccc"]  # nobody asks: it had the most
     cluster.driver.fail(key, "out-of-memory", "CUDA out of memory")
     cluster.driver.tell(key, crashed=False)
     stored = cluster.run.trial(number)
@@ -255,8 +255,55 @@ def test_a_process_that_the_memory_monitor_ended_moves_as_well(cluster: Cluster)
     cluster.driver.roomier = lambda node: ["bbb"]
     for only in ([], [], ["bbb"]):  # as it was; in parts; on the larger node
         assert cluster.run.trial(0).state == TrialState.RUNNING if cluster.keys else True
-        key = cluster.begin("small aaa")
+        key = cluster.begin("large bbb" if only else "small aaa")
         assert (cluster.asked["number"], cluster.asked["only"]) == (0, only)
         cluster.driver.died(key, "Task was killed due to the node running low on memory")
         cluster.driver.tell(key, crashed=True)
     assert cluster.run.trial(0).user_attrs["failure"] == "out-of-memory"
+
+
+def test_what_met_a_small_gpu_again_is_no_result_yet(cluster: Cluster) -> None:
+    """The nodes with the most memory had left when it began: it began on a small one, and lacked memory there for good."""
+    cluster.driver.roomier = lambda node: ["bbb"]
+    for only in ([], *[["bbb"]] * KEPT):
+        assert cluster.run.trial(0).state == TrialState.RUNNING if cluster.keys else True
+        key = cluster.begin("small aaa")
+        assert cluster.asked["only"] == only
+        cluster.driver.fail(key, "out-of-memory", "CUDA out of memory")
+        cluster.driver.tell(key, crashed=False)
+    assert cluster.run.trial(0).user_attrs["failure"] == "out-of-memory"  # in the end
+    assert len(cluster.warnings) == KEPT
+
+
+def test_nodes_that_join_and_are_not_fit_end_no_search(cluster: Cluster) -> None:
+    """Three of them: each trial met a second one, and was a failure then; three such failures ended a search that ran elsewhere."""
+    names, unfit = {"good aaa"} | {f"t4-{n} {n}" for n in range(3)}, [f"t4-{n} {n}" for n in range(3)]
+    cluster.driver.has_others = lambda *left: bool({n.rpartition(" ")[2] for n in names} - {n.rpartition(" ")[2] for n in left})
+    cluster.hears(cluster.begin("good aaa"), 1)
+    begun = [cluster.begin("") for _ in unfit]
+    for key, node in zip(begun, unfit, strict=True):
+        cluster.driver.fail(key, "environment", "its GPU does not compute in bf16", node, unfit=True)
+        cluster.driver.tell(key, crashed=False)
+    for _ in range(2 * len(unfit)):
+        key = cluster.begin("")
+        free = [node for node in unfit if node.rpartition(" ")[2] not in cluster.asked["avoided"]]
+        if not free:
+            break
+        cluster.driver.fail(key, "environment", "its GPU does not compute in bf16", free[0], unfit=True)
+        cluster.driver.tell(key, crashed=False)
+    assert cluster.asked["avoided"] == ["0", "1", "2"]
+    assert not cluster.driver.given_up
+    assert {t.state for t in cluster.run.study.trials} == {TrialState.RUNNING}
+
+
+def test_where_no_node_is_fit_the_search_ends_with_the_reason(cluster: Cluster) -> None:
+    names = [f"n{n} {n}" for n in range(4)]
+    cluster.driver.has_others = lambda *left: bool({n.rpartition(" ")[2] for n in names} - {n.rpartition(" ")[2] for n in left})
+    for _ in range(4 * len(names)):
+        if cluster.driver.given_up:
+            break
+        key = cluster.begin("")
+        node = next((n for n in names if n.rpartition(" ")[2] not in cluster.asked["avoided"]), names[0])
+        cluster.driver.fail(key, "environment", "the study's folder is not there", node, unfit=True)
+        cluster.driver.tell(key, crashed=False)
+    assert "the study's folder is not there" in cluster.driver.given_up

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
+from optuna.trial import TrialState
 from small_searches import slow_space, study_folder, trials_of
 
 import guidino_tune as gt
 from guidino_tune.config import Experiment
 from guidino_tune.running import executors
 from guidino_tune.study.store import load_study
-from guidino_tune.training.folder import EXPERIMENT
+from guidino_tune.tracking import MLflowTracker
+from guidino_tune.training.folder import EXPERIMENT, TrialFolder
 from guidino_tune.workflows import precision, search
 
 
@@ -103,3 +107,48 @@ def test_what_a_person_named_is_not_asked_for(tmp_path: Path, demo: Path, home: 
     nobody_is_asked(monkeypatch)
     gt.run_search(gt.load_space(str(slow_space(tmp_path, demo, epochs=1, trials=1, pruner="none"))))
     assert "precision" not in load_study(study_folder(home, "small")).user_attrs
+
+
+def test_the_cluster_is_closed_before_folders_are_tidied_and_mlflow_is_waited_for(
+    file: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new study held its GPUs for another minute, and a late worker left checkpoints behind."""
+    order = list[str]()
+
+    def settle(space: Any, folder: Any, storage: Any, stack: contextlib.ExitStack, say: Any) -> tuple[Any, str]:
+        stack.callback(order.append, "cluster")
+        return space, "fp32"
+
+    def run(study: Any, *_: Any) -> str:
+        study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+        order.append("trials")
+        return ""
+
+    monkeypatch.setattr(search, "settle", settle)
+    monkeypatch.setattr(search, "_run_trials", run)
+    monkeypatch.setattr(TrialFolder, "tidy", lambda self: order.append("folders"))
+    monkeypatch.setattr(MLflowTracker, "close", lambda self, **how: order.append("MLflow"))
+    gt.run_search(gt.load_space(str(file)))
+    assert order == ["trials", "cluster", "folders", "MLflow"]
+
+
+def test_a_study_whose_first_run_was_killed_at_once_knows_its_precision(file: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later runs had its bf16 emulated, where a node without it is to be refused."""
+    nodes_have(monkeypatch, "bf16")
+    kept = optuna.Study.set_user_attr
+
+    def killed(self: optuna.Study, key: str, value: Any) -> None:
+        kept(self, key, value)
+        if key == "definition":
+            raise KeyboardInterrupt
+
+    space = gt.load_space(str(file))
+    with monkeypatch.context() as once:
+        once.setattr(optuna.Study, "set_user_attr", killed)
+        with pytest.raises(KeyboardInterrupt):
+            gt.run_search(space)
+    nobody_is_asked(monkeypatch)
+    told = list[str]()
+    monkeypatch.setattr(search, "_run_trials", lambda study, *_: told.append(study.user_attrs.get("precision", "")) or "")
+    gt.run_search(space)
+    assert told == ["bf16"]
