@@ -146,10 +146,16 @@ class TrainingRun:
                 return
 
     def close(self) -> None:
-        """Ends what works for later epochs, and saves a whole epoch that was not worth its time; without it both end with the process."""
+        """Ends what works for later epochs, and saves a whole epoch that was not worth its time; without it both end with the process.
+
+        Where that epoch cannot be saved it is trained again, if the trial goes on: no error of this trial, nor of the next one here.
+        """
         self.views.close()
         if self.rank == 0 and self._whole and self._saved < self.epoch:
-            self._save()
+            try:
+                self._save()
+            except Exception as error:
+                log.warning("epoch %d is not saved: %s", self.epoch, error)
 
     def run_epoch(self) -> Decision:
         """Trains, validates if it is time, saves and tells one epoch; after a restart first tells again what may have been lost.
@@ -182,9 +188,9 @@ class TrainingRun:
             self.best_shown = self.shown
         record = EpochRecord(self.epoch + 1, metrics, time.time())
         self.history.append(record)
-        self._whole = True
         if self.rank == 0 and (last or improved or record.epoch in self.saved or self._pace.allows()):
             self._save(best=improved)
+        self._whole = True  # not before: after a save that failed, the end of the run would save the epoch without its best weights
         return self.reporter.report(record)
 
     def _save(self, *, best: bool = False) -> None:
