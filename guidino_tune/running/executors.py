@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import logging
+import math
 import os
 import traceback
 from collections.abc import Callable, Mapping
@@ -111,6 +112,7 @@ def _start(
             experiment, _opened(experiment.data, Path(config["split_file"])), reporter,
             device=device, rank=rank, world_size=world_size, reported=config["reported"], micro_batches=parts,
             store=reporter.store, validated=config.get("validated"), saved=config.get("rungs", ()), measure=config.get("measure", False),
+            until=config.get("until", math.inf),
         )  # fmt: skip
         if rank == 0:
             reporter.draw = lambda: _draw_where_due(run, config)

@@ -77,6 +77,18 @@ def _dice(run: TrainingRun, before: int) -> list[float]:
     return [r.metrics["val_dice"] for r in run.history[: before - 1] if "val_dice" in r.metrics]
 
 
+def test_near_the_end_of_a_time_budget_every_epoch_is_saved(data: SearchData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then a worker group ends with the first epoch that it tells, and with it what was not saved."""
+    monkeypatch.setattr(pace, "MOMENT", 0.0)
+    monkeypatch.setattr(pace, "SHARE", 0.0)
+    experiment = make_experiment(epochs=6)
+    for seconds, saved in ((3600, [1]), (pace.SOON / 2, [1, 2, 3])):
+        run = TrainingRun(experiment, data, Listener(tmp_path / f"{seconds}"), validated=(), until=time.time() + seconds)
+        for _ in range(3):
+            run.run_epoch()
+        assert run.reporter.saved == saved
+
+
 def test_an_epoch_that_was_broken_off_is_not_saved(data: SearchData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = TrainingRun(make_experiment(), data, SlowFolder(tmp_path))
     run.run_epoch()
