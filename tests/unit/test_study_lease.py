@@ -122,15 +122,16 @@ def test_a_driver_whose_study_was_taken_over_says_so_and_touches_it_no_more(tmp_
     assert theirs.held is None
 
 
-def test_a_lease_is_given_back_when_its_driver_is_interrupted_at_its_start(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_is_given_back_when_its_driver_ends_at_its_start(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = StudyFolder(tmp_path / "here")
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with mine.lock(), monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with mine.lock(), monkeypatch.context() as patched:
         patched.setattr(MirroredStorage, "begin", interrupt)
-        open_study(SPACE, mine, url)
+        with pytest.raises(KeyboardInterrupt):
+            open_study(SPACE, mine, url)
     assert take(tmp_path / "elsewhere", url) < lease.STALE
 
 
