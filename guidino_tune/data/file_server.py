@@ -21,7 +21,7 @@ AWAY = (*STALE, errno.ETIMEDOUT)
 """What a server or its network gives, and no disk."""
 
 PASSING = (*AWAY, errno.EIO)
-"""What is tried again: a connection that broke gives the last one too."""
+"""What is tried again. ``EIO`` may be a broken disk, and is also what a connection to the server gives when it breaks."""
 
 PAUSES = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Seconds between the tries."""

@@ -100,12 +100,13 @@ def tell_wait(file: Path, holder: str, patience: float) -> None:
     log.warning("%s is held by %s; it is waited for%s", file, holder, long)
 
 
-def sign(opened: IO[str]) -> None:
-    """Writes into a file, whose lock this process has, who has it."""
-    with contextlib.suppress(OSError):  # as on a full disk: the lock holds without the note
+def sign(opened: IO[str]) -> str:
+    """Writes into a file, whose lock this process has, who has it, and since when; gives what was to be written."""
+    text = f"{process()}\n{MACHINE}\n{time.time():.0f}\n"
+    with contextlib.suppress(OSError):  # as on a full disk: the lock holds without the note, or with a part of it
         opened.truncate(0)
-        opened.write(f"{process()}\n{MACHINE}\n")
-        opened.flush()
+        os.write(opened.fileno(), text.encode())  # past the buffer, which would be tried again, and fail, when the file is closed
+    return text
 
 
 def process() -> str:
@@ -117,6 +118,13 @@ def holder_of(opened: IO[str]) -> str:
     """Who signed a file last, in words."""
     opened.seek(0)
     return opened.readline().strip() or "an unknown process"
+
+
+def held_since(opened: IO[str]) -> float | None:
+    """When the file was signed, by the clock of the machine that has it; ``None`` where that is not in it."""
+    opened.seek(0)
+    found = opened.read().split("\n")[2:3]
+    return float(found[0]) if found and found[0].isdecimal() else None
 
 
 def is_here(opened: IO[str]) -> bool:

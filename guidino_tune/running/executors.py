@@ -7,6 +7,7 @@ import gc
 import itertools
 import json
 import logging
+import math
 import os
 import traceback
 from collections.abc import Callable, Mapping
@@ -115,6 +116,7 @@ def _start(
             experiment, _opened(experiment.data, Path(config["split_file"])), reporter,
             device=device, rank=rank, world_size=world_size, reported=config["reported"], micro_batches=parts,
             store=reporter.store, validated=config.get("validated"), saved=config.get("rungs", ()), measure=config.get("measure", False),
+            until=config.get("until", math.inf),
         )  # fmt: skip
         if rank == 0:
             reporter.draw = lambda: _draw_where_due(run, config)

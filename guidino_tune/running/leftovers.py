@@ -22,6 +22,18 @@ EVERY = 15.0
 ENDING = 30.0
 """Seconds for which a search waits at its end until controllers of stopped trials are gone, so that their bookings are seen to."""
 
+INTERRUPTED = 3.0
+"""The same after a second Ctrl-C, which waits for nothing that takes long."""
+
+UNANSWERED = 3
+"""Looks in a row without an answer after which a search waits no more: a cluster without dashboard has no state service."""
+
+PAUSE = 0.5
+"""Seconds between two looks at the end."""
+
+TELL = 2.0
+"""Seconds of waiting after which people are told."""
+
 IDLE = 120.0
 """Seconds after which a booking without workers is left over although some controller lives: Ray Train gives up a start after 60."""
 
@@ -50,25 +62,36 @@ class Leftovers:
         self._thread.start()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self._stopped.set()
         self._thread.join(1.0)  # a question to a cluster that is away may take longer, and nobody waits for its answer
-        deadline = time.monotonic() + ENDING
-        while self._wanted and not self._all_given_back() and time.monotonic() < deadline:
-            time.sleep(0.5)
+        if self._wanted:
+            self._wait(INTERRUPTED if kind is KeyboardInterrupt else ENDING)
+
+    def _wait(self, seconds: float) -> None:
+        begun, unanswered, told = time.monotonic(), 0, False
+        while not (answer := self._all_given_back()):
+            unanswered = unanswered + 1 if answer is None else 0
+            waited = time.monotonic() - begun
+            if unanswered == UNANSWERED or waited > seconds:
+                return
+            if waited > TELL and answer is not None and not told:
+                told = True
+                log.warning("waiting until the cluster has taken back what stopped trials have booked, for %.0f s at most", seconds)
+            time.sleep(PAUSE)
 
     def _work(self) -> None:
         self._all_given_back()
         while self._wanted and not self._stopped.wait(EVERY):
             self._all_given_back()
 
-    def _all_given_back(self) -> bool:
-        """Looks; true when there are no bookings of ours, used or not, and nobody who might make one. False when nobody answers."""
+    def _all_given_back(self) -> bool | None:
+        """Looks; true when there are no bookings of ours, used or not, and nobody who might make one. ``None`` when nobody answers."""
         try:
             self.look()
         except Exception as error:  # the state service may be away, and is asked again
             log.debug("no look at the bookings: %s", error)
-            return False
+            return None
         return not self._any
 
     def look(self) -> list[str]:

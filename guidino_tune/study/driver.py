@@ -217,6 +217,7 @@ class Driver(Guarded):
             "validated": validated_epochs(self.space.study, experiment.training.epochs),
             "rungs": rungs(self.space.study, experiment.training.epochs),
             "measure": any(name in self.space.study.constraints for name in MEASURED),
+            "until": time.time() + self.deadline - time.monotonic(),
             "folder": str(self.folder.trial(number).path),
             "split_file": str(self.folder.split_of(number)),
         }

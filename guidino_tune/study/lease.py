@@ -63,18 +63,23 @@ class Lease:
         self._mine |= {"beats": 0, "renewed": time.time()}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="guidino-tune-lease", daemon=True)
-        self.taken = ""
+        self.taken, self._written = "", False
         if isinstance(optuna_private.backend(study), Journal):
             return
         found = read_lease(study)
         if found.get("place") != place:
             self._watch(found)
-        study.set_user_attr(LEASE, self._mine)
-        time.sleep(SETTLE)
-        self._refuse_unless_mine()
-        study.set_user_attr(DRIVEN_FROM, place)
-        if mirror := mirror_of(study):
-            mirror.begin(optuna_private.study_id(study))
+        self._written = True
+        try:
+            study.set_user_attr(LEASE, self._mine)
+            time.sleep(SETTLE)
+            self._refuse_unless_mine()
+            study.set_user_attr(DRIVEN_FROM, place)
+            if mirror := mirror_of(study):
+                mirror.begin(optuna_private.study_id(study))
+        except BaseException:
+            self.close()  # nobody else would, and others would wait for a driver that is none
+            raise
         self._thread.start()
         if isinstance(storage := optuna_private.storage(study), PatientStorage):
             storage.check = self._check
@@ -87,6 +92,7 @@ class Lease:
             storage.check = lambda: None  # whoever reads on is nobody's rival
         if self._thread.is_alive():
             self._thread.join(BEAT)
+        if self._written:
             with contextlib.suppress(Exception), without_patience():  # with the database away it will be stale
                 if read_lease(self._study).get("token") == self._mine["token"]:
                     self._study.set_user_attr(LEASE, {})

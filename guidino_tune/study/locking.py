@@ -42,7 +42,7 @@ class Hold(ExitStack):
         self._path, self._about, self._place = path, (work, todo), place(path.parent)
         self._lease: Lease | None = None
         self._ended, self._lost = threading.Event(), ""
-        self.enter_context(_locked(path, work, todo))
+        self._signed = locking.sign(self.enter_context(_locked(path, work, todo)))
         self.callback(self._ended.set)
         threading.Thread(target=self._beat, name="guidino-tune-lock", daemon=True).start()
 
@@ -65,7 +65,8 @@ class Hold(ExitStack):
             # The file server may be away. One that did not hear of this machine for long gives its locks to others.
             with contextlib.suppress(OSError):
                 with self._path.open(encoding="utf-8") as file:
-                    if not locking.is_here(file) or locking.holder_of(file) != locking.process():
+                    # A disk that was full took a part of what was signed, or nothing: that is no sign of another.
+                    if not self._signed.startswith(file.read()):
                         self._lost = locking.holder_of(file)
                         return
                 os.utime(self._path)
@@ -79,7 +80,6 @@ def _locked(path: Path, work: str, todo: str) -> TextIO:
         file = path.open("a+", encoding="utf-8")
         held = locking.attempt(file)
         if held == "alone":
-            locking.sign(file)
             return file
         with file:
             who, here, beat = locking.holder_of(file), locking.is_here(file), os.fstat(file.fileno()).st_mtime_ns
@@ -117,3 +117,10 @@ def holder(path: Path) -> str:
             return locking.holder_of(file) if locking.attempt(file, shared=True) == "no" else ""
     except FileNotFoundError:
         return ""
+
+
+def held_since(path: Path) -> float | None:
+    """When whoever holds a file took it, by its machine's clock; ``None`` where that is not known."""
+    with contextlib.suppress(OSError), path.open(encoding="utf-8") as file:
+        return locking.held_since(file)
+    return None

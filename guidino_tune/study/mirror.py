@@ -18,6 +18,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -74,7 +75,13 @@ class MirroredStorage(BaseStorage):
         with self._lock:
             if study_id != self._study:
                 return self.inner.create_new_trial(study_id, template_trial)
-            return self._take(optuna_private.create_trial(self.database, study_id, template_trial))
+            made = optuna_private.create_trial(self.database, study_id, template_trial)
+            if made.number != len(self._trials):
+                # A connection that broke left a trial behind, or somebody queued one. A trial's place in the list is its number.
+                for trial in self.inner.get_all_trials(study_id, deepcopy=False):
+                    if trial.number < made.number and trial.number not in self._ids:
+                        self._take(trial)
+            return self._take(made)
 
     def set_trial_param(self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution) -> None:
         """See ``BaseStorage``."""
@@ -111,7 +118,14 @@ class MirroredStorage(BaseStorage):
             if trial_id not in self._trials:
                 return self.inner.set_trial_state_values(trial_id, state, values)
             self.flush()
-            if not self.database.set_trial_state_values(trial_id, state, values):
+            # Where this is refused the trial is other than here: a connection broke after it had done its work, or somebody else wrote.
+            try:
+                done = self.database.set_trial_state_values(trial_id, state, values)
+            except UpdateFinishedTrialError:
+                self._take(self.inner.get_trial(trial_id))
+                raise
+            if not done:
+                self._take(self.inner.get_trial(trial_id))
                 return False
             told = self._trials[trial_id] = copy.copy(self._trials[trial_id])
             told.state, told.values = state, values if values is None else list(values)
@@ -164,13 +178,12 @@ class MirroredStorage(BaseStorage):
         trial = self._trials[trial_id]
         self.check_trial_is_updatable(trial_id, trial.state)
         before = getattr(trial, part)
-        if name in before and repr(before[name]) == repr(value):
-            return
-        told = self._trials[trial_id] = copy.copy(trial)  # lists that were given out stay as they were
-        setattr(told, part, {**before, name: value})
-        _, there = self._pending.get((trial_id, part, name), (None, name in before))
-        self._pending[trial_id, part, name] = written, there
-        if not self.gathering:
+        if name not in before or repr(before[name]) != repr(value):
+            told = self._trials[trial_id] = copy.copy(trial)  # lists that were given out stay as they were
+            setattr(told, part, {**before, name: value})
+            _, there = self._pending.get((trial_id, part, name), (None, name in before))
+            self._pending[trial_id, part, name] = written, there
+        if not self.gathering:  # also what is told again after it could not be written
             self.flush()
 
 

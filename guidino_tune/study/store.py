@@ -21,7 +21,7 @@ from guidino_tune.space.space import Space, read_space
 from guidino_tune.study.growing import OTHERWISE, grow, growth
 from guidino_tune.study.journal import database, mend_journal, open_storage, sync_to_disk
 from guidino_tune.study.lease import lease_holder
-from guidino_tune.study.locking import Hold, holder, place
+from guidino_tune.study.locking import Hold, held_since, holder, place
 from guidino_tune.study.objectives import directions
 from guidino_tune.study.precision import SETTLED, as_defined
 from guidino_tune.study.promotion import queue_first
@@ -80,6 +80,10 @@ class StudyFolder:
     def holder(self) -> str:
         """Who holds the study; empty when nobody does."""
         return holder(self.path / "driver.lock")
+
+    def held_since(self) -> float | None:
+        """When it took the study; ``None`` where that is not known."""
+        return held_since(self.path / "driver.lock")
 
 
 class StoredStudy(NamedTuple):
@@ -210,11 +214,18 @@ def load_study(folder: StudyFolder, storage: str | None = None) -> optuna.Study:
     """Opens an existing study to read it.
 
     Raises:
-        UserError: There is none, or its trials are in another storage.
+        UserError: There is none, its definition names none, or its trials are in another storage.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     check_there(folder)
-    name = read_yaml(folder.definition)["study"]["name"]
+    settings = read_yaml(folder.definition).get("study")
+    name = settings.get("name") if isinstance(settings, dict) else None
+    if not isinstance(name, str):
+        raise UserError(
+            "study.name is missing, so its trials cannot be found",
+            where=str(folder.definition),
+            todo="restore the file from a copy, or put the name in that the study was searched with",
+        )
     try:
         return optuna.load_study(study_name=name, storage=open_storage(folder.journal, storage, name=name))
     except KeyError:

@@ -18,7 +18,7 @@ PATIENCE = 2.0
 """Seconds for a server to answer."""
 
 
-def study_page(uri: str, experiment: str, study_id: str) -> str:
+def page_address(uri: str, experiment: str, study_id: str) -> str:
     """The page of a study, see ``views.page``; empty where the MLflow at ``uri`` is away, or does not have the experiment.
 
     Args:

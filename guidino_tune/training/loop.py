@@ -72,6 +72,7 @@ class TrainingRun:
             pixels (top-k), and, where pixels are ignored or classes have weights, the means over pixels.
         saved: Epochs whose checkpoint is written however long that takes, besides the last and every better one.
         measure: The first epoch in this process also tells ``memory`` (10^9 bytes) and ``latency`` (seconds), see ``training.costs``.
+        until: Time (of ``time.time``) from which each epoch may be the last one in this process.
     """
 
     def __init__(
@@ -89,12 +90,13 @@ class TrainingRun:
         saved: Collection[int] = (),
         micro_batches: int = 1,
         measure: bool = False,
+        until: float = math.inf,
     ) -> None:
         self.experiment, self.data, self.reporter = experiment, data, reporter
         self.device, self.rank, self.world_size = torch.device(device), rank, world_size
         self.store, self.validated, self.micro_batches = store, validated, micro_batches
         self.measure, self.saved = measure, saved
-        self._pace, self._whole = Pace(), False
+        self._pace, self._whole = Pace(until), False
         self.history: list[EpochRecord] = []
         self.shown: list[Shown] = []
         """Of the last validation: the first cases, always the same ones, so that trials can be compared by eye."""
@@ -146,10 +148,16 @@ class TrainingRun:
                 return
 
     def close(self) -> None:
-        """Ends what works for later epochs, and saves a whole epoch that was not worth its time; without it both end with the process."""
+        """Ends what works for later epochs, and saves a whole epoch that was not worth its time; without it both end with the process.
+
+        Where that epoch cannot be saved it is trained again, if the trial goes on: no error of this trial, nor of the next one here.
+        """
         self.views.close()
         if self.rank == 0 and self._whole and self._saved < self.epoch:
-            self._save()
+            try:
+                self._save()
+            except Exception as error:
+                log.warning("epoch %d is not saved: %s", self.epoch, error)
 
     def run_epoch(self) -> Decision:
         """Trains, validates if it is time, saves and tells one epoch; after a restart first tells again what may have been lost.
@@ -182,9 +190,9 @@ class TrainingRun:
             self.best_shown = self.shown
         record = EpochRecord(self.epoch + 1, metrics, time.time())
         self.history.append(record)
-        self._whole = True
         if self.rank == 0 and (last or improved or record.epoch in self.saved or self._pace.allows()):
             self._save(best=improved)
+        self._whole = True  # not before: after a save that failed, the end of the run would save the epoch without its best weights
         return self.reporter.report(record)
 
     def _save(self, *, best: bool = False) -> None:

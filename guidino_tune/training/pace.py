@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 
@@ -10,17 +11,29 @@ SHARE = 0.1
 """Of the time of a run that may be spent on checkpoints which only spare training after a crash."""
 
 MOMENT = 0.5
-"""Seconds of writing that are never worth a thought: an epoch has at least fifty steps."""
+"""Seconds of writing after which the next one is always allowed: where a checkpoint is quick, every epoch is saved."""
+
+SOON = 10.0
+"""Seconds before the end of a time budget from which every epoch is saved: the epoch that is told after it is the last of this run."""
 
 
 class Pace:
-    """Measures what checkpoints cost."""
+    """Measures what checkpoints cost.
 
-    def __init__(self) -> None:
-        self._spent, self._since = 0.0, time.monotonic()
+    Args:
+        until: Time (of ``time.time``) at which the run's time budget ends.
+    """
+
+    def __init__(self, until: float = math.inf) -> None:
+        self._spent, self._since, self._until = 0.0, time.monotonic(), until
 
     def allows(self) -> bool:
-        """Whether one more would keep within the share, if it took as long as the last one; the first one always does."""
+        """Whether one more would keep within the share, if it took as long as the last one; the first one always does.
+
+        So is one near the end of the time budget: whoever ends the run then may end its process.
+        """
+        if time.time() > self._until - SOON:
+            return True
         return self._spent <= MOMENT or self._spent <= SHARE * (time.monotonic() - self._since + self._spent)
 
     @contextlib.contextmanager

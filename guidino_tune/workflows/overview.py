@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,7 +29,7 @@ SILENT = 2 * STALE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Driver:
+class DrivenBy:
     """Who drives a study, or did until it fell silent.
 
     Attributes:
@@ -75,7 +74,7 @@ class Overview:
     name: str
     data: str = ""
     state: State = "unreadable"
-    driver: Driver | None = None
+    driver: DrivenBy | None = None
     complete: int = 0
     stopped: int = 0
     failed: int = 0
@@ -113,7 +112,7 @@ def overviews(reader: Reader) -> list[Overview]:
     for name in reader.names():
         try:
             found.append(overview(reader.open(name)))
-        except UserError as error:
+        except (UserError, OSError) as error:  # the others are to be seen
             found.append(Overview(name=name, problem=" ".join(str(error).split())))
     return sorted(found, key=lambda study: (study.latest or datetime.min, study.name), reverse=True)
 
@@ -138,18 +137,15 @@ def overview(stored: StoredStudy) -> Overview:
     )
 
 
-def driver_of(stored: StoredStudy) -> Driver | None:
+def driver_of(stored: StoredStudy) -> DrivenBy | None:
     """Who drives a study: by the lock of its folder, else by the lease in its database; ``None`` where nobody does."""
     if note := stored.folder.holder():
-        try:
-            begun = (stored.folder.path / "driver.lock").stat().st_mtime
-        except OSError:
-            begun = time.time()
-        return Driver(who=plain(note), since=f"{datetime.fromtimestamp(begun):%Y-%m-%d %H:%M}")
+        begun = stored.folder.held_since()
+        return DrivenBy(who=plain(note), since="an unknown time" if begun is None else f"{datetime.fromtimestamp(begun):%Y-%m-%d %H:%M}")
     lease = read_lease(stored.study)
     if not lease or lease.get("place") == place(stored.folder.path):
         return None
-    return Driver(who=plain(lease.get("who", "a process")), since=plain(lease.get("since", "long ago")), silent=last_sign(lease))
+    return DrivenBy(who=plain(lease.get("who", "a process")), since=plain(lease.get("since", "long ago")), silent=last_sign(lease))
 
 
 def first_failures(trials: list[FrozenTrial]) -> list[FirstFailure]:

@@ -21,7 +21,7 @@ from guidino_tune.study.store import StoredStudy
 from guidino_tune.study.trials import best_value, ranking, tried
 from guidino_tune.tracking import tracking_uri, ui_command
 from guidino_tune.tracking.inspection import experiment_name
-from guidino_tune.tracking.links import study_page
+from guidino_tune.tracking.links import page_address
 from guidino_tune.workflows.overview import FirstFailure, Overview, data_in_words, first_failures, overview, plain
 from guidino_tune.workflows.progress import placed, word
 
@@ -154,7 +154,7 @@ def _commands(stored: StoredStudy, about: Overview, folder: str, reader: Reader,
 
 def _links(stored: StoredStudy, reader: Reader, folder: str) -> dict[str, str]:
     uri, study_id = tracking_uri(paths.home() / "mlflow.db"), str(stored.study.user_attrs.get("id") or stored.study.study_name)
-    opened = study_page(uri, experiment_name(), study_id.replace("'", "_"))
+    opened = page_address(uri, experiment_name(), study_id.replace("'", "_"))
     found = {"folder": folder, "storage": redacted(reader.url) if reader.url else str(stored.folder.journal)}
     reports = [file.name for file in sorted(Path(folder).glob("reports/*.md"))] if stored.folder.definition.exists() else []
     if reports:

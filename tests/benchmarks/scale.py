@@ -5,13 +5,15 @@
 
 Trials train nothing. ``search``: a whole search over curves by formula, whose epochs take a minute, on the simulator's clock, its study in
 a journal on the disk; then what it costs to go on with it, to fill every place, and to hand out again what a tenth of the nodes carried.
-``growth``: a question, a report and an end beside ten times as many trials. ``mlflow``: how far MLflow is behind a thousand trials that
-tell their epochs as fast as the driver takes them. ``tune``: Ray Tune with our searcher and scheduler, against its own, on actors that do
-nothing. What is compared are seconds of CPU of the driver's thread where nothing else is said.
+``growth``: a question, a report and an end beside ten times as many trials. ``database``: the same in a database of which the driver has
+the lease. ``mlflow``: how far MLflow is behind a thousand trials that tell their epochs as fast as the driver takes them. ``tune``: Ray
+Tune with our searcher and scheduler, against its own, on actors that do nothing. What is compared are seconds of CPU of the driver's thread
+where nothing else is said.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import resource
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +79,13 @@ class Watched(Driver):
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures the parts and prints a line for each figure."""
     made = parser(__doc__)
-    made.add_argument("--parts", nargs="+", choices=sorted(PARTS), default=["search", "growth", "mlflow", "tune"], help="default: all")
+    made.add_argument("--parts", nargs="+", choices=sorted(PARTS), default=[*PARTS], help="default: all")
     made.add_argument("--places", type=positive, default=800, help="trials side by side; default: %(default)s")
     made.add_argument("--trials", type=positive, default=3000, help="of the search; default: %(default)s")
     made.add_argument("--running", type=positive, default=1000, help="trials at once, most; a tenth of it, few; default: %(default)s")
     made.add_argument("--finished", type=positive, default=10_000, help="likewise, of those that ended; default: %(default)s")
     made.add_argument("--rounds", type=positive, default=10, help="epochs that each of the trials tells MLflow; default: %(default)s")
+    made.add_argument("--url", help="database of the part database; default: SQLite")
     made.add_argument("--mlflow", metavar="URI", help="of a server, in place of an SQLite database")
     made.add_argument("--actors", type=positive, default=16, help="processes of Ray Tune; default: %(default)s")
     options = made.parse_args(argv)
@@ -166,17 +170,52 @@ def growth(home: Path, options: Any) -> None:
                    aim=GROWTH, note=f"{1000 * large:.2f} ms")  # fmt: skip
 
 
-def study_of(home: Path, trials: int, *, ended: bool) -> Watched:
-    """A new study with so many trials, which run, after forty others, or have come to their ends or to a rung at which they wait."""
-    space, folder, rng = space_of(100_000), StudyFolder(home), np.random.default_rng(0)
-    driver = Watched(open_study(space, folder), space, folder, lambda number, experiment, record: None)
+def study_of(home: Path, trials: int, *, ended: bool, url: str | None = None) -> Watched:
+    """A new study with so many trials, which run, after forty others, or have come to their ends or to a rung at which they wait.
+
+    The driver of one in a database has its lease.
+    """
+    space, folder, rng = space_of(100_000, study__name=home.name), StudyFolder(home), np.random.default_rng(0)
+    if url:
+        folder.lock()
+    driver = Watched(open_study(space, folder, url), space, folder, lambda number, experiment, record: None)
     for number in range(trials if ended else trials + 40):
-        driver.ask(key := str(number))
+        driver.stored(partial(driver.ask, key := str(number)), None)
         for epoch in range(3, EPOCHS + 1) if ended or number < 40 else ():
-            if not driver.report(key, [EpochRecord(epoch, {"val_dice": float(rng.random())}, 0.0)]):
-                driver.tell(key, crashed=False)
+            if not driver.stored(partial(driver.report, key, [EpochRecord(epoch, {"val_dice": float(rng.random())}, 0.0)]), False):
+                driver.stored(partial(driver.tell, key, crashed=False), None)
                 break
     return driver
+
+
+def database(home: Path, options: Any) -> None:
+    """The same beside running trials of a study in a database, by the wall clock: with what the database takes."""
+    few, many, rng = options.running // 10, options.running, np.random.default_rng(1)
+    url = options.url or f"sqlite:///{home}/studies.db"
+    with contextlib.ExitStack() as held:
+        drivers = list[Watched]()
+        for trials in (few, many):
+            drivers.append(study_of(home / f"scale-{trials}-{int(time.time())}", trials, ended=False, url=url))
+            if lock := drivers[-1].folder.held:
+                held.enter_context(lock)
+        spent: dict[str, tuple[list[float], list[float]]] = {"ask": ([], []), "report": ([], []), "tell": ([], [])}
+
+        def timed(what: str, place: int, call: Any) -> Any:
+            begun = time.perf_counter()
+            answer = drivers[place].stored(call, None)
+            spent[what][place].append(time.perf_counter() - begun)
+            return answer
+
+        for n in range(40):
+            told = [EpochRecord(3, {"val_dice": float(rng.random())}, 0.0)]
+            for place, driver in enumerate(drivers):
+                timed("ask", place, partial(driver.ask, key := f"measured {n}"))
+                if not timed("report", place, partial(driver.report, key, told)):
+                    timed("tell", place, partial(driver.tell, key, crashed=False))
+    for what, (small, large) in spent.items():
+        report(f"scale database {what}", f"{what} in {url.partition(':')[0]} beside {many} running trials / beside {few}",
+               [_median(large[-30:]) / _median(small[-30:])], output=options.output, aim=GROWTH,
+               note=f"{1000 * _median(large[-30:]):.1f} ms; beside {few} {1000 * _median(small[-30:]):.1f}")  # fmt: skip
 
 
 def mlflow(home: Path, options: Any) -> None:
@@ -292,7 +331,7 @@ def _report_bytes(folder: StudyFolder) -> int:
         return round(statistics.mean(len(line) for line in file if b"intermediate_value" in line))
 
 
-PARTS = {"search": search, "growth": growth, "mlflow": mlflow, "tune": tune}
+PARTS = {"search": search, "growth": growth, "database": database, "mlflow": mlflow, "tune": tune}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +96,19 @@ def test_who_drives_a_study_of_this_machine_is_told(shown: Shown, home: Path) ->
     make("held")
     holding = "import sys\nfrom pathlib import Path\nfrom guidino_tune.study.store import StudyFolder\n"
     holding += "with StudyFolder(Path(sys.argv[1])).lock():\n    print(1, flush=True)\n    sys.stdin.read()\n"
+    begun = datetime.now()
     other = subprocess.Popen([sys.executable, "-c", holding, home / "studies" / "held"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None
         other.stdout.readline()
+        held = {f"{at:%Y-%m-%d %H:%M}" for at in (begun, datetime.now())}
+        os.utime(home / "studies" / "held" / "driver.lock", (time.time() + 7200,) * 2)  # its last sign of life, two hours later
         out = shown(listing)[1]
         assert out.splitlines()[1].split()[2] == "running"
         assert f"held: is driven by process {other.pid} on " in out
         (told,) = json.loads(shown(listing, "--format", "json")[1])
         assert told["driver"].startswith(f"process {other.pid} on ")
-        assert told["since"].startswith(f"{time.strftime('%Y-')}")
+        assert told["since"] in held
     finally:
         other.communicate()
     assert shown(listing)[1].splitlines()[1].split()[2] == "stopped"
@@ -176,6 +181,22 @@ def test_a_damaged_study_does_not_hide_the_others(shown: Shown, home: Path) -> N
     assert code == 0
     assert [line.split()[:3] for line in out.splitlines()[1:3]] == [["sound", "demo", "stopped"], ["broken", "unreadable"]]
     assert "damaged in line 4" in out
+
+
+def test_studies_that_cannot_be_read_at_all_do_not_hide_the_others(shown: Shown) -> None:
+    make("sound")
+    for name, odd in {"listed": "study: [a]\n", "nameless": "study: {trials: 3}\n", "empty": "space: {}\n"}.items():
+        make(name, trials=1).folder.definition.write_text(odd)
+    journal = make("unread", trials=1).folder.journal
+    journal.unlink()
+    journal.mkdir()
+    code, out, _ = shown(listing)
+    assert code == 0
+    assert sorted(line.split()[:2] for line in out.splitlines()[2:6]) == [
+        [n, "unreadable"] for n in ("empty", "listed", "nameless", "unread")
+    ]
+    assert out.count("study.name is missing, so its trials cannot be found") == 3
+    assert "Is a directory" in out
 
 
 def test_a_journal_is_read_while_it_is_written(shown: Shown) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +135,38 @@ def test_a_driver_that_lost_its_lock_meanwhile_says_so(tmp_path: Path, monkeypat
             (folder.path / "driver.lock").write_text("process 7 on moon\nmoon")
             time.sleep(0.3)
             assert held.taken == "process 7 on moon"
+
+
+def test_a_lock_is_not_lost_by_a_full_disk_or_a_new_name_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studies, "BEAT", 0.05)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (0, 12):  # bytes that the disk takes
+        folder = StudyFolder(tmp_path / f"study {room}")
+        folder.path.mkdir()
+        (folder.path / "driver.lock").write_text("process 7 on moon\nmoon\n")
+        with ExitStack() as stack:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+            try:
+                held = stack.enter_context(folder.lock())
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            assert (folder.path / "driver.lock").stat().st_size == room
+            time.sleep(0.2)
+            assert not held.taken
+    with StudyFolder(tmp_path / "renamed").lock() as held:
+        monkeypatch.setattr(locking, "process", lambda: "process 8 on a machine with a new name")
+        time.sleep(0.2)
+        assert not held.taken
+
+
+def test_a_full_disk_is_no_error_when_a_lock_is_let_go(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with locking.locked(tmp_path / "lock") as held:
+            assert held == "alone"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_trial_whose_process_keeps_its_folder_is_told_by_name(start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -304,3 +304,13 @@ def test_nothing_is_lost_or_doubled_whatever_happens(tmp_path_factory: pytest.Te
         assert trial.intermediate_values == told[trial.number]
         if trial.state == TrialState.COMPLETE:
             assert trial.value == max(told[trial.number].values())
+
+
+def test_a_trial_is_told_when_the_time_budget_ends(tmp_path: Path) -> None:
+    space, folder = search_space(first_trials=[]), StudyFolder(tmp_path)
+    study = open_study(space, folder)
+    for seconds in (60.0, math.inf):
+        driver = Driver(study, space, folder, lambda *_: None, {"workers": 1}, deadline=time.monotonic() + seconds)
+        config = driver.ask(f"{seconds}")
+        assert config is not None
+        assert config["until"] == pytest.approx(time.time() + seconds, abs=5)

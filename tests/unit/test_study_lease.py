@@ -16,6 +16,7 @@ from training_helpers import search_space
 from guidino_tune.errors import UserError
 from guidino_tune.study import lease
 from guidino_tune.study.driver import Driver
+from guidino_tune.study.mirror import MirroredStorage
 from guidino_tune.study.store import StoredStudy, StudyFolder, load_study, open_study
 
 SPACE = search_space(first_trials=[])
@@ -119,6 +120,19 @@ def test_a_driver_whose_study_was_taken_over_says_so_and_touches_it_no_more(tmp_
         assert not study.trials[0].intermediate_values
     assert lease.read_lease(study)["token"] == "theirs"
     assert theirs.held is None
+
+
+def test_a_lease_is_given_back_when_its_driver_ends_at_its_start(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = StudyFolder(tmp_path / "here")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with mine.lock(), monkeypatch.context() as patched:
+        patched.setattr(MirroredStorage, "begin", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            open_study(SPACE, mine, url)
+    assert take(tmp_path / "elsewhere", url) < lease.STALE
 
 
 @pytest.mark.parametrize("failed", [False, True])

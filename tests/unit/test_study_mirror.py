@@ -126,7 +126,7 @@ def test_without_the_lease_everybody_reads_the_database(held: tuple[Driver, str]
     reader.tell(0, 0.5)  # nobody should; it is found out by whoever writes
     with pytest.raises(UpdateFinishedTrialError):
         driver.study.tell(0, 0.7)
-    assert driver.frozen(driver.running["a"]).state == TrialState.RUNNING
+    assert driver.frozen(driver.running["a"]).state == TrialState.COMPLETE  # what was refused is read again
     assert driver.folder.held is not None
     driver.folder.held.close()
     assert driver.study.get_trials()[0].state == TrialState.COMPLETE

@@ -24,7 +24,7 @@ from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.tracking import TrialSnapshot
 from guidino_tune.tracking.client import as_key, connect
 from guidino_tune.tracking.ledger import Ledger
-from guidino_tune.tracking.links import study_page
+from guidino_tune.tracking.links import page_address
 from guidino_tune.tracking.missing import missing
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows import track as sending
@@ -281,7 +281,7 @@ def test_another_experiment_takes_new_studies_and_leaves_those_that_are_in_one(
         for run in client.search_runs([experiment.experiment_id]):
             where.setdefault(run.data.tags["guidino.study"], []).append(experiment.name)
     assert where == {"early": ["guidino_tune"] * 3, "late": ["team-polyps"] * 3}
-    pages = [study_page(f"sqlite:///{home}/mlflow.db", name, "id") for name in ("guidino_tune", "team-polyps", "none")]
+    pages = [page_address(f"sqlite:///{home}/mlflow.db", name, "id") for name in ("guidino_tune", "team-polyps", "none")]
     assert [page.partition("/runs")[0].rpartition("/")[2] for page in pages] == [
         *(client.get_experiment_by_name(name).experiment_id for name in ("guidino_tune", "team-polyps")),
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,18 @@ def _dice(run: TrainingRun, before: int) -> list[float]:
     return [r.metrics["val_dice"] for r in run.history[: before - 1] if "val_dice" in r.metrics]
 
 
+def test_near_the_end_of_a_time_budget_every_epoch_is_saved(data: SearchData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then a worker group ends with the first epoch that it tells, and with it what was not saved."""
+    monkeypatch.setattr(pace, "MOMENT", 0.0)
+    monkeypatch.setattr(pace, "SHARE", 0.0)
+    experiment = make_experiment(epochs=6)
+    for seconds, saved in ((3600, [1]), (pace.SOON / 2, [1, 2, 3])):
+        run = TrainingRun(experiment, data, Listener(tmp_path / f"{seconds}"), validated=(), until=time.time() + seconds)
+        for _ in range(3):
+            run.run_epoch()
+        assert run.reporter.saved == saved
+
+
 def test_an_epoch_that_was_broken_off_is_not_saved(data: SearchData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = TrainingRun(make_experiment(), data, SlowFolder(tmp_path))
     run.run_epoch()
@@ -85,6 +98,47 @@ def test_an_epoch_that_was_broken_off_is_not_saved(data: SearchData, tmp_path: P
         run.run_epoch()
     run.close()
     assert run.reporter.saved == [1]
+
+
+class FullFolder(Listener):
+    """A disk that is full whenever the test says so."""
+
+    full = False
+
+    def save(self, epoch: int, write: Callable[[Path], None], *, best: bool) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().save(epoch, write, best=best)
+
+
+def test_a_best_epoch_whose_save_failed_is_trained_again_with_its_best_weights(data: SearchData, tmp_path: Path) -> None:
+    """There is room again when the run is closed; a checkpoint made then would know the epoch, and its best weights would be lost."""
+    experiment = make_experiment(epochs=3)
+    straight = TrainingRun(experiment, data, Listener(tmp_path / "straight"))
+    straight.run_epoch()
+    run = TrainingRun(experiment, data, FullFolder(tmp_path / "full"))
+    run.reporter.full = True
+    with pytest.raises(OSError, match="No space left"):
+        run.run_epoch()  # the first one is the best so far
+    run.reporter.full = False
+    run.close()
+    again = TrainingRun(experiment, data, FullFolder(tmp_path / "full"))
+    assert again.epoch == 0
+    again.run_epoch()
+    assert values(again) == values(straight)
+    best = [(folder.best / "weights.safetensors").read_bytes() for folder in (again.reporter, straight.reporter)]
+    assert best[0] == best[1]
+
+
+def test_what_cannot_be_saved_at_the_end_is_no_error_of_the_next_trial(
+    data: SearchData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = TrainingRun(make_experiment(), data, FullFolder(tmp_path))
+    run.run_epoch()
+    run._saved = 0  # as if it had not been worth its time
+    run.reporter.full = True
+    run.close()
+    assert "epoch 1 is not saved: [Errno 28] No space left" in caplog.text
 
 
 def test_the_share_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
