@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -25,7 +26,7 @@ def read(folder: Path, *options: str, file: Path = FILE, secrets: dict[str, str]
     (folder / "podman").chmod(stat.S_IRWXU)
     shutil.copy(file, folder / "compose.yaml")
     (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in secrets.items()))
-    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    environment = {name: value for name, value in os.environ.items() if name not in SECRETS and not name.startswith("GUIDINO_TUNE_")}
     environment["PATH"] = f"{folder}:{os.environ['PATH']}"
     command = [sys.executable, "-m", "podman_compose", "-f", str(folder / "compose.yaml"), *options, "config"]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, cwd=folder.parent)
@@ -54,6 +55,32 @@ def test_secrets_are_asked_for(missing: str, tmp_path: Path) -> None:
     assert shown.returncode != 0
     assert f"write {missing} into cluster/.env" in shown.stderr
     assert "planted" not in FILE.read_text()
+
+
+def test_secrets_are_made_once(tmp_path: Path) -> None:
+    """A database keeps the password of its first start, whatever is written later."""
+    page = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+    command = page[page.index("[ -e cluster/.env ]") :].partition("\npodman")[0]
+    (tmp_path / "cluster").mkdir()
+    made = []
+    for _ in range(2):
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=60)
+        made.append((tmp_path / "cluster" / ".env").read_text())
+    assert made[0] == made[1]
+    assert [line.partition("=")[0] for line in made[0].splitlines()] == list(SECRETS)
+    assert (tmp_path / "cluster" / ".env").stat().st_mode & 0o777 == 0o600
+    in_file = " ".join(line.removeprefix("#").strip() for line in FILE.read_text().splitlines())
+    assert " ".join(re.sub(r"\s# .*", "", command).split()) in in_file
+
+
+def test_a_folder_with_images_is_named_by_our_own_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA", "/planted")  # what others call theirs
+    monkeypatch.setenv("GUIDINO_TUNE_DATA", "/mine")
+    monkeypatch.setenv("GUIDINO_TUNE_IMAGE", "mine")
+    found = yaml.safe_load(read(tmp_path).stdout)["services"]["head"]
+    assert (found["image"], found["volumes"][1]) == ("guidino-tune", "datasets:/data:ro")
+    found = yaml.safe_load(read(tmp_path, secrets=SECRETS | {"GUIDINO_TUNE_DATA": "/images"}).stdout)["services"]["head"]
+    assert found["volumes"][1] == "/images:/data:ro"
 
 
 def test_the_file_with_secrets_goes_nowhere() -> None:

@@ -144,6 +144,28 @@ def test_nothing_is_reached_from_outside() -> None:
     assert all(kept.items() <= template["metadata"]["labels"].items() for template in templates)
 
 
+def test_ray_tells_nobody_of_its_use() -> None:
+    from ray._common.usage.usage_constants import USAGE_STATS_ENABLED_ENV_VAR
+
+    spec = cluster_spec("RayCluster")
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        assert {"name": USAGE_STATS_ENABLED_ENV_VAR, "value": "0"} in container["env"], container["name"]
+
+
+def test_who_may_speak_with_kubernetes_and_with_the_head() -> None:
+    pods = [found for file in KUBERNETES for found in below(documents(file)) if isinstance(found, dict) and "containers" in found]
+    given = {pod["containers"][0]["name"] for pod in pods if pod.get("automountServiceAccountToken", True)}
+    assert given == {"ray-head"}  # its autoscaler asks for workers
+    (ours, operator) = (rule["from"] for rule in of_kind("NetworkPolicy")["spec"]["ingress"])
+    assert [set(peer) for peer in ours] == [{"podSelector"}]  # of this namespace
+    assert [peer["namespaceSelector"]["matchLabels"] for peer in operator] == [{"kubernetes.io/metadata.name": "kuberay-operator"}]
+    page = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+    installed = re.search(r"helm install kuberay-operator \S+ --version (\d+)\.(\d+)\.\d+ --namespace kuberay-operator", page)
+    assert installed is not None
+    assert (int(installed[1]), int(installed[2])) >= (1, 6)
+
+
 def test_passwords_and_tokens_are_in_the_secret_alone() -> None:
     assert not [item for file in KUBERNETES for item in documents(file) if item["kind"] == "Secret"]
     assert cluster_spec("RayCluster")["authOptions"] == {"mode": "token", "secretName": "guidino-tune"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -66,6 +67,20 @@ def test_the_head_steers_and_spot_workers_come_and_go(file: Path) -> None:
     assert "--num-cpus=0 --num-gpus=0" in read(file)["head_start_ray_commands"][-1]
 
 
+def test_a_job_can_do_no_more_in_the_account_than_the_file_says() -> None:
+    """Without these fields Ray gives the head a role of its own, which may do far more, and lets in SSH from everywhere."""
+    head, spot = (read(CLUSTER / "cloud" / "aws.yaml")["available_node_types"][name]["node_config"] for name in ("head", "spot"))
+    assert re.fullmatch(r"arn:aws:iam::\d{12}:instance-profile/[\w-]+", head["IamInstanceProfile"]["Arn"])
+    assert "ray-autoscaler" not in head["IamInstanceProfile"]["Arn"]
+    assert "IamInstanceProfile" not in spot
+    assert head["SecurityGroupIds"] == spot["SecurityGroupIds"] != []
+    head, spot = (read(CLUSTER / "cloud" / "gcp.yaml")["available_node_types"][name]["node_config"] for name in ("head", "spot"))
+    (account,) = head["serviceAccounts"]
+    assert not account["email"].startswith("ray-autoscaler")
+    assert account["scopes"] == ["https://www.googleapis.com/auth/compute"]
+    assert "serviceAccounts" not in spot
+
+
 @every
 def test_nodes_are_started_by_the_scripts_with_token_and_shared_folder(file: Path) -> None:
     config = read(file)
@@ -96,7 +111,19 @@ def test_the_commands_of_the_job_for_skypilot_are_what_a_shell_takes() -> None:
     assert job["resources"]["use_spot"] is True
     assert "python -m guidino_tune.search $SEARCH" in job["run"].splitlines()
     assert "ray stop" not in job["run"]
+    assert re.search(r"https://astral\.sh/uv/\d+\.\d+\.\d+/install\.sh", job["setup"])  # the same one tomorrow
     assert {name for name, value in job["secrets"].items() if value is None} == {"RAY_AUTH_TOKEN"}
+
+
+def test_a_job_for_skypilot_whose_head_does_not_start_ends(tmp_path: Path) -> None:
+    """Else it would wait, and be paid for, until somebody looks."""
+    for name, text in {"cluster/head.sh": "exit 3", ".venv/bin/ray": "exit 1", ".venv/bin/python": "exit 0"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = os.environ | {"SKYPILOT_NODE_IPS": "127.0.0.1", "SKYPILOT_NODE_RANK": "0", "SEARCH": "demo"}
+    command = ["bash", "-c", read(CLUSTER / "skypilot.yaml")["run"]]
+    assert subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, timeout=30).returncode == 1
 
 
 def test_pages_and_comments_name_files_that_are_there() -> None:
