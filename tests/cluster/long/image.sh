@@ -40,7 +40,8 @@ touch "$work/context/"{.git/config,.env,cluster/.env}
 chmod -R go= "$work/context"
 
 buildah bud --quiet --isolation chroot --volume "$work/wheels:/wheels:ro" --build-arg BASE=localhost/guidino-tune-base \
-    --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels --file cluster/Containerfile --tag guidino-tune "$work/context" > /dev/null
+    --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels --file cluster/Containerfile --tag guidino-tune \
+    "$work/context" > /dev/null
 
 buildah rmi --prune > /dev/null # the image of the run before
 container=$(buildah from --pull-never localhost/guidino-tune)
