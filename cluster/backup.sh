@@ -5,7 +5,8 @@
 # ~/guidino_tune) without its cache, MLflow's database, and the studies' database, if there is one. Run it on a machine that sees the home
 # folder. cluster/restore.sh takes FOLDER to another place or machine, and the searches go on there.
 #
-#   GUIDINO_TUNE_STORAGE       the studies' database, as searches know it; without it their journals are copied
+#   GUIDINO_TUNE_STORAGE       the studies' database, as searches know it; without it their journals are copied, and a study that has none
+#                              is an error: exit code 1, with all else in FOLDER
 #   MLFLOW_BACKEND_STORE_URI   MLflow's database, as cluster/mlflow.sh knows it; without it that is mlflow.db in the home folder
 #
 # The order matters, for a study must know all that MLflow and its folders know of it: what MLflow has got, MLflow, the studies, and then
@@ -16,7 +17,8 @@
 # examples:
 #   cluster/backup.sh /backup/guidino-$(date +%F)
 #   GUIDINO_TUNE_STORAGE=$(cat url.txt) cluster/backup.sh --without-datasets /backup/guidino-$(date +%F)
-#   0 3 * * *  /opt/guidino_tune/cluster/backup.sh /backup/guidino-$(date +\%F)      a line for crontab -e
+#   a line for crontab -e, which knows none of these variables:
+#   0 3 * * *  GUIDINO_TUNE_HOME=/shared/guidino_tune /opt/guidino_tune/cluster/backup.sh /backup/guidino-$(date +\%F)
 set -euo pipefail
 shopt -s nullglob
 
@@ -90,7 +92,7 @@ if [[ -f mlflow-auth.db ]]; then copy_sqlite mlflow-auth.db "$draft/home/mlflow-
 if [[ -d mlartifacts ]]; then stage mlartifacts; fi
 
 # 4. The studies. A trial is in its study before it has a folder, so all folders that are there now are known to the copy.
-studies=() trials=()
+studies=() trials=() lacking=()
 for definition in studies/*/study.yaml; do
     study=$(dirname "$definition")
     studies+=("$study")
@@ -109,7 +111,7 @@ for study in "${studies[@]}"; do
     if [[ -f $study/optuna.journal ]]; then
         cp -a "$study/optuna.journal" "$draft/home/$study/"
     elif [[ -z ${GUIDINO_TUNE_STORAGE:-} ]]; then
-        echo "note: the trials of $study are in a database, which is not copied: name it as GUIDINO_TUNE_STORAGE" >&2
+        lacking+=("$study")
     fi
 done
 if [[ -n ${GUIDINO_TUNE_STORAGE:-} ]]; then dump_database "$GUIDINO_TUNE_STORAGE" "$draft/studies"; fi
@@ -144,3 +146,8 @@ sync -f "$draft"
 mv "$draft" "$target"
 echo "$target: ${#studies[@]} studies, ${#trials[@]} trials, $(du -sh "$target" | cut -f 1)"
 echo "restore: cluster/restore.sh $target NEW_HOME"
+if ((${#lacking[@]})); then
+    echo "error: the trials of ${lacking[*]} are in a database, which was not copied" >&2
+    echo "  -> name it as GUIDINO_TUNE_STORAGE, and make another copy" >&2
+    exit 1
+fi

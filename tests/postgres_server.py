@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -14,8 +15,13 @@ from pathlib import Path
 
 import pytest
 
-BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
-"""Of the newest one that is installed; ``None`` without any."""
+
+def newest_server(folder: Path) -> Path | None:
+    """Where the programs of the newest one are; ``None`` without any: a client alone has a folder too."""
+    return max((program.parent for program in folder.glob("*/bin/initdb")), key=lambda found: float(found.parent.name), default=None)
+
+
+BINARIES = newest_server(Path("/usr/lib/postgresql"))
 
 needs_postgres = pytest.mark.skipif(BINARIES is None, reason="needs PostgreSQL: apt-get install postgresql")
 
@@ -67,16 +73,19 @@ def started(address: str = "127.0.0.1", network: str = "") -> Iterator[Server]:
         network: Who is let in without a password besides loopback, such as ``10.77.0.0/24``.
     """
     folder = Path(tempfile.mkdtemp(prefix="guidino-postgres-", dir="/tmp"))  # whose user may not look into the test's own
-    if os.geteuid() == 0:
-        shutil.chown(folder, "postgres")
-    server = Server(folder, address)
-    server.run("initdb", "-U", "postgres", "--auth=trust", "--no-sync")
-    if network:
-        with (server.data / "pg_hba.conf").open("a") as file:
-            file.write(f"host all all {network} trust\n")
-    server.start()
     try:
-        yield server
+        if os.geteuid() == 0:
+            shutil.chown(folder, "postgres")
+        server = Server(folder, address)
+        server.run("initdb", "-U", "postgres", "--auth=trust", "--no-sync")
+        if network:
+            with (server.data / "pg_hba.conf").open("a") as file:
+                file.write(f"host all all {network} trust\n")
+        try:
+            server.start()
+            yield server
+        finally:
+            with contextlib.suppress(subprocess.CalledProcessError):  # it is down, as a test that failed meanwhile left it
+                server.stop()
     finally:
-        server.stop()
         shutil.rmtree(folder)

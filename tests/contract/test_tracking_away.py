@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import optuna
 import pytest
 from PIL import Image
-from test_tracking_server import PATIENCE, Server, trial, wait_for
+from test_tracking_server import PATIENCE, Server, running, trial, wait_for
 
 from guidino_tune import paths, track
 from guidino_tune.space.space import Space, read_space
@@ -120,9 +120,8 @@ class Proxy:
 def server(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"))
     shutil.copy(empty_mlflow, server.folder / "m.db")
-    server.start()
-    yield server
-    server.kill()
+    with running(server):
+        yield server
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import signal
 import statistics
 import time
@@ -13,16 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from postgres_server import BINARIES, started
 from postgres_server import Server as Database
-from test_tracking_server import PATIENCE, Server, wait_for
+from postgres_server import needs_postgres, started
+from test_tracking_server import PATIENCE, Server, running, wait_for
 
 from guidino_tune.tracking import EpochRecord, MLflowTracker, StudySnapshot, TrialSnapshot
 from guidino_tune.tracking.client import connect
 from guidino_tune.tracking.snapshots import EndedTrial
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.skipif(BINARIES is None, reason="needs PostgreSQL: apt-get install postgresql")]
+pytestmark = [pytest.mark.timeout(600), needs_postgres]
 
 TRIALS, EPOCHS = 50, 100
 """5,000 records."""
@@ -46,10 +46,8 @@ def database() -> Iterator[Database]:
 
 @pytest.fixture
 def server(database: Database, tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path, database.url)
-    server.start()
-    yield server
-    server.kill()
+    with running(Server(tmp_path, database.url)) as server:
+        yield server
 
 
 def test_an_hour_without_mlflow_costs_nothing(server: Server, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,12 +60,15 @@ def test_an_hour_without_mlflow_costs_nothing(server: Server, database: Database
     assert tracker.flush(PATIENCE), tracker.message
 
     server.kill()
-    kept, seconds = list[weakref.ref[Any]](), list[float]()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    kept, made, seconds = list[weakref.ref[Any]](), list[float](), list[float]()
+    gc.collect()
+    before = psutil.Process().memory_info().rss
     for number in range(TRIALS):
         for epochs in range(1, EPOCHS + 1):
             # The searcher's loop: an epoch of a trial, and its end.
+            making = time.perf_counter()
             found = snapshot(number, epochs, "complete" if epochs == EPOCHS else "running")
+            made.append(time.perf_counter() - making)
             ended = EndedTrial(number, "whole", lambda number=number: snapshot(number)) if epochs == EPOCHS else None  # type: ignore[misc]
             begun = time.perf_counter()
             tracker.update(found, ended)
@@ -76,8 +77,8 @@ def test_an_hour_without_mlflow_costs_nothing(server: Server, database: Database
         if not number:
             assert wait_for(lambda: bool(told), PATIENCE)
     del found
-    assert statistics.median(seconds) < 0.001
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
+    assert statistics.median(seconds) < statistics.median(made)  # no more than to write down what is told, on whatever machine
+    assert psutil.Process().memory_info().rss - before < 32 * 1024**2  # all of them would take 90 MB
     assert wait_for(lambda: tracker.failures > 2, PATIENCE)
     gc.collect()
     assert sum(history() is not None for history in kept) <= 1  # the rest is in the study's folder

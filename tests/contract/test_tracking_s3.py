@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_tracking_server import PATIENCE, Server, trial, wait_for
+from test_tracking_server import PATIENCE, Server, running, trial, wait_for
 
 from guidino_tune.tracking import MLflowTracker, StudySnapshot, log_model_run
 from guidino_tune.tracking.client import connect
@@ -42,12 +42,9 @@ def bucket(storage: Any) -> Any:
 @pytest.fixture
 def server(storage: Any, bucket: Any, tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path, artifacts="s3://artifacts/mlflow")
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in {**KEYS, "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{storage.get_host_and_port()[1]}"}.items():
-            environment.setenv(name, value)
-        server.start()
-    yield server
-    server.kill()
+    keys = {**KEYS, "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{storage.get_host_and_port()[1]}"}
+    with running(server, **keys):
+        yield server
 
 
 def names(bucket: Any) -> set[str]:

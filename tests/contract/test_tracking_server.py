@@ -1,5 +1,6 @@
 """Tracking in real processes: a server that is killed and comes back, a server that hangs, a database that is deleted."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -34,12 +35,13 @@ class Server:
         self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, **variables: str) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         command += ["--backend-store-uri", self.database, "--artifacts-destination", self.artifacts]
         environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            **variables,
         }
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -60,13 +62,21 @@ class Server:
             self.process = None
 
 
+@contextlib.contextmanager
+def running(server: Server, **variables: str) -> Iterator[Server]:
+    """Starts a server, with more in its environment; it is ended with the block, also if it never answered."""
+    try:
+        server.start(**variables)
+        yield server
+    finally:
+        server.kill()
+
+
 @pytest.fixture
 def server(tmp_path: Path, empty_mlflow: Path) -> Iterator[Server]:
     shutil.copy(empty_mlflow, tmp_path / "m.db")
-    server = Server(tmp_path)
-    server.start()
-    yield server
-    server.kill()
+    with running(Server(tmp_path)) as server:
+        yield server
 
 
 def trial(number: int, epochs: int, **more: Any) -> TrialSnapshot:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +84,14 @@ def kill_later(process: subprocess.Popen[str], seconds: float) -> None:
     threading.Timer(seconds, process.kill).start()
 
 
+def until(condition: Callable[[], Any]) -> None:
+    """Waits for it, on a slow machine too."""
+    end = time.monotonic() + 30
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert condition()
+
+
 def test_one_waits_longer_than_a_file_server_keeps_the_lock_of_a_dead_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert locking.PATIENCE > locking.SERVER_LEASE >= 90
@@ -127,13 +137,16 @@ def test_a_driver_that_lost_its_lock_meanwhile_says_so(tmp_path: Path, monkeypat
     """As one whose machine was cut off from the file server, which gave the lock to another."""
     monkeypatch.setattr(studies, "BEAT", 0.05)
     folder = StudyFolder(tmp_path / "study")
+    file, other = folder.path / "driver.lock", tmp_path / "other"
+    other.write_text("process 7 on moon\nmoon")
     with folder.lock() as held:
-        time.sleep(0.2)
+        os.utime(file, (0, 0))
+        until(lambda: file.stat().st_mtime > 0)  # it has looked, and found its own
         assert not held.taken
-        (folder.path / "driver.lock").unlink()
+        file.unlink()
         with folder.lock():
-            (folder.path / "driver.lock").write_text("process 7 on moon\nmoon")
-            time.sleep(0.3)
+            other.replace(file)
+            until(lambda: held.taken)
             assert held.taken == "process 7 on moon"
 
 

@@ -2,7 +2,8 @@
 # usage: tests/cluster/long/image.sh
 #
 # Builds cluster/Containerfile without a registry and looks at what came out: Debian from its packages as the base, libraries from where
-# pip finds them on this machine. Needs root, buildah, mmdebstrap, some 8 GB of disk, and some minutes; everything is in build/image.
+# pip finds them on this machine, and a copy of this checkout that is its owner's alone and has files that belong into no image. Needs root,
+# buildah, mmdebstrap, some 8 GB of disk, and some minutes; everything is in build/image.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 
@@ -24,14 +25,23 @@ python3 - << 'END' > "$work/requirements.txt"
 import tomllib
 
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
-print(*project["dependencies"], *(line for name in ("postgres", "dicom", "nifti") for line in project["optional-dependencies"][name]), sep="\n")
+extras = [line for name in ("postgres", "s3", "dicom", "nifti") for line in project["optional-dependencies"][name]]
+print(*project["dependencies"], *extras, sep="\n")
 print("mlflow[auth]", "setuptools>=77", "wheel", sep="\n")
 END
 python3 -m pip download --quiet --disable-pip-version-check --only-binary=:all: --python-version 3.11 --dest "$work/wheels" \
     --constraint constraints.txt --requirement "$work/requirements.txt" 2> "$work/pip.log" || { cat "$work/pip.log" >&2; exit 1; }
 
+rm -rf "$work/context"
+mkdir "$work/context"
+git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$work/context"
+mkdir "$work/context/.git"
+touch "$work/context/"{.git/config,.env,cluster/.env}
+chmod -R go= "$work/context"
+
 buildah bud --quiet --isolation chroot --volume "$work/wheels:/wheels:ro" --build-arg BASE=localhost/guidino-tune-base \
-    --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels --file cluster/Containerfile --tag guidino-tune . > /dev/null
+    --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels --file cluster/Containerfile --tag guidino-tune \
+    "$work/context" > /dev/null
 
 buildah rmi --prune > /dev/null # the image of the run before
 container=$(buildah from --pull-never localhost/guidino-tune)
@@ -41,6 +51,7 @@ inside() { buildah run --isolation chroot "$container" -- "$@"; }
 inside guidino-tune doctor
 for script in head worker mlflow submit; do inside "$script.sh" --help > /dev/null; done
 [[ $(inside id -u) == 10001 ]] || { echo "error: the image does not run as a user of its own" >&2; exit 1; }
-[[ -z $(inside find /opt/guidino_tune -name '.env*' -o -path '*/.git/*' -o -path '*/tests/*' -path /opt/guidino_tune/tests) ]] ||
+[[ -z $(inside find /opt/guidino_tune -path /opt/guidino_tune/.venv -prune -o \( -name '.env' -o -name .git -o -name tests \) -print) ]] ||
     { echo "error: the image holds files that belong to the checkout alone" >&2; exit 1; }
+inside pg_dump --version > /dev/null
 echo "the image is well"
