@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -116,7 +117,7 @@ def _start(
             experiment, _opened(experiment.data, Path(config["split_file"])), reporter,
             device=device, rank=rank, world_size=world_size, reported=config["reported"], micro_batches=parts,
             store=reporter.store, validated=config.get("validated"), saved=config.get("rungs", ()), measure=config.get("measure", False),
-            until=config.get("until", math.inf),
+            time_left=config.get("until", math.inf) - time.time(),
         )  # fmt: skip
         if rank == 0:
             reporter.draw = lambda: _draw_where_due(run, config)

@@ -72,7 +72,7 @@ class TrainingRun:
             pixels (top-k), and, where pixels are ignored or classes have weights, the means over pixels.
         saved: Epochs whose checkpoint is written however long that takes, besides the last and every better one.
         measure: The first epoch in this process also tells ``memory`` (10^9 bytes) and ``latency`` (seconds), see ``training.costs``.
-        until: Time (of ``time.time``) from which each epoch may be the last one in this process.
+        time_left: Seconds from now after which each epoch may be the last one in this process.
     """
 
     def __init__(
@@ -90,13 +90,13 @@ class TrainingRun:
         saved: Collection[int] = (),
         micro_batches: int = 1,
         measure: bool = False,
-        until: float = math.inf,
+        time_left: float = math.inf,
     ) -> None:
         self.experiment, self.data, self.reporter = experiment, data, reporter
         self.device, self.rank, self.world_size = torch.device(device), rank, world_size
         self.store, self.validated, self.micro_batches = store, validated, micro_batches
         self.measure, self.saved = measure, saved
-        self._pace, self._whole = Pace(until), False
+        self._pace, self._whole = Pace(time_left), False
         self.history: list[EpochRecord] = []
         self.shown: list[Shown] = []
         """Of the last validation: the first cases, always the same ones, so that trials can be compared by eye."""

@@ -21,18 +21,19 @@ class Pace:
     """Measures what checkpoints cost.
 
     Args:
-        until: Time (of ``time.time``) at which the run's time budget ends.
+        time_left: Seconds from now at which the time budget ends.
     """
 
-    def __init__(self, until: float = math.inf) -> None:
-        self._spent, self._since, self._until = 0.0, time.monotonic(), until
+    def __init__(self, time_left: float = math.inf) -> None:
+        self._spent, self._since = 0.0, time.monotonic()
+        self._end = self._since + time_left
 
     def allows(self) -> bool:
         """Whether one more would keep within the share, if it took as long as the last one; the first one always does.
 
         So is one near the end of the time budget: whoever ends the run then may end its process.
         """
-        if time.time() > self._until - SOON:
+        if time.monotonic() > self._end - SOON:
             return True
         return self._spent <= MOMENT or self._spent <= SHARE * (time.monotonic() - self._since + self._spent)
 

@@ -84,7 +84,7 @@ def test_near_the_end_of_a_time_budget_every_epoch_is_saved(data: SearchData, tm
     monkeypatch.setattr(pace, "SHARE", 0.0)
     experiment = make_experiment(epochs=6)
     for seconds, saved in ((3600, [1]), (pace.SOON / 2, [1, 2, 3])):
-        run = TrainingRun(experiment, data, Listener(tmp_path / f"{seconds}"), validated=(), until=time.time() + seconds)
+        run = TrainingRun(experiment, data, Listener(tmp_path / f"{seconds}"), validated=(), time_left=seconds)
         for _ in range(3):
             run.run_epoch()
         assert run.reporter.saved == saved
