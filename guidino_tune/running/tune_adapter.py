@@ -48,7 +48,7 @@ def run_trials(driver: Driver, resources: Plan, say: Say = lambda text: None) ->
         KeyboardInterrupt: A second signal came while the first was stopping it.
     """
     folder, places = driver.folder, Places(resources, say)
-    scheduler = StudyScheduler(driver, resources, say)
+    scheduler = StudyScheduler(driver, resources)
     places.bound = scheduler.bound
     tuner = tune.Tuner(
         trainable(resources),
@@ -123,9 +123,9 @@ class StudySearcher(Searcher):
 class StudyScheduler(FIFOScheduler):
     """Tune's side of report and should_prune."""
 
-    def __init__(self, driver: Driver, booked: Plan | None = None, say: Say = lambda text: None) -> None:
+    def __init__(self, driver: Driver, booked: Plan | None = None) -> None:
         super().__init__()
-        self.driver, self.booked, self.say = driver, booked, say
+        self.driver, self.booked = driver, booked
         self._looked = time.monotonic()
         self._alone: dict[str, TuneTrial] = {}
         self._beside: tuple[set[str], float, int] = set(), -math.inf, 0
@@ -171,7 +171,7 @@ class StudyScheduler(FIFOScheduler):
         """Others, which share GPUs, would take each part that becomes free, and a trial that needs a whole one would wait for ever."""
         self._alone[trial.trial_id] = trial
         names = ", ".join(name[:8] for name in trial.config["only"])
-        self.say(f"trial {trial.config['number']} needs a whole GPU: until it has one, no other trial begins on {names}")
+        self.driver.warn(f"trial {trial.config['number']} needs a whole GPU: until it has one, no other trial begins on {names}")
 
     @property
     def _kept(self) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import ray
 import ray.train
 import ray.train.torch
+from ray import cloudpickle
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.tune.experiment import Trial as TuneTrial
 from study_helpers import dice, drive
@@ -44,7 +46,8 @@ class Tune:
     def __init__(self, driver: Driver, plan: cluster.Plan, *, executor: str = "actor") -> None:
         self.driver, self.plan, self.executor, self.trials = driver, plan, executor, list[Any]()
         self.said: list[str] = []
-        self.scheduler, self.places = StudyScheduler(driver, plan, self.said.append), elastic.Places(plan, lambda text: None)
+        driver.warn = self.said.append
+        self.scheduler, self.places = StudyScheduler(driver, plan), elastic.Places(plan, lambda text: None)
         self.places.bound = self.scheduler.bound
         self.searcher = StudySearcher(driver, self.places.now)
 
@@ -144,8 +147,8 @@ def test_who_needs_a_whole_gpu_gets_it_beside_trials_that_share(executor: str, t
     alone = tune.add("alone")
     assert (alone.config["only"], alone.config["gpus"]) == (["large"], 1.0)
     alone.status = TuneTrial.PENDING if executor == "actor" else TuneTrial.RUNNING  # its controller
-    assert len(tune.said) == 1
-    assert "needs a whole GPU: until it has one, no other trial begins on large" in tune.said[0]
+    assert [line for line in tune.said if "needs a whole GPU: until it has one, no other trial begins on large" in line] == tune.said[1:]
+    assert len(tune.said) == 2
     begun = list[Any]()
     for trial, node in where[1:]:
         if node == "large":
@@ -167,7 +170,17 @@ def test_nothing_is_kept_free_where_no_gpu_is_shared(tmp_path: Path, monkeypatch
     tune.runs(first, "small")
     tune.lacks_memory(first)
     assert tune.add("1").config["only"] == ["large"]
-    assert (tune.said, tune.scheduler.bound()) == ([], math.inf)
+    assert (len(tune.said), tune.scheduler.bound()) == (1, math.inf)  # that it was interrupted
+
+
+def test_tune_keeps_a_copy_of_what_it_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What prints holds a lock, which cannot be copied."""
+    Nodes(monkeypatch, small="T4")
+    lock = threading.RLock()
+    tune = Tune(driven(tmp_path), cluster.plan(Resources(gpus_per_worker=1)))
+    tune.driver.warn = lambda text: lock.release()
+    for part in (tune.scheduler, tune.searcher):
+        assert cloudpickle.dumps(part)
 
 
 def test_a_group_is_booked_for_a_type_that_carries_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
