@@ -129,7 +129,7 @@ class Night:
 
         def said() -> bool:
             output = self.output()
-            assert " error: " not in output, output
+            assert not {"error:", "Traceback"} & set(output.split()), output
             return output.count(text) > before
 
         return until(said, seconds, f"the search to say {text!r}", self.output)
