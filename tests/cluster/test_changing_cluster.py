@@ -120,8 +120,11 @@ class Night:
 
     def output(self) -> str:
         """What the search has printed, in one line; empty before."""
+        return " ".join(self.lines())
+
+    def lines(self) -> list[str]:
         found = [file.read_text() for file in (self.head.folder / "ray").glob(f"session_2*/logs/job-driver-{self.job}.log")]
-        return " ".join(" ".join(found).split())
+        return [" ".join(line.split()) for line in "\n".join(found).splitlines()]
 
     def says(self, text: str, seconds: float = 300) -> float:
         """Waits until the search says it, once more if it has before; gives the seconds."""
@@ -129,7 +132,7 @@ class Night:
 
         def said() -> bool:
             output = self.output()
-            assert not {"error:", "Traceback"} & set(output.split()), output
+            assert not [line for line in self.lines() if line.startswith(("error:", "Traceback"))], output
             return output.count(text) > before
 
         return until(said, seconds, f"the search to say {text!r}", self.output)
@@ -141,13 +144,13 @@ class Night:
             found[trial] = max(epoch, found.get(trial, 0))
         return found
 
-    def goes_on(self, trials: int, seconds: float = 300, more: int = 1) -> float:
-        """Waits until so many trials have trained ``more`` epochs from now on; gives the seconds."""
+    def goes_on(self, trials: int, seconds: float = 300) -> float:
+        """Waits until so many trials have trained an epoch from now on; gives the seconds."""
         before = self.epochs()
 
         def further() -> bool:
             now = self.epochs()
-            return sum(now[trial] >= before.get(trial, 0) + more for trial in now) >= trials
+            return sum(now[trial] >= before.get(trial, 0) + 1 for trial in now) >= trials
 
         return until(further, seconds, f"{trials} trials to go on", self.output)
 
@@ -212,9 +215,10 @@ def test_one_search_lives_through_all_of_it(night: Night, home: Path) -> None:
     n.goes_on(2)
     n.row("it is back", "both trials train", time.monotonic() - clock)
 
-    clock = time.monotonic()
+    clock, there = time.monotonic(), third.processes("RayTrainWorker")
     third.kill("raylet/raylet")
-    n.goes_on(2, more=2)
+    until(lambda: not set(there) & set(third.processes("RayTrainWorker")), 60, "the end of its workers")
+    n.goes_on(2)
     n.row("a raylet is killed under a trial", "both trials train", time.monotonic() - clock)
 
     clock = time.monotonic()
