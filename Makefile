@@ -24,7 +24,8 @@ help:
 	@echo "make overfit  trains every segmenter on eight real images until it knows them by heart"
 	@echo "make chaos    kills drivers, trials, nodes and servers of small searches for a quarter of an hour; the table is in build/chaos"
 	@echo "              (make chaos ARGS='--kills 10 --minutes 5' is a shorter run)"
-	@echo "make cluster-test   what make test leaves out of cluster/: SkyPilot and Amazon's model of EC2 read their files, kubectl where it is"
+	@echo "make cluster-test   what make test leaves out of cluster/: searches on a Slurm of its own (needs root on Linux and slurm-wlm, a"
+	@echo "              quarter of an hour); SkyPilot, Amazon's model of EC2 and, where it is, kubectl read their files"
 	@echo "make image-test     builds the image of cluster/Containerfile and looks inside; needs root, buildah and mmdebstrap"
 	@echo "make clean    removes .venv and everything that was built here; studies and data sets in ~/guidino_tune stay"
 
@@ -53,7 +54,7 @@ chaos: .venv/.dev
 
 # SkyPilot brings a hundred packages: in an environment of its own.
 cluster-test: .venv/.dev build/skypilot/.made
-	$(BIN)/python -m pytest tests/cluster --ignore=tests/cluster/test_changing_cluster.py # make test runs that one
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -o norecursedirs=__pycache__ tests/cluster/long $(PYTEST_ARGS)
 	HOME=$(CURDIR)/build/skypilot build/skypilot/bin/python -m pytest --noconftest -W ignore tests/cluster/long/skypilot_file.py
 	@if command -v kubectl > /dev/null; then kubectl kustomize cluster/kubernetes > /dev/null && echo "kubectl takes cluster/kubernetes"; \
 		else echo "no kubectl here: cluster/kubernetes/kustomization.yaml was not put together"; fi

@@ -51,7 +51,7 @@ def missing() -> str:
     """Why there can be no such machines here; empty when there can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs root on Linux"
-    absent = [program for program in ("ip", "unshare", "nsenter", "mount") if shutil.which(program) is None]
+    absent = [program for program in ("ip", "unshare", "nsenter", "setpriv", "mount") if shutil.which(program) is None]
     if absent:
         return f"needs {', '.join(absent)}: apt-get install iproute2 util-linux"
     name = f"gdt{os.getpid()}"
@@ -100,7 +100,9 @@ class Machine:
             "exec sleep infinity",
         ]
         space = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        self.process = subprocess.Popen(["ip", "netns", "exec", self.name, *space, "bash", "-c", "\n".join(lines)])
+        # Whoever kills the tests, ends their machines.
+        mortal = ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.name]
+        self.process = subprocess.Popen([*mortal, *space, "bash", "-c", "\n".join(lines)])
         until(lambda: (self.folder / "up").exists() or self.process.poll() is not None, 20, f"{self.name} to be up")
         if self.process.poll() is not None:
             raise RuntimeError(f"{self.name} could not be made")

@@ -34,6 +34,40 @@ def test_cluster_scripts_tell_their_usage_and_start_nothing(script):
     assert any(word in shown.stdout for word in ("127.0.0.1", "token", "GUIDINO_TUNE_STORAGE"))
 
 
+def test_a_slurm_job_tells_its_usage_and_wants_a_space_and_slurm():
+    def call(*arguments):
+        command = ["bash", ROOT / "cluster" / "slurm" / "search.sbatch", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}, timeout=10)
+        return done.returncode, done.stdout, done.stderr
+
+    code, usage, said = call("--help")
+    assert (code, said) == (0, "")
+    assert usage.startswith("usage: sbatch [options of sbatch] cluster/slurm/search.sbatch SPACE")
+    assert "\n#SBATCH --requeue\n" in usage  # what its defaults are
+    for arguments in ((), ("--trials", "200")):
+        assert call(*arguments) == (2, "", usage)
+    assert call("kvasir", "--trials", "9") == (
+        2,
+        "",
+        "error: this is no Slurm job\n  -> sbatch cluster/slurm/search.sbatch kvasir --trials 9\n",
+    )
+
+
+def test_slurm_reads_every_option_of_its_job():
+    """It looks for them no further than the first command."""
+    lines = (ROOT / "cluster" / "slurm" / "search.sbatch").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+    assert [line for line in lines[first:] if line.startswith("#SBATCH")] == []
+    assert sum(line.startswith("#SBATCH ") for line in lines[:first]) == 7
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+@pytest.mark.parametrize("script", sorted((ROOT / "cluster").rglob("*.s[hb]*")), ids=lambda script: script.name)
+def test_shell_scripts_have_no_known_mistakes(script):
+    shown = subprocess.run(["shellcheck", "--shell=bash", "--severity=warning", script], capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0, shown.stdout
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 @pytest.mark.parametrize("unit", sorted((ROOT / "cluster" / "systemd").iterdir()), ids=lambda unit: unit.stem)
 def test_services_are_what_systemd_takes(unit, tmp_path):
