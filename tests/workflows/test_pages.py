@@ -33,6 +33,7 @@ ELSEWHERE = {
     "source cluster/": "a cluster; test_cluster_scripts.py",
     "scp ": "a second machine",
     "ray job ": "a cluster; test_cluster_scripts.py",
+    "sbatch ": "Slurm; tests/cluster/long/test_slurm.py",
 }
 """Lines, by their beginning, that are not run here, and why."""
 
