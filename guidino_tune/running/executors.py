@@ -25,7 +25,7 @@ from guidino_tune.errors import redacted
 from guidino_tune.running.cluster import Plan, Worker, elsewhere, note_node, places_for, this_node
 from guidino_tune.running.environment import SEAL
 from guidino_tune.running.process import check_node
-from guidino_tune.running.worker_groups import group_failure, not_placed, on_nodes_network
+from guidino_tune.running.worker_groups import UnfitGroup, check_together, group_failure, not_placed, on_nodes_network
 from guidino_tune.training.failures import FAILURE, UnfitNode, failure_kind
 from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.reporter import Decision, EpochRecord
@@ -104,7 +104,8 @@ def _start(
     from guidino_tune.training.machine import note_machine
 
     experiment = Experiment.from_dict(config["experiment"])
-    check_node(config, experiment.data)  # before anything is written, which would be in a folder that nobody else sees
+    # Before anything is written, which would be in a folder that nobody else sees.
+    check_together(lambda: check_node(config, experiment.data), this_node(), world_size)
     reporter = _TuneReporter(Path(config["folder"]), tell, main=rank == 0, every_epoch=config["executor"] == "actor")
     reporter.store = _store(*config["views"]) if config["views"] else None
     if rank == 0:
@@ -336,11 +337,11 @@ def train_worker(config: dict[str, Any]) -> None:
             return
         _free_memory()
         train(PARTS)
+    except UnfitGroup as error:
+        ray.train.report({"failure": "environment", "message": redacted(str(error)), "epoch": 0, "node": error.node, "unfit": True})
     except Exception as error:
         # Divergence is seen by all workers at once; after any other failure of one, the others wait for it in a collective.
         if world_size > 1 and failure_kind(error) != "diverged":
-            if isinstance(error, UnfitNode):  # it may not see the trial's folder: its exception has to say it all
-                raise UnfitNode(f"{' '.join(str(error).split())} [unfit: {this_node()}]") from None
             write_text(Path(config["folder"]) / FAILURE, json.dumps(_failure(error, config)))
             raise
         ray.train.report(_failure(error, config))

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from guidino_tune.errors import redacted
-from guidino_tune.training.failures import FailureKind, death_kind
+from guidino_tune.training.failures import FailureKind, UnfitNode, death_kind
 
 if TYPE_CHECKING:
     import ray.train
     from ray.train.torch import TorchConfig
 
-UNFIT = re.compile(r"UnfitNode: (.+) \[unfit: ([^]]+)\]")
-"""How a worker says, in one line of its traceback, why its node is not fit, and which one it is."""
-
 _INTERFACE = "GLOO_SOCKET_IFNAME"
+
+
+class UnfitGroup(Exception):
+    """A node of a group is not fit; every worker of the group knows why, and which one."""
+
+    def __init__(self, message: str, node: str) -> None:
+        super().__init__(message)
+        self.node = node
 
 
 class GroupNotStarted(Exception):
@@ -59,6 +65,37 @@ def interface_of(address: str) -> str:
     return next((name for name, known in psutil.net_if_addrs().items() if address in {a.address for a in known}), "")
 
 
+def check_together(check: Callable[[], None], node: str, workers: int) -> None:
+    """Has each worker of a group look at its node before any of them begins.
+
+    They end together then: after the exception of one, Ray Train would start all of them again in the same places.
+
+    Args:
+        check: Raises ``UnfitNode``, as ``check_node`` does.
+        node: On which this worker is.
+        workers: Of the group.
+
+    Raises:
+        UnfitNode: The only worker's node is not fit.
+        UnfitGroup: That of one of several workers is not.
+    """
+    found = None
+    try:
+        check()
+    except UnfitNode as error:
+        if workers == 1:
+            raise
+        found = " ".join(str(error).split()), node
+    if workers > 1:
+        from torch import distributed
+
+        told: list[tuple[str, str] | None] = [None] * workers
+        # By way of the CPUs: a GPU may be what is not fit.
+        distributed.all_gather_object(told, found, group=distributed.new_group(backend="gloo"))
+        if unfit := next(filter(None, told), None):
+            raise UnfitGroup(*unfit)
+
+
 def group_failure(error: ray.train.TrainingFailedError) -> dict[str, Any]:
     """What is told of a group that failed for good, as a result of its trial.
 
@@ -69,8 +106,6 @@ def group_failure(error: ray.train.TrainingFailedError) -> dict[str, Any]:
 
     words = _workers_words(error)
     kind, said = _death(error), redacted(str(error))
-    if unfit := UNFIT.search(words):
-        return {"failure": "environment", "message": redacted(unfit[1]), "epoch": 0, "node": unfit[2], "unfit": True}
     if isinstance(error, ControllerError) and kind == "crashed":
         raise GroupNotStarted(f"its workers did not come together: {_last_line(words)}") from None
     return {"failure": kind, "message": said, "epoch": 0}
