@@ -110,8 +110,6 @@ def test_a_failing_check_of_the_doctor_is_told_without_the_secret(monkeypatch: p
 
 BUG = """
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from guidino_tune.cli import parser, run
 def broken(options):
     raise RuntimeError("cannot use postgresql://me:hidden-word@host/db")
