@@ -337,6 +337,8 @@ def train_worker(config: dict[str, Any]) -> None:
             return
         _free_memory()
         train(PARTS)
+    except ray.exceptions.RayError:
+        raise  # what Ray Train keeps on other nodes went with one of them: it starts the group again
     except UnfitGroup as error:
         ray.train.report({"failure": "environment", "message": redacted(str(error)), "epoch": 0, "node": error.node, "unfit": True})
     except Exception as error:
@@ -349,10 +351,9 @@ def train_worker(config: dict[str, Any]) -> None:
 
 def _worth_parts(error: Exception, parts: int) -> bool:
     """True when less memory at a time may be enough; told in a warning of this process's log, and by the metric ``micro_batches``."""
-    if failure_kind(error) != "out-of-memory" or parts > 1:
-        return False
-    log.warning("out of memory (%s): once more with batches in %d parts", error, PARTS)
-    return True
+    if worth := failure_kind(error) == "out-of-memory" and parts == 1:
+        log.warning("out of memory (%s): once more with batches in %d parts", error, PARTS)
+    return worth
 
 
 def _free_memory(*, collect: bool = True) -> None:

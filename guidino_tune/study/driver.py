@@ -297,7 +297,8 @@ class Driver(Guarded):
             return
         number = trial.number
         self._place(trial)
-        if crashed and number not in self.reasons and (known := noted_failure(self.folder.trial(number).path)):
+        known = noted_failure(self.folder.trial(number).path) if crashed and number not in self.reasons else None
+        if known and death_kind(text) != "preempted":  # then it tells what the loss of a machine did to those who were left
             self.reasons[number] = known
         reason = self.reasons.get(number)
         # A worker group tells its end as a result, after as many attempts as are allowed; only the loss of machines is no failure.

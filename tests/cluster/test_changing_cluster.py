@@ -80,8 +80,11 @@ class Night:
         self.workers: list[Machine] = []
 
     def row(self, event: str, what: str, seconds: float) -> None:
-        """A line of the table."""
-        print(f"{event:<58} {what:<44} {seconds:6.1f} s", flush=True)
+        """A line of the table, which stays in the test's folder too."""
+        line = f"{event:<58} {what:<44} {seconds:6.1f} s"
+        print(line, flush=True)
+        with (self.folder / "table.txt").open("a") as file:
+            print(line, file=file)
         self.look()
 
     def look(self) -> None:
@@ -123,6 +126,7 @@ class Night:
         return " ".join(self.lines())
 
     def lines(self) -> list[str]:
+        """The same in its lines."""
         found = [file.read_text() for file in (self.head.folder / "ray").glob(f"session_2*/logs/job-driver-{self.job}.log")]
         return [" ".join(line.split()) for line in "\n".join(found).splitlines()]
 

@@ -126,6 +126,18 @@ class Death:
         self.driver.tell("t", crashed=False)
 
 
+def test_what_a_lost_machine_did_to_the_other_workers_is_no_reason(tmp_path: Path) -> None:
+    """They cannot reach its part of the group, or of Ray Train, and note that, while the controller of the group goes with it."""
+    death = Death(tmp_path)
+    note = Path(death.ask()["folder"]) / failures.FAILURE
+    note.parent.mkdir(parents=True)
+    note.write_text('{"failure": "bug", "message": "The actor died unexpectedly: SynchronizationActor", "epoch": 0}')
+    death.die(LOST)
+    assert death.run.trial(0).state == TrialState.RUNNING
+    assert not note.exists()
+    assert death.ask()["number"] == 0
+
+
 def test_a_trial_whose_machine_is_lost_goes_on_and_nothing_counts_against_it(tmp_path: Path) -> None:
     death = Death(tmp_path, max_failures=0)
     first = death.ask()
