@@ -24,8 +24,8 @@ help:
 	@echo "make overfit  trains every segmenter on eight real images until it knows them by heart"
 	@echo "make chaos    kills drivers, trials, nodes and servers of small searches for a quarter of an hour; the table is in build/chaos"
 	@echo "              (make chaos ARGS='--kills 10 --minutes 5' is a shorter run)"
-	@echo "make cluster-test   what make test leaves out of cluster/: searches on a Slurm of its own (needs root on Linux and slurm-wlm, a"
-	@echo "              quarter of an hour); SkyPilot, Amazon's model of EC2 and, where it is, kubectl read their files"
+	@echo "make cluster-test   what make test leaves out of cluster/: searches on machines that come, go and die, and on a Slurm of its own"
+	@echo "              (half an hour; needs root on Linux, PostgreSQL, slurm-wlm); SkyPilot, EC2's model and kubectl read their files"
 	@echo "make image-test     builds the image of cluster/Containerfile and looks inside; needs root, buildah and mmdebstrap"
 	@echo "make clean    removes .venv and everything that was built here; studies and data sets in ~/guidino_tune stay"
 
