@@ -59,6 +59,9 @@ def _booking(resources: Resources) -> Iterator[None]:
         yield
 
 
+REST = 30.0
+"""Seconds between two bookings ahead: a trial whose processes are starting takes the place of the first one, not the second one."""
+
 AHEAD = "guidino-tune-ahead-"
 """Beginning of the names of bookings without a trial, for whoever looks for those that were left behind."""
 
@@ -98,6 +101,7 @@ class Places:
         say: Told when the number of trials side by side changes.
 
     Attributes:
+        wanted: Says whether there are trials to come, for which a place may be booked ahead.
         bound: Gives how many trials may be under way while nodes are kept free for one that waits; infinite while none are.
     """
 
@@ -105,6 +109,8 @@ class Places:
         self.booked, self.say = booked, say
         self._carried, self._looked = booked.concurrent, -math.inf
         self._ahead: _Booking | None = None
+        self._next = -math.inf
+        self.wanted: Callable[[], bool] = lambda: True
         self.bound: Callable[[], float] = lambda: math.inf
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,7 +148,9 @@ class Places:
         return min(one_ahead, booked.most or one_ahead, bound)
 
     def _book_ahead(self) -> None:
-        if self._ahead and self._ahead.is_there:
-            self.close()  # until the next look: a trial may take it
-        elif not self._ahead and (self.booked.most is None or self._carried < self.booked.most):
+        if self._ahead:
+            if self._ahead.is_there or not self.wanted():
+                self.close()
+                self._next = time.monotonic() + REST
+        elif self.wanted() and time.monotonic() >= self._next and (self.booked.most is None or self._carried < self.booked.most):
             self._ahead = _Booking(self.booked)

@@ -49,7 +49,8 @@ def run_trials(driver: Driver, resources: Plan, say: Say = lambda text: None) ->
     """
     folder, places = driver.folder, Places(resources, say)
     scheduler = StudyScheduler(driver, resources)
-    places.bound = scheduler.bound
+    places.bound, places.wanted = scheduler.bound, lambda: driver.remaining > 0
+    scheduler.look = places.now  # also when there is nothing to ask for any more
     tuner = tune.Tuner(
         trainable(resources),
         tune_config=tune.TuneConfig(
@@ -126,6 +127,7 @@ class StudyScheduler(FIFOScheduler):
     def __init__(self, driver: Driver, booked: Plan | None = None) -> None:
         super().__init__()
         self.driver, self.booked = driver, booked
+        self.look: Callable[[], object] = lambda: None
         self._looked = time.monotonic()
         self._alone: dict[str, TuneTrial] = {}
         self._beside: tuple[set[str], float, int] = set(), -math.inf, 0
@@ -206,6 +208,7 @@ class StudyScheduler(FIFOScheduler):
         """
         if time.monotonic() - self._looked >= LOOK:
             self._looked = time.monotonic()
+            self.look()
             self._take_back(tune_controller)
         while self._next and self._next[0].status != TuneTrial.PENDING:
             self._next.popleft()

@@ -92,10 +92,13 @@ def test_a_booking_stands_for_the_ray_train_trial_that_would_wait(monkeypatch: p
     machines.state = "CREATED"  # on the node that joined
     assert (places.now(), machines.booked) == (3, [])
     machines.time += elastic.LOOK
+    assert (places.now(), machines.booked) == (3, [])  # the place is for a trial that is starting
+    machines.time += elastic.REST
     machines.state = "PENDING"
     assert (places.now(), len(machines.booked)) == (3, 1)
-    places.close()
-    assert not machines.booked
+    places.wanted = lambda: False  # the last trial was given out
+    machines.time += elastic.LOOK
+    assert (places.now(), machines.booked) == (3, [])
     bounded = elastic.Places(cluster.plan(Resources(executor="train", cpus_per_worker=1, concurrent=3)), print)
     assert (bounded.now(), machines.booked) == (3, [])
 
