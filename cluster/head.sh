@@ -38,6 +38,7 @@ if [[ -f $HOME/.ray/auth_token ]]; then chmod 600 "$HOME/.ray/auth_token"; fi
 export RAY_health_check_period_ms=${RAY_health_check_period_ms:-2000}
 export RAY_health_check_timeout_ms=${RAY_health_check_timeout_ms:-4000}
 export RAY_health_check_failure_threshold=${RAY_health_check_failure_threshold:-3}
+export RAY_gcs_rpc_server_reconnect_timeout_s=${RAY_gcs_rpc_server_reconnect_timeout_s:-20} # as in cluster/worker.sh
 export RAY_JOB_STOP_WAIT_TIME_S=${RAY_JOB_STOP_WAIT_TIME_S:-60}
 
 port=6379 address=$(hostname -I 2> /dev/null | cut -d ' ' -f 1) || true

@@ -22,10 +22,10 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "cluster/submit.sh"; }
-wait_or_not=() keep=false
+options=() keep=false
 case ${1:-} in
     --no-wait)
-        wait_or_not=(--no-wait)
+        options=(--no-wait)
         shift
         ;;
     --keep)
@@ -94,7 +94,7 @@ await_dashboard() { # for as many seconds, or for ever
     done
 }
 submit() {
-    ray job submit --address "$address" ${wait_or_not[@]+"${wait_or_not[@]}"} --working-dir . --runtime-env-json "$environment" -- \
+    ray job submit --address "$address" ${options[@]+"${options[@]}"} --working-dir . --runtime-env-json "$environment" -- \
         python -m guidino_tune.search "$@"
 }
 if ! $keep; then
@@ -124,22 +124,22 @@ print(code if code is not None and (0 <= code < 128 or code == 130) and code != 
 END
 }
 await_dashboard "${WAIT:-60}" || exit 75
-pause=10 begun=$SECONDS known=false
+pause=10 begun=$SECONDS taken=false # one search was taken by the cluster: whatever happens now, its command is none that it refuses
 while true; do
     job=search-$(date +%s)-$$
-    wait_or_not=(--submission-id "$job")
-    submit "$@" || true
+    options=(--no-wait --submission-id "$job")
+    if submit "$@"; then taken=true; fi
     while true; do
         await_dashboard
         state=$(how_it_is "$job") || exit 1
         [[ $state == runs ]] || break
-        known=true # its output broke off, as with a tunnel
+        taken=true
         ray job logs --follow --address "$address" "$job" || true
         sleep 2
     done
     case $state in
-        lost) known=true ;;
-        unknown) $known || exit 1 ;; # it was never taken: what `ray job submit` said is the reason
+        lost) ;;
+        unknown) $taken || exit 1 ;; # not taken, as `ray job submit` said; else its head is gone and this is another
         *) exit "$state" ;;
     esac
     if ((SECONDS - begun > 120)); then pause=10; fi

@@ -67,6 +67,8 @@ await_head() {
     done
 }
 
+# A head that is gone for longer than it would wait for this node has given it up: what trains here is somebody else's by then (Ray's: 60 s).
+export RAY_gcs_rpc_server_reconnect_timeout_s=${RAY_gcs_rpc_server_reconnect_timeout_s:-20}
 export RAY_AUTH_MODE=token # with an address given, Ray does not use the token by itself
 await_head
 if ! $rejoin; then exec ray start --disable-usage-stats --address="$ip:$port" "$@"; fi

@@ -97,7 +97,8 @@ class Machine:
             f"mount --bind {self.folder}/var /var/tmp",
             *before,
             f"touch {self.folder}/up",
-            "exec sleep infinity",
+            # Bash as the first process: it buries orphans, as an init does; unburied, they count as alive for `ray job stop`.
+            "sleep infinity & wait",
         ]
         space = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
         # Whoever kills the tests, ends their machines.
@@ -151,11 +152,15 @@ class Machine:
         _run("ip", "link", "set", self.link, "up")
 
     def processes(self, word: str) -> list[int]:
-        """Ids, as seen from outside, of its processes whose command line holds ``word``."""
+        """Ids, as seen from outside, of its processes whose command line holds ``word``, but for the first one, without which all end."""
         space, found = os.readlink(f"/proc/{self.pid}/ns/pid"), []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if os.readlink(folder / "ns/pid") == space and word in (folder / "cmdline").read_bytes().decode(errors="replace"):
+                if (
+                    folder.name != str(self.pid)
+                    and os.readlink(folder / "ns/pid") == space
+                    and word in (folder / "cmdline").read_bytes().decode(errors="replace")
+                ):
                     found.append(int(folder.name))
         return sorted(found)
 
