@@ -128,7 +128,7 @@ class Data:
         patch_foreground: Chance that a patch is drawn around a pixel of the foreground (nnU-Net: 1/3).
         normalisation: ``imagenet`` (mean and deviation of ImageNet, with which DINO backbones were trained) or ``zscore`` (of each image
             and channel, as nnU-Net does). The backbone sees what the segmenter sees.
-        augmentation: ``nnunet`` (nnU-Net's set, run with MONAI) or ``none``.
+        augmentation: ``nnunet`` (nnU-Net's set) or ``none``.
         bad_cases: What a corrupt or mismatched image does: stop with a message, or be left out and named.
         validation_fraction: Share of the cases held out for validation where no split is published.
         test_fraction: Share of the cases sealed as test where no test split is published.

@@ -21,10 +21,10 @@ from guidino_tune.data.store import Arrays, ChunkStore
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever views change, as by another augmentation under an old name: stored ones are then passed over."""
 
-VERSIONS = tuple(version(name) for name in ("torch", "monai", "numpy", "Pillow"))
+VERSIONS = tuple(version(name) for name in ("torch", "numpy", "Pillow"))
 """Of what decodes, draws and resamples: another one may give other pixels."""
 
 CHUNK = 32

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from guidino_tune.config.data import Data
 from guidino_tune.config.epochs import Steps, batches_per_pass, steps_per_epoch
+from guidino_tune.data.augmentation import make_augmentation
 from guidino_tune.data.batches import Batch, made_ahead
 from guidino_tune.data.cases import stable_hash
 from guidino_tune.data.patches import MARGIN, centre, cut_patch
@@ -22,6 +23,9 @@ from guidino_tune.data.store import Arrays, ChunkStore
 from guidino_tune.data.table import CaseTable
 from guidino_tune.errors import UserError
 from guidino_tune.normalisation import normalise
+
+TOGETHER = 8
+"""Views that are made at once: of more, what lies between two operations does not stay in a CPU's cache."""
 
 
 def view_seed(seed: int, epoch: int, case_id: str) -> int:
@@ -101,23 +105,25 @@ class TrainViews:
         starts = range(0, self.num_batches * self._batch_size, self._batch_size)
         return [ids[start : start + self._batch_size][self._share] for start in starts]
 
-    def view(self, number: int, case_id: str) -> tuple[Tensor, Tensor]:
-        """One view of a pass, made anew: image (C, S, S), float16, and mask (1, S, S), uint8."""
-        # MONAI takes seconds to import, and memory: a trial that finds all its views needs neither.
-        from guidino_tune.data.augmentation import make_augmentation
+    def views(self, number: int, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Views of a pass, made anew: images (B, C, S, S), float16, and masks (B, 1, S, S), uint8."""
+        parts = [self._augmented(number, ids[start : start + TOGETHER]) for start in range(0, len(ids), TOGETHER)]
+        images, masks = zip(*parts, strict=True)
+        return torch.cat(images), torch.cat(masks)
 
-        index = self._table.positions[case_id]
-        image = normalise(self._table.image(index), self._data.normalisation)
-        mask = torch.tensor(self._table.mask(index), dtype=torch.float32)[None]
-        seed = view_seed(self._seed, self._source(number), case_id)
-        augmentation = make_augmentation(self._data.augmentation)
+    def _augmented(self, number: int, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+        data, rows = self._data, [self._table.positions[name] for name in ids]
+        images = [normalise(self._table.image(row), data.normalisation) for row in rows]
+        masks = [torch.tensor(self._table.mask(row), dtype=torch.float32)[None] for row in rows]
+        seeds = [view_seed(self._seed, self._source(number), name) for name in ids]
         if self._table.native:
-            size, rng = self._data.image_size, np.random.default_rng((seed, 1))  # not that of the augmentation
-            margin = 1.0 if self._data.augmentation == "none" else MARGIN
-            image, mask = augmentation(*cut_patch(image, mask, size, self._data.patch_foreground, rng, margin=margin), seed)
-            image, mask = centre(image, size), centre(mask, size)
-        else:
-            image, mask = augmentation(image, mask, seed)
+            margin = 1.0 if data.augmentation == "none" else MARGIN
+            for index, (image, mask, seed) in enumerate(zip(images, masks, seeds, strict=True)):
+                rng = np.random.default_rng((seed, 1))  # not that of the augmentation
+                images[index], masks[index] = cut_patch(image, mask, data.image_size, data.patch_foreground, rng, margin=margin)
+        image, mask = make_augmentation(data.augmentation)(torch.stack(images), torch.stack(masks), seeds)
+        if self._table.native:
+            image, mask = centre(image, data.image_size), centre(mask, data.image_size)
         return image.half(), mask.to(torch.uint8)
 
     def epoch(self, epoch: int, *, pin: bool = False) -> Generator[Batch, None, None]:
@@ -147,8 +153,7 @@ class TrainViews:
     def _batch(self, number: int, ids: tuple[str, ...]) -> Batch:
         if self._shared and not self._shared.store.problem:
             return self._shared.batch(self._source(number), ids)
-        images, masks = zip(*(self.view(number, name) for name in ids), strict=True)
-        return Batch(torch.stack(images), torch.stack(masks), ids)
+        return Batch(*self.views(number, ids), ids)
 
     def _ordered(self, epoch: int) -> tuple[str, ...]:
         return tuple(sorted(self._table.ids, key=lambda name: (stable_hash("order", self._seed, epoch, name), name)))
@@ -157,8 +162,8 @@ class TrainViews:
         return in_chunks(self._sequence(epoch))
 
     def _make(self, epoch: int, ids: Sequence[str]) -> Arrays:
-        images, masks = zip(*(self.view(epoch, name) for name in ids), strict=True)
-        return {"images": torch.stack(images).numpy(), "masks": torch.stack(masks).numpy()}
+        images, masks = self.views(epoch, ids)
+        return {"images": images.numpy(), "masks": masks.numpy()}
 
     def _views_key(self) -> str:
         data = self._data

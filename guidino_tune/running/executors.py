@@ -30,7 +30,7 @@ from guidino_tune.training.failures import FAILURE, UnfitNode, failure_kind
 from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
 from guidino_tune.training.reporter import Decision, EpochRecord
 
-# MONAI and transformers take seconds to import: of the processes of a Ray Train trial only the workers do so. No other needs Ray Train.
+# torch and transformers take seconds to import: of the processes of a Ray Train trial only the workers do so. No other needs Ray Train.
 if TYPE_CHECKING:
     from guidino_tune.data.opening import SearchData
     from guidino_tune.data.store import ChunkStore

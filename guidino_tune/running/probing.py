@@ -127,8 +127,7 @@ def probe(
     targets.adopt(own_code or {})
     torch.set_num_threads(cpus)
     if device == "cpu":
-        # A trial's process has its imports too; whoever makes views needs the augmentation's.
-        from guidino_tune.data import augmentation  # noqa: F401
+        # A trial's process has its imports too.
         from guidino_tune.training import loop  # noqa: F401
     try:
         trained = _two_steps(Experiment.from_dict(values), workers, torch.device(device))

@@ -237,7 +237,7 @@ def plain_way(job: Job) -> Outcome:
         model.train()
         total = torch.zeros(())
         for ids in views.order(epoch):
-            images, masks = (torch.stack(part).float() for part in zip(*(views.view(epoch, name) for name in ids), strict=True))
+            images, masks = (part.float() for part in views.views(epoch, ids))
             prediction = model(images)
             loss = compute_loss(prediction.logits, prediction.guide, masks)["total"]
             optimizer.zero_grad()

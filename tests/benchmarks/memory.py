@@ -137,8 +137,9 @@ def independent(experiment: Experiment, steps: int, number: int, barrier: Barrie
     def epoch() -> None:
         order = torch.randperm(len(images), generator=generator).split(experiment.training.batch_size)
         for rows in order[:steps]:
-            views = [augment(images[row], masks[row].float(), row) for row in rows.tolist()]
-            batch = Batch(torch.stack([v[0] for v in views]), torch.stack([v[1] for v in views]), tuple(ids[r] for r in rows.tolist()))
+            chosen = rows.tolist()
+            views = augment(torch.stack([images[row] for row in chosen]), torch.stack([masks[row].float() for row in chosen]), chosen)
+            batch = Batch(*views, tuple(ids[row] for row in chosen))
             bare.step(bare.on_device(batch))
 
     train(epoch, barrier)

@@ -50,7 +50,7 @@ LAYERS = {
     "normalisation": layer(heavy="torch"),
     "framing": layer("config"),
     "monai_parts": layer(heavy="monai"),
-    "data": layer("config", "normalisation", "framing", "monai_parts", heavy="torch pyarrow"),
+    "data": layer("config", "normalisation", "framing", heavy="torch pyarrow"),
     "known_backbones": layer("config"),
     "models": layer("config", "normalisation", "known_backbones", heavy="torch transformers peft"),
     "custom_loss": layer("config", heavy="torch"),

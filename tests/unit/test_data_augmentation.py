@@ -14,7 +14,13 @@ from guidino_tune.errors import UserError
 from guidino_tune.normalisation import normalise
 
 SIZE = 64
-augment = make_augmentation("nnunet")
+together = make_augmentation("nnunet")
+
+
+def augment(image: torch.Tensor, mask: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One view."""
+    (view,), (shape,) = together(image[None], mask[None], [seed])
+    return view, shape
 
 
 @pytest.fixture(autouse=True)
@@ -34,19 +40,21 @@ def pair(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return image, mask
 
 
-class Draws:
-    """Stands for a generator: gives these numbers, one after the other."""
+def changed(name: str, channel: torch.Tensor, parameter: float) -> torch.Tensor:
+    """One channel (1, S, S), by the change of that name."""
+    return dict(augmentation._CHANGES)[name](channel.clone(), torch.tensor([parameter])[:, None, None])
 
-    def __init__(self, *numbers: float) -> None:
-        self.numbers = list(numbers)
 
-    def random(self) -> float:
-        return self.numbers.pop(0)
+class Drawn:
+    """Plans that a test gives in place of drawn ones."""
 
-    def uniform(self, low: float, high: float) -> float:
-        value = self.numbers.pop(0)
-        assert low <= value <= high
-        return value
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *plans: augmentation.Plan) -> None:
+        self.plans = list(plans)
+        monkeypatch.setattr(augmentation, "draw", lambda rng, shape: self.plans.pop(0))
+
+
+def plan(**changes) -> augmentation.Plan:
+    return augmentation.Plan(**{"angle": 0.0, "scale": 1.0, "noise": None, "channels": {}, "flips": (), **changes})
 
 
 @examples(15)
@@ -85,13 +93,14 @@ def test_a_label_map_is_moved_as_the_mask_of_each_of_its_classes(seed, num_class
             assert torch.equal(moved == number, alone == 1)
 
 
-def test_outside_a_turned_image_is_its_mean_colour_when_it_was_z_scored():
+def test_outside_a_turned_image_is_its_mean_colour_when_it_was_z_scored(monkeypatch):
     """nnU-Net's zeros are meant for z-scores: no frame to be seen, however dark the image; with ImageNet's mean there is one."""
     dark = np.random.default_rng(0).integers(0, 40, (SIZE, SIZE, 3), dtype=np.uint8)
     steps = {}
     for kind in ("zscore", "imagenet"):
         image = normalise(dark, kind)
-        turned, inside = augmentation._rotate_and_scale(image, torch.ones(1, SIZE, SIZE), Draws(0.1, np.pi / 4, 0.9))
+        Drawn(monkeypatch, plan(angle=np.pi / 4))
+        turned, inside = augment(image, torch.ones(1, SIZE, SIZE), 0)
         outside = inside.expand_as(turned) == 0
         middle = turned[:, SIZE // 4 : -SIZE // 4, SIZE // 4 : -SIZE // 4]
         assert 0.1 < outside.float().mean() < 0.25
@@ -119,41 +128,77 @@ def test_mask_moves_with_the_image():
     assert np.median(overlaps) > 0.97
 
 
-def test_probabilities_are_nnunets(monkeypatch):
-    counts: dict[str, int] = {}
-
-    class Generator:
-        def __init__(self, seed):
-            self.real = np.random.Generator(np.random.PCG64(seed))
-
-        def __getattr__(self, name):
-            return getattr(self.real, name)
-
-    def count(name, result):
-        counts[name] = counts.get(name, 0) + 1
-        return result
-
-    for name in ("Affine", "GaussianSmooth", "ScaleIntensity", "ScaleIntensityFixedMean", "AdjustContrast"):
-        identity = lambda x, **_: x  # noqa: E731
-        monkeypatch.setattr(
-            augmentation, name, lambda *args, n=name, i=identity, **kwargs: count(n + str(kwargs.get("invert_image", "")), i)
-        )
-    monkeypatch.setattr(augmentation.np.random, "default_rng", Generator)
-    image, mask = torch.arange(64 * 3.0).reshape(3, 8, 8), torch.ones(1, 8, 8)
-    runs = 4000
+def test_probabilities_are_nnunets():
+    runs, counts = 4000, dict.fromkeys(["moved", "noise", *dict(augmentation._CHANGES)], 0)
     for seed in range(runs):
-        augment(image, mask, seed)
+        drawn = augmentation.draw(np.random.default_rng(seed), (3, 4, 4))
+        counts["moved"] += drawn.angle != 0 or drawn.scale != 1
+        counts["noise"] += drawn.noise is not None
+        for name, values in drawn.channels.items():
+            assert len(values) == 3
+            counts[name] += sum(value is not None for value in values)
     expected = {
-        "Affine": 1 - 0.8**2,
-        "GaussianSmooth": 0.2 * 0.5 * 3,
-        "ScaleIntensity": 0.15 * 3,
-        "ScaleIntensityFixedMean": 0.15 * 3,
-        "AdjustContrastTrue": 0.1 * 3,
-        "AdjustContrast": 0.3 * 3,
+        "moved": 1 - 0.8**2,
+        "noise": 0.1,
+        "blur": 0.2 * 0.5 * 3,
+        "brightness": 0.15 * 3,
+        "contrast": 0.15 * 3,
+        "resolution": 0.25 * 0.5 * 3,
+        "gamma of the inverted image": 0.1 * 3,
+        "gamma": 0.3 * 3,
     }
     assert counts.keys() == expected.keys()
     for name, share in expected.items():
         assert abs(counts[name] / runs - share) < 0.06, name
+
+
+@pytest.mark.parametrize("size", [64, 75])
+def test_a_view_is_the_same_alone_and_among_others(size):
+    rng = np.random.default_rng(1)
+    images = torch.stack([normalise(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(40)])
+    masks, seeds = (images[:, :1] > 0).float(), [7 * row for row in range(40)]
+    views, shapes = together(images, masks, seeds)
+    for row, seed in enumerate(seeds):
+        view, shape = augment(images[row], masks[row], seed)
+        assert torch.equal(view.half(), views[row].half())  # as it is stored
+        assert torch.equal(shape, shapes[row])
+
+
+def test_monais_transforms_make_the_same_views_of_the_same_draws():
+    """Its Gaussian is the exception, whose weights do not add up to 1: up to 3 % brighter at sigma 0.5."""
+    from monai.transforms import AdjustContrast, Affine, ScaleIntensity, ScaleIntensityFixedMean
+
+    rng = np.random.default_rng(2)
+    seeds, same, moved_pixels = range(60), 0, 0
+    for seed in seeds:
+        blocks = rng.integers(0, 200, (8, 8, 3)).repeat(8, 0).repeat(8, 1) + rng.integers(0, 56, (SIZE, SIZE, 3))
+        image, mask = normalise(blocks.astype(np.uint8)), torch.from_numpy(blocks[None, ..., 0] > 100).float()
+        drawn = augmentation.draw(np.random.default_rng(seed), image.shape)
+        if "blur" in drawn.channels or "resolution" in drawn.channels:
+            continue
+        expected, shape = image, mask
+        if drawn.angle or drawn.scale != 1:
+            move = Affine(rotate_params=drawn.angle, scale_params=(drawn.scale,) * 2, padding_mode="zeros", image_only=True)
+            expected, shape = move(image, mode="bilinear").as_tensor(), move(mask, mode="nearest").as_tensor()
+        if drawn.noise is not None:
+            expected = expected + torch.from_numpy(drawn.noise)
+        makers = {
+            "brightness": lambda value: ScaleIntensity(minv=None, maxv=None, factor=value - 1),
+            "contrast": lambda value: ScaleIntensityFixedMean(factor=value - 1, fixed_mean=True, preserve_range=True),
+            "gamma of the inverted image": lambda value: AdjustContrast(value, invert_image=True, retain_stats=True),
+            "gamma": lambda value: AdjustContrast(value, retain_stats=True),
+        }
+        for name, make in makers.items():
+            for index, value in enumerate(drawn.channels.get(name, ())):
+                expected = expected.clone()
+                expected[index] = torch.as_tensor(make(value)(expected[index][None]))[0]
+        axes = list(drawn.flips)
+        view, found = augment(image, mask, seed)
+        assert (view - expected.flip(axes)).abs().max() < 2e-4
+        moved_pixels += int((found != shape.flip(axes)).sum())  # ties of the nearest pixel
+        same += 1
+    assert same > 25
+    assert moved_pixels / (same * SIZE**2) < 1e-3
 
 
 def test_flips_of_both_axes_are_even():
@@ -173,42 +218,40 @@ def test_gamma_keeps_statistics_and_follows_the_formula():
     low, high = channel.min(), channel.max()
     bent = ((channel - low) / (high - low)) ** 1.3 * (high - low) + low
     expected = (bent - bent.mean()) / bent.std() * channel.std() + channel.mean()
-    result = augmentation._gamma(channel.float(), Draws(0.9, 1.3))
-    np.testing.assert_allclose(result.numpy(), expected.numpy(), atol=1e-4)
+    np.testing.assert_allclose(changed("gamma", channel.float(), 1.3).numpy(), expected.numpy(), atol=1e-4)
     low, high = -channel.max(), -channel.min()
     bent = ((-channel - low) / (high - low)) ** 0.8 * (high - low) + low
     expected = -((bent - bent.mean()) / bent.std() * channel.std() - channel.mean())
-    result = augmentation._gamma_inverted(channel.float(), Draws(0.1, 0.8))
-    np.testing.assert_allclose(result.numpy(), expected.numpy(), atol=1e-4)
+    np.testing.assert_allclose(changed("gamma of the inverted image", channel.float(), 0.8).numpy(), expected.numpy(), atol=1e-4)
 
 
 def test_contrast_brightness_and_blur_follow_their_formulas():
     channel = pair()[0][:1]
-    np.testing.assert_allclose(augmentation._brightness(channel, Draws(0.1, 0.8)), channel * 0.8, rtol=1e-5)
+    np.testing.assert_allclose(changed("brightness", channel, 0.8), channel * 0.8, rtol=1e-5)
     expected = ((channel - channel.mean()) * 1.2 + channel.mean()).clip(channel.min(), channel.max())
-    np.testing.assert_allclose(augmentation._contrast(channel, Draws(0.9, 1.2)), expected, atol=1e-5)
-    expected = ndimage.gaussian_filter(channel[0].numpy(), 0.9, mode="mirror", truncate=4)
-    np.testing.assert_allclose(augmentation._blur(channel, Draws(0.9, 0.9))[0], expected, atol=2e-3)
-    assert torch.equal(augmentation._blur(channel, Draws(0.1)), channel)
+    np.testing.assert_allclose(changed("contrast", channel, 1.2), expected, atol=1e-5)
+    for sigma in (0.5, 0.9, 1.0):
+        expected = ndimage.gaussian_filter(channel[0].numpy(), sigma, mode="mirror", truncate=4)
+        np.testing.assert_allclose(changed("blur", channel, sigma)[0], expected, atol=2e-4)
 
 
-def test_blur_and_low_resolution_leave_a_constant_alone_up_to_the_border():
+@pytest.mark.parametrize("name", ["blur", "contrast", "resolution", "gamma", "gamma of the inverted image"])
+def test_a_channel_of_one_value_stays_as_it_is_up_to_the_border(name):
     flat = torch.full((1, SIZE, SIZE), 1.7)
-    assert torch.allclose(augmentation._blur(flat, Draws(0.9, 1.0)), flat, atol=1e-4)
-    assert torch.allclose(augmentation._lower_resolution(flat, Draws(0.9, 0.5)), flat)
+    assert torch.allclose(changed(name, flat, 0.75), flat, atol=1e-5)
 
 
 def test_low_resolution_loses_detail_but_not_place():
     ramp = torch.arange(SIZE, dtype=torch.float32).repeat(1, SIZE, 1)
-    lowered = augmentation._lower_resolution(ramp, Draws(0.9, 0.5))
+    lowered = changed("resolution", ramp, 0.5)
     assert (lowered - ramp)[..., 2:-2].mean().abs() <= 0.51  # nearest takes one of two pixels
     checks = torch.tensor([0.0, 1.0]).repeat(1, SIZE, SIZE // 2)
-    assert augmentation._lower_resolution(checks, Draws(0.9, 0.5)).std() < 0.01
+    assert changed("resolution", checks, 0.5).std() < 0.01
 
 
 def test_none_leaves_cases_alone_and_unknown_names_are_errors():
     image, mask = pair()
-    view, shape = make_augmentation("none")(image, mask, 5)
+    (view,), (shape,) = make_augmentation("none")(image[None], mask[None], [5])
     assert torch.equal(view, image)
     assert torch.equal(shape, mask)
     with pytest.raises(UserError, match="did you mean 'nnunet'"):

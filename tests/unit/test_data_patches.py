@@ -91,9 +91,9 @@ def test_a_network_is_trained_on_patches_and_validated_at_the_images_own_sizes(t
     data = open_for_search(experiment.data, cache=tmp_path / "cache")
     assert data.train.native
     views = TrainViews(data.train, experiment.data, 0, 2)
-    image, mask = views.view(0, data.train.ids[0])
+    (image,), (mask,) = views.views(0, data.train.ids[:1])
     assert (image.shape, mask.shape) == ((3, 32, 32), (1, 32, 32))
-    assert torch.equal(image, views.view(0, data.train.ids[0])[0])
+    assert torch.equal(image, views.views(0, data.train.ids[:1])[0][0])
     run = train(experiment, data, tmp_path / "run")
     assert [case.prediction.shape for case in run.shown] == [data.validation.original_size(i) for i in range(2)]
     assert run.best > 0.8

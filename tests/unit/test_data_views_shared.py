@@ -167,8 +167,8 @@ def test_a_cycle_repeats_views_in_new_orders(table: CaseTable) -> None:
     views = TrainViews(table, Data(kind="folder", augmentation="nnunet", view_cycle=2), 0, 4)
     plain = TrainViews(table, DATA, 0, 4)
     name = table.ids[0]
-    assert torch.equal(views.view(4, name)[0], plain.view(0, name)[0])
-    assert torch.equal(views.view(5, name)[0], plain.view(1, name)[0])
+    assert torch.equal(views.views(4, [name])[0], plain.views(0, [name])[0])
+    assert torch.equal(views.views(5, [name])[0], plain.views(1, [name])[0])
     assert len({tuple(views.order(epoch)) for epoch in range(6)}) == 6
 
 

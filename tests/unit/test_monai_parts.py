@@ -16,7 +16,9 @@ import sys
 import guidino_tune.running.executors
 print(*sorted({"monai", "transformers", "mlflow"} & sys.modules.keys()))
 before = set(sys.modules)
-import guidino_tune.data.augmentation
+import guidino_tune.training.loop, guidino_tune.data.views
+print(*sorted({"monai"} & sys.modules.keys()))
+import guidino_tune.monai_parts
 print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 import pandas, optuna
 print(pandas.DataFrame({"dice": [1.0]}).shape)
@@ -24,9 +26,10 @@ print(pandas.DataFrame({"dice": [1.0]}).shape)
 
 
 def test_what_a_process_does_not_use_is_not_imported_and_can_be_later() -> None:
-    """One that waits for a worker group needs no networks; MONAI needs nothing of what it looks for."""
-    waiting, loaded, later = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout.splitlines()
+    """One that waits for a worker group needs no networks, one that trains no MONAI, and MONAI needs nothing of what it looks for."""
+    waiting, training, loaded, later = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout.splitlines()
     assert waiting == ""
+    assert training == ""
     assert "monai" in loaded.split()
     assert not UNUSED & set(loaded.split())
     assert later == "(1, 1)"

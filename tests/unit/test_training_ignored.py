@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> SearchData:
 def test_views_of_masks_hold_no_new_values() -> None:
     mask = torch.zeros(1, 48, 48)
     mask[:, 10:30, 15:40], mask[:, 10:30, 30:], mask[:, :6] = 1, 2, IGNORED
-    seen = [nnunet_augmentation(torch.rand(3, 48, 48), mask, seed)[1].to(torch.uint8) for seed in range(40)]
+    seen = nnunet_augmentation(torch.rand(40, 3, 48, 48), mask.expand(40, 1, 48, 48), range(40))[1].to(torch.uint8)
     assert {value for view in seen for value in view.unique().tolist()} == {0, 1, 2, IGNORED}
     assert sum(not torch.equal(view.unique(), mask.to(torch.uint8).unique()) or not torch.equal(view, mask) for view in seen) > 10
 
