@@ -27,7 +27,9 @@ print(pandas.DataFrame({"dice": [1.0]}).shape)
 
 def test_what_a_process_does_not_use_is_not_imported_and_can_be_later() -> None:
     """One that waits for a worker group needs no networks, one that trains no MONAI, and MONAI needs nothing of what it looks for."""
-    waiting, training, loaded, later = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout.splitlines()
+    waiting, training, loaded, later = subprocess.run(
+        [sys.executable, "-c", CODE], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert waiting == ""
     assert training == ""
     assert "monai" in loaded.split()
