@@ -50,7 +50,7 @@ def nnunet_augmentation(images: Tensor, masks: Tensor, seeds: Sequence[int]) -> 
     resampled to the nearest pixel: labels stay labels.
     """
     plans = [draw(np.random.default_rng(seed), images.shape[1:]) for seed in seeds]
-    images, masks = images.clone(), masks.clone()
+    images, masks = (x.clone(memory_format=torch.contiguous_format) for x in (images, masks))
 
     moved = [row for row, plan in enumerate(plans) if plan.angle or plan.scale != 1.0]
     if moved:
