@@ -97,6 +97,10 @@ submit() {
     ray job submit --address "$address" ${options[@]+"${options[@]}"} --working-dir . --runtime-env-json "$environment" -- \
         python -m guidino_tune.search "$@"
 }
+follow() {
+    ray job logs --follow --address "$address" "$1" || true
+    sleep 2
+}
 if ! $keep; then
     await_dashboard "${WAIT:-60}"
     submit "$@"
@@ -128,14 +132,16 @@ pause=10 begun=$SECONDS taken=false # one search was taken by the cluster: whate
 while true; do
     job=search-$(date +%s)-$$
     options=(--no-wait --submission-id "$job")
-    if submit "$@"; then taken=true; fi
+    if submit "$@"; then
+        taken=true
+        follow "$job"
+    fi
     while true; do
         await_dashboard
         state=$(how_it_is "$job") || exit 1
         [[ $state == runs ]] || break
         taken=true
-        ray job logs --follow --address "$address" "$job" || true
-        sleep 2
+        follow "$job" # its output broke off, as with a tunnel
     done
     case $state in
         lost) ;;

@@ -67,7 +67,7 @@ await_head() {
     done
 }
 
-# A head that is gone for longer than it would wait for this node has given it up: what trains here is somebody else's by then (Ray's: 60 s).
+# Seconds that a node trains on without its head: about what a head waits for a node before it gives its trials to others (Ray's own: 60).
 export RAY_gcs_rpc_server_reconnect_timeout_s=${RAY_gcs_rpc_server_reconnect_timeout_s:-20}
 export RAY_AUTH_MODE=token # with an address given, Ray does not use the token by itself
 await_head

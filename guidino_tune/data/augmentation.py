@@ -55,7 +55,7 @@ def nnunet_augmentation(images: Tensor, masks: Tensor, seeds: Sequence[int]) -> 
     moved = [row for row, plan in enumerate(plans) if plan.angle or plan.scale != 1.0]
     if moved:
         where = torch.tensor(moved, device=images.device)
-        grid = _grid([plans[row] for row in moved], images[where])
+        grid = _grid([plans[row] for row in moved], images)
         images[where] = functional.grid_sample(images[where], grid, mode="bilinear", align_corners=False)
         masks[where] = functional.grid_sample(masks[where], grid, mode="nearest", align_corners=False)
     for row, plan in enumerate(plans):

@@ -112,19 +112,24 @@ class TrainViews:
         return torch.cat(images), torch.cat(masks)
 
     def _augmented(self, number: int, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
-        data, rows = self._data, [self._table.positions[name] for name in ids]
-        images = [normalise(self._table.image(row), data.normalisation) for row in rows]
-        masks = [torch.tensor(self._table.mask(row), dtype=torch.float32)[None] for row in rows]
         seeds = [view_seed(self._seed, self._source(number), name) for name in ids]
+        cases = [self._case(name, seed) for name, seed in zip(ids, seeds, strict=True)]
+        images, masks = (torch.stack(tensors) for tensors in zip(*cases, strict=True))
+        images, masks = make_augmentation(self._data.augmentation)(images, masks, seeds)
         if self._table.native:
-            margin = 1.0 if data.augmentation == "none" else MARGIN
-            for index, (image, mask, seed) in enumerate(zip(images, masks, seeds, strict=True)):
-                rng = np.random.default_rng((seed, 1))  # not that of the augmentation
-                images[index], masks[index] = cut_patch(image, mask, data.image_size, data.patch_foreground, rng, margin=margin)
-        image, mask = make_augmentation(data.augmentation)(torch.stack(images), torch.stack(masks), seeds)
-        if self._table.native:
-            image, mask = centre(image, data.image_size), centre(mask, data.image_size)
-        return image.half(), mask.to(torch.uint8)
+            images, masks = centre(images, self._data.image_size), centre(masks, self._data.image_size)
+        return images.half(), masks.to(torch.uint8)
+
+    def _case(self, case_id: str, seed: int) -> tuple[Tensor, Tensor]:
+        """What a view is made of: image (C, L, L), normalised, and mask (1, L, L); of a native one a window that is drawn for it."""
+        data, row = self._data, self._table.positions[case_id]
+        image = normalise(self._table.image(row), data.normalisation)
+        mask = torch.tensor(self._table.mask(row), dtype=torch.float32)[None]
+        if not self._table.native:
+            return image, mask
+        rng = np.random.default_rng((seed, 1))  # not that of the augmentation
+        margin = 1.0 if data.augmentation == "none" else MARGIN
+        return cut_patch(image, mask, data.image_size, data.patch_foreground, rng, margin=margin)
 
     def epoch(self, epoch: int, *, pin: bool = False) -> Generator[Batch, None, None]:
         """The batches of an epoch (from 0). A thread makes the next one while the caller works on this one; ``close()`` ends it early.

@@ -19,10 +19,15 @@ from small_searches import slow_space, study_folder, trials_of
 SCRIPTS = Path(__file__).parents[2] / "cluster"
 
 
-def shell(line: str, timeout: float = 120) -> str:
-    """What a line of bash prints, typed by somebody who has set nothing for Ray."""
+def typed(line: str) -> subprocess.CompletedProcess[str]:
+    """A line of bash, by somebody who has set nothing for Ray."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=timeout, env=environment, cwd=SCRIPTS.parent)
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120, env=environment, cwd=SCRIPTS.parent)
+
+
+def shell(line: str) -> str:
+    """What such a line prints."""
+    done = typed(line)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -70,6 +75,11 @@ def test_a_job_of_the_literal_command_is_stopped_in_good_order_and_goes_on(
         assert history == [*range(1, len(history) + 1)]
         assert len(history) > before
         before = epochs(home)
+
+    kept = typed("cluster/submit.sh --keep kvasirr 2>&1")
+    assert kept.returncode == 2  # a command that is refused is not submitted again, and says why
+    assert "did you mean 'kvasir'" in kept.stdout
+    assert kept.stdout.count("submitted successfully") == 1
 
 
 @pytest.mark.timeout(400)

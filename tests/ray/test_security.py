@@ -35,6 +35,7 @@ FORMS = sorted({form.encode() for secret in SECRETS.values() for form in (secret
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Secrets where people have them: in variables, and in the URLs of both databases."""
+    monkeypatch.chdir(tmp_path)  # where MLflow makes a folder of such a URL's name
     for name, value in SECRETS.items():
         if " " not in name:
             monkeypatch.setenv(name, value)

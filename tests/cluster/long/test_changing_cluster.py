@@ -101,7 +101,7 @@ def test_one_search_lives_through_all_of_it(night: Night, home: Path) -> None:
     fourth.end()
     n.workers.remove(fourth)
     stranger = n.join(15, before=(f"mount -t tmpfs none {home}/studies",))
-    n.says(": the study's folder is")  # not there, or another one that Ray made there
+    n.says(": the study's folder is")  # not there, or not the same: an empty one may have been made by then
     n.row("a machine dies, another without the shared folder comes", "it is found out and left alone", time.monotonic() - clock)
     n.workers.append(n.join(16))
     clock = time.monotonic()
