@@ -6,7 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,24 +22,43 @@ from guidino_tune.training.reporter import EpochRecord
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 
 
-def write_checkpoint(
-    folder: Path,
-    weights: dict[str, torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-    *,
-    experiment_hash: str,
-    history: Sequence[EpochRecord],
-    backbone: str = "",
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Copies of all that training changes, on the CPU: they can be written while it goes on.
+
+    Attributes:
+        weights: By name.
+        optimizer: The optimiser's tensors, by the parameter's index and their name there.
+        copied: Of a GPU: when the copies are whole, which nobody waits for but who writes them.
+    """
+
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    copied: torch.cuda.Event | None = None
+
+
+def snapshot(weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> Snapshot:
+    """Copies trained weights and the optimiser's tensors; those of a GPU while it works on."""
+    state = optimizer.state_dict()["state"]
+    tensors = {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items() if torch.is_tensor(value)}
+    copies = Snapshot(_copies(weights), _copies(tensors))
+    if not any(t.is_cuda for t in weights.values()):
+        return copies
+    event = torch.cuda.Event()
+    event.record()
+    return replace(copies, copied=event)
+
+
+def write_checkpoint(folder: Path, state: Snapshot, *, experiment_hash: str, history: Sequence[EpochRecord], backbone: str = "") -> None:
     """Writes everything that an exact continuation needs; random states are derived from seed and epoch, so they are not in it.
 
     Of a backbone it takes the fingerprint, and the weights only where they are trained: those of the rest are worth nothing with another.
     """
-    save_weights(folder / WEIGHTS, weights)
-    saved = optimizer.state_dict()
-    tensors = {f"{index}.{key}": value for index, entry in saved["state"].items() for key, value in entry.items() if torch.is_tensor(value)}
-    save_weights(folder / OPTIMIZER, tensors)
-    state = {
+    if state.copied:
+        state.copied.synchronize()
+    _write(folder / WEIGHTS, state.weights)
+    _write(folder / OPTIMIZER, state.optimizer)
+    noted = {
         "experiment": experiment_hash,
         "backbone": backbone,
         "epoch": len(history),
@@ -48,19 +67,33 @@ def write_checkpoint(
         "checksums": {name: checksum_of(folder / name) for name in (WEIGHTS, OPTIMIZER)},
     }
     with named(folder / STATE):
-        (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+        (folder / STATE).write_text(json.dumps(noted), encoding="utf-8")
 
 
-def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Saves contiguous copies on the CPU; safetensors refuses views and shared storage.
+def save_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Saves tensors as they are now.
 
     Raises:
         OSError: The file cannot be written.
     """
-    # One copy each: with a second one of everything, saving takes a third longer.
-    copies = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    copies = _copies(tensors)
+    if any(t.is_cuda for t in tensors.values()):
+        torch.cuda.synchronize()
+    _write(path, copies)
+
+
+def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous copies on the CPU: safetensors refuses views and shared storage. Of a GPU they are whole when its stream comes to here."""
+    copies = {}
+    for name, tensor in tensors.items():
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        copies[name] = copy.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+    return copies
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     try:
-        save_file(copies, path)
+        save_file(tensors, path)
     except SafetensorError as error:
         # It tells a full disk in words only.
         number = os_error(error)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from guidino_tune.training.failures import Diverged
 from guidino_tune.training.optimisers import make_optimizer, set_learning_rates
 from guidino_tune.training.pace import Pace
 from guidino_tune.training.reporter import Decision, EpochRecord, Reporter
+from guidino_tune.training.saving import Saver
 from guidino_tune.training.tokens import make_encoder, shared_backbone, to_features
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,8 @@ class TrainingRun:
         micro_batches: Parts in which a batch goes through the network, one after the other, to take less memory. Gradients add up to those
             of the whole batch but for what is computed over a batch: batch normalisation, Dice and Tversky with ``batch_dice``, the hardest
             pixels (top-k), and, where pixels are ignored or classes have weights, the means over pixels.
-        saved: Epochs whose checkpoint is written however long that takes, besides the last and every better one.
+        saved: Epochs that are told only when their checkpoint is written, however long that takes, besides the last one: after them a
+            trial may end. Better ones are always saved, others at the ``Pace``; both are written while the training goes on.
         measure: The first epoch in this process also tells ``memory`` (10^9 bytes) and ``latency`` (seconds), see ``training.costs``.
         time_left: Seconds from now after which each epoch may be the last one in this process.
     """
@@ -96,7 +99,7 @@ class TrainingRun:
         self.device, self.rank, self.world_size = torch.device(device), rank, world_size
         self.store, self.validated, self.micro_batches = store, validated, micro_batches
         self.measure, self.saved = measure, saved
-        self._pace, self._whole = Pace(time_left), False
+        self._pace, self._saver, self._whole = Pace(time_left), Saver(), False
         self.history: list[EpochRecord] = []
         self.shown: list[Shown] = []
         """Of the last validation: the first cases, always the same ones, so that trials can be compared by eye."""
@@ -153,19 +156,22 @@ class TrainingRun:
         Where that epoch cannot be saved it is trained again, if the trial goes on: no error of this trial, nor of the next one here.
         """
         self.views.close()
-        if self.rank == 0 and self._whole and self._saved < self.epoch:
-            try:
-                self._save()
-            except Exception as error:
-                log.warning("epoch %d is not saved: %s", self.epoch, error)
+        try:
+            self._saver.finish()
+            if self.rank == 0 and self._whole and not self._saver.failed and self._saved < self.epoch:
+                self._save(wait=True)
+        except Exception as error:
+            log.warning("epoch %d is not saved: %s", self.epoch, error)
+        self._saver.close()
 
     def run_epoch(self) -> Decision:
         """Trains, validates if it is time, saves and tells one epoch; after a restart first tells again what may have been lost.
 
-        An epoch may be told that is not saved, see ``Pace``: a run that dies then trains it again, with the same numbers.
+        An epoch may be told that is not saved, or not yet, see ``Pace``: a run that dies then trains it again, with the same numbers.
 
         Raises:
             Diverged: The loss, a weight or a prediction is not finite; nothing of this epoch is saved.
+            OSError: This epoch, or an earlier one, could not be saved; no later one is.
         """
         if self._backlog:
             return self.reporter.report(self._backlog.pop(0))
@@ -177,7 +183,8 @@ class TrainingRun:
         metrics, images = self._train()
         seconds = time.perf_counter() - start
         last = self.epoch + 1 == self.experiment.training.epochs
-        if last or self.validated is None or self.epoch + 1 in self.validated:
+        validated = last or self.validated is None or self.epoch + 1 in self.validated
+        if validated:
             metrics |= self._validate(distances=last)
         self._check_weights()
         metrics |= {"epoch_seconds": time.perf_counter() - start, "images_per_second": images / seconds}
@@ -190,15 +197,29 @@ class TrainingRun:
             self.best_shown = self.shown
         record = EpochRecord(self.epoch + 1, metrics, time.time())
         self.history.append(record)
-        if self.rank == 0 and (last or improved or record.epoch in self.saved or self._pace.allows()):
-            self._save(best=improved)
+        if self.rank == 0:
+            needed = last or record.epoch in self.saved or self._pace.ending
+            if needed or improved or (self._pace.allows(validated=validated) and not self._saver.busy):
+                self._save(best=improved, wait=needed)
+            self._saver.check()
         self._whole = True  # not before: after a save that failed, the end of the run would save the epoch without its best weights
-        return self.reporter.report(record)
+        decision = self.reporter.report(record)
+        if decision is Decision.STOP:
+            self._saver.finish()
+        return decision
 
-    def _save(self, *, best: bool = False) -> None:
-        with self._pace.measured():
-            self.reporter.save(self.epoch, self._write, best=best)
-        self._saved = self.epoch
+    def _save(self, *, best: bool = False, wait: bool) -> None:
+        self._saver.finish()  # before the copy: of two the memory would be taken twice
+        epoch, write = self.epoch, self._writer()
+
+        def keep() -> None:
+            with self._pace.measured():
+                self.reporter.save(epoch, write, best=best)
+            self._saved = epoch
+
+        self._saver.begin(keep)
+        if wait:
+            self._saver.finish()
 
     def _check_weights(self) -> None:
         """The last step may have spoiled the weights, which no loss of this epoch has seen, and no prediction without a validation."""
@@ -321,9 +342,11 @@ class TrainingRun:
         images, *tokens = (x.contiguous(memory_format=torch.channels_last) for x in (moved.images, *moved.tokens))
         return replace(moved, images=images, tokens=tuple(tokens))
 
-    def _write(self, folder: Path) -> None:
-        checkpoints.write_checkpoint(
-            folder, self.model.trained_state(), self.optimizer, experiment_hash=self.experiment.hash, history=self.history,
+    def _writer(self) -> Callable[[Path], None]:
+        """Writes the state of now into a folder, whenever it is called."""
+        state = checkpoints.snapshot(self.model.trained_state(), self.optimizer)
+        return partial(
+            checkpoints.write_checkpoint, state=state, experiment_hash=self.experiment.hash, history=tuple(self.history),
             backbone=self.model.fingerprint,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""How often a run writes checkpoints: where a file server is slow, not after every epoch."""
+"""How often a run writes checkpoints: at validations, or once a minute; where a file server is slow, not even so often."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ SHARE = 0.1
 """Of the time of a run that may be spent on checkpoints which only spare training after a crash."""
 
 MOMENT = 0.5
-"""Seconds of writing after which the next one is always allowed: where a checkpoint is quick, every epoch is saved."""
+"""Seconds of writing after which the next one is always allowed: where a checkpoint is quick, every validated epoch is saved."""
+
+MINUTE = 60.0
+"""Seconds of training after which an epoch is saved that was not validated."""
 
 SOON = 10.0
 """Seconds before the end of a time budget from which every epoch is saved: the epoch that is told after it is the last of this run."""
@@ -28,14 +31,21 @@ class Pace:
         self._spent, self._since = 0.0, time.monotonic()
         self._end = self._since + time_left
 
-    def allows(self) -> bool:
-        """Whether one more would keep within the share, if it took as long as the last one; the first one always does.
+    @property
+    def ending(self) -> bool:
+        """Whether the time budget is about to end: whoever ends the run then may end its process."""
+        return time.monotonic() > self._end - SOON
 
-        So is one near the end of the time budget: whoever ends the run then may end its process.
+    def allows(self, *, validated: bool) -> bool:
+        """Whether an epoch that nobody asked for is worth a checkpoint: it would keep within the share, if it took as long as the last one.
+
+        Args:
+            validated: Whether the epoch was; others are trained again quickly.
         """
-        if time.monotonic() > self._end - SOON:
-            return True
-        return self._spent <= MOMENT or self._spent <= SHARE * (time.monotonic() - self._since + self._spent)
+        passed = time.monotonic() - self._since
+        if not (validated or passed >= MINUTE):
+            return False
+        return self._spent <= MOMENT or self._spent <= SHARE * (passed + self._spent)
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:

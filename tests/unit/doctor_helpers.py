@@ -27,7 +27,7 @@ from guidino_tune.space.space import load_space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.tracking.client import connect
-from guidino_tune.training.checkpoints import write_checkpoint
+from guidino_tune.training.checkpoints import snapshot, write_checkpoint
 
 SPACE = """\
 experiment:
@@ -338,7 +338,7 @@ def checkpoint_damaged(place: Place) -> list[str]:
     net = torch.nn.Linear(2, 2)
     checkpoint = place.study.trial(2).path / "checkpoints" / "epoch-00001"
     checkpoint.mkdir(parents=True)
-    write_checkpoint(checkpoint, net.state_dict(), torch.optim.AdamW(net.parameters()), experiment_hash="0" * 12, history=[])
+    write_checkpoint(checkpoint, snapshot(net.state_dict(), torch.optim.AdamW(net.parameters())), experiment_hash="0" * 12, history=[])
     content = bytearray((checkpoint / "weights.safetensors").read_bytes())
     content[-1] ^= 1
     (checkpoint / "weights.safetensors").write_bytes(content)

@@ -127,7 +127,11 @@ def test_a_checkpoint_that_is_away_is_not_taken_for_damaged(name: str, tmp_path:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1)
     fail("state.json", errno.ESTALE, 2)
     folder.save(
-        1, lambda place: checkpoints.write_checkpoint(place, weights, optimizer, experiment_hash="h", history=[record(1)]), best=True
+        1,
+        lambda place: checkpoints.write_checkpoint(
+            place, checkpoints.snapshot(weights, optimizer), experiment_hash="h", history=[record(1)]
+        ),
+        best=True,
     )
     (place,) = folder.checkpoints()
     fail(name, errno.ESTALE, 2)

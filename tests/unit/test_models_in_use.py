@@ -20,7 +20,7 @@ from guidino_tune.errors import UserError
 from guidino_tune.evaluate import main as evaluate
 from guidino_tune.models import build_model
 from guidino_tune.predict import main as predict
-from guidino_tune.training.checkpoints import WEIGHTS, write_checkpoint
+from guidino_tune.training.checkpoints import WEIGHTS, snapshot, write_checkpoint
 from guidino_tune.training.model_folder import export_model
 
 Shown = pytest.CaptureFixture[str]
@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     best = study / "trials" / "00000" / "best"
     best.mkdir(parents=True)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    write_checkpoint(best, network.trained_state(), optimizer, experiment_hash=experiment.hash, history=[])
+    write_checkpoint(best, snapshot(network.trained_state(), optimizer), experiment_hash=experiment.hash, history=[])
     (best.parent / "experiment.yaml").write_text(experiment.to_yaml())
     export_model(best, experiment, root / "model", {"study": "study", "trial": 0}, study / "split.json")
     return root

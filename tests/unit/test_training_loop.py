@@ -175,7 +175,7 @@ def test_weights_that_are_nan_diverge(data: SearchData, tmp_path: Path) -> None:
 
 def test_weights_that_the_last_step_spoiled_are_not_saved(data: SearchData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the losses of the epoch have seen them, nor, without a validation, any prediction."""
-    run = TrainingRun(make_experiment(), data, Listener(tmp_path), validated=())
+    run = TrainingRun(make_experiment(), data, Listener(tmp_path), validated=(), saved=(1,))
     run.run_epoch()
     step, steps = run.optimizer.step, []
 
@@ -355,7 +355,7 @@ def test_a_crash_between_best_and_checkpoint_repeats_the_epoch(data: SearchData,
     experiment = make_experiment(epochs=3)
     straight = train(experiment, data, tmp_path / "straight")
     best = max(range(3), key=lambda e: straight.history[e].metrics[OBJECTIVE]) + 1
-    run = TrainingRun(experiment, data, Listener(tmp_path / "run"))
+    run = TrainingRun(experiment, data, Listener(tmp_path / "run"), saved=range(1, 4))
     for _ in range(best - 1):
         run.run_epoch()
 

@@ -9,7 +9,16 @@ from torch import nn
 
 from guidino_tune.config import Training
 from guidino_tune.errors import UserError
-from guidino_tune.training.checkpoints import OPTIMIZER, STATE, WEIGHTS, load_weights, read_checkpoint, restore_optimizer, write_checkpoint
+from guidino_tune.training.checkpoints import (
+    OPTIMIZER,
+    STATE,
+    WEIGHTS,
+    load_weights,
+    read_checkpoint,
+    restore_optimizer,
+    snapshot,
+    write_checkpoint,
+)
 from guidino_tune.training.failures import Diverged, failure_kind
 from guidino_tune.training.optimisers import OPTIMIZERS, SCHEDULES, make_optimizer, set_learning_rates
 from guidino_tune.training.reporter import EpochRecord
@@ -85,7 +94,9 @@ def test_a_restored_optimiser_takes_the_same_step(training: Training, memory_for
     optimizer = make_optimizer(net.named_parameters(), training)
     for seed in range(3):
         step(net, optimizer, seed)
-    write_checkpoint(tmp_path, dict(net.state_dict()), optimizer, experiment_hash="abc", history=[EpochRecord(1, {"val_dice": 0.5}, 1.0)])
+    write_checkpoint(
+        tmp_path, snapshot(dict(net.state_dict()), optimizer), experiment_hash="abc", history=[EpochRecord(1, {"val_dice": 0.5}, 1.0)]
+    )
     other = Net().to(memory_format=memory_format)  # type: ignore[call-overload]
     restored = make_optimizer(other.named_parameters(), training)
     saved = read_checkpoint(tmp_path)
@@ -103,7 +114,7 @@ def test_a_damaged_checkpoint_is_a_clear_error(name: str, how: str, tmp_path: Pa
     net = Net()
     optimizer = make_optimizer(net.named_parameters(), Training())
     step(net, optimizer, 0)
-    write_checkpoint(tmp_path, dict(net.state_dict()), optimizer, experiment_hash="abc", history=[])
+    write_checkpoint(tmp_path, snapshot(dict(net.state_dict()), optimizer), experiment_hash="abc", history=[])
     file = tmp_path / name
     content = file.read_bytes()
     if how == "missing":
