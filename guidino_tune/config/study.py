@@ -86,6 +86,12 @@ def _stop(value: Any) -> Any:
     raise ValueError("a number of trials from 1 is needed, auto, or null for never")
 
 
+def _kept(value: Any) -> Any:
+    if value == "all" or (type(value) is int and 1 <= value <= LARGEST):
+        return value
+    raise ValueError("a number of trials from 1 is needed, or all")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Study:
     """How many trials, how they are chosen and when they are stopped early.
@@ -118,6 +124,9 @@ class Study:
         reduction_factor: One in so many trials goes on at each rung.
         validate_every: Epochs between two validations; ``None``: about twenty validations over the whole budget. Rungs and the last epoch
             are validated in any case.
+        keep_weights: How many trials keep the weights of their best epoch: the best complete ones, and all on the Pareto front; what
+            is exported is trained anew in any case. ``all``: every trial, a few megabytes to half a gigabyte each; so it is always with
+            the sampler ``listed``, whose trials are compared with each other.
         startup_trials: Trials that must have come to a rung before ``tpe`` models them; until then it draws at random.
         seed: Of the sampler.
         objectives: ``val_dice`` (mean validation Dice of the best epoch, maximised) and any of these, all minimised: ``val_hd95`` (mean
@@ -142,6 +151,7 @@ class Study:
     min_epochs: Count = 1
     reduction_factor: Annotated[int, Field(ge=2, le=LARGEST), Number] = 3
     validate_every: Count | None = None
+    keep_weights: Annotated[int | Literal["all"], BeforeValidator(_kept)] = 20
     startup_trials: Count = 10
     seed: Seed = 0
     objectives: Annotated[tuple[str, ...], AfterValidator(_objectives)] = (OBJECTIVE,)
@@ -160,6 +170,11 @@ class Study:
     def patience(self) -> int | None:
         """Trials in a row without a better one after which the search ends; ``None``: it does not."""
         return PATIENCE if self.stop == "auto" else self.stop
+
+    @property
+    def kept_weights(self) -> int | None:
+        """How many trials keep their weights; ``None``: all."""
+        return None if self.keep_weights == "all" or self.is_list else self.keep_weights
 
     @property
     def waits(self) -> bool:

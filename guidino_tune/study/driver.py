@@ -7,7 +7,6 @@ dies can be started again with the same command.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -23,6 +22,7 @@ from guidino_tune.space.suggest import suggest
 from guidino_tune.study import optuna_private, refusals
 from guidino_tune.study.guarded import Guarded
 from guidino_tune.study.journal import sync_to_disk
+from guidino_tune.study.kept_weights import KeptWeights
 from guidino_tune.study.listed import ListedSampler
 from guidino_tune.study.moving import goes_elsewhere
 from guidino_tune.study.nodes import MANY, NODE, OTHERS, REST, read_node, shown
@@ -77,7 +77,7 @@ class Driver(Guarded):
         roomier: Callable[[str], list[str]] | None = None,
     ) -> None:
         self.study, self.space, self.folder, self.listener = study, space, folder, listener
-        self.settings, self.deadline = settings, deadline
+        self.settings, self.deadline, self.kept = settings, deadline, KeptWeights(study, space.study)
         # They wait, or their driver died between the decision to stop them and its record: they are not to train another epoch now.
         stopped = {t.number: t for t in orphans(study, space) if is_stopped(study, space.study, t)}
         self.waiting = Waiting(study, space.study, stopped)
@@ -97,8 +97,7 @@ class Driver(Guarded):
         if isinstance(study.sampler, ListedSampler):
             study.sampler.outcomes = self.outcomes
         self.repeats = Repeats(study.get_trials(deepcopy=False))
-        self.exhausted, self.untrained = False, 0
-        self.refusal, self._look_again = "", 0.0
+        self.exhausted, self.untrained, self.refusal, self._look_again = False, 0, "", 0.0
         self.warn, self.warned, self.count = warn, {""}, count
         self.has_others, self.roomier = has_others, roomier
 
@@ -318,7 +317,7 @@ class Driver(Guarded):
         if number in self.reasons:
             kind, message = self.reasons[number]
             if kind == "diverged":
-                shutil.rmtree(self.folder.trial(number).best, ignore_errors=True)  # no model to be exported by mistake
+                self.folder.trial(number).drop_weights()  # no model to be exported by mistake
             trial.set_user_attr("failure", kind)
             trial.set_user_attr("message", message[:2000])
             self.study.tell(trial, state=TrialState.FAIL)
@@ -339,12 +338,9 @@ class Driver(Guarded):
         self.outcomes.closed(closed)
         self.warn_of_nodes()
         self.repeats.closed(closed)
-        lost = self.space.study.is_list and self.outcomes.repeated(closed.params)
-        if counts_as_finished(closed) or lost:
+        if counts_as_finished(closed) or (self.space.study.is_list and self.outcomes.repeated(closed.params)):
             self.remaining -= 1
-        # The workers of a Ray Train trial end a little later than this; their folders are tidied after the search.
-        if self.settings.get("executor") != "train":
-            self.folder.trial(number).tidy()
+        self._clear(closed)
         self._put_aside(number)
 
     def _put_aside(self, number: int) -> None:
@@ -387,9 +383,17 @@ class Driver(Guarded):
         for number, frozen in self.waiting.trials.items():
             self.study.tell(number, state=TrialState.PRUNED)
             sync_to_disk(self.study)
-            self.folder.trial(number).tidy()
+            self._clear(frozen)
             self.listener(number, self.space.experiment(frozen.params), None)
         self.waiting.clear()
+
+    def _clear(self, trial: FrozenTrial) -> None:
+        """Removes what an ended trial no longer needs. The workers of a Ray Train trial end later: it is cleared after the search."""
+        ends_later = {trial.number} if self.settings.get("executor") == "train" else set()
+        for number in self.kept.closed(trial) - ends_later:
+            self.folder.trial(number).drop_weights()
+        for number in {trial.number} - ends_later:
+            self.folder.trial(number).tidy()
 
     def frozen(self, trial: optuna.Trial) -> FrozenTrial:
         """The stored state of a running trial."""

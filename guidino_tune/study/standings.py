@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from guidino_tune.study import optuna_private
 
-T = TypeVar("T", int, tuple[float, int])
+T = TypeVar("T", int, tuple[float, int], tuple[float, ...])
 
 
 class Changes:

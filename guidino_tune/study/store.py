@@ -33,6 +33,7 @@ FREE_TO_CHANGE = (
     "study.trials",
     "study.time_budget",
     "study.stop",
+    "study.keep_weights",
     "resources.",
     "experiment.data.root",
     "experiment.segmenter.pretrained",

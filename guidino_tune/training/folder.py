@@ -19,6 +19,9 @@ from guidino_tune.training.reporter import EpochRecord
 EXPERIMENT = "experiment.yaml"
 """In the folder of a training run: what is trained."""
 
+HISTORY = "history.jsonl"
+"""All epochs of a training run, one a line."""
+
 STATE = "state.json"
 """Beside the weights of a checkpoint or a trial."""
 
@@ -34,7 +37,7 @@ class TrialFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.history_file = path / "history.jsonl"
+        self.history_file = path / HISTORY
         self.best = path / "best"
         self.pictures = path / "pictures"
         self.test_file = path / "test.json"
@@ -123,6 +126,10 @@ class TrialFolder:
     def history(self) -> list[EpochRecord]:
         """All epochs so far; a torn last line is left out."""
         return read_history(self.history_file)
+
+    def drop_weights(self) -> None:
+        """Removes the best weights; history and pictures stay."""
+        shutil.rmtree(self.best, ignore_errors=True)
 
     def tidy(self) -> None:
         """Removes what a finished run no longer needs; its best weights, history and pictures stay."""

@@ -25,6 +25,7 @@ from guidino_tune.models.ensemble import Ensemble
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.training.backbones import is_unnoted, known_of_model, provenance_of
 from guidino_tune.training.checkpoints import WEIGHTS, check_finite, checksum_of, load_weights, noted_checksum
+from guidino_tune.training.folder import HISTORY
 
 log = logging.getLogger(__name__)
 
@@ -84,10 +85,12 @@ def find_weights(folder: Path) -> tuple[Path, Experiment]:
         for experiment in (weights.parent / EXPERIMENT, weights.parent.parent / EXPERIMENT):
             if weights.exists() and experiment.exists():
                 return weights, Experiment.from_yaml(experiment)
+    trained = (folder / HISTORY).exists() and (folder / EXPERIMENT).exists()
     raise UserError(
         f"holds no model ({WEIGHTS} with {EXPERIMENT})",
         where=str(folder),
-        todo="give the model folder that `guidino-tune retrain` printed, or a trial's folder in a study",
+        todo="give the model folder that `guidino-tune retrain` printed, or a trial's folder in a study"
+        + ("; of this trial no weights were kept (study.keep_weights): export the trial, and retrain what that gives" if trained else ""),
     )
 
 

@@ -33,6 +33,7 @@ from guidino_tune.running.packing import pack
 from guidino_tune.space.advice import training_notes
 from guidino_tune.space.space import Space, override
 from guidino_tune.study.driver import INTERRUPTED, Driver
+from guidino_tune.study.kept_weights import KeptWeights
 from guidino_tune.study.outcomes import REPEATS, in_words, same_way
 from guidino_tune.study.precision import SETTLED
 from guidino_tune.study.seeding import find_seeds, queue_seeds
@@ -163,9 +164,11 @@ def run_search(
             cluster.close()  # its workers end before their folders are tidied, and no GPU waits for MLflow
             if end:
                 recorder.interrupted()
-            for trial in study.get_trials(deepcopy=False):
-                if trial.state.is_finished():
-                    folder.trial(trial.number).tidy()
+            trials = study.get_trials(deepcopy=False)
+            for number in (trial.number for trial in trials if trial.state.is_finished()):
+                folder.trial(number).tidy()
+            for number in KeptWeights(study, space.study).others(trials):
+                folder.trial(number).drop_weights()
             tracker.close(timeout=patience, interrupted=bool(end))
         _closing(study, space, folder, console, baseline=baseline, tracking=tracker, end=end)
     return StudyResult(stored, end, storage)

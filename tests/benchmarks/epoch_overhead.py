@@ -183,7 +183,7 @@ def shared_views(setting: Setting, options: argparse.Namespace) -> Bare:
                 found.append(seconds)
     step = statistics.median(times[1])
     alone = statistics.median(seconds_of(lambda: run._validate(distances=False)) for _ in range(3))
-    saving = statistics.median(seconds_of(lambda: run.reporter.save(run.epoch, run._write, best=False)) for _ in range(3))
+    saving = statistics.median(seconds_of(lambda: run.reporter.save(run.epoch, run._writer(), best=False)) for _ in range(3))
     run.best_shown = run.shown
     drawing = statistics.median(seconds_of(lambda: executors._draw(run)) for _ in range(3))
     run.close()

@@ -239,7 +239,7 @@ def test_checkpoints_of_closed_trials_are_tidied_and_others_stay(tmp_path: Path)
         (folder.best).mkdir()
     driver.driver.fail("a", "bug", "oh")
     driver.driver.tell("a", crashed=False)
-    assert [p.name for p in driver.folder.trial(0).path.iterdir()] == ["best"]
+    assert list(driver.folder.trial(0).path.iterdir()) == []
     assert driver.folder.trial(1).checkpoints()
 
 
