@@ -10,7 +10,7 @@ PYTEST_ARGS =
 BENCHMARKS = checkpoint view_making search_throughput against_plain_way epoch_overhead turnaround validation inference precision driver asking database memory
 
 .DEFAULT_GOAL := help
-.PHONY: help search test lint bench overfit chaos cluster-test image-test clean
+.PHONY: help search test lint bench gpu overfit chaos cluster-test image-test clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,8 @@ help:
 	@echo "make lint     formatting, mistakes and types: ruff and mypy"
 	@echo "make bench    the benchmarks in tests/benchmarks, about a quarter of an hour on two cores; needs GUIDINO_TUNE_DATA"
 	@echo "              (make bench BENCHMARKS='driver inference' runs some of them)"
+	@echo "make gpu      six minutes on one GPU: does it compute the same there as on the CPU, and how fast; needs no data"
+	@echo "              (make gpu ARGS='--parts parity,epochs' runs some of it)"
 	@echo "make overfit  trains every segmenter on eight real images until it knows them by heart"
 	@echo "make chaos    kills drivers, trials, nodes and servers of small searches for a quarter of an hour; the table is in build/chaos"
 	@echo "              (make chaos ARGS='--kills 10 --minutes 5' is a shorter run)"
@@ -45,6 +47,9 @@ bench: .venv/.dev
 	@test -d "$$GUIDINO_TUNE_DATA" || { echo "set GUIDINO_TUNE_DATA to the folder with the real images (see README, Tests)" >&2; exit 2; }
 	@failed=; for name in $(BENCHMARKS); do $(BIN)/python tests/benchmarks/$$name.py || failed="$$failed $$name"; done; \
 		$(BIN)/python tests/benchmarks/measuring.py; test -z "$$failed" || { echo "did not run to their end:$$failed" >&2; exit 1; }
+
+gpu: .venv/.dev
+	$(BIN)/python tests/benchmarks/gpu.py $(ARGS)
 
 overfit: .venv/.dev
 	$(BIN)/python tests/benchmarks/overfit.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -106,3 +107,20 @@ def test_every_benchmark_explains_itself(file: Path, monkeypatch: pytest.MonkeyP
         runpy.run_path(str(file), run_name="__main__")
     assert not stopped.value.code
     assert "usage:" in capsys.readouterr().out
+
+
+def test_the_script_for_a_gpu_runs_to_its_end_without_one(tmp_path: Path) -> None:
+    """Each part that a CPU can take; a comparison that fails, or a part that raises, would be its exit code."""
+    command = [sys.executable, FOLDER / "gpu.py", "--device", "cpu", "--segmenters", "segguidino", "--image-size", "32", "--images", "8"]
+    command += ["--seconds", "0.01", "--output", tmp_path, "--parts", "parity,backbone,epochs,resume,memory,collective,batches"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert [row["part"] for row in rows] == ["parity", "backbone", "epochs", "resume", "memory", "collective", "batches"]
+    assert [row["part"] for row in rows if row["good"]] == ["parity", "resume", "collective"]
+    assert all(row["value"] > 0 for row in rows if row["part"] in ("backbone", "epochs", "batches"))
+
+
+def test_without_a_gpu_the_script_says_so() -> None:
+    done = subprocess.run([sys.executable, FOLDER / "gpu.py"], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, "torch finds no GPU here" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
