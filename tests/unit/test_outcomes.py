@@ -262,7 +262,7 @@ def test_reasons_are_grouped_by_kind(tmp_path: Path) -> None:
 
 
 def test_weights_of_a_trial_that_diverges_later_are_removed(tmp_path: Path) -> None:
-    death = Death(tmp_path)
+    death = Death(tmp_path, search_space(first_trials=[], study={"trials": 30, "keep_weights": "all"}))
     folders = []
     for kind in ("diverged", "bug"):
         folders.append(death.run.folder.trial(len(folders)))
