@@ -41,8 +41,12 @@ class Encoder(Protocol):
     def key(self) -> str:
         """Says all that the tokens depend on besides the image: weights, layers, precision."""
 
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the maps that a batch has, in their order; one that is asked for twice is made and kept once."""
+
     def __call__(self, images: Tensor) -> Arrays:
-        """Maps of (N, C, S, S) images, by name, in an order that is always the same; each of N rows."""
+        """Maps of (N, C, S, S) images, by name; each of N rows."""
 
 
 def key_of(*parts: object) -> str:
@@ -88,8 +92,9 @@ class SharedViews:
                 return torch.from_numpy(chunks[number][name][first : first + len(rows)])
             return torch.from_numpy(np.stack([chunks[row // CHUNK][name][row % CHUNK] for row in rows]))
 
-        images, masks, *tokens = (views_of(name) for name in chunks[number])
-        return Batch(images, masks, ids, tuple(tokens))
+        found = {name: views_of(name) for name in chunks[number]}
+        tokens = tuple(found[name] for name in self._encoder.names) if self._encoder else ()
+        return Batch(found["images"], found["masks"], ids, tokens)
 
     def prepare(self, epochs: Iterable[int]) -> None:
         """Makes the missing chunks of these epochs, in a thread, once it is done with earlier ones."""

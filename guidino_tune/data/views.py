@@ -226,7 +226,8 @@ def validation_batches(
         tokens: tuple[Tensor, ...] = ()
         if store and encoder and not store.problem:
             parts = [{key: maps[row] for key, maps in chunk(number).items()} for number, row in (places[name] for name in names)]
-            tokens = tuple(torch.from_numpy(np.stack([part[key] for part in parts])) for key in parts[0])
+            found = {key: torch.from_numpy(np.stack([part[key] for part in parts])) for key in parts[0]}
+            tokens = tuple(found[key] for key in encoder.names)
         return Batch(torch.stack([_image(table, data, name) for name in names]), masks, names, tokens)
 
     return made_ahead([(0, names) for names in batches], lambda _, names: build(names), pin)
