@@ -64,6 +64,7 @@ def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path, prec
         "workers": resources.workers,
         "max_failures": resources.max_failures,
         "views": (resources.views_folder, resources.views_gigabytes) if resources.share_views else None,
+        "share_passes": resources.share_views is True,
     }
 
 
