@@ -186,6 +186,12 @@ def _share(value: Any) -> Any:
     raise ValueError("a whole number from 1 to 64 is needed, or auto")
 
 
+def _makers(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and 0 <= value <= 64):
+        return value
+    raise ValueError("a whole number from 0 to 64 is needed, or auto")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Resources:
     """What one trial may use, and how many run side by side.
@@ -214,6 +220,9 @@ class Resources:
             that is on a network file system, ``/var/tmp/guidino_tune-UID/views`` of each node.
         views_gigabytes: Disk space for them (10^9 bytes); what was not used for longest makes room. ``None``: half of what the disk
             has for them, at most 200.
+        view_makers: Processes of each node that make augmented images ahead of its trials, of one thread and 300 MB each; they end with
+            the trials. ``0``: a thread of each trial makes them. ``auto``: on CPUs 0, for trials leave no core idle there; with GPUs as
+            many as a trial has cores beyond two, at most 8. With any number trials give the same results.
     """
 
     executor: Literal["auto", "actor", "train"] = "auto"
@@ -228,6 +237,7 @@ class Resources:
     share_views: bool | Literal["validation"] = True
     views_folder: PathText | None = None
     views_gigabytes: NonNegative | None = None
+    view_makers: Annotated[int | Literal["auto"], BeforeValidator(_makers)] = "auto"
 
     @model_validator(mode="after")
     def _one_share(self) -> Resources:

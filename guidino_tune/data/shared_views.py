@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from guidino_tune.data.batches import Batch
+from guidino_tune.data.makers import Makers, Wish
 from guidino_tune.data.store import Arrays, ChunkStore
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ VERSIONS = tuple(version(name) for name in ("torch", "numpy", "Pillow"))
 
 CHUNK = 32
 """Views per stored chunk: the unit that one process makes while others wait. Any batch size fits: chunks follow the epoch's order."""
+
+_LOOK = 0.1  # seconds between two looks at what makers have made
 
 OPEN_CHUNKS = 4
 """Chunks that stay mapped; batches walk through them in order."""
@@ -79,6 +82,8 @@ class SharedViews:
         self._rows = lru_cache(maxsize=2)(self._positions)
         self._thread: ThreadPoolExecutor | None = None
         self._closed = threading.Event()
+        self._makers = Makers(store.folder, store.makers, store.budget) if store.makers else None
+        self._whole: dict[int, int] = {}  # of a pass: so many chunks from its first one are there
 
     def batch(self, epoch: int, ids: tuple[str, ...]) -> Batch:
         """Views in this order. Where they follow each other in one chunk, as in an epoch's own order, nothing is copied."""
@@ -96,16 +101,39 @@ class SharedViews:
         tokens = tuple(found[name] for name in self._encoder.names) if self._encoder else ()
         return Batch(found["images"], found["masks"], ids, tokens)
 
-    def prepare(self, epochs: Iterable[int]) -> None:
-        """Makes the missing chunks of these epochs, in a thread, once it is done with earlier ones."""
+    def prepare(self, epochs: Iterable[int], wish: Wish) -> None:
+        """Makes the missing chunks of these epochs, in a thread, once it is done with earlier ones.
+
+        Args:
+            epochs: Nearest first.
+            wish: What makers are asked for, where there are any: the thread then leaves the images to them.
+        """
+        if self._makers:
+            self._makers.want(wish)
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="shared views")
         for epoch in epochs:
             self._thread.submit(self._fill, epoch)
 
+    def make_next(self, epochs: Iterable[int]) -> bool:
+        """Makes the first missing chunk of images, of these epochs, that nobody else is at; False where there is none."""
+        for epoch in epochs:
+            chunks = self._chunk_ids(epoch)
+            for number in range(self._whole.get(epoch, 0), len(chunks)):
+                if self.store.problem:
+                    return False
+                if self.store.has(f"{self._views}/{epoch:05d}/{number:04d}"):
+                    if number == self._whole.get(epoch, 0):
+                        self._whole[epoch] = number + 1
+                elif self._images(epoch, number, wait=False) is not None:
+                    return True
+        return False
+
     def close(self) -> None:
         """Lets the thread end with the chunk that it is making."""
         self._closed.set()
+        if self._makers:
+            self._makers.close()
         if self._thread:
             self._thread.shutdown(wait=False, cancel_futures=True)
         self._open.clear()  # mapped files; the object itself may wait long for a collection
@@ -115,12 +143,19 @@ class SharedViews:
             for number in range(len(self._chunk_ids(epoch))):
                 if self._closed.is_set() or self.store.problem:
                     return
+                self._leave_to_makers(f"{self._views}/{epoch:05d}/{number:04d}")
                 # Usually another trial has made it: opening it here would be the work of whoever reads it.
                 if not all(self.store.has(f"{kind}/{epoch:05d}/{number:04d}") for kind in self._kinds):
                     self._get(epoch, number, wait=False)
         except Exception:
             # Whoever needs the chunk meets the same error where it can be told.
             log.exception("a chunk of epoch %d could not be prepared", epoch)
+
+    def _leave_to_makers(self, images: str) -> None:
+        """Waits while there are makers and the chunk is not there. Whoever needs it before makes it; here are tokens to be made of it."""
+        makers = self._makers
+        while makers and not self.store.has(images) and not self.store.problem and makers.at_work and not self._closed.wait(_LOOK):
+            pass
 
     def _positions(self, epoch: int) -> dict[str, int]:
         return {name: row for row, name in enumerate(name for ids in self._chunk_ids(epoch) for name in ids)}
@@ -137,10 +172,14 @@ class SharedViews:
         return self._open[epoch, number]
 
     def _get(self, epoch: int, number: int, *, wait: bool) -> Arrays | None:
-        ids, place = self._chunk_ids(epoch)[number], f"{epoch:05d}/{number:04d}"
-        views = self.store.get(f"{self._views}/{place}", lambda: self._make(epoch, ids), wait=wait)
+        views = self._images(epoch, number, wait=wait)
         if views is None or self._encoder is None:
             return views
         encoder = self._encoder
+        place = f"{epoch:05d}/{number:04d}"
         tokens = self.store.get(f"{self._tokens}/{place}", lambda: encoder(torch.from_numpy(views["images"])), wait=wait)
         return None if tokens is None else {**views, **tokens}
+
+    def _images(self, epoch: int, number: int, *, wait: bool) -> Arrays | None:
+        ids = self._chunk_ids(epoch)[number]
+        return self.store.get(f"{self._views}/{epoch:05d}/{number:04d}", lambda: self._make(epoch, ids), wait=wait)

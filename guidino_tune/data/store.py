@@ -59,16 +59,18 @@ class ChunkStore:
         folder: Of all studies of this node; made if missing. What it holds besides chunks is left alone.
         budget: Bytes that the files may take; each process may exceed it by a 128th. ``None``: half of what the disk has for them, at
             most 200 GB.
+        makers: Processes of the node that may fill it ahead of the trials, see ``makers``.
 
     Attributes:
         made: Chunks that this object made.
     """
 
-    def __init__(self, folder: Path, budget: int | None = None) -> None:
+    def __init__(self, folder: Path, budget: int | None = None, *, makers: int = 0) -> None:
         self.folder = folder
         self.made = 0
+        self.makers, self.budget = makers, budget
         self._problem, self._again = "", 0.0
-        self._budget, self._allowance = budget, 0
+        self._allowance = 0
 
     @property
     def problem(self) -> str:
@@ -182,7 +184,7 @@ class ChunkStore:
         """
         groups = self._groups()
         used = sum(group.size for group in groups)
-        budget = min(_DEFAULT, (shutil.disk_usage(self.folder).free + used) // 2) if self._budget is None else self._budget
+        budget = min(_DEFAULT, (shutil.disk_usage(self.folder).free + used) // 2) if self.budget is None else self.budget
         free, wanted = budget - used, max(size, int(budget * _ALLOWANCE))
         for group in groups:
             if free >= wanted or keep is None:

@@ -5,8 +5,10 @@ So they, and a frozen guide's tokens of them, can be made by one trial and read 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from functools import lru_cache
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +16,23 @@ from torch import Tensor
 
 from guidino_tune.config.data import Data
 from guidino_tune.config.epochs import Steps, batches_per_pass, steps_per_epoch
+from guidino_tune.config.parsing import parse
 from guidino_tune.data.augmentation import make_augmentation
 from guidino_tune.data.batches import Batch, made_ahead
 from guidino_tune.data.cases import stable_hash
+from guidino_tune.data.makers import Wish
 from guidino_tune.data.patches import MARGIN, centre, cut_patch
 from guidino_tune.data.shared_views import OPEN_CHUNKS, VERSIONS, Encoder, SharedViews, in_chunks, key_of
 from guidino_tune.data.store import Arrays, ChunkStore
 from guidino_tune.data.table import CaseTable
 from guidino_tune.errors import UserError
 from guidino_tune.normalisation import normalise
+
+DECISIVE = ("normalisation", "augmentation", "patch_foreground", "image_size")
+"""Fields of ``Data`` on which a view depends besides its decoded case."""
+
+AHEAD = 3
+"""Epochs beyond the next one whose passes makers are asked for: not all, which might not be wanted in the end, nor fit on the disk."""
 
 TOGETHER = 8
 """Views that are made at once: of more, what lies between two operations does not stay in a CPU's cache."""
@@ -141,10 +151,22 @@ class TrainViews:
         first = epoch * self.num_steps
         if self._shared:
             passes = range(first // self.num_batches, (first + 2 * self.num_steps - 1) // self.num_batches + 1)  # of the next epoch too
-            self._shared.prepare(dict.fromkeys(self._source(p) for p in passes if self._passes is None or p < self._passes))
+            far = range(passes.start, passes.stop + AHEAD * self.num_steps // self.num_batches + 1)
+            near, wanted = ([*dict.fromkeys(self._source(p) for p in some if p < (self._passes or far.stop))] for some in (passes, far))
+            self._shared.prepare(near, Wish(tuple(wanted), self._recipe))
         places = [divmod(step, self.num_batches) for step in range(first, first + self.num_steps)]
         orders = {number: self.order(number) for number in dict(places)}
         return made_ahead([(number, orders[number][index]) for number, index in places], self._batch, pin)
+
+    @cached_property
+    def _recipe(self) -> dict[str, Any]:
+        """All that decides of the images of a pass, for ``views_of``."""
+        data = {name: getattr(self._data, name) for name in DECISIVE}
+        return {"key": self._views_key(), "table": str(self._table.path), "rows": self._table.rows, "data": data, "seed": self._seed}
+
+    def make_next(self, passes: Iterable[int]) -> bool:
+        """Makes the first chunk of these passes that is missing in the store and that nobody else is at; False where there is none."""
+        return self._shared is not None and self._shared.make_next(passes)
 
     def close(self) -> None:
         """Ends the preparation of further epochs."""
@@ -174,6 +196,18 @@ class TrainViews:
         data = self._data
         patch = data.patch_foreground if self._table.native else ""
         return key_of(self._table.fingerprint, data.normalisation, data.augmentation, patch, self._seed, *VERSIONS)
+
+
+def views_of(recipe: Mapping[str, Any], store: ChunkStore) -> TrainViews | None:
+    """The views of a training in another process; ``None`` where this one would make others, as with another version of a library.
+
+    Args:
+        recipe: Of a ``Wish``.
+        store: Of both.
+    """
+    data = parse(Data, {"kind": "folder", **recipe["data"]}, "recipe of views")
+    views = TrainViews(CaseTable(Path(recipe["table"]), recipe["rows"]), data, recipe["seed"], 1, store=store)
+    return views if views._views_key() == recipe["key"] else None
 
 
 def validation_batches(

@@ -89,10 +89,10 @@ def _opened(data: Data, split_file: Path) -> SearchData:
 
 
 @lru_cache(maxsize=1)
-def _store(folder: str | None, gigabytes: float | None) -> ChunkStore:
+def _store(folder: str | None, gigabytes: float | None, makers: int = 0) -> ChunkStore:
     from guidino_tune.data.store import ChunkStore
 
-    return ChunkStore(Path(folder or paths.views()), None if gigabytes is None else int(gigabytes * 1e9))
+    return ChunkStore(Path(folder or paths.views()), None if gigabytes is None else int(gigabytes * 1e9), makers=makers)
 
 
 def _start(
