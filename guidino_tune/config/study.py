@@ -214,8 +214,8 @@ class Resources:
             cluster: they may be booting, or an autoscaler adds them.
         max_failures: How often a trial whose process died is continued from its checkpoint.
         share_views: Augmented images and the frozen guide's tokens are made once per node, kept on disk, and read by all trials. Off,
-            every trial makes its own: the same ones. ``validation``: only the tokens of the validation images are kept, as ``retrain``
-            does by itself unless ``data.view_cycle`` repeats views: each of its seeds sees training images of its own, and once.
+            every trial makes its own: the same ones. ``once``: what was trained on is removed again, as ``retrain`` does by itself unless
+            ``data.view_cycle`` repeats views: each of its seeds sees training images of its own.
         views_folder: Where they are kept, best on a disk of the node itself; ``None``: ``views`` in the cache folder of the home, or, where
             that is on a network file system, ``/var/tmp/guidino_tune-UID/views`` of each node.
         views_gigabytes: Disk space for them (10^9 bytes); what was not used for longest makes room. ``None``: half of what the disk
@@ -234,7 +234,7 @@ class Resources:
     trials_per_gpu: Annotated[int | Literal["auto"] | None, BeforeValidator(_share)] = None
     wait_for_nodes: NonNegative = 900.0
     max_failures: Annotated[int, Field(ge=0, le=LARGEST), Number] = 2
-    share_views: bool | Literal["validation"] = True
+    share_views: bool | Literal["once"] = True
     views_folder: PathText | None = None
     views_gigabytes: NonNegative | None = None
     view_makers: Annotated[int | Literal["auto"], BeforeValidator(_makers)] = "auto"

@@ -72,6 +72,8 @@ class SharedViews:
         key: str,
         chunk_ids: Callable[[int], list[tuple[str, ...]]],
         make: Callable[[int, Sequence[str]], Arrays],
+        *,
+        once: bool = False,
     ) -> None:
         self.store = store
         self._encoder, self._chunk_ids, self._make = encoder, chunk_ids, make
@@ -83,6 +85,8 @@ class SharedViews:
         self._thread: ThreadPoolExecutor | None = None
         self._closed = threading.Event()
         self._makers = Makers(store.folder, store.makers, store.budget) if store.makers else None
+        self._once, self._first = once, 0  # of the passes that are wanted still
+        self._own: set[tuple[str, int]] = set()  # kind and pass of what was not there before this training asked for it
         self._whole: dict[int, int] = {}  # of a pass: so many chunks from its first one are there
 
     def batch(self, epoch: int, ids: tuple[str, ...]) -> Batch:
@@ -108,6 +112,11 @@ class SharedViews:
             epochs: Nearest first.
             wish: What makers are asked for, where there are any: the thread then leaves the images to them.
         """
+        epochs = list(epochs)
+        if self._once:
+            self._first = epochs[0] if epochs else self._first
+            self._own |= {(k, e) for k in self._kinds for e in {*epochs, *wish.passes} if not (self.store.folder / k / f"{e:05d}").exists()}
+            self._remove(self._first - 1)  # another worker of this training may still be at the end of the pass before
         if self._makers:
             self._makers.want(wish)
         if self._thread is None:
@@ -137,11 +146,19 @@ class SharedViews:
         if self._thread:
             self._thread.shutdown(wait=False, cancel_futures=True)
         self._open.clear()  # mapped files; the object itself may wait long for a collection
+        if self._once:
+            self._remove(None)
+
+    def _remove(self, before: int | None) -> None:
+        """Removes what this training had made, of passes before one, or of all."""
+        for kind, epoch in [own for own in self._own if before is None or own[1] < before]:
+            self.store.remove(f"{kind}/{epoch:05d}")
+            self._own.discard((kind, epoch))
 
     def _fill(self, epoch: int) -> None:
         try:
             for number in range(len(self._chunk_ids(epoch))):
-                if self._closed.is_set() or self.store.problem:
+                if self._closed.is_set() or self.store.problem or epoch < self._first:
                     return
                 self._leave_to_makers(f"{self._views}/{epoch:05d}/{number:04d}")
                 # Usually another trial has made it: opening it here would be the work of whoever reads it.

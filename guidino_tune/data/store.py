@@ -119,6 +119,11 @@ class ChunkStore:
         with contextlib.suppress(OSError):
             os.utime(self.folder / group)
 
+    def remove(self, group: str) -> None:
+        """Removes a group, which may be made again; whoever has mapped its files keeps reading them."""
+        with contextlib.suppress(OSError):
+            _remove(self.folder / group)
+
     def _make(self, make: Callable[[], Arrays]) -> Arrays:
         self.made += 1
         # As a file gives them back: in another memory order the same numbers would be added up in another order.
@@ -190,12 +195,7 @@ class ChunkStore:
             if free >= wanted or keep is None:
                 break
             if group.path != keep:
-                # Whoever has mapped these files keeps reading them; whoever has not makes them again.
-                for file in group.path.glob("*.arrow"):
-                    file.unlink(missing_ok=True)
-                for emptied in (group.path, group.path.parent):
-                    with contextlib.suppress(OSError):
-                        emptied.rmdir()
+                _remove(group.path)
                 free += group.size
         return max(0, min(free, wanted))
 
@@ -222,6 +222,14 @@ class _Group:
     used: float
     size: int
     path: Path
+
+
+def _remove(group: Path) -> None:
+    for file in group.glob("*.arrow"):
+        file.unlink(missing_ok=True)
+    for emptied in (group, group.parent):
+        with contextlib.suppress(OSError):
+            emptied.rmdir()
 
 
 def _write(path: Path, arrays: Arrays) -> None:

@@ -59,6 +59,7 @@ class TrainViews:
         rank: This worker, from 0.
         world_size: Number of workers.
         store: Where views are shared with other trials; ``None``: they are made here, batch by batch, with the same content.
+        once: Passes that were trained on are removed from it again, but for those that others have made.
         encoder: Its tokens of the views are shared too; without a store it is not asked.
         num_epochs: Budget of the trial: no pass after it is prepared.
         steps: Batches of an epoch, see ``config.epochs.steps_per_epoch``.
@@ -78,6 +79,7 @@ class TrainViews:
         world_size: int = 1,
         *,
         store: ChunkStore | None = None,
+        once: bool = False,
         encoder: Encoder | None = None,
         num_epochs: int | None = None,
         steps: Steps = "cases",
@@ -106,7 +108,11 @@ class TrainViews:
         self.num_steps = steps_per_epoch(steps, self.num_batches)
         """Batches of an epoch."""
         self._sequence = lru_cache(maxsize=4)(self._ordered)
-        self._shared = SharedViews(store, encoder, self._views_key(), self._chunk_ids, self._make) if store else None
+        self._shared = (
+            SharedViews(store, encoder, self._views_key(), self._chunk_ids, self._make, once=once and not data.view_cycle)
+            if store
+            else None
+        )
         self._passes = None if num_epochs is None else -(-num_epochs * self.num_steps // self.num_batches)  # that are begun
 
     def order(self, number: int) -> list[tuple[str, ...]]:

@@ -66,7 +66,7 @@ class TrainingRun:
         rank: Of this process among ``world_size`` (DDP over torch.distributed when more than one).
         reported: Epochs that the reporter already knows; later ones found in the checkpoint are told again.
         store: Where views and tokens are shared with other trials; ``None``: they are made here, with the same content.
-        share_passes: What is trained on is kept there too, and not only the tokens of validation images, which every epoch needs again.
+        views_once: What was trained on is removed from there, for no other trial sees it.
         validated: Epochs (from 1) after which the model is validated, besides the last; ``None``: all.
         micro_batches: Parts in which a batch goes through the network, one after the other, to take less memory. Gradients add up to those
             of the whole batch but for what is computed over a batch: batch normalisation, Dice and Tversky with ``batch_dice``, the hardest
@@ -87,7 +87,7 @@ class TrainingRun:
         world_size: int = 1,
         reported: int = 0,
         store: ChunkStore | None = None,
-        share_passes: bool = True,
+        views_once: bool = False,
         validated: Collection[int] | None = None,
         saved: Collection[int] = (),
         micro_batches: int = 1,
@@ -118,7 +118,7 @@ class TrainingRun:
         self.encoder = make_encoder(experiment, self.model, bf16=bf16, parts=micro_batches)
         self.views = TrainViews(
             data.train, experiment.data, training.seed, training.batch_size, rank, world_size,
-            store=store if share_passes else None, encoder=self.encoder, num_epochs=training.epochs, steps=training.steps_per_epoch,
+            store=store, once=views_once, encoder=self.encoder, num_epochs=training.epochs, steps=training.steps_per_epoch,
         )  # fmt: skip
         self._continue()
         self._saved = self.epoch

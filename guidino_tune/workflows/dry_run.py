@@ -152,8 +152,6 @@ def _gpus(resources: Resources) -> str:
 def _views(resources: Resources) -> str:
     if not resources.share_views:
         return "none: every trial makes its own"
-    if resources.share_views == "validation":
-        return f"{resources.views_folder or paths.views()}, tokens of the validation images alone"
     space = (
         "half of what the disk has for them, at most 200 GB"
         if resources.views_gigabytes is None

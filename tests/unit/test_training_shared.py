@@ -70,17 +70,23 @@ def test_on_and_off_give_the_same_loss_curve(
     assert bool(list((tmp_path / "views").glob("tokens-*"))) == encoded
 
 
-def test_only_what_validation_reads_is_kept_where_passes_are_not_shared(data: SearchData, tmp_path: Path) -> None:
-    """As in a retraining: seeds see other training images, and the same validation images."""
+def test_seeds_of_a_retraining_leave_what_validation_reads_and_what_others_made(data: SearchData, tmp_path: Path) -> None:
+    """They see other training images, and the same validation images."""
     experiment, views = made("segguidino", GUIDE), tmp_path / "views"
     other = Experiment.from_dict({**experiment.to_dict(), "training": {**experiment.to_dict()["training"], "seed": 1}})
     off = [values(run(seed, data, tmp_path / f"off{number}")) for number, seed in enumerate((experiment, other))]
     on = [
-        values(run(seed, data, tmp_path / f"on{number}", store=ChunkStore(views, 10**8), share_passes=False))
+        values(run(seed, data, tmp_path / f"on{number}", store=ChunkStore(views, 10**8), views_once=True))
         for number, seed in enumerate((experiment, other))
     ]
     assert on == off
     assert [str(file.parent.name) for file in views.rglob("*.arrow")] == ["validation"]  # of both
+    run(experiment, data, tmp_path / "searched", store=ChunkStore(views, 10**8))
+    before = sorted(views.rglob("*.arrow"))
+    store = ChunkStore(views, 10**8)
+    assert values(run(experiment, data, tmp_path / "again", store=store, views_once=True)) == off[0]
+    assert sorted(views.rglob("*.arrow")) == before  # what a search may read
+    assert store.made == 0
 
 
 def test_a_trial_that_goes_on_reads_shared_views_too(data: SearchData, tmp_path: Path) -> None:
