@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(family: str, options: argparse.Namespace, ways: Sequence[Share]) -> int:
     """Prints the lines of a family."""
     found = [[retrain(family, options, share) for share in ways] for _ in range(options.rounds)]
-    seconds, sizes, scores = ([[each[i] for each in one] for one in found] for i in range(3))
-    same = all(other == scores[0][0] for one in scores for other in one)
+    seconds, sizes = [[each[0] for each in one] for one in found], [each[1] for each in found[0]]
+    scores = [each[2] for one in found for each in one]
+    same = all(other == scores[0] for other in scores)
     about = f"{SEEDS} seeds of {options.epochs} epochs of {FAMILIES[family]['words']} at {SIZES[family]} px, {options.images} images"
     for name, way, words in (("nothing", 1, "nothing kept"), ("all", 2, "all kept")):
         report(
@@ -57,7 +58,7 @@ def compare(family: str, options: argparse.Namespace, ways: Sequence[Share]) -> 
             f"{about}: views kept for their epoch / {words}",
             ratios([one[0] for one in seconds], [one[way] for one in seconds]),
             output=options.output,
-            note=f"{sizes[0][0] / 1e6:.1f} MB / {sizes[0][way] / 1e6:.1f} MB on the disk; {'the same' if same else 'DIFFERENT'} numbers",
+            note=f"{sizes[0] / 1e6:.1f} MB / {sizes[way] / 1e6:.1f} MB on the disk; {'the same' if same else 'DIFFERENT'} numbers",
         )
     return 0 if same else 1
 
