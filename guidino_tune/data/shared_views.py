@@ -87,6 +87,7 @@ class SharedViews:
         self._makers = Makers(store.folder, store.makers, store.budget) if store.makers else None
         self._once, self._first = once, 0  # of the passes that are wanted still
         self._own: set[tuple[str, int]] = set()  # kind and pass of what was not there before this training asked for it
+        self._read: set[int] = set()
         self._whole: dict[int, int] = {}  # of a pass: so many chunks from its first one are there
 
     def batch(self, epoch: int, ids: tuple[str, ...]) -> Batch:
@@ -182,7 +183,8 @@ class SharedViews:
             chunk = self._get(epoch, number, wait=True)
             assert chunk is not None
             for kind in self._kinds:
-                self.store.use(f"{kind}/{epoch:05d}")
+                self.store.use(f"{kind}/{epoch:05d}", begun=epoch not in self._read)
+            self._read.add(epoch)
             self._open[epoch, number] = chunk
             while len(self._open) > OPEN_CHUNKS:
                 self._open.popitem(last=False)

@@ -250,7 +250,7 @@ def validation_batches(
     places = {name: (number, row) for number, names in enumerate(chunks) for row, name in enumerate(names)}
     group = f"tokens-{key_of(table.fingerprint, data.normalisation, *VERSIONS, encoder.key)}/validation" if store and encoder else ""
     if store and encoder:
-        store.use(group)
+        store.use(group, begun=True)
 
     @lru_cache(maxsize=OPEN_CHUNKS)
     def chunk(number: int) -> Arrays:
