@@ -201,7 +201,7 @@ class ChunkStore:
         """
         groups = self._groups()
         used = sum(group.size for group in groups)
-        budget = min(_DEFAULT, (shutil.disk_usage(self.folder).free + used) // 2) if self.budget is None else self.budget
+        budget = budget_of(self.budget, shutil.disk_usage(self.folder).free, used)
         free, wanted = budget - used, max(size, int(budget * _ALLOWANCE))
         for group in groups:
             if free >= wanted or keep is None:
@@ -235,6 +235,11 @@ class ChunkStore:
             return needed, fresh, group.readers if needed else 0, group.used
 
         return sorted(groups, key=wanted)
+
+
+def budget_of(asked: int | None, free: int, used: int = 0) -> int:
+    """Bytes that the files may take: as many as were asked for, else half of what the disk has for them, at most 200 GB."""
+    return min(_DEFAULT, (free + used) // 2) if asked is None else asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,9 +59,8 @@ class TokenEncoder:
             raise ValueError("tokens of a backbone that learns cannot be kept")
         self.backbone, self.guide, self.request, self.bf16, self.batch_size = backbone, guide, request, bf16, batch_size
         self.view = view or GuideView()
-        last = backbone.shape.num_layers - 1 if request.final_norm else None  # of what gives the last map, bit for bit
-        self.names = ("last", *("last" if layer == last else f"layer_{layer}" for layer in request.layers))
-        self._layers = tuple(dict.fromkeys(layer for layer in request.layers if layer != last))
+        self._layers = kept_layers(request, backbone.shape.num_layers)
+        self.names = ("last", *(f"layer_{layer}" if layer in self._layers else "last" for layer in request.layers))
 
     @property
     def key(self) -> str:
@@ -95,6 +94,11 @@ class TokenEncoder:
             features = self.backbone(self.view(images.to(device).float()), self._layers, self.request.final_norm)
             layers = {f"layer_{layer}": _half(x) for layer, x in zip(self._layers, features.layers, strict=True)}
             return {"last": _half(features.last), **layers}
+
+
+def kept_layers(request: FeatureRequest, num_layers: int) -> tuple[int, ...]:
+    """Whose maps are kept besides the last one: each once; the last layer with the final norm has it, bit for bit."""
+    return tuple(dict.fromkeys(layer for layer in request.layers if layer != num_layers - 1 or not request.final_norm))
 
 
 def make_encoder(experiment: Experiment, model: GuidedSegmenter, *, bf16: bool, parts: int = 1) -> TokenEncoder | None:
