@@ -6,11 +6,11 @@ import hashlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -106,20 +106,20 @@ class SharedViews:
         tokens = tuple(found[name] for name in self._encoder.names) if self._encoder else ()
         return Batch(found["images"], found["masks"], ids, tokens)
 
-    def prepare(self, epochs: Iterable[int], wish: Wish) -> None:
+    def prepare(self, epochs: Sequence[int], ahead: Sequence[int], recipe: Callable[[], Mapping[str, Any]]) -> None:
         """Makes the missing chunks of these epochs, in a thread, once it is done with earlier ones.
 
         Args:
             epochs: Nearest first.
-            wish: What makers are asked for, where there are any: the thread then leaves the images to them.
+            ahead: These and further ones, which makers are asked for, where there are any: the thread then leaves the images to them.
+            recipe: See ``makers.Wish``.
         """
-        epochs = list(epochs)
         if self._once:
             self._first = epochs[0] if epochs else self._first
-            self._own |= {(k, e) for k in self._kinds for e in {*epochs, *wish.passes} if not (self.store.folder / k / f"{e:05d}").exists()}
+            self._own |= {(k, e) for k in self._kinds for e in ahead if not (self.store.folder / k / f"{e:05d}").exists()}
             self._remove(self._first - 1)  # another worker of this training may still be at the end of the pass before
         if self._makers:
-            self._makers.want(wish)
+            self._makers.want(Wish(tuple(ahead), recipe()))
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="shared views")
         for epoch in epochs:

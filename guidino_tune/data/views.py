@@ -20,7 +20,6 @@ from guidino_tune.config.parsing import parse
 from guidino_tune.data.augmentation import make_augmentation
 from guidino_tune.data.batches import Batch, made_ahead
 from guidino_tune.data.cases import stable_hash
-from guidino_tune.data.makers import Wish
 from guidino_tune.data.patches import MARGIN, centre, cut_patch
 from guidino_tune.data.shared_views import OPEN_CHUNKS, VERSIONS, Encoder, SharedViews, in_chunks, key_of
 from guidino_tune.data.store import Arrays, ChunkStore
@@ -159,14 +158,14 @@ class TrainViews:
             passes = range(first // self.num_batches, (first + 2 * self.num_steps - 1) // self.num_batches + 1)  # of the next epoch too
             far = range(passes.start, passes.stop + AHEAD * self.num_steps // self.num_batches + 1)
             near, wanted = ([*dict.fromkeys(self._source(p) for p in some if p < (self._passes or far.stop))] for some in (passes, far))
-            self._shared.prepare(near, Wish(tuple(wanted), self._recipe))
+            self._shared.prepare(near, wanted, lambda: self._recipe)
         places = [divmod(step, self.num_batches) for step in range(first, first + self.num_steps)]
         orders = {number: self.order(number) for number in dict(places)}
         return made_ahead([(number, orders[number][index]) for number, index in places], self._batch, pin)
 
     @cached_property
     def _recipe(self) -> dict[str, Any]:
-        """All that decides of the images of a pass, for ``views_of``."""
+        """All that decides about the images of a pass, for ``views_of``."""
         data = {name: getattr(self._data, name) for name in DECISIVE}
         return {"key": self._views_key(), "table": str(self._table.path), "rows": self._table.rows, "data": data, "seed": self._seed}
 
@@ -208,7 +207,7 @@ def views_of(recipe: Mapping[str, Any], store: ChunkStore) -> TrainViews | None:
     """The views of a training in another process; ``None`` where this one would make others, as with another version of a library.
 
     Args:
-        recipe: Of a ``Wish``.
+        recipe: Of a ``makers.Wish``.
         store: Of both.
     """
     data = parse(Data, {"kind": "folder", **recipe["data"]}, "recipe of views")
