@@ -53,8 +53,8 @@ def work(store: ChunkStore, idle: float = IDLE) -> None:
         for name in known.keys() - found.keys():
             del known[name]
         for name, wish in found.items():
-            wanted = time.monotonic()
             made |= _make_one(store, known, name, wish)
+            wanted = time.monotonic()  # not before: a chunk may take longer than the patience of an idle maker
         if not made:
             time.sleep(_LOOK)
 
