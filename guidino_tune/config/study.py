@@ -215,7 +215,9 @@ class Resources:
         max_failures: How often a trial whose process died is continued from its checkpoint.
         share_views: Augmented images and the frozen guide's tokens are made once per node, kept on disk, and read by all trials. Off,
             every trial makes its own: the same ones. ``once``: what was trained on is removed again, as ``retrain`` does by itself unless
-            ``data.view_cycle`` repeats views: each of its seeds sees training images of its own.
+            ``data.view_cycle`` repeats views: each of its seeds sees training images of its own. ``device``: every trial augments its own
+            images on its GPU, and tokens of validation images alone are kept; for nodes whose cores or disks are too slow for their GPUs.
+            A GPU rounds otherwise: such trials differ from others in the last digits, so that a study stays with one way.
         views_folder: Where they are kept, best on a disk of the node itself; ``None``: ``views`` in the cache folder of the home, or, where
             that is on a network file system, ``/var/tmp/guidino_tune-UID/views`` of each node.
         views_gigabytes: Disk space for them (10^9 bytes); what was not used for longest makes room. ``None``: half of what the disk
@@ -234,7 +236,7 @@ class Resources:
     trials_per_gpu: Annotated[int | Literal["auto"] | None, BeforeValidator(_share)] = None
     wait_for_nodes: NonNegative = 900.0
     max_failures: Annotated[int, Field(ge=0, le=LARGEST), Number] = 2
-    share_views: bool | Literal["once"] = True
+    share_views: bool | Literal["once", "device"] = True
     views_folder: PathText | None = None
     views_gigabytes: NonNegative | None = None
     view_makers: Annotated[int | Literal["auto"], BeforeValidator(_makers)] = "auto"

@@ -29,8 +29,8 @@ class Batch:
     tokens: tuple[Tensor, ...] = ()
 
     def pinned(self) -> Batch:
-        """A copy in memory from which a GPU can read while the CPU works on."""
-        return self._each(Tensor.pin_memory)
+        """A copy in memory from which a GPU can read while the CPU works on; what lies on a GPU stays there."""
+        return self._each(lambda x: x.pin_memory() if x.device.type == "cpu" else x)
 
     def split(self, parts: int) -> list[Batch]:
         """Cuts the batch into at most so many parts of about equal size."""

@@ -62,6 +62,8 @@ class TrainViews:
         encoder: Its tokens of the views are shared too; without a store it is not asked.
         num_epochs: Budget of the trial: no pass after it is prepared.
         steps: Batches of an epoch, see ``config.epochs.steps_per_epoch``.
+        device: Where views that are not shared are augmented, and stay; ``None``: on the CPU. They equal those of the CPU to the rounding
+            of float16.
 
     Raises:
         UserError: ``batch_size`` cannot be shared equally, or there are too few cases for one batch.
@@ -82,6 +84,7 @@ class TrainViews:
         encoder: Encoder | None = None,
         num_epochs: int | None = None,
         steps: Steps = "cases",
+        device: torch.device | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size} workers")
@@ -93,7 +96,7 @@ class TrainViews:
             )
         self._table = table
         self._data = data
-        self._seed = seed
+        self._seed, self._device = seed, device
         self._batch_size = batch_size
         self._share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self.num_batches = batches_per_pass(len(table), batch_size, world_size)
@@ -129,7 +132,7 @@ class TrainViews:
     def _augmented(self, number: int, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
         seeds = [view_seed(self._seed, self._source(number), name) for name in ids]
         cases = [self._case(name, seed) for name, seed in zip(ids, seeds, strict=True)]
-        images, masks = (torch.stack(tensors) for tensors in zip(*cases, strict=True))
+        images, masks = (torch.stack(tensors).to(self._device or "cpu") for tensors in zip(*cases, strict=True))
         images, masks = make_augmentation(self._data.augmentation)(images, masks, seeds)
         if self._table.native:
             images, masks = centre(images, self._data.image_size), centre(masks, self._data.image_size)

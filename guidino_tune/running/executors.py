@@ -117,7 +117,7 @@ def _start(
         run = TrainingRun(
             experiment, _opened(experiment.data, Path(config["split_file"])), reporter,
             device=device, rank=rank, world_size=world_size, reported=config["reported"], micro_batches=parts,
-            store=reporter.store, views_once=config.get("views_once", False), validated=config.get("validated"),
+            store=reporter.store, share_views=config.get("share_views", True), validated=config.get("validated"),
             saved=config.get("rungs", ()), measure=config.get("measure", False), time_left=config.get("until", math.inf) - time.time(),
         )  # fmt: skip
         if rank == 0:

@@ -155,6 +155,8 @@ def _gpus(resources: Resources) -> str:
 def _views(space: Space, train: int, validation: int) -> list[str]:
     if not space.resources.share_views:
         return ["none: every trial makes its own"]
+    if space.resources.share_views == "device":
+        return [f"{space.resources.views_folder or paths.views()}, tokens of the validation images alone: every trial makes its own"]
     return views_in_words(kinds(examples(space), train, validation, space.resources.workers), space.resources)
 
 

@@ -203,9 +203,9 @@ def retrain_model(
         return _retrain(job, seeds or 3)
 
 
-def _shared(experiment: Experiment, resources: Resources) -> bool | Literal["once"]:
+def _shared(experiment: Experiment, resources: Resources) -> bool | Literal["once", "device"]:
     """How long views are kept: each seed sees training images of its own, and unless they repeat each of them once."""
-    return resources.share_views if not resources.share_views or experiment.data.view_cycle else "once"
+    return "once" if resources.share_views is True and not experiment.data.view_cycle else resources.share_views
 
 
 def _described(what: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], Path | None]:

@@ -118,6 +118,6 @@ def test_weights_that_are_gone_are_a_message(trainings: list[Training], tmp_path
 def test_seeds_of_a_retraining_keep_what_is_read_again() -> None:
     once = make_experiment()
     again = dataclasses.replace(once, data=dataclasses.replace(once.data, view_cycle=2))
-    for asked, shared in ((True, "once"), ("once", "once"), (False, False)):
+    for asked, shared in ((True, "once"), ("once", "once"), ("device", "device"), (False, False)):
         assert _shared(once, Resources(share_views=asked)) == shared  # type: ignore[arg-type]
         assert _shared(again, Resources(share_views=asked)) == asked  # type: ignore[arg-type]

@@ -76,7 +76,7 @@ def test_seeds_of_a_retraining_leave_what_validation_reads_and_what_others_made(
     other = Experiment.from_dict({**experiment.to_dict(), "training": {**experiment.to_dict()["training"], "seed": 1}})
     off = [values(run(seed, data, tmp_path / f"off{number}")) for number, seed in enumerate((experiment, other))]
     on = [
-        values(run(seed, data, tmp_path / f"on{number}", store=ChunkStore(views, 10**8), views_once=True))
+        values(run(seed, data, tmp_path / f"on{number}", store=ChunkStore(views, 10**8), share_views="once"))
         for number, seed in enumerate((experiment, other))
     ]
     assert on == off
@@ -84,9 +84,17 @@ def test_seeds_of_a_retraining_leave_what_validation_reads_and_what_others_made(
     run(experiment, data, tmp_path / "searched", store=ChunkStore(views, 10**8))
     before = sorted(views.rglob("*.arrow"))
     store = ChunkStore(views, 10**8)
-    assert values(run(experiment, data, tmp_path / "again", store=store, views_once=True)) == off[0]
+    assert values(run(experiment, data, tmp_path / "again", store=store, share_views="once")) == off[0]
     assert sorted(views.rglob("*.arrow")) == before  # what a search may read
     assert store.made == 0
+
+
+def test_a_trial_that_augments_on_its_device_keeps_validation_tokens_alone(data: SearchData, tmp_path: Path) -> None:
+    """Here the device is the CPU, and so the numbers are the same."""
+    experiment, views = made("segguidino", GUIDE), tmp_path / "views"
+    off = values(run(experiment, data, tmp_path / "off"))
+    assert values(run(experiment, data, tmp_path / "on", store=ChunkStore(views, 10**8), share_views="device")) == off
+    assert [file.parent.name for file in views.rglob("*.arrow")] == ["validation"]
 
 
 def test_a_trial_that_goes_on_reads_shared_views_too(data: SearchData, tmp_path: Path) -> None:
