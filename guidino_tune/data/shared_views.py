@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ CHUNK = 32
 """Views per stored chunk: the unit that one process makes while others wait. Any batch size fits: chunks follow the epoch's order."""
 
 _LOOK = 0.1  # seconds between two looks at what makers have made
+_PATIENCE = 30.0  # seconds that makers may take for a chunk, with those of other trainings before it
 
 OPEN_CHUNKS = 4
 """Chunks that stay mapped; batches walk through them in order."""
@@ -137,6 +139,7 @@ class SharedViews:
                         self._whole[epoch] = number + 1
                 elif self._images(epoch, number, wait=False) is not None:
                     return True
+        self._whole.clear()  # what is removed to make room is missing again
         return False
 
     def close(self) -> None:
@@ -170,10 +173,11 @@ class SharedViews:
             log.exception("a chunk of epoch %d could not be prepared", epoch)
 
     def _leave_to_makers(self, images: str) -> None:
-        """Waits while there are makers and the chunk is not there. Whoever needs it before makes it; here are tokens to be made of it."""
-        makers = self._makers
+        """Waits a while for a chunk that makers may be about to make. Whoever needs it before makes it; here are tokens to be made of it."""
+        makers, begun = self._makers, time.monotonic()
         while makers and not self.store.has(images) and not self.store.problem and makers.at_work and not self._closed.wait(_LOOK):
-            pass
+            if time.monotonic() - begun > _PATIENCE:
+                return
 
     def _positions(self, epoch: int) -> dict[str, int]:
         return {name: row for row, name in enumerate(name for ids in self._chunk_ids(epoch) for name in ids)}

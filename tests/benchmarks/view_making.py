@@ -50,6 +50,7 @@ SIZE = 256
 AIM_CPU, AIM_PROCESSES = 0.4, 0.55
 PATIENCE = 600  # seconds
 PASSES = 2
+"""That a trial asks for at once."""
 
 
 class Training:
@@ -76,10 +77,8 @@ class Training:
         views = TrainViews(self.table, self.data, 0, 4, store=store, num_epochs=passes)
         if makers:
             self._warm(store)
-        batches = views.epoch(0)  # of a pass that the trial makes as it goes; its thread, or the makers, go on with the next
+        batches = views.epoch(0)  # asks for this pass and the next one
         next(batches)
-        for epoch in range(1, passes):  # what training would ask for, epoch by epoch
-            views.epoch(epoch)
         steps, begun = [], time.perf_counter()
         while self._missing(views, passes) and time.perf_counter() - begun < PATIENCE:
             steps.append(seconds_of(self.step))
