@@ -173,7 +173,7 @@ class SharedViews:
             log.exception("a chunk of epoch %d could not be prepared", epoch)
 
     def _leave_to_makers(self, images: str) -> None:
-        """Waits a while for a chunk that makers may be about to make. Whoever needs it before makes it; here are tokens to be made of it."""
+        """Waits a while for a chunk that makers may be about to make. Who needs it before makes it; here are tokens to be made of it."""
         makers, begun = self._makers, time.monotonic()
         while makers and not self.store.has(images) and not self.store.problem and makers.at_work and not self._closed.wait(_LOOK):
             if time.monotonic() - begun > _PATIENCE:
