@@ -19,6 +19,7 @@ from PIL import Image
 from table_helpers import table_of
 from test_data_views_shared import DATA, Means, same
 
+from guidino_tune.config import Resources
 from guidino_tune.data import makers as module
 from guidino_tune.data import sealed
 from guidino_tune.data.cases import Case
@@ -194,6 +195,9 @@ def test_how_many() -> None:
     assert [number_of("auto", cpus, 1.0) for cpus in (1, 2, 3, 6, 64)] == [0, 0, 1, 4, 8]
     assert number_of("auto", 64, 0.0) == 0
     assert number_of(3, 2, 0.0) == 3
+    for wrong in (-1, 65, 1.5, True, "many"):
+        with pytest.raises(ValueError, match="from 0 to 64"):
+            Resources(view_makers=wrong)  # type: ignore[arg-type]
     assert module.SEAL == sealed.SEAL == environment.SEAL
 
 
