@@ -201,6 +201,12 @@ def _share(value: Any) -> Any:
     raise ValueError("a whole number from 1 to 64 is needed, or auto")
 
 
+def _makers(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and 0 <= value <= 64):
+        return value
+    raise ValueError("a whole number from 0 to 64 is needed, or auto")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Resources:
     """What one trial may use, and how many run side by side.
@@ -223,11 +229,17 @@ class Resources:
             cluster: they may be booting, or an autoscaler adds them.
         max_failures: How often a trial whose process died is continued from its checkpoint.
         share_views: Augmented images and the frozen guide's tokens are made once per node, kept on disk, and read by all trials. Off,
-            every trial makes its own: the same ones.
+            every trial makes its own: the same ones. ``once``: what was trained on is removed again, as ``retrain`` does by itself unless
+            ``data.view_cycle`` repeats views: each of its seeds sees training images of its own. ``device``: every trial augments its own
+            images on its GPU, and tokens of validation images alone are kept; for nodes whose cores or disks are too slow for their GPUs.
+            A GPU rounds otherwise: such trials differ from others in the last digits, so that a study stays with one way.
         views_folder: Where they are kept, best on a disk of the node itself; ``None``: ``views`` in the cache folder of the home, or, where
             that is on a network file system, ``/var/tmp/guidino_tune-UID/views`` of each node.
         views_gigabytes: Disk space for them (10^9 bytes); what was not used for longest makes room. ``None``: half of what the disk
             has for them, at most 200.
+        view_makers: Processes of each node that make augmented images ahead of its trials, of one thread and 300 MB each; they end with
+            the trials. ``0``: a thread of each trial makes them. ``auto``: on CPUs 0, for trials leave no core idle there; with GPUs as
+            many as a trial has cores beyond two, at most 8. With any number trials give the same results.
     """
 
     executor: Literal["auto", "actor", "train"] = "auto"
@@ -239,9 +251,10 @@ class Resources:
     trials_per_gpu: Annotated[int | Literal["auto"] | None, BeforeValidator(_share)] = None
     wait_for_nodes: NonNegative = 900.0
     max_failures: Annotated[int, Field(ge=0, le=LARGEST), Number] = 2
-    share_views: bool = True
+    share_views: bool | Literal["once", "device"] = True
     views_folder: PathText | None = None
     views_gigabytes: NonNegative | None = None
+    view_makers: Annotated[int | Literal["auto"], BeforeValidator(_makers)] = "auto"
 
     @model_validator(mode="after")
     def _one_share(self) -> Resources:

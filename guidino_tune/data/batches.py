@@ -19,7 +19,8 @@ class Batch:
         images: (B, C, S, S), normalised; float16 in training (11 bits, of a pixel that has 8), float32 in validation.
         masks: uint8 (B, 1, S, S) of 0 and 1, or of labels 0 to the number of classes.
         ids: The B case ids.
-        tokens: Maps of the guide, as the encoder gave them; empty where the guide has to be run.
+        tokens: Maps of the guide, in the order of the encoder's names; the same tensor wherever a name stands twice. Empty where the guide
+            has to be run.
     """
 
     images: Tensor
@@ -28,10 +29,8 @@ class Batch:
     tokens: tuple[Tensor, ...] = ()
 
     def pinned(self) -> Batch:
-        """A copy in memory from which a GPU can read while the CPU works on."""
-        return replace(
-            self, images=self.images.pin_memory(), masks=self.masks.pin_memory(), tokens=tuple(map(Tensor.pin_memory, self.tokens))
-        )
+        """A copy in memory from which a GPU can read while the CPU works on; what lies on a GPU stays there."""
+        return self._each(lambda x: x.pin_memory() if x.device.type == "cpu" else x)
 
     def split(self, parts: int) -> list[Batch]:
         """Cuts the batch into at most so many parts of about equal size."""
@@ -42,8 +41,12 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Moves all to a device, then makes it float32: the smaller numbers of the storage are copied, and the CPU does not wait."""
-        images, masks, *tokens = (x.to(device, non_blocking=True).float() for x in (self.images, self.masks, *self.tokens))
-        return Batch(images, masks, self.ids, tuple(tokens))
+        return self._each(lambda x: x.to(device, non_blocking=True).float())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """A copy with every tensor changed, each once."""
+        changed = {id(x): change(x) for x in {id(x): x for x in self.tokens}.values()}
+        return replace(self, images=change(self.images), masks=change(self.masks), tokens=tuple(changed[id(x)] for x in self.tokens))
 
 
 def made_ahead(

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from guidino_tune.data.batches import Batch
+from guidino_tune.data.makers import Makers, Wish
 from guidino_tune.data.store import Arrays, ChunkStore
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,9 @@ VERSIONS = tuple(version(name) for name in ("torch", "numpy", "Pillow"))
 CHUNK = 32
 """Views per stored chunk: the unit that one process makes while others wait. Any batch size fits: chunks follow the epoch's order."""
 
+_LOOK = 0.1  # seconds between two looks at what makers have made
+_PATIENCE = 30.0  # seconds that makers may take for a chunk, with those of other trainings before it
+
 OPEN_CHUNKS = 4
 """Chunks that stay mapped; batches walk through them in order."""
 
@@ -41,8 +46,12 @@ class Encoder(Protocol):
     def key(self) -> str:
         """Says all that the tokens depend on besides the image: weights, layers, precision."""
 
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the maps that a batch has, in their order; one that is asked for twice is made and kept once."""
+
     def __call__(self, images: Tensor) -> Arrays:
-        """Maps of (N, C, S, S) images, by name, in an order that is always the same; each of N rows."""
+        """Maps of (N, C, S, S) images, by name; each of N rows."""
 
 
 def key_of(*parts: object) -> str:
@@ -65,6 +74,8 @@ class SharedViews:
         key: str,
         chunk_ids: Callable[[int], list[tuple[str, ...]]],
         make: Callable[[int, Sequence[str]], Arrays],
+        *,
+        once: bool = False,
     ) -> None:
         self.store = store
         self._encoder, self._chunk_ids, self._make = encoder, chunk_ids, make
@@ -75,6 +86,11 @@ class SharedViews:
         self._rows = lru_cache(maxsize=2)(self._positions)
         self._thread: ThreadPoolExecutor | None = None
         self._closed = threading.Event()
+        self._makers = Makers(store.folder, store.makers, store.budget) if store.makers else None
+        self._once, self._first = once, 0  # of the passes that are wanted still
+        self._own: set[tuple[str, int]] = set()  # kind and pass of what was not there before this training asked for it
+        self._read: set[int] = set()
+        self._whole: dict[int, int] = {}  # of a pass: so many chunks from its first one are there
 
     def batch(self, epoch: int, ids: tuple[str, ...]) -> Batch:
         """Views in this order. Where they follow each other in one chunk, as in an epoch's own order, nothing is copied."""
@@ -88,34 +104,80 @@ class SharedViews:
                 return torch.from_numpy(chunks[number][name][first : first + len(rows)])
             return torch.from_numpy(np.stack([chunks[row // CHUNK][name][row % CHUNK] for row in rows]))
 
-        images, masks, *tokens = (views_of(name) for name in chunks[number])
-        return Batch(images, masks, ids, tuple(tokens))
+        found = {name: views_of(name) for name in chunks[number]}
+        tokens = tuple(found[name] for name in self._encoder.names) if self._encoder else ()
+        return Batch(found["images"], found["masks"], ids, tokens)
 
-    def prepare(self, epochs: Iterable[int]) -> None:
-        """Makes the missing chunks of these epochs, in a thread, once it is done with earlier ones."""
+    def prepare(self, epochs: Sequence[int], ahead: Sequence[int], recipe: Callable[[], Mapping[str, Any]]) -> None:
+        """Makes the missing chunks of these epochs, in a thread, once it is done with earlier ones.
+
+        Args:
+            epochs: Nearest first.
+            ahead: These and further ones, which makers are asked for, where there are any: the thread then leaves the images to them.
+            recipe: See ``makers.Wish``.
+        """
+        if self._once:
+            self._first = epochs[0] if epochs else self._first
+            self._own |= {(k, e) for k in self._kinds for e in ahead if not (self.store.folder / k / f"{e:05d}").exists()}
+            self._remove(self._first - 1)  # another worker of this training may still be at the end of the pass before
+        if self._makers:
+            self._makers.want(Wish(tuple(ahead), recipe()))
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="shared views")
         for epoch in epochs:
             self._thread.submit(self._fill, epoch)
 
+    def make_next(self, epochs: Iterable[int]) -> bool:
+        """Makes the first missing chunk of images, of these epochs, that nobody else is at; False where there is none."""
+        for epoch in epochs:
+            chunks = self._chunk_ids(epoch)
+            for number in range(self._whole.get(epoch, 0), len(chunks)):
+                if self.store.problem:
+                    return False
+                if self.store.has(f"{self._views}/{epoch:05d}/{number:04d}"):
+                    if number == self._whole.get(epoch, 0):
+                        self._whole[epoch] = number + 1
+                elif self._images(epoch, number, wait=False) is not None:
+                    return True
+        self._whole.clear()  # what is removed to make room is missing again
+        return False
+
     def close(self) -> None:
         """Lets the thread end with the chunk that it is making."""
         self._closed.set()
+        if self._makers:
+            self._makers.close()
         if self._thread:
             self._thread.shutdown(wait=False, cancel_futures=True)
         self._open.clear()  # mapped files; the object itself may wait long for a collection
+        if self._once:
+            self._remove(None)
+
+    def _remove(self, before: int | None) -> None:
+        """Removes what this training had made, of passes before one, or of all."""
+        for kind, epoch in [own for own in self._own if before is None or own[1] < before]:
+            self.store.remove(f"{kind}/{epoch:05d}")
+            self._own.discard((kind, epoch))
 
     def _fill(self, epoch: int) -> None:
         try:
             for number in range(len(self._chunk_ids(epoch))):
-                if self._closed.is_set() or self.store.problem:
+                if self._closed.is_set() or self.store.problem or epoch < self._first:
                     return
+                self._leave_to_makers(f"{self._views}/{epoch:05d}/{number:04d}")
                 # Usually another trial has made it: opening it here would be the work of whoever reads it.
                 if not all(self.store.has(f"{kind}/{epoch:05d}/{number:04d}") for kind in self._kinds):
                     self._get(epoch, number, wait=False)
         except Exception:
             # Whoever needs the chunk meets the same error where it can be told.
             log.exception("a chunk of epoch %d could not be prepared", epoch)
+
+    def _leave_to_makers(self, images: str) -> None:
+        """Waits a while for a chunk that makers may be about to make. Who needs it before makes it; here are tokens to be made of it."""
+        makers, begun = self._makers, time.monotonic()
+        while makers and not self.store.has(images) and not self.store.problem and makers.at_work and not self._closed.wait(_LOOK):
+            if time.monotonic() - begun > _PATIENCE:
+                return
 
     def _positions(self, epoch: int) -> dict[str, int]:
         return {name: row for row, name in enumerate(name for ids in self._chunk_ids(epoch) for name in ids)}
@@ -125,17 +187,22 @@ class SharedViews:
             chunk = self._get(epoch, number, wait=True)
             assert chunk is not None
             for kind in self._kinds:
-                self.store.use(f"{kind}/{epoch:05d}")
+                self.store.use(f"{kind}/{epoch:05d}", begun=epoch not in self._read)
+            self._read.add(epoch)
             self._open[epoch, number] = chunk
             while len(self._open) > OPEN_CHUNKS:
                 self._open.popitem(last=False)
         return self._open[epoch, number]
 
     def _get(self, epoch: int, number: int, *, wait: bool) -> Arrays | None:
-        ids, place = self._chunk_ids(epoch)[number], f"{epoch:05d}/{number:04d}"
-        views = self.store.get(f"{self._views}/{place}", lambda: self._make(epoch, ids), wait=wait)
+        views = self._images(epoch, number, wait=wait)
         if views is None or self._encoder is None:
             return views
         encoder = self._encoder
+        place = f"{epoch:05d}/{number:04d}"
         tokens = self.store.get(f"{self._tokens}/{place}", lambda: encoder(torch.from_numpy(views["images"])), wait=wait)
         return None if tokens is None else {**views, **tokens}
+
+    def _images(self, epoch: int, number: int, *, wait: bool) -> Arrays | None:
+        ids = self._chunk_ids(epoch)[number]
+        return self.store.get(f"{self._views}/{epoch:05d}/{number:04d}", lambda: self._make(epoch, ids), wait=wait)

@@ -44,6 +44,9 @@ _LOCKS = 256  # files for all chunks of a kind together: two chunks that share o
 CHUNK_PATIENCE = 600.0  # seconds to wait for whoever makes a chunk; then it is made twice, which costs time alone
 _STALE = 600.0  # seconds after which an unfinished file has lost its writer
 _DEFAULT = 200 * 10**9  # bytes at most, where nobody has said how many
+_LEFT = 900.0  # seconds without any use of a kind after which no training is taken to need it
+_MOMENT = 120.0  # seconds: what was read since then is what trainings are at
+_READERS = "readers"
 _ALLOWANCE = 1 / 128  # of the budget: what a process may write before it looks again at what the others have written
 
 
@@ -52,23 +55,26 @@ class ChunkStore:
 
     A chunk is named ``KIND-KEY/GROUP/NUMBER``, where the key says all that its content depends on, so that a chunk never changes. It is
     made by the first who asks for it while the others wait, appears under its name only when it is whole, and is made again where it was
-    damaged or removed. When the budget is used up, the groups that were not used for longest are removed. When nothing can be written
+    damaged or removed. When the budget is used up, groups are removed: first of kinds that nobody uses now, those that were not used for
+    longest; then those that fewest trainings have read, unless they were used a moment ago. When nothing can be written
     (the disk is full, the folder is read-only), chunks are made without being kept, and some minutes later it is tried again.
 
     Args:
         folder: Of all studies of this node; made if missing. What it holds besides chunks is left alone.
         budget: Bytes that the files may take; each process may exceed it by a 128th. ``None``: half of what the disk has for them, at
             most 200 GB.
+        makers: Processes of the node that may fill it ahead of the trials, see ``makers``.
 
     Attributes:
         made: Chunks that this object made.
     """
 
-    def __init__(self, folder: Path, budget: int | None = None) -> None:
+    def __init__(self, folder: Path, budget: int | None = None, *, makers: int = 0) -> None:
         self.folder = folder
         self.made = 0
+        self.makers, self.budget = makers, budget
         self._problem, self._again = "", 0.0
-        self._budget, self._allowance = budget, 0
+        self._allowance = 0
 
     @property
     def problem(self) -> str:
@@ -112,10 +118,23 @@ class ChunkStore:
         """Whether the chunk of that name is there, without opening it: it may still prove damaged, and is then made again."""
         return (self.folder / f"{name}.arrow").exists()
 
-    def use(self, group: str) -> None:
-        """Notes that the chunks of ``KIND-KEY/GROUP`` are in use now: they are the last to be removed."""
+    def use(self, group: str, *, begun: bool = False) -> None:
+        """Notes that the chunks of ``KIND-KEY/GROUP`` are in use now: they are the last to be removed.
+
+        Args:
+            group: As above.
+            begun: By a training that has not read it before: it counts among its readers.
+        """
         with contextlib.suppress(OSError):
+            if begun:
+                with open(self.folder / group / _READERS, "ab") as file:
+                    file.write(b".")  # one byte each, which no two writers lose
             os.utime(self.folder / group)
+
+    def remove(self, group: str) -> None:
+        """Removes a group, which may be made again; whoever has mapped its files keeps reading them."""
+        with contextlib.suppress(OSError):
+            _remove(self.folder / group)
 
     def _make(self, make: Callable[[], Arrays]) -> Arrays:
         self.made += 1
@@ -174,7 +193,7 @@ class ChunkStore:
         return True
 
     def _evict(self, size: int, keep: Path | None) -> int:
-        """Removes the groups that were not used for longest until there is room for ``size`` bytes; gives what may be written now.
+        """Removes the groups that are least wanted until there is room for ``size`` bytes; gives what may be written now.
 
         Args:
             size: Of the chunk that is to be kept.
@@ -182,23 +201,18 @@ class ChunkStore:
         """
         groups = self._groups()
         used = sum(group.size for group in groups)
-        budget = min(_DEFAULT, (shutil.disk_usage(self.folder).free + used) // 2) if self._budget is None else self._budget
+        budget = budget_of(self.budget, shutil.disk_usage(self.folder).free, used)
         free, wanted = budget - used, max(size, int(budget * _ALLOWANCE))
         for group in groups:
             if free >= wanted or keep is None:
                 break
             if group.path != keep:
-                # Whoever has mapped these files keeps reading them; whoever has not makes them again.
-                for file in group.path.glob("*.arrow"):
-                    file.unlink(missing_ok=True)
-                for emptied in (group.path, group.path.parent):
-                    with contextlib.suppress(OSError):
-                        emptied.rmdir()
+                _remove(group.path)
                 free += group.size
         return max(0, min(free, wanted))
 
     def _groups(self) -> list[_Group]:
-        """All groups, the one that was not used for longest first; removes what dead writers left."""
+        """All groups, the least wanted first; removes what dead writers left."""
         groups = []
         for entry in self.folder.iterdir():
             # Others write and remove at the same time: what is gone is no group any more.
@@ -209,17 +223,42 @@ class ChunkStore:
                     for path in entry.iterdir():
                         with contextlib.suppress(FileNotFoundError):
                             files = [file.stat().st_size for file in path.glob("*.arrow")]
-                            groups.append(_Group(path.stat().st_mtime, sum(files), path))
-        return sorted(groups, key=lambda group: group.used)
+                            read = path / _READERS
+                            readers = read.stat().st_size if read.exists() else 0
+                            groups.append(_Group(path.stat().st_mtime, sum(files), readers, path))
+        now = time.time()
+        kinds = {kind: max(group.used for group in groups if group.path.parent == kind) for kind in {group.path.parent for group in groups}}
+
+        def wanted(group: _Group) -> tuple[bool, bool, int, float]:
+            needed = now - kinds[group.path.parent] < _LEFT
+            fresh = now - group.used < (_MOMENT if group.readers else _LEFT)  # what nobody has read yet was made for the next epoch
+            return needed, fresh, group.readers if needed else 0, group.used
+
+        return sorted(groups, key=wanted)
+
+
+def budget_of(asked: int | None, free: int, used: int = 0) -> int:
+    """Bytes that the files may take: as many as were asked for, else half of what the disk has for them, at most 200 GB."""
+    return min(_DEFAULT, (free + used) // 2) if asked is None else asked
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """When it was used last (Unix seconds), and its bytes."""
+    """When it was used last (Unix seconds), its bytes, and by how many trainings it was read."""
 
     used: float
     size: int
+    readers: int
     path: Path
+
+
+def _remove(group: Path) -> None:
+    for file in group.glob("*.arrow"):
+        file.unlink(missing_ok=True)
+    (group / _READERS).unlink(missing_ok=True)
+    for emptied in (group, group.parent):
+        with contextlib.suppress(OSError):
+            emptied.rmdir()
 
 
 def _write(path: Path, arrays: Arrays) -> None:

@@ -79,8 +79,13 @@ class CaseTable:
         self.skipped: tuple[str, ...] = tuple(text for text in problems if text)
         self._rows = tuple(rows) if rows is not None else tuple(row for row, text in enumerate(problems) if not text)
 
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Of the file at ``path``; both together make the same table in another process."""
+        return self._rows
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return CaseTable, (self.path, self._rows)  # another process maps the same file
+        return CaseTable, (self.path, self._rows)
 
     def __len__(self) -> int:
         return len(self._rows)

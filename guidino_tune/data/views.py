@@ -5,8 +5,10 @@ So they, and a frozen guide's tokens of them, can be made by one trial and read 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from functools import lru_cache
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from guidino_tune.config.data import Data
 from guidino_tune.config.epochs import Steps, batches_per_pass, steps_per_epoch
+from guidino_tune.config.parsing import parse
 from guidino_tune.data.augmentation import make_augmentation
 from guidino_tune.data.batches import Batch, made_ahead
 from guidino_tune.data.cases import stable_hash
@@ -23,6 +26,12 @@ from guidino_tune.data.store import Arrays, ChunkStore
 from guidino_tune.data.table import CaseTable
 from guidino_tune.errors import UserError
 from guidino_tune.normalisation import normalise
+
+DECISIVE = ("normalisation", "augmentation", "patch_foreground", "image_size")
+"""Fields of ``Data`` on which a view depends besides its decoded case."""
+
+AHEAD = 3
+"""Epochs beyond the next one whose passes makers are asked for: not all, which might not be wanted in the end, nor fit on the disk."""
 
 TOGETHER = 8
 """Views that are made at once: of more, what lies between two operations does not stay in a CPU's cache."""
@@ -49,9 +58,12 @@ class TrainViews:
         rank: This worker, from 0.
         world_size: Number of workers.
         store: Where views are shared with other trials; ``None``: they are made here, batch by batch, with the same content.
+        once: Passes that were trained on are removed from it again, but for those that others have made.
         encoder: Its tokens of the views are shared too; without a store it is not asked.
         num_epochs: Budget of the trial: no pass after it is prepared.
         steps: Batches of an epoch, see ``config.epochs.steps_per_epoch``.
+        device: Where views that are not shared are augmented, and stay; ``None``: on the CPU. They equal those of the CPU to the rounding
+            of float16.
 
     Raises:
         UserError: ``batch_size`` cannot be shared equally, or there are too few cases for one batch.
@@ -68,9 +80,11 @@ class TrainViews:
         world_size: int = 1,
         *,
         store: ChunkStore | None = None,
+        once: bool = False,
         encoder: Encoder | None = None,
         num_epochs: int | None = None,
         steps: Steps = "cases",
+        device: torch.device | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size} workers")
@@ -82,7 +96,7 @@ class TrainViews:
             )
         self._table = table
         self._data = data
-        self._seed = seed
+        self._seed, self._device = seed, device
         self._batch_size = batch_size
         self._share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self.num_batches = batches_per_pass(len(table), batch_size, world_size)
@@ -96,7 +110,11 @@ class TrainViews:
         self.num_steps = steps_per_epoch(steps, self.num_batches)
         """Batches of an epoch."""
         self._sequence = lru_cache(maxsize=4)(self._ordered)
-        self._shared = SharedViews(store, encoder, self._views_key(), self._chunk_ids, self._make) if store else None
+        self._shared = (
+            SharedViews(store, encoder, self._views_key(), self._chunk_ids, self._make, once=once and not data.view_cycle)
+            if store
+            else None
+        )
         self._passes = None if num_epochs is None else -(-num_epochs * self.num_steps // self.num_batches)  # that are begun
 
     def order(self, number: int) -> list[tuple[str, ...]]:
@@ -114,7 +132,7 @@ class TrainViews:
     def _augmented(self, number: int, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
         seeds = [view_seed(self._seed, self._source(number), name) for name in ids]
         cases = [self._case(name, seed) for name, seed in zip(ids, seeds, strict=True)]
-        images, masks = (torch.stack(tensors) for tensors in zip(*cases, strict=True))
+        images, masks = (torch.stack(tensors).to(self._device or "cpu") for tensors in zip(*cases, strict=True))
         images, masks = make_augmentation(self._data.augmentation)(images, masks, seeds)
         if self._table.native:
             images, masks = centre(images, self._data.image_size), centre(masks, self._data.image_size)
@@ -141,10 +159,22 @@ class TrainViews:
         first = epoch * self.num_steps
         if self._shared:
             passes = range(first // self.num_batches, (first + 2 * self.num_steps - 1) // self.num_batches + 1)  # of the next epoch too
-            self._shared.prepare(dict.fromkeys(self._source(p) for p in passes if self._passes is None or p < self._passes))
+            far = range(passes.start, passes.stop + AHEAD * self.num_steps // self.num_batches + 1)
+            near, wanted = ([*dict.fromkeys(self._source(p) for p in some if p < (self._passes or far.stop))] for some in (passes, far))
+            self._shared.prepare(near, wanted, lambda: self._recipe)
         places = [divmod(step, self.num_batches) for step in range(first, first + self.num_steps)]
         orders = {number: self.order(number) for number in dict(places)}
         return made_ahead([(number, orders[number][index]) for number, index in places], self._batch, pin)
+
+    @cached_property
+    def _recipe(self) -> dict[str, Any]:
+        """All that decides about the images of a pass, for ``views_of``."""
+        data = {name: getattr(self._data, name) for name in DECISIVE}
+        return {"key": self._views_key(), "table": str(self._table.path), "rows": self._table.rows, "data": data, "seed": self._seed}
+
+    def make_next(self, passes: Iterable[int]) -> bool:
+        """Makes the first chunk of these passes that is missing in the store and that nobody else is at; False where there is none."""
+        return self._shared is not None and self._shared.make_next(passes)
 
     def close(self) -> None:
         """Ends the preparation of further epochs."""
@@ -174,6 +204,18 @@ class TrainViews:
         data = self._data
         patch = data.patch_foreground if self._table.native else ""
         return key_of(self._table.fingerprint, data.normalisation, data.augmentation, patch, self._seed, *VERSIONS)
+
+
+def views_of(recipe: Mapping[str, Any], store: ChunkStore) -> TrainViews | None:
+    """The views of a training in another process; ``None`` where this one would make others, as with another version of a library.
+
+    Args:
+        recipe: Of a ``makers.Wish``.
+        store: Of both.
+    """
+    data = parse(Data, {"kind": "folder", **recipe["data"]}, "recipe of views")
+    views = TrainViews(CaseTable(Path(recipe["table"]), recipe["rows"]), data, recipe["seed"], 1, store=store)
+    return views if views._views_key() == recipe["key"] else None
 
 
 def validation_batches(
@@ -210,7 +252,7 @@ def validation_batches(
     places = {name: (number, row) for number, names in enumerate(chunks) for row, name in enumerate(names)}
     group = f"tokens-{key_of(table.fingerprint, data.normalisation, *VERSIONS, encoder.key)}/validation" if store and encoder else ""
     if store and encoder:
-        store.use(group)
+        store.use(group, begun=True)
 
     @lru_cache(maxsize=OPEN_CHUNKS)
     def chunk(number: int) -> Arrays:
@@ -226,7 +268,8 @@ def validation_batches(
         tokens: tuple[Tensor, ...] = ()
         if store and encoder and not store.problem:
             parts = [{key: maps[row] for key, maps in chunk(number).items()} for number, row in (places[name] for name in names)]
-            tokens = tuple(torch.from_numpy(np.stack([part[key] for part in parts])) for key in parts[0])
+            found = {key: torch.from_numpy(np.stack([part[key] for part in parts])) for key in parts[0]}
+            tokens = tuple(found[key] for key in encoder.names)
         return Batch(torch.stack([_image(table, data, name) for name in names]), masks, names, tokens)
 
     return made_ahead([(0, names) for names in batches], lambda _, names: build(names), pin)

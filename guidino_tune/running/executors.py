@@ -89,10 +89,10 @@ def _opened(data: Data, split_file: Path) -> SearchData:
 
 
 @lru_cache(maxsize=1)
-def _store(folder: str | None, gigabytes: float | None) -> ChunkStore:
+def _store(folder: str | None, gigabytes: float | None, makers: int = 0) -> ChunkStore:
     from guidino_tune.data.store import ChunkStore
 
-    return ChunkStore(Path(folder or paths.views()), None if gigabytes is None else int(gigabytes * 1e9))
+    return ChunkStore(Path(folder or paths.views()), None if gigabytes is None else int(gigabytes * 1e9), makers=makers)
 
 
 def _start(
@@ -117,8 +117,8 @@ def _start(
         run = TrainingRun(
             experiment, _opened(experiment.data, Path(config["split_file"])), reporter,
             device=device, rank=rank, world_size=world_size, reported=config["reported"], micro_batches=parts,
-            store=reporter.store, validated=config.get("validated"), saved=config.get("rungs", ()), measure=config.get("measure", False),
-            time_left=config.get("until", math.inf) - time.time(),
+            store=reporter.store, share_views=config.get("share_views", True), validated=config.get("validated"),
+            saved=config.get("rungs", ()), measure=config.get("measure", False), time_left=config.get("until", math.inf) - time.time(),
         )  # fmt: skip
         if rank == 0:
             reporter.draw = lambda: _draw_where_due(run, config)

@@ -14,6 +14,7 @@ from typing import Any
 
 from guidino_tune import __version__, paths
 from guidino_tune.config import Data, Resources
+from guidino_tune.data.makers import number_of
 from guidino_tune.running.cluster import Plan
 from guidino_tune.training.failures import UnfitNode
 from guidino_tune.training.folder import write_text
@@ -45,6 +46,7 @@ def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path, prec
     from guidino_tune import targets
     from guidino_tune.known_backbones import packed
 
+    makers = number_of(resources.view_makers, plan.cpus, plan.gpus) if resources.share_views in (True, "once") else 0
     mark = uuid.uuid4().hex
     ray_folder.mkdir(parents=True, exist_ok=True)
     write_text(ray_folder / MARKER, mark)
@@ -63,7 +65,8 @@ def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path, prec
         "precision": precision,
         "workers": resources.workers,
         "max_failures": resources.max_failures,
-        "views": (resources.views_folder, resources.views_gigabytes) if resources.share_views else None,
+        "views": (resources.views_folder, resources.views_gigabytes, makers) if resources.share_views else None,
+        "share_views": resources.share_views,
     }
 
 

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -68,6 +69,7 @@ class TrainingRun:
         rank: Of this process among ``world_size`` (DDP over torch.distributed when more than one).
         reported: Epochs that the reporter already knows; later ones found in the checkpoint are told again.
         store: Where views and tokens are shared with other trials; ``None``: they are made here, with the same content.
+        share_views: See ``Resources``; with ``device`` the store has tokens of validation images only.
         validated: Epochs (from 1) after which the model is validated, besides the last; ``None``: all.
         micro_batches: Parts in which a batch goes through the network, one after the other, to take less memory. Gradients add up to those
             of the whole batch but for what is computed over a batch: batch normalisation, Dice and Tversky with ``batch_dice``, the hardest
@@ -89,6 +91,7 @@ class TrainingRun:
         world_size: int = 1,
         reported: int = 0,
         store: ChunkStore | None = None,
+        share_views: bool | Literal["once", "device"] = True,
         validated: Collection[int] | None = None,
         saved: Collection[int] = (),
         micro_batches: int = 1,
@@ -119,7 +122,8 @@ class TrainingRun:
         self.encoder = make_encoder(experiment, self.model, bf16=bf16, parts=micro_batches)
         self.views = TrainViews(
             data.train, experiment.data, training.seed, training.batch_size, rank, world_size,
-            store=store, encoder=self.encoder, num_epochs=training.epochs, steps=training.steps_per_epoch,
+            store=None if share_views == "device" else store, once=share_views == "once", encoder=self.encoder,
+            num_epochs=training.epochs, steps=training.steps_per_epoch, device=self.device if share_views == "device" else None,
         )  # fmt: skip
         self._continue()
         self._saved = self.epoch

@@ -38,6 +38,9 @@ class TokenEncoder:
         batch_size: Images that go through the backbone together.
         view: The channels that the backbone sees; ``None``: images have three, and it sees them.
 
+    Attributes:
+        names: See ``Encoder``.
+
     Raises:
         ValueError: The backbone is not frozen: its tokens change in training.
     """
@@ -56,30 +59,46 @@ class TokenEncoder:
             raise ValueError("tokens of a backbone that learns cannot be kept")
         self.backbone, self.guide, self.request, self.bf16, self.batch_size = backbone, guide, request, bf16, batch_size
         self.view = view or GuideView()
+        self._layers = kept_layers(request, backbone.shape.num_layers)
+        self.names = ("last", *(f"layer_{layer}" if layer in self._layers else "last" for layer in request.layers))
 
     @property
     def key(self) -> str:
-        """See ``Encoder``; computed for its first use in a process, which takes some tenths of a second."""
+        """See ``Encoder``; computed for its first use in a process, which takes some tenths of a second.
+
+        Requests of the same maps have the same key: the last layer, normalised, is the last map, and without layers there is nothing else
+        to normalise.
+        """
         device = next(self.backbone.parameters()).device
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         how = f"{'bfloat16' if self.bf16 else 'float32'} {where} {torch.__version__} {version('transformers')}"
         seen = "" if self.view.whole else f" channels {self.view.channels} of {self.view.of}"
-        return f"{_fingerprint(self.guide, *_where(self.guide))} {self.request.layers} {self.request.final_norm} {how}{seen}"
+        normed = self.request.final_norm or not self._layers
+        return f"{_fingerprint(self.guide, *_where(self.guide))} last and {self._layers} {normed} {how}{seen}"
 
     def __call__(self, images: Tensor) -> Arrays:
-        """See ``Encoder``: ``last`` and ``layer_0``, ``layer_1``, ... as requested, each (N, C, h, w)."""
-        parts = [[x.cpu() for x in self.maps(part)] for part in images.split(self.batch_size)]
-        names = ("last", *(f"layer_{i}" for i in range(len(self.request.layers))))
-        return {name: torch.cat(maps).numpy() for name, maps in zip(names, zip(*parts, strict=True), strict=True)}
+        """See ``Encoder``: ``last``, and ``layer_`` with the number of each other layer, (N, C, h, w)."""
+        parts = [{name: x.cpu() for name, x in self._maps(part).items()} for part in images.split(self.batch_size)]
+        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
-    @torch.no_grad()
     def maps(self, images: Tensor) -> list[Tensor]:
         """The last map of (B, C, S, S) images and those of the layers, in float16, on the backbone's device."""
+        found = self._maps(images)
+        return [found[name] for name in self.names]
+
+    @torch.no_grad()
+    def _maps(self, images: Tensor) -> dict[str, Tensor]:
         device = next(self.backbone.parameters()).device
         # One at a time: two threads that encode beside a step in training would take their memory twice.
         with _ENCODING, torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            features = self.backbone(self.view(images.to(device).float()), self.request.layers, self.request.final_norm)
-            return [_half(x) for x in (features.last, *features.layers)]
+            features = self.backbone(self.view(images.to(device).float()), self._layers, self.request.final_norm)
+            layers = {f"layer_{layer}": _half(x) for layer, x in zip(self._layers, features.layers, strict=True)}
+            return {"last": _half(features.last), **layers}
+
+
+def kept_layers(request: FeatureRequest, num_layers: int) -> tuple[int, ...]:
+    """Whose maps are kept besides the last one: each once; the last layer with the final norm has it, bit for bit."""
+    return tuple(dict.fromkeys(layer for layer in request.layers if layer != num_layers - 1 or not request.final_norm))
 
 
 def make_encoder(experiment: Experiment, model: GuidedSegmenter, *, bf16: bool, parts: int = 1) -> TokenEncoder | None:

@@ -19,6 +19,7 @@ from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import redacted
 from guidino_tune.running.inspection import find_cluster
 from guidino_tune.space.advice import training_notes
+from guidino_tune.space.check import examples
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import in_words
 from guidino_tune.study.pruners import rungs, validated_epochs
@@ -29,6 +30,8 @@ from guidino_tune.workflows.backbones import continued
 from guidino_tune.workflows.checks import check_search
 from guidino_tune.workflows.resolve import resolve_data
 from guidino_tune.workflows.track import mlflow_uri
+from guidino_tune.workflows.view_sizes import in_words as views_in_words
+from guidino_tune.workflows.view_sizes import kinds
 
 MOST_READ = 3000
 """Training cases that a dry run reads: more would take longer than a look is worth."""
@@ -67,7 +70,7 @@ def show_plan(space: Space, console: Console, storage: str | None = None, start_
     validated = validated_epochs(study, epochs)
     known = _known(folder, space, storage)
     trials = len(space.first_trials) if study.is_list else study.trials
-    lines = {
+    plan = {
         "study": f"{study.name}, {trials} trials ({known}), sampler {study.sampler}, seed {study.seed}",
         "looks for": in_words(study) + "".join(f"; {name} at most {limit:g}" for name, limit in study.constraints.items()),
         "early stop": f"{study.pruner}; trials are compared at epochs {', '.join(map(str, compared))} of {epochs}" if compared else "none",
@@ -84,9 +87,9 @@ def show_plan(space: Space, console: Console, storage: str | None = None, start_
         "study folder": str(folder.path),
         "MLflow": redacted(mlflow_uri()),
         "cache": str(paths.cache()),
-        "shared views": _views(resources),
     }
-    for name, text in lines.items():
+    lines = [*plan.items(), *(("" if number else "shared views", text) for number, text in enumerate(_views(space, train, validation)))]
+    for name, text in lines:
         console.print(f"{name:>13}  {text}", highlight=False, soft_wrap=True)
     return 0
 
@@ -149,15 +152,12 @@ def _gpus(resources: Resources) -> str:
     return "the GPUs there are" if resources.gpus_per_worker is None else f"{resources.gpus_per_worker:g} GPU(s)"
 
 
-def _views(resources: Resources) -> str:
-    if not resources.share_views:
-        return "none: every trial makes its own"
-    space = (
-        "half of what the disk has for them, at most 200 GB"
-        if resources.views_gigabytes is None
-        else f"at most {resources.views_gigabytes:g} GB"
-    )
-    return f"{resources.views_folder or paths.views()}, {space}"
+def _views(space: Space, train: int, validation: int) -> list[str]:
+    if not space.resources.share_views:
+        return ["none: every trial makes its own"]
+    if space.resources.share_views == "device":
+        return [f"{space.resources.views_folder or paths.views()}, tokens of the validation images alone: every trial makes its own"]
+    return views_in_words(kinds(examples(space), train, validation, space.resources.workers), space.resources)
 
 
 def _known(folder: StudyFolder, space: Space, storage: str | None) -> str:

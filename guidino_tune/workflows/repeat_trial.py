@@ -203,8 +203,8 @@ def _train(
     for end in ends:
         reporter.last = end
         run = TrainingRun(
-            experiment, data, reporter, device="cuda" if gpu else "cpu", store=store, validated=validated,
-            reported=len(reporter.history()), micro_batches=parts[end - 1],
+            experiment, data, reporter, device="cuda" if gpu else "cpu", store=store, share_views=resources.share_views,
+            validated=validated, reported=len(reporter.history()), micro_batches=parts[end - 1],
         )  # fmt: skip
         try:
             here = describe(run)

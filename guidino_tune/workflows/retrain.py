@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -124,8 +124,7 @@ class Job:
         Raises:
             UserError: A training has no result, or another process trains here.
         """
-        # Each seed sees views of its own, once: there is nothing to share.
-        resources = dataclasses.replace(self.resources, share_views=False)
+        resources = dataclasses.replace(self.resources, share_views=_shared(self.experiment, self.resources))
         with StudyFolder(self.home).lock("retraining", "wait for it, or stop it and run it again: what it has done stays"):
             failed = train_all(trainings, self.home, resources, self.console)
         for label, why in failed.items():
@@ -202,6 +201,11 @@ def retrain_model(
 
             return cross_validate(job, folds, seeds or 1)
         return _retrain(job, seeds or 3)
+
+
+def _shared(experiment: Experiment, resources: Resources) -> bool | Literal["once", "device"]:
+    """How long views are kept: each seed sees training images of its own, and unless they repeat each of them once."""
+    return "once" if resources.share_views is True and not experiment.data.view_cycle else resources.share_views
 
 
 def _described(what: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], Path | None]:

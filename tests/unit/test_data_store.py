@@ -227,6 +227,26 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     assert sum(p.stat().st_size for p in tmp_path.rglob("*.arrow")) <= 45_000
 
 
+def test_what_all_trials_read_stays_beside_the_tokens_of_few(tmp_path: Path) -> None:
+    """Long runs, and backbones that one trial has, must not push out what every trial begins with."""
+    big = {"x": np.zeros((10, 1000), np.uint8)}
+    store = ChunkStore(tmp_path, 75_000)
+    groups = {"views-a/00000": (9, 500), "views-a/00001": (9, 400), "views-a/00030": (1, 300), "tokens-b/00000": (8, 200)}
+    groups |= {"views-a/00002": (0, 600)}  # made for somebody's next epoch
+    groups |= {"tokens-c/00000": (1, 190), "views-d/00000": (99, 3000)}  # the last one of a search that has ended
+    for name, (readers, seconds) in groups.items():
+        store.get(f"{name}/0", lambda: big)
+        for _ in range(readers):
+            store.use(name, begun=True)
+        _age(tmp_path / name, seconds)
+    gone = []
+    for number in range(4):
+        before = {name for name in groups if (tmp_path / name).exists()}
+        ChunkStore(tmp_path, 75_000).get(f"views-a/{40 + number:05d}/0", lambda: big)  # of a trial that goes on
+        gone += sorted(before - {name for name in groups if (tmp_path / name).exists()})
+    assert gone == ["views-d/00000", "views-a/00030", "tokens-c/00000", "tokens-b/00000"]
+
+
 def test_the_size_of_one_group_does_not_decide_what_another_may_take(tmp_path: Path) -> None:
     """Wherever they stand in the folder: a tiny group must not end the sharing, a huge one must not be removed for ten bytes."""
     budget = 1_000_000

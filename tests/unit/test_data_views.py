@@ -196,3 +196,18 @@ def test_an_error_while_making_a_batch_reaches_the_caller(table, monkeypatch):
     monkeypatch.setattr(module, "normalise", broken)
     with pytest.raises(MemoryError, match="no room"):
         list(TrainViews(table, PLAIN, 0, 2).epoch(0))
+
+
+def test_views_are_augmented_where_they_are_asked_for(table: CaseTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device has no numbers, but tells whether anything was left behind on the CPU."""
+    seen = []
+
+    def augment(images: torch.Tensor, masks: torch.Tensor, seeds: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append((images.device.type, masks.device.type))
+        return images, masks
+
+    monkeypatch.setattr(module, "make_augmentation", lambda _: augment)
+    batch = next(TrainViews(table, NNUNET, 0, 4, device=torch.device("meta")).epoch(0))
+    assert seen[0] == (batch.images.device.type, batch.masks.device.type) == ("meta", "meta")
+    assert (batch.images.dtype, batch.masks.dtype) == (torch.float16, torch.uint8)
+    assert batch.pinned().images.device.type == "meta"

@@ -26,6 +26,8 @@ DATA = Data(kind="folder", augmentation="nnunet")
 class Means:
     """An encoder whose tokens are easily checked, and which counts the images that it saw."""
 
+    names = ("last", "layer_0", "last")
+
     def __init__(self, key: str = "means") -> None:
         self.key, self.seen = key, 0
 
@@ -87,6 +89,8 @@ def test_shared_views_are_those_that_a_trial_would_make(
             if encoded:
                 assert torch.equal(batch.tokens[0], batch.images.float().mean((2, 3)).half())
                 assert torch.equal(batch.tokens[1], batch.images[:, :1])
+                assert batch.tokens[2] is batch.tokens[0]
+                assert batch.to(torch.device("cpu")).tokens[2].dtype == torch.float32
             else:
                 assert batch.tokens == ()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from guidino_tune.running.tune_adapter import StudyScheduler, StudySearcher
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.listed import INFEASIBLE_FILE, Training, TrainingList, train_all, with_seed
-from guidino_tune.workflows.retrain import retrain_model
+from guidino_tune.workflows.retrain import _shared, retrain_model
 
 QUIET = Console(quiet=True)
 
@@ -112,3 +113,11 @@ def test_weights_that_are_gone_are_a_message(trainings: list[Training], tmp_path
     shutil.rmtree(trainings[1].folder.best)
     with pytest.raises(UserError, match="seed 1 stopped after 4 of 4 epochs, and its best weights are not there"):
         listed.short_of_memory()
+
+
+def test_seeds_of_a_retraining_keep_what_is_read_again() -> None:
+    once = make_experiment()
+    again = dataclasses.replace(once, data=dataclasses.replace(once.data, view_cycle=2))
+    for asked, shared in ((True, "once"), ("once", "once"), ("device", "device"), (False, False)):
+        assert _shared(once, Resources(share_views=asked)) == shared  # type: ignore[arg-type]
+        assert _shared(again, Resources(share_views=asked)) == asked  # type: ignore[arg-type]

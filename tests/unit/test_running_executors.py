@@ -8,7 +8,7 @@ import pytest
 import torch
 from training_helpers import GUIDE, make_experiment
 
-from guidino_tune.data import opening
+from guidino_tune.data import makers, opening
 from guidino_tune.models import GuidedSegmenter
 from guidino_tune.running import executors
 from guidino_tune.running.executors import TrialActor
@@ -193,6 +193,21 @@ def test_trials_share_views_and_only_validate_on_schedule(tmp_path: Path, demo: 
     alone = actor({**config(tmp_path, demo, 2), "views": None})
     off = records([alone.step() for _ in range(3)])
     assert [r.metrics["train_loss_total"] for r in off] == pytest.approx([r.metrics["train_loss_total"] for r in told], rel=1e-2)
+
+
+def test_processes_that_make_views_change_no_number(tmp_path: Path, demo: Path, actor: Any) -> None:
+    alone = actor(config(tmp_path, demo))
+    told = records([alone.step() for _ in range(3)])
+    try:
+        trial = actor({**config(tmp_path, demo, 1), "views": (str(tmp_path / "others"), None, 1)})
+        again = records([trial.step() for _ in range(3)])
+        assert len(makers._started) == 1
+    finally:
+        for process in makers._started.values():
+            process.kill()
+            process.wait(10)
+        makers._started.clear()
+    assert [r.metrics["train_loss_total"] for r in again] == [r.metrics["train_loss_total"] for r in told]
 
 
 def test_views_that_cannot_be_kept_are_told_and_the_trial_goes_on(tmp_path: Path, demo: Path, actor: Any) -> None:

@@ -13,7 +13,7 @@ from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.data.opening import SearchData
 from guidino_tune.data.store import ChunkStore
-from guidino_tune.models.backbone import load_backbone
+from guidino_tune.models.backbone import FeatureRequest, load_backbone, segmentation_layers
 from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.tokens import TokenEncoder, fingerprint
 
@@ -70,6 +70,33 @@ def test_on_and_off_give_the_same_loss_curve(
     assert bool(list((tmp_path / "views").glob("tokens-*"))) == encoded
 
 
+def test_seeds_of_a_retraining_leave_what_validation_reads_and_what_others_made(data: SearchData, tmp_path: Path) -> None:
+    """They see other training images, and the same validation images."""
+    experiment, views = made("segguidino", GUIDE), tmp_path / "views"
+    other = Experiment.from_dict({**experiment.to_dict(), "training": {**experiment.to_dict()["training"], "seed": 1}})
+    off = [values(run(seed, data, tmp_path / f"off{number}")) for number, seed in enumerate((experiment, other))]
+    on = [
+        values(run(seed, data, tmp_path / f"on{number}", store=ChunkStore(views, 10**8), share_views="once"))
+        for number, seed in enumerate((experiment, other))
+    ]
+    assert on == off
+    assert [str(file.parent.name) for file in views.rglob("*.arrow")] == ["validation"]  # of both
+    run(experiment, data, tmp_path / "searched", store=ChunkStore(views, 10**8))
+    before = sorted(views.rglob("*.arrow"))
+    store = ChunkStore(views, 10**8)
+    assert values(run(experiment, data, tmp_path / "again", store=store, share_views="once")) == off[0]
+    assert sorted(views.rglob("*.arrow")) == before  # what a search may read
+    assert store.made == 0
+
+
+def test_a_trial_that_augments_on_its_device_keeps_validation_tokens_alone(data: SearchData, tmp_path: Path) -> None:
+    """Here the device is the CPU, and so the numbers are the same."""
+    experiment, views = made("segguidino", GUIDE), tmp_path / "views"
+    off = values(run(experiment, data, tmp_path / "off"))
+    assert values(run(experiment, data, tmp_path / "on", store=ChunkStore(views, 10**8), share_views="device")) == off
+    assert [file.parent.name for file in views.rglob("*.arrow")] == ["validation"]
+
+
 def test_a_trial_that_goes_on_reads_shared_views_too(data: SearchData, tmp_path: Path) -> None:
     experiment, views = made("segguidino", GUIDE), tmp_path / "views"
     straight = run(experiment, data, tmp_path / "straight", store=ChunkStore(views, 10**8))
@@ -83,8 +110,6 @@ def test_tokens_are_the_backbone_s_maps_in_half_precision() -> None:
     torch.set_num_threads(1)
     guide = made("segdino", GUIDE).guide
     backbone = load_backbone(guide)  # type: ignore[arg-type]
-    from guidino_tune.models.backbone import FeatureRequest
-
     images = torch.randn(5, 3, 32, 32)
     request = FeatureRequest((0, 1), final_norm=False)
     tokens = TokenEncoder(backbone, DINOGuide(), request, bf16=False, batch_size=2)(images)
@@ -92,6 +117,25 @@ def test_tokens_are_the_backbone_s_maps_in_half_precision() -> None:
     for name, value in zip(("last", "layer_0", "layer_1"), (expected.last, *expected.layers), strict=True):
         assert tokens[name].dtype == np.float16
         np.testing.assert_allclose(tokens[name].astype(np.float32), value.numpy(), rtol=2**-11, atol=1e-5)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", ["tiny", "vits16", "dinov2_vits14", "convnext_tiny"])
+def test_the_last_layer_is_kept_once(name: str, bf16: bool) -> None:
+    """A head reads it as the last map and as its deepest layer: both are the same numbers."""
+    torch.set_num_threads(1)
+    backbone = load_backbone(DINOGuide(backbone=name, weights="random"))
+    request = FeatureRequest(segmentation_layers(backbone.shape.num_layers))
+    images = torch.randn(3, 3, 32, 32)
+    encoder = TokenEncoder(backbone, DINOGuide(backbone=name, weights="random"), request, bf16=bf16, batch_size=2)
+    kept = encoder(images)
+    assert len(kept) == len(set(request.layers))  # those before the last one, and the last map
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        plain = [backbone(part, request.layers, request.final_norm) for part in images.split(2)]
+    expected = [torch.cat(maps).half() for maps in zip(*((x.last, *x.layers) for x in plain), strict=True)]
+    for name, told, value in zip(encoder.names, encoder.maps(images[:2]), expected, strict=True):
+        assert np.array_equal(kept[name], value.numpy())
+        assert torch.equal(told, value[:2])  # of the first two alone: a ConvNeXt's last bits follow the size of the batch
 
 
 def test_what_is_beyond_float16_is_cut_not_infinite() -> None:
@@ -108,15 +152,20 @@ def test_a_fingerprint_follows_the_weights_and_the_request_the_key(tmp_path: Pat
         next(again.parameters()).view(-1)[0] += 1e-6
     assert fingerprint(backbone) != fingerprint(again)
     again.vit.save_pretrained(tmp_path)
-    from guidino_tune.models.backbone import FeatureRequest
-
     keys = [
         TokenEncoder(backbone, of, request, bf16=bf16, batch_size=4).key
         for of in (guide, DINOGuide(backbone=str(tmp_path)))
-        for request in (FeatureRequest(), FeatureRequest((1,)), FeatureRequest((1,), final_norm=False))
+        for request in (
+            FeatureRequest(),
+            FeatureRequest((0,)),
+            FeatureRequest((0,), final_norm=False),
+            FeatureRequest((1,), final_norm=False),
+        )
         for bf16 in (False, True)
     ]
     assert len(set(keys)) == len(keys)
+    same = (FeatureRequest(), FeatureRequest((1,)), FeatureRequest(final_norm=False))  # of two layers the second is the last map
+    assert len({TokenEncoder(backbone, guide, request, bf16=False, batch_size=4).key for request in same}) == 1
 
 
 def test_adapters_are_never_encoded() -> None:

@@ -1,0 +1,209 @@
+"""Processes that make views ahead of trials: the same views, nothing left behind, and nothing lost where one dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from table_helpers import table_of
+from test_data_views_shared import DATA, Means, same
+
+from guidino_tune.config import Resources
+from guidino_tune.data import makers as module
+from guidino_tune.data import sealed
+from guidino_tune.data.cases import Case
+from guidino_tune.data.makers import Makers, Wish, number_of, wishes
+from guidino_tune.data.making import work
+from guidino_tune.data.store import ChunkStore
+from guidino_tune.data.table import CaseTable
+from guidino_tune.data.views import TrainViews, views_of
+from guidino_tune.running import environment
+
+CASES = 40  # of two chunks
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> CaseTable:
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("cases")
+    rng = np.random.default_rng(0)
+    cases = []
+    for index in range(CASES + 1):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / f"i{index}.png")
+        Image.fromarray((rng.random((32, 32)) > 0.5).astype(np.uint8) * 255).save(root / f"m{index}.png")
+        cases.append(Case(f"c{index:02}", root / f"i{index}.png", root / f"m{index}.png", str(index)))
+    return table_of(cases, 32, root / "cache").subset([f"c{index:02}" for index in range(CASES)])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ChunkStore]:
+    """With one maker, which the test leaves dead."""
+    yield ChunkStore(tmp_path, 10**9, makers=1)
+    for process in module._started.values():
+        process.kill()
+        process.wait(10)
+    module._started.clear()
+
+
+def until(is_so: Callable[[], object], seconds: float = 30.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def made(folder: Path) -> list[str]:
+    return [f"{file.parent.name}/{file.stem}" for file in sorted(folder.glob("views-*/*/*.arrow"))]
+
+
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wishes are written, and the test itself is the maker."""
+    monkeypatch.setattr(module, "_start", lambda *_: None)
+
+
+def test_the_views_of_another_process_are_the_same(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_process(monkeypatch)
+    views = TrainViews(table, DATA, 3, 4, store=store, num_epochs=3)
+    batches = views.epoch(1)
+    next(batches)
+    ((_, wish),) = wishes(store.folder)
+    assert wish.passes == (1, 2)  # none after the last
+    other = views_of(json.loads(json.dumps(wish.recipe)), ChunkStore(store.folder, 10**9))
+    assert other is not None
+    assert until(lambda: not other.make_next(wish.passes) and len(made(store.folder)) == 4)  # the trial's own thread may be at one
+    (gone,) = store.folder.glob("views-*/00001/0000.arrow")
+    gone.unlink()  # to make room
+    assert until(lambda: other.make_next(wish.passes))
+    assert made(store.folder) == ["00001/0000", "00001/0001", "00002/0000", "00002/0001"]
+    list(batches)
+    before, alone = store.made, TrainViews(table, DATA, 3, 4)
+    same(list(views.epoch(2)), list(alone.epoch(2)))
+    assert store.made == before
+    views.close()
+    assert list(wishes(store.folder)) == []
+    assert views_of({**wish.recipe, "key": "of another version"}, store) is None
+
+
+def test_trainings_are_served_in_turn_nearest_passes_first(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_process(monkeypatch)
+    both = [Makers(store.folder, 1) for _ in range(2)]
+    for seed, wanted in enumerate(both):
+        wanted.want(Wish((7, 5), TrainViews(table, DATA, seed, 4, store=store)._recipe))
+    kept: list[str] = []
+    original = ChunkStore._keep
+
+    def keep(self: ChunkStore, path: Path, arrays: object) -> None:
+        kept.append(f"{path.parent.parent.name} {path.parent.name}/{path.stem}")
+        original(self, path, arrays)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ChunkStore, "_keep", keep)
+    maker = threading.Thread(target=work, args=(ChunkStore(store.folder, 10**9), 0.2))
+    maker.start()
+    assert until(lambda: len(kept) == 8)
+    names = [name.split() for name in kept]
+    assert [place for _, place in names] == ["00007/0000"] * 2 + ["00007/0001"] * 2 + ["00005/0000"] * 2 + ["00005/0001"] * 2
+    assert all(len({names[n][0], names[n + 1][0]}) == 2 for n in range(0, 8, 2))
+    both[0].close()
+    assert maker.is_alive()
+    both[1].close()
+    maker.join(10)  # it ends when nothing is wanted any more
+    assert not maker.is_alive()
+
+
+def test_what_cannot_be_made_is_left_to_its_training(
+    table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    no_process(monkeypatch)
+    recipe = TrainViews(table, DATA, 0, 4, store=store)._recipe
+    both = [Makers(store.folder, 1) for _ in range(2)]
+    both[0].want(Wish((0,), {**recipe, "table": "gone.arrow"}))
+    both[1].want(Wish((0,), recipe))
+    (store.folder / "wanted" / "torn.json").write_text("{")
+    (store.folder / "wanted" / "torn.lock").write_text("")
+    maker = threading.Thread(target=work, args=(ChunkStore(store.folder, 10**9), 0.1))
+    maker.start()
+    assert until(lambda: len(made(store.folder)) == 2)
+    for one in both:
+        one.close()
+    maker.join(10)
+    assert caplog.text.count("cannot be made ahead") == 1
+    assert not list((store.folder / "wanted").glob("torn*"))  # nobody holds its lock: who wrote it is dead
+
+
+def test_a_maker_works_and_its_death_costs_time_alone(table: CaseTable, store: ChunkStore) -> None:
+    encoder = Means()
+    views = TrainViews(table, DATA, 3, 4, store=store, encoder=encoder)
+    batches = views.epoch(0)
+    first = next(batches)
+    (process,) = module._started.values()
+    assert until(lambda: len(made(store.folder)) >= 6)  # of far epochs, which no thread of a trial would make
+    status = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+    assert f"{module.SEAL}=1".encode() in status
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) > os.getpriority(os.PRIO_PROCESS, 0)
+    process.kill()
+    process.wait(10)
+    assert until(lambda: not Makers(store.folder, 1).at_work)
+    alone = TrainViews(table, DATA, 3, 4)
+    same([first, *batches], list(alone.epoch(0)))
+    for epoch in (1, 2, 9):  # the next one starts another maker
+        same(list(views.epoch(epoch)), list(alone.epoch(epoch)))
+    (again,) = module._started.values()
+    assert again.pid != process.pid
+    views.close()
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from guidino_tune.data import makers
+from guidino_tune.data.makers import Makers, Wish
+Makers(Path(sys.argv[1]), 2).want(Wish((0,), {}))
+Makers(Path(sys.argv[1]), 2).want(Wish((0,), {}))
+print(*(process.pid for process in makers._started.values()), flush=True)
+time.sleep(60)
+"""
+
+
+def test_makers_end_with_who_started_them(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = [int(text) for text in parent.stdout.readline().split()]
+        assert len(pids) == 2  # and no third for the second training
+        watcher = Makers(tmp_path, 2)
+        assert until(lambda: watcher.at_work)
+        parent.send_signal(signal.SIGKILL)
+    assert until(lambda: not watcher.at_work, 10)
+    assert not any(Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in pids)
+    assert list(wishes(tmp_path)) == []
+    assert not list((tmp_path / "wanted").iterdir())
+
+
+def test_how_many() -> None:
+    assert [number_of("auto", cpus, 1.0) for cpus in (1, 2, 3, 6, 64)] == [0, 0, 1, 4, 8]
+    assert number_of("auto", 64, 0.0) == 0
+    assert number_of(3, 2, 0.0) == 3
+    for wrong in (-1, 65, 1.5, True, "many"):
+        with pytest.raises(ValueError, match="from 0 to 64"):
+            Resources(view_makers=wrong)  # type: ignore[arg-type]
+    assert module.SEAL == sealed.SEAL == environment.SEAL
+
+
+def test_where_nothing_can_be_written_there_are_none(table: CaseTable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    views = TrainViews(table, DATA, 0, 4, store=ChunkStore(tmp_path / "file", 10**8, makers=2))
+    same(list(views.epoch(0)), list(TrainViews(table, DATA, 0, 4).epoch(0)))
+    views.close()
+    assert "no process makes views ahead" in caplog.text
