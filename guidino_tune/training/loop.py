@@ -225,16 +225,11 @@ class TrainingRun:
         # Everything random in an epoch follows from seed, epoch and rank: a continued run needs no saved random state.
         torch.manual_seed(view_seed(training.seed, self.epoch, f"rank {self.rank}"))
         set_learning_rates(self.optimizer, training, self.epoch)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.module.train()
         sums: dict[str, torch.Tensor] = {}
         steps = images = 0
         for batch in self.views.epoch(self.epoch, pin=self.device.type == "cuda"):
-            self.optimizer.zero_grad(set_to_none=True)
-            terms = self._backward(self._to_device(batch))
-            if training.grad_clip is not None:
-                nn.utils.clip_grad_norm_(parameters, training.grad_clip)
-            self.optimizer.step()
+            terms = self.step(batch)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value
             steps, images = steps + 1, images + len(batch.ids) * self.world_size
@@ -247,6 +242,17 @@ class TrainingRun:
             raise Diverged(f"the training loss is not finite in epoch {self.epoch + 1}: {means}")
         return means | {"lr": self.optimizer.param_groups[0]["lr"]}, images
 
+    def step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One step of the optimiser on a batch from the CPU; gives the terms of its loss, on the device. The module is in train mode."""
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self._backward(self._to_device(batch))
+        limit = self.experiment.training.grad_clip
+        if limit is not None:
+            # With foreach a few operations do what else takes two for each weight.
+            nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], limit, foreach=True)
+        self.optimizer.step()
+        return terms
+
     def _backward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Adds up the gradients of a batch; gives its loss terms, on the device."""
         parts = batch.split(self.micro_batches)
@@ -258,6 +264,9 @@ class TrainingRun:
                 with self.autocast:
                     prediction = self.module(part.images, self._features(part))
                 terms = self.loss(prediction.logits, prediction.guide, part.masks)
+                if len(parts) == 1:
+                    terms["total"].backward()
+                    return {name: value.detach() for name, value in terms.items()}
                 (terms["total"] * share).backward()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
