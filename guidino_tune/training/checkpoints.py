@@ -6,7 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,10 +30,12 @@ def write_checkpoint(
     experiment_hash: str,
     history: Sequence[EpochRecord],
     backbone: str = "",
+    scaler: Mapping[str, float] | None = None,
 ) -> None:
     """Writes everything that an exact continuation needs; random states are derived from seed and epoch, so they are not in it.
 
     Of a backbone it takes the fingerprint, and the weights only where they are trained: those of the rest are worth nothing with another.
+    ``scaler`` is the state of what scales the loss in fp16; empty in other precisions.
     """
     save_weights(folder / WEIGHTS, weights)
     saved = optimizer.state_dict()
@@ -44,6 +46,7 @@ def write_checkpoint(
         "backbone": backbone,
         "epoch": len(history),
         "history": [r.to_dict() for r in history],
+        "scaler": dict(scaler or {}),
         # safetensors notices a file that is too short, not one with other numbers in it.
         "checksums": {name: checksum_of(folder / name) for name in (WEIGHTS, OPTIMIZER)},
     }
@@ -75,7 +78,7 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 class Checkpoint:
     """What ``write_checkpoint`` wrote: hash of the experiment, its epochs so far, trained weights, and the optimiser's tensors by name.
 
-    The backbone's fingerprint is empty without one, or where an earlier version wrote it.
+    The backbone's fingerprint is empty without one, or where an earlier version wrote it; the scaler's state but in fp16.
     """
 
     experiment: str
@@ -83,6 +86,7 @@ class Checkpoint:
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     backbone: str = ""
+    scaler: dict[str, float] = field(default_factory=dict)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -111,7 +115,7 @@ def _read(folder: Path) -> Checkpoint:
     odd = not_finite(weights) + sorted(name for name, value in optimizer.items() if value.is_floating_point() and value.isnan().any())
     if odd:
         raise ValueError(f"NaN or infinity in {first_names(odd)}")
-    return Checkpoint(state["experiment"], history, weights, optimizer, str(state.get("backbone", "")))
+    return Checkpoint(state["experiment"], history, weights, optimizer, str(state.get("backbone", "")), dict(state.get("scaler", {})))
 
 
 def checksum_of(path: Path) -> int:

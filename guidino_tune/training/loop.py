@@ -27,7 +27,7 @@ from guidino_tune.losses import SegmentationLoss
 from guidino_tune.metrics import mean_values, overlap_scores, score_case, values, with_classes
 from guidino_tune.models import build_model, start_pretrained
 from guidino_tune.models.backbone import Features
-from guidino_tune.models.precision import use_bf16
+from guidino_tune.models.precision import autocast_in, use_bf16, use_fp16
 from guidino_tune.training import checkpoints
 from guidino_tune.training.backbones import check_fingerprint
 from guidino_tune.training.costs import forget_peak, forward_seconds, peak_gigabytes
@@ -63,7 +63,8 @@ class TrainingRun:
         data: Its training and validation cases.
         reporter: Where checkpoints go and epochs are told.
         device: Of the model.
-        rank: Of this process among ``world_size`` (DDP over torch.distributed when more than one).
+        rank: Of this process among ``world_size`` (DDP over torch.distributed when more than one). On GPUs batch normalisation is over
+            the images of all workers; on CPUs, where torch cannot do so, over each worker's own.
         reported: Epochs that the reporter already knows; later ones found in the checkpoint are told again.
         store: Where views and tokens are shared with other trials; ``None``: they are made here, with the same content.
         validated: Epochs (from 1) after which the model is validated, besides the last; ``None``: all.
@@ -105,8 +106,13 @@ class TrainingRun:
         self.num_shown = SHOWN
         training = experiment.training
         bf16 = use_bf16(training.precision, self.device)
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+        self.autocast = autocast_in(training.precision, self.device)
+        # Small gradients are zero in fp16 unless the loss is large; where they become infinite, the scaler leaves the step out.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_fp16(training.precision, self.device))
         self.model = build_model(experiment, backbone=shared_backbone(experiment)).to(self.device)
+        if world_size > 1 and self.device.type == "cuda":
+            # Each worker has a few images of the batch: their statistics alone would be another training. On CPUs torch has no such layer.
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model.segmenter)
         if training.channels_last:
             self.model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if training.compile != "none":
@@ -246,11 +252,13 @@ class TrainingRun:
         """One step of the optimiser on a batch from the CPU; gives the terms of its loss, on the device. The module is in train mode."""
         self.optimizer.zero_grad(set_to_none=True)
         terms = self._backward(self._to_device(batch))
+        self.scaler.unscale_(self.optimizer)
         limit = self.experiment.training.grad_clip
         if limit is not None:
             # With foreach a few operations do what else takes two for each weight.
             nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], limit, foreach=True)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return terms
 
     def _backward(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -265,9 +273,9 @@ class TrainingRun:
                     prediction = self.module(part.images, self._features(part))
                 terms = self.loss(prediction.logits, prediction.guide, part.masks)
                 if len(parts) == 1:
-                    terms["total"].backward()
+                    self.scaler.scale(terms["total"]).backward()
                     return {name: value.detach() for name, value in terms.items()}
-                (terms["total"] * share).backward()
+                self.scaler.scale(terms["total"] * share).backward()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
         return sums
@@ -333,7 +341,7 @@ class TrainingRun:
     def _write(self, folder: Path) -> None:
         checkpoints.write_checkpoint(
             folder, self.model.trained_state(), self.optimizer, experiment_hash=self.experiment.hash, history=self.history,
-            backbone=self.model.fingerprint,
+            backbone=self.model.fingerprint, scaler=self.scaler.state_dict(),
         )  # fmt: skip
 
     def _continue(self) -> None:
@@ -349,6 +357,8 @@ class TrainingRun:
             check_fingerprint(self.experiment, self.model, saved.backbone, str(folder))
             self.model.load_trained_state(saved.weights)
             checkpoints.restore_optimizer(self.optimizer, saved.optimizer)
+            if saved.scaler:
+                self.scaler.load_state_dict(saved.scaler)
             self.history = saved.history
             return
         start_pretrained(self.model.segmenter, self.experiment)
