@@ -360,8 +360,11 @@ def _free_memory(*, collect: bool = True) -> None:
     """Gives back what the last run held; a collection takes a tenth of a second, and finds what cycles of references keep alive."""
     import torch
 
+    from guidino_tune.training.machine_memory import give_back
+
     if collect:
         gc.collect()
+    give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -388,6 +391,9 @@ def _prepare_process(config: Mapping[str, Any]) -> None:
     torch.set_num_threads(config["cpus"])
     from guidino_tune import targets
     from guidino_tune.known_backbones import adopt
+    from guidino_tune.training.machine_memory import keep_freed_memory
+
+    keep_freed_memory()
 
     adopt(config.get("backbones", ()))
     targets.adopt(config.get("own_code", {}))

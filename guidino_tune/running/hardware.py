@@ -32,11 +32,13 @@ class Card:
         name: As the driver names it.
         memory: In bytes.
         bf16: Whether it multiplies bf16 natively.
+        fp16: Whether it does not, but has tensor cores for fp16.
     """
 
     name: str
     memory: int
     bf16: bool
+    fp16: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,11 @@ class Hardware:
             return self.bf16
         return all(card.bf16 for card in self.cards) if self.cards else None
 
+    @property
+    def computes_fp16(self) -> bool:
+        """Whether all of its GPUs, of which it has some, compute in fp16 quickly; those that do so in bf16 do."""
+        return bool(self.cards) and all(card.bf16 or card.fp16 for card in self.cards)
+
 
 _known: dict[str, Hardware] = {}
 """By Ray's id of the node, which no other node ever gets."""
@@ -69,13 +76,13 @@ def look() -> Hardware:
     """What this process sees of its node."""
     import torch
 
-    from guidino_tune.models.precision import use_bf16
+    from guidino_tune.models.precision import use_bf16, use_fp16
 
     cards = []
     for number in range(torch.cuda.device_count()):
         device, about = torch.device("cuda", number), torch.cuda.get_device_properties(number)
         with torch.cuda.device(device):  # the question is of the current one
-            cards.append(Card(about.name, about.total_memory, use_bf16("auto", device)))
+            cards.append(Card(about.name, about.total_memory, use_bf16("auto", device), use_fp16("auto", device)))
     return Hardware(tuple(cards), use_bf16("auto", torch.device("cpu")))
 
 
@@ -126,20 +133,25 @@ def precision_of(booked: Plan) -> tuple[str, str]:
     hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
     found = ask(nodes)
     told = {f"{hosts[node]} {node[:8]}": found[node].computes_bf16(gpus) if node in found else None for node in nodes}
-    return common_precision(told)
+    fp16 = gpus and all(found[node].computes_fp16 for node in found if found[node].cards)
+    return common_precision(told, fp16=fp16)
 
 
-def common_precision(told: Mapping[str, bool | None]) -> tuple[str, str]:
+def common_precision(told: Mapping[str, bool | None], *, fp16: bool = False) -> tuple[str, str]:
     """The precision that all nodes have in common, and a line that says why.
 
     Args:
         told: By a node's name, whether it computes in bf16; ``None``: nothing is known of it.
+        fp16: All of which something is known compute in fp16 quickly, on GPUs: taken where bf16 is not common to all, in place of fp32.
     """
     known = {name: native for name, native in told.items() if native is not None}
     unable = [name for name, native in known.items() if not native]
     if known and not unable:
         silent = f" ({len(told) - len(known)} did not answer)" if len(known) < len(told) else ""
         return "bf16", f"precision bf16, in which {_every(known)} computes{silent}; kept with the study"
+    if known and fp16:
+        lacking = f"{len(unable)} cannot compute in bf16 ({_listed(unable)})"
+        return "fp16", f"precision fp16 with a scaled loss for all trials, for of {len(known)} GPU nodes {lacking}; kept with the study"
     if len(unable) < len(known):
         return "fp32", (
             f"precision fp32 for all trials, for of {len(known)} nodes {len(unable)} cannot compute in bf16 ({_listed(unable)}); kept with "

@@ -19,7 +19,7 @@ from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.known_backbones import adopt
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model
-from guidino_tune.models.precision import use_bf16
+from guidino_tune.models.precision import autocast_in
 from guidino_tune.space.parameters import get_path, has_path
 from guidino_tune.training.failures import failure_kind
 from guidino_tune.training.optimisers import make_optimizer
@@ -165,13 +165,13 @@ def _two_steps(experiment: Experiment, workers: int, device: torch.device) -> in
         images = images.contiguous(memory_format=torch.channels_last)
     masks = torch.randint(0, section.num_classes + 1, (batch, 1, size, size), device=device).float()
     for _ in range(2 if training.compile == "none" else 4):  # a CUDA graph is recorded in the second, with memory of its own
-        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(training.precision, device)):
+        with autocast_in(training.precision, device):
             prediction = model(images)
         total = loss(prediction.logits, prediction.guide, masks)["total"]
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         if training.grad_clip is not None:
-            nn.utils.clip_grad_norm_(parameters, training.grad_clip)
+            nn.utils.clip_grad_norm_(parameters, training.grad_clip, foreach=True)
         optimizer.step()
     total.item()  # waits for the device, so that an error belongs to this probe
     return sum(p.numel() * p.element_size() for p in parameters)

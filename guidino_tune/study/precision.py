@@ -47,7 +47,7 @@ def as_defined(space: Space, definition: Mapping[str, Any]) -> Space:
 def _with(space: Space, of: Callable[[str | None], str]) -> Space:
     def replaced(experiment: Experiment, name: str | None) -> Experiment:
         training = experiment.training
-        if training.precision != AUTO or (settled := of(name)) not in ("fp32", "bf16"):
+        if training.precision != AUTO or (settled := of(name)) not in ("fp32", "bf16", "fp16"):
             return experiment
         return dataclasses.replace(experiment, training=dataclasses.replace(training, precision=settled))  # type: ignore[arg-type]
 

@@ -6,7 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -49,10 +49,19 @@ def snapshot(weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimiz
     return replace(copies, copied=event)
 
 
-def write_checkpoint(folder: Path, state: Snapshot, *, experiment_hash: str, history: Sequence[EpochRecord], backbone: str = "") -> None:
+def write_checkpoint(
+    folder: Path,
+    state: Snapshot,
+    *,
+    experiment_hash: str,
+    history: Sequence[EpochRecord],
+    backbone: str = "",
+    scaler: Mapping[str, float] | None = None,
+) -> None:
     """Writes everything that an exact continuation needs; random states are derived from seed and epoch, so they are not in it.
 
     Of a backbone it takes the fingerprint, and the weights only where they are trained: those of the rest are worth nothing with another.
+    ``scaler`` is the state of what scales the loss in fp16; empty in other precisions.
     """
     if state.copied:
         state.copied.synchronize()
@@ -63,6 +72,7 @@ def write_checkpoint(folder: Path, state: Snapshot, *, experiment_hash: str, his
         "backbone": backbone,
         "epoch": len(history),
         "history": [r.to_dict() for r in history],
+        "scaler": dict(scaler or {}),
         # safetensors notices a file that is too short, not one with other numbers in it.
         "checksums": {name: checksum_of(folder / name) for name in (WEIGHTS, OPTIMIZER)},
     }
@@ -108,7 +118,7 @@ def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 class Checkpoint:
     """What ``write_checkpoint`` wrote: hash of the experiment, its epochs so far, trained weights, and the optimiser's tensors by name.
 
-    The backbone's fingerprint is empty without one, or where an earlier version wrote it.
+    The backbone's fingerprint is empty without one, or where an earlier version wrote it; the scaler's state but in fp16.
     """
 
     experiment: str
@@ -116,6 +126,7 @@ class Checkpoint:
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     backbone: str = ""
+    scaler: dict[str, float] = field(default_factory=dict)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -144,7 +155,7 @@ def _read(folder: Path) -> Checkpoint:
     odd = not_finite(weights) + sorted(name for name, value in optimizer.items() if value.is_floating_point() and value.isnan().any())
     if odd:
         raise ValueError(f"NaN or infinity in {first_names(odd)}")
-    return Checkpoint(state["experiment"], history, weights, optimizer, str(state.get("backbone", "")))
+    return Checkpoint(state["experiment"], history, weights, optimizer, str(state.get("backbone", "")), dict(state.get("scaler", {})))
 
 
 def checksum_of(path: Path) -> int:

@@ -29,7 +29,7 @@ from guidino_tune.losses import SegmentationLoss
 from guidino_tune.metrics import mean_values, overlap_scores, score_case, values, with_classes
 from guidino_tune.models import build_model, start_pretrained
 from guidino_tune.models.backbone import Features
-from guidino_tune.models.precision import use_bf16
+from guidino_tune.models.precision import autocast_in, use_bf16, use_fp16
 from guidino_tune.training import checkpoints
 from guidino_tune.training.backbones import check_fingerprint
 from guidino_tune.training.costs import forget_peak, forward_seconds, peak_gigabytes
@@ -66,7 +66,8 @@ class TrainingRun:
         data: Its training and validation cases.
         reporter: Where checkpoints go and epochs are told.
         device: Of the model.
-        rank: Of this process among ``world_size`` (DDP over torch.distributed when more than one).
+        rank: Of this process among ``world_size`` (DDP over torch.distributed when more than one). On GPUs batch normalisation is over
+            the images of all workers; on CPUs, where torch cannot do so, over each worker's own.
         reported: Epochs that the reporter already knows; later ones found in the checkpoint are told again.
         store: Where views and tokens are shared with other trials; ``None``: they are made here, with the same content.
         share_views: See ``Resources``; with ``device`` the store has tokens of validation images only.
@@ -111,8 +112,13 @@ class TrainingRun:
         self.num_shown = SHOWN
         training = experiment.training
         bf16 = use_bf16(training.precision, self.device)
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+        self.autocast = autocast_in(training.precision, self.device)
+        # Small gradients are zero in fp16 unless the loss is large; where they become infinite, the scaler leaves the step out.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_fp16(training.precision, self.device))
         self.model = build_model(experiment, backbone=shared_backbone(experiment)).to(self.device)
+        if world_size > 1 and self.device.type == "cuda":
+            # Each worker has a few images of the batch: their statistics alone would be another training. On CPUs torch has no such layer.
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model.segmenter)
         if training.channels_last:
             self.model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if training.compile != "none":
@@ -250,16 +256,11 @@ class TrainingRun:
         # Everything random in an epoch follows from seed, epoch and rank: a continued run needs no saved random state.
         torch.manual_seed(view_seed(training.seed, self.epoch, f"rank {self.rank}"))
         set_learning_rates(self.optimizer, training, self.epoch)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.module.train()
         sums: dict[str, torch.Tensor] = {}
         steps = images = 0
         for batch in self.views.epoch(self.epoch, pin=self.device.type == "cuda"):
-            self.optimizer.zero_grad(set_to_none=True)
-            terms = self._backward(self._to_device(batch))
-            if training.grad_clip is not None:
-                nn.utils.clip_grad_norm_(parameters, training.grad_clip)
-            self.optimizer.step()
+            terms = self.step(batch)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value
             steps, images = steps + 1, images + len(batch.ids) * self.world_size
@@ -272,6 +273,19 @@ class TrainingRun:
             raise Diverged(f"the training loss is not finite in epoch {self.epoch + 1}: {means}")
         return means | {"lr": self.optimizer.param_groups[0]["lr"]}, images
 
+    def step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One step of the optimiser on a batch from the CPU; gives the terms of its loss, on the device. The module is in train mode."""
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self._backward(self._to_device(batch))
+        self.scaler.unscale_(self.optimizer)
+        limit = self.experiment.training.grad_clip
+        if limit is not None:
+            # With foreach a few operations do what else takes two for each weight.
+            nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], limit, foreach=True)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return terms
+
     def _backward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Adds up the gradients of a batch; gives its loss terms, on the device."""
         parts = batch.split(self.micro_batches)
@@ -283,7 +297,10 @@ class TrainingRun:
                 with self.autocast:
                     prediction = self.module(part.images, self._features(part))
                 terms = self.loss(prediction.logits, prediction.guide, part.masks)
-                (terms["total"] * share).backward()
+                if len(parts) == 1:
+                    self.scaler.scale(terms["total"]).backward()
+                    return {name: value.detach() for name, value in terms.items()}
+                self.scaler.scale(terms["total"] * share).backward()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
         return sums
@@ -351,7 +368,7 @@ class TrainingRun:
         state = checkpoints.snapshot(self.model.trained_state(), self.optimizer)
         return partial(
             checkpoints.write_checkpoint, state=state, experiment_hash=self.experiment.hash, history=tuple(self.history),
-            backbone=self.model.fingerprint,
+            backbone=self.model.fingerprint, scaler=self.scaler.state_dict(),
         )  # fmt: skip
 
     def _continue(self) -> None:
@@ -367,6 +384,8 @@ class TrainingRun:
             check_fingerprint(self.experiment, self.model, saved.backbone, str(folder))
             self.model.load_trained_state(saved.weights)
             checkpoints.restore_optimizer(self.optimizer, saved.optimizer)
+            if saved.scaler:
+                self.scaler.load_state_dict(saved.scaler)
             self.history = saved.history
             return
         start_pretrained(self.model.segmenter, self.experiment)

@@ -191,7 +191,8 @@ def _train(
     noted = machines[-1] if machines else {}
     torch.set_num_threads(noted.get("threads") or resources.cpus_per_worker or 1)
     if noted and experiment.training.precision == "auto":
-        experiment = replace(experiment, training=replace(experiment.training, precision="bf16" if noted["bf16"] else "fp32"))
+        precision: Any = "bf16" if noted["bf16"] else "fp16" if noted.get("fp16") else "fp32"
+        experiment = replace(experiment, training=replace(experiment.training, precision=precision))
     gpu = torch.cuda.is_available() and noted.get("device") != "cpu"
     store = None
     if resources.share_views:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from guidino_tune.config import Experiment
 from guidino_tune.data.batches import Batch
@@ -105,15 +104,6 @@ def wait() -> None:
     """For the GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def step(run: TrainingRun, batch: Batch) -> None:
-    """As the training loop makes one."""
-    run.optimizer.zero_grad(set_to_none=True)
-    run._backward(batch)
-    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    nn.utils.clip_grad_norm_(parameters, run.experiment.training.grad_clip or float("inf"))
-    run.optimizer.step()
 
 
 def rate(call: Callable[[], object], number: int, seconds: float, warmup: int = 3) -> float:

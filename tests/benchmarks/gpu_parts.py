@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_bench import Bench, Row, rate, step, wait
+from gpu_bench import Bench, Row, rate, wait
 from torch import nn
 
 from guidino_tune.data.augmentation import nnunet_augmentation
@@ -90,7 +90,7 @@ def epochs(bench: Bench) -> Iterator[Row]:
         wait()
         whole = images / (time.perf_counter() - begun)
         memory, batch = peak_gigabytes(bench.device), bench.batch(run)
-        steps = rate(lambda run=run, batch=batch: step(run, batch), len(batch.ids), bench.seconds)  # type: ignore[misc]
+        steps = rate(lambda run=run, batch=batch: run.step(batch), len(batch.ids), bench.seconds)  # type: ignore[misc]
         views = run.views.epoch(0)
         stored = next(views)
         views.close()
@@ -109,11 +109,11 @@ def busy(run: TrainingRun, batch: Batch) -> str:
     wait()
     begun = time.perf_counter()
     for _ in range(5):
-        step(run, batch)
+        run.step(batch)
     wait()
     passed = time.perf_counter() - begun
     with profile(activities=[ProfilerActivity.CUDA]) as found:
-        step(run, batch)
+        run.step(batch)
         wait()
     kernels = [event for event in found.key_averages() if event.self_device_time_total]
     seconds, count = sum(event.self_device_time_total for event in kernels) / 1e6, sum(event.count for event in kernels)
@@ -134,10 +134,10 @@ def compiling(bench: Bench) -> Iterator[Row]:
             batch = bench.batch(run)
             run.module.train()
             begun = time.monotonic()
-            step(run, batch)
+            run.step(batch)
             wait()
             took = time.monotonic() - begun
-            found = rate(lambda run=run, batch=batch: step(run, batch), len(batch.ids), bench.seconds)  # type: ignore[misc]
+            found = rate(lambda run=run, batch=batch: run.step(batch), len(batch.ids), bench.seconds)  # type: ignore[misc]
             plain = plain or found
             yield Row("compile", f"{kind} {way}", found, "img/s", f"{found / plain:.2f} of eager; first step {took:.1f} s")
 
@@ -150,7 +150,7 @@ def batches(bench: Bench) -> Iterator[Row]:
             run = bench.run(bench.experiment(kind, batch=number), f"batches-{kind}-{number}")
             batch = bench.batch(run)
             run.module.train()
-            found.append(rate(lambda run=run, batch=batch: step(run, batch), len(batch.ids), bench.seconds))  # type: ignore[misc]
+            found.append(rate(lambda run=run, batch=batch: run.step(batch), len(batch.ids), bench.seconds))  # type: ignore[misc]
         yield Row("batches", kind, found[1] / found[0], "times", f"batch 4: {found[0]:.0f}, batch 16: {found[1]:.0f} img/s")
 
 
@@ -200,10 +200,10 @@ def _one_of_several(kind: str, device: str, size: int, seconds: float, scratch: 
     run = bench.run(bench.experiment(kind), f"packing-{multiprocessing.current_process().pid}")
     batch = bench.batch(run)
     run.module.train()
-    step(run, batch)
+    run.step(batch)
     wait()
     start.wait(PATIENCE)
-    answers.put(rate(lambda: step(run, batch), len(batch.ids), seconds, 0))
+    answers.put(rate(lambda: run.step(batch), len(batch.ids), seconds, 0))
 
 
 def memory(bench: Bench) -> Iterator[Row]:
@@ -216,7 +216,7 @@ def memory(bench: Bench) -> Iterator[Row]:
         run = bench.run(experiment, f"memory-{parts}", micro_batches=parts)
         batch = bench.batch(run)
         forget_peak(bench.device)
-        step(run, batch)
+        run.step(batch)
         wait()
         peaks.append(peak_gigabytes(bench.device) * 1e9)
         del run, batch
@@ -228,14 +228,14 @@ def memory(bench: Bench) -> Iterator[Row]:
         with contextlib.suppress(torch.OutOfMemoryError):
             run = bench.run(experiment, "memory-again")
             try:
-                step(run, bench.batch(run))
+                run.step(bench.batch(run))
             except torch.OutOfMemoryError as error:
                 kind = failure_kind(error)
                 raise
         del run
         bench.close()
         second = bench.run(experiment, "memory-parts", micro_batches=2)
-        step(second, bench.batch(second))
+        second.step(bench.batch(second))
         wait()
         note = f"whole {peaks[0] / 1e9:.2f} GB, in two parts {peaks[1] / 1e9:.2f} GB; limit {limit / 1e9:.2f} GB"
         yield Row("memory", "out of memory, then in two parts", None, note=f"{kind or 'it did fit'}; {note}", good=kind == "out-of-memory")

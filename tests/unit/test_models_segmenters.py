@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from guidino_tune import config
 from guidino_tune.models.backbone import BackboneShape, Features
 from guidino_tune.models.gate import Gate
+from guidino_tune.models.parts.convolutions import Upsampling
 from guidino_tune.models.segmenters import nnwnet
 from guidino_tune.models.segmenters.nnwnet import NNWNet
 from guidino_tune.models.segmenters.segdino import SegDINO
@@ -185,3 +186,25 @@ def test_nnwnet_is_wired_as_published(place: str) -> None:
 def test_weights_fit_with_and_without_deep_supervision() -> None:
     off, on = (NNWNet(config.NNWNet(base_width=2, deep_supervision=flag)) for flag in (False, True))
     assert set(off.state_dict()) == set(on.state_dict())
+
+
+@pytest.mark.parametrize(("factor", "bias"), [(2, True), (4, False)])
+def test_upsampling_is_the_transposed_convolution(factor: int, bias: bool) -> None:
+    """In bf16 and channels_last it is computed in another way: the same numbers, forward and backward."""
+    torch.manual_seed(0)
+    ours, theirs = Upsampling(8, 6, factor, bias=bias), torch.nn.ConvTranspose2d(8, 6, factor, stride=factor, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    image, slopes = torch.randn(2, 8, 5, 4), torch.randn(2, 6, 5 * factor, 4 * factor)
+    for bf16 in (True, False):
+        results = []
+        for module in (ours, theirs):
+            module.zero_grad()
+            x = image.to(memory_format=torch.channels_last, copy=True).requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                y = module(x)
+            y.backward(slopes.to(y.dtype))
+            results.append([y, x.grad, *(parameter.grad for parameter in module.parameters())])
+        assert results[0][0].dtype == (torch.bfloat16 if bf16 else torch.float32)
+        for a, b in zip(*results, strict=True):
+            assert (a - b).norm() <= (5e-3 if bf16 else 1e-6) * b.norm()
+        assert results[0][0].is_contiguous(memory_format=torch.channels_last)

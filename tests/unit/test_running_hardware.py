@@ -16,6 +16,19 @@ SMALL, LARGE = "1" * 56, "2" * 56
 H100, T4 = Card("NVIDIA H100 80GB HBM3", 80 * GB, True), Card("Tesla T4", 16 * GB, False)
 
 
+def test_nodes_whose_gpus_lack_bf16_settle_on_fp16_where_all_can() -> None:
+    old = Card("Tesla P100", 16 * GB, False)
+    v100 = Card("V100", 32 * GB, False, True)
+    assert Hardware((v100, H100), True).computes_fp16
+    assert not Hardware((v100, old), True).computes_fp16
+    assert not Hardware((), True).computes_fp16
+    found, why = common_precision({"a": True, "b": False, "c": None}, fp16=True)
+    assert found == "fp16"
+    assert "of 2 GPU nodes 1 cannot compute in bf16 (b)" in why
+    assert common_precision({"a": True, "b": None}, fp16=True)[0] == "bf16"
+    assert common_precision({"a": None}, fp16=True)[0] == "fp32"
+
+
 @pytest.mark.parametrize(
     ("told", "precision", "words"),
     [

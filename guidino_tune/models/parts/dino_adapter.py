@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guidino_tune.models.parts.convolutions import he_by_outputs
+from guidino_tune.models.parts.convolutions import Upsampling, he_by_outputs
 from guidino_tune.models.parts.deformable import DeformableCrossAttention, pixel_centres
 from guidino_tune.models.parts.drop_path import DropPath
 
@@ -122,7 +122,7 @@ class DINOAdapter(nn.Module):
         self.extractors = nn.ModuleList(
             Extractor(width, num_heads=num_heads, num_points=num_points, drop_path=drop_path) for _ in READ_LAYERS
         )
-        self.up = nn.ConvTranspose2d(width, width, 2, stride=2)
+        self.up = Upsampling(width, width)
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(4))
         self.apply(initialise)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from guidino_tune.models.gate import Gate
+from guidino_tune.models.parts.convolutions import Upsampling
 
 
 def conv_norm(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
@@ -33,7 +34,7 @@ class UNetDecoder(nn.Module):
         super().__init__()
         self.deep_supervision = deep_supervision
         pairs = list(pairwise(reversed(widths)))
-        self.up = nn.ModuleList(nn.ConvTranspose2d(deep, fine, 2, stride=2) for deep, fine in pairs)
+        self.up = nn.ModuleList(Upsampling(deep, fine) for deep, fine in pairs)
         self.merge = nn.ModuleList(
             nn.Sequential(conv_norm(2 * fine, fine), *(conv_norm(fine, fine) for _ in range(num_convs - 1))) for _, fine in pairs
         )

@@ -8,6 +8,7 @@ from guidino_tune import config as sections
 from guidino_tune.errors import UserError
 from guidino_tune.models.backbone import BackboneShape, FeatureRequest, Features, segmentation_layers
 from guidino_tune.models.gate import Gate
+from guidino_tune.models.parts.convolutions import Upsampling
 from guidino_tune.models.parts.dino_adapter import DINOAdapter
 from guidino_tune.models.parts.fapm import FAPM
 from guidino_tune.models.parts.nnunet import UNetDecoder
@@ -55,7 +56,7 @@ class DinoUNet(Segmenter):
             drop_path=config.drop_path,
         )
         self.fapm = FAPM(shape.width, config.widths, config.rank)
-        self.upsamplers = nn.ModuleList(nn.ConvTranspose2d(width, width, 2, stride=2) for width in config.widths)
+        self.upsamplers = nn.ModuleList(Upsampling(width, width) for width in config.widths)
         self.decoder = UNetDecoder(config.widths, num_outputs, num_convs=2, deep_supervision=config.deep_supervision)
 
     def forward(self, images: Tensor, gate: Gate, features: Features | None = None) -> tuple[Tensor, ...]:

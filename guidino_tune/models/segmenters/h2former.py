@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from guidino_tune import config as sections
 from guidino_tune.models.backbone import BackboneShape, Features
 from guidino_tune.models.gate import Gate
+from guidino_tune.models.parts.convolutions import Upsampling
 from guidino_tune.models.parts.swin import drop_path_rates, swin_stage, to_maps, to_tokens
 from guidino_tune.models.pretrained import Layout
 from guidino_tune.models.segmenters.base import Segmenter
@@ -165,7 +166,7 @@ class H2Former(Segmenter):
         self.merge_norms = nn.ModuleList(nn.LayerNorm(width) for width in widths[:-1])
         self.merges = nn.ModuleList(MultiScale(fine, deep, (2, 4)) for fine, deep in pairwise(widths))
         widths.reverse()
-        self.up = nn.ModuleList(nn.ConvTranspose2d(deep, fine, 2, stride=2) for deep, fine in pairwise(widths))
+        self.up = nn.ModuleList(Upsampling(deep, fine) for deep, fine in pairwise(widths))
         self.fuse = nn.ModuleList(
             nn.Sequential(nn.Conv2d(deep, fine, 3, padding=1), nn.BatchNorm2d(fine), nn.ReLU(inplace=True))
             for deep, fine in pairwise(widths)

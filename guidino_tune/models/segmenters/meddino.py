@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from guidino_tune import config as sections
 from guidino_tune.models.backbone import BackboneShape, FeatureRequest, Features, segmentation_layers
 from guidino_tune.models.gate import Gate
-from guidino_tune.models.parts.convolutions import ChannelNorm
+from guidino_tune.models.parts.convolutions import ChannelNorm, Upsampling
 from guidino_tune.models.segmenters.base import Segmenter, required
 
 
@@ -40,7 +40,7 @@ class MedDINO(Segmenter):
         self.feature_request = FeatureRequest(layers, config.final_norm)
         width = sum(shape.layer_widths[layer] for layer in layers)
         widths = [max(1, width >> halvings) for halvings in range(5)]
-        self.up = nn.ModuleList(nn.ConvTranspose2d(inputs, outputs, 2, stride=2) for inputs, outputs in pairwise(widths))
+        self.up = nn.ModuleList(Upsampling(inputs, outputs) for inputs, outputs in pairwise(widths))
         self.norms = nn.ModuleList(ChannelNorm(outputs, eps=1e-6) for outputs in widths[1:])
         self.head = nn.Conv2d(widths[-1], num_outputs, 1)
         for layer in (*self.up, self.head):

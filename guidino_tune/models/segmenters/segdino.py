@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from guidino_tune import config as sections
 from guidino_tune.models.backbone import BackboneShape, FeatureRequest, Features, segmentation_layers
 from guidino_tune.models.gate import Gate
+from guidino_tune.models.parts.convolutions import Upsampling
 from guidino_tune.models.segmenters.base import Segmenter, required
 
 
@@ -36,7 +37,7 @@ class SegDINO(Segmenter):
         widths = [shape.layer_widths[layer] for layer in layers]
         self.project = nn.ModuleList(nn.Conv2d(width, branch, 1) for width, branch in zip(widths, config.branch_widths, strict=True))
         self.mix = nn.ModuleList(nn.Conv2d(branch, config.features, 3, padding=1, bias=False) for branch in config.branch_widths)
-        self.up = nn.ConvTranspose2d(config.features, config.features, 4, stride=4, bias=False)
+        self.up = Upsampling(config.features, config.features, 4, bias=False)
         self.head = nn.Conv2d(4 * config.features, num_outputs, 1)
 
     def forward(self, images: Tensor, gate: Gate, features: Features | None = None) -> tuple[Tensor, ...]:

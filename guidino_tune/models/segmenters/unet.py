@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from guidino_tune import config as sections
 from guidino_tune.models.backbone import BackboneShape, Features
 from guidino_tune.models.gate import Gate
-from guidino_tune.models.parts.convolutions import double_conv
+from guidino_tune.models.parts.convolutions import Upsampling, double_conv
 from guidino_tune.models.segmenters.base import Segmenter
 
 
@@ -34,7 +34,7 @@ class UNet(Segmenter):
         widths = [config.base_width * 2**level for level in range(5)]
         self.down = nn.ModuleList(double_conv(inputs, outputs, outputs, bias=False) for inputs, outputs in pairwise([in_channels, *widths]))
         widths.reverse()
-        self.up = nn.ModuleList(nn.ConvTranspose2d(deep, fine, 2, stride=2) for deep, fine in pairwise(widths))
+        self.up = nn.ModuleList(Upsampling(deep, fine) for deep, fine in pairwise(widths))
         self.merge = nn.ModuleList(double_conv(deep, fine, fine, bias=False) for deep, fine in pairwise(widths))
         self.head = nn.Conv2d(widths[-1], num_outputs, 1)
 
