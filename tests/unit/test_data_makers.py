@@ -101,7 +101,7 @@ def test_trainings_are_served_in_turn_nearest_passes_first(table: CaseTable, sto
     no_process(monkeypatch)
     both = [Makers(store.folder, 1) for _ in range(2)]
     for seed, wanted in enumerate(both):
-        wanted.want(Wish((7, 5), TrainViews(table, DATA, seed, 4, store=store)._recipe))
+        wanted.want(Wish((7, 5), TrainViews(table, DATA, seed, 4, store=store).recipe))
     kept: list[str] = []
     original = ChunkStore._keep
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_made_is_left_to_its_training(
     table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     no_process(monkeypatch)
-    recipe = TrainViews(table, DATA, 0, 4, store=store)._recipe
+    recipe = TrainViews(table, DATA, 0, 4, store=store).recipe
     both = [Makers(store.folder, 1) for _ in range(2)]
     both[0].want(Wish((0,), {**recipe, "table": "gone.arrow"}))
     both[1].want(Wish((0,), recipe))
