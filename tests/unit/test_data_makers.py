@@ -191,6 +191,17 @@ def test_makers_end_with_who_started_them(tmp_path: Path) -> None:
     assert not list((tmp_path / "wanted").iterdir())
 
 
+IDLE = "import sys; from guidino_tune.data import making; making.IDLE = 0.1; sys.exit(making.main(sys.argv[1:]))"
+
+
+def test_a_maker_that_nobody_needs_ends_without_a_word(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", IDLE, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == ""  # until it ends, though its standard input is open still
+        assert process.wait(30) == 0
+
+
 def test_how_many() -> None:
     assert [number_of("auto", cpus, 1.0) for cpus in (1, 2, 3, 6, 64)] == [0, 0, 1, 4, 8]
     assert number_of("auto", 64, 0.0) == 0
