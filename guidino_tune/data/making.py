@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -40,11 +41,11 @@ def main(arguments: list[str]) -> int:
     from guidino_tune.data.store import ChunkStore
 
     store = ChunkStore(Path(arguments[0]), int(arguments[1]) if len(arguments) > 1 else None)
-    work(store)
+    work(store, IDLE)
     return 0
 
 
-def work(store: ChunkStore, idle: float = IDLE) -> None:
+def work(store: ChunkStore, idle: float) -> None:
     """Makes what is wanted, of each training the nearest missing chunk in turn, until nothing was wanted for ``idle`` seconds."""
     known: dict[str, TrainViews | None] = {}
     wanted = time.monotonic()
@@ -75,8 +76,10 @@ def _make_one(store: ChunkStore, known: dict[str, TrainViews | None], name: str,
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()  # nothing is ever written there: it ends when the last who could has ended
-    os._exit(0)
+    # Nothing is ever written there: it ends when the last who could has ended. Not through `sys.stdin`, whose lock this thread would hold
+    # when the interpreter ends.
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)  # at once, whatever the other thread is at
 
 
 if __name__ == "__main__":

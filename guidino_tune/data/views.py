@@ -161,13 +161,13 @@ class TrainViews:
             passes = range(first // self.num_batches, (first + 2 * self.num_steps - 1) // self.num_batches + 1)  # of the next epoch too
             far = range(passes.start, passes.stop + AHEAD * self.num_steps // self.num_batches + 1)
             near, wanted = ([*dict.fromkeys(self._source(p) for p in some if p < (self._passes or far.stop))] for some in (passes, far))
-            self._shared.prepare(near, wanted, lambda: self._recipe)
+            self._shared.prepare(near, wanted, lambda: self.recipe)
         places = [divmod(step, self.num_batches) for step in range(first, first + self.num_steps)]
         orders = {number: self.order(number) for number in dict(places)}
         return made_ahead([(number, orders[number][index]) for number, index in places], self._batch, pin)
 
     @cached_property
-    def _recipe(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Any]:
         """All that decides about the images of a pass, for ``views_of``."""
         data = {name: getattr(self._data, name) for name in DECISIVE}
         return {"key": self._views_key(), "table": str(self._table.path), "rows": self._table.rows, "data": data, "seed": self._seed}
@@ -215,7 +215,7 @@ def views_of(recipe: Mapping[str, Any], store: ChunkStore) -> TrainViews | None:
     """
     data = parse(Data, {"kind": "folder", **recipe["data"]}, "recipe of views")
     views = TrainViews(CaseTable(Path(recipe["table"]), recipe["rows"]), data, recipe["seed"], 1, store=store)
-    return views if views._views_key() == recipe["key"] else None
+    return views if views.recipe["key"] == recipe["key"] else None
 
 
 def validation_batches(

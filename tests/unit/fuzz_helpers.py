@@ -105,6 +105,7 @@ def mappings_of(cls: type) -> st.SearchStrategy[dict[str, Any]]:
         "target": st.sampled_from(["my.parts:Net", "parts:term"]),
         **dict.fromkeys(("options", "sampler_options", "pruner_options"), st.dictionaries(st.sampled_from(["a", "width"]), PLAIN)),
         "trials_per_gpu": st.none() | st.integers(1, 64) | st.just("auto"),
+        "view_makers": st.integers(0, 64) | st.just("auto"),
     }
     made = {name: special[name] if name in special else values_of(hints[name]) for name in names}
     needed = [field.name for field in dataclasses.fields(cls) if field.name == "kind" or field.default is dataclasses.MISSING]

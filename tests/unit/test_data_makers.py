@@ -101,7 +101,7 @@ def test_trainings_are_served_in_turn_nearest_passes_first(table: CaseTable, sto
     no_process(monkeypatch)
     both = [Makers(store.folder, 1) for _ in range(2)]
     for seed, wanted in enumerate(both):
-        wanted.want(Wish((7, 5), TrainViews(table, DATA, seed, 4, store=store)._recipe))
+        wanted.want(Wish((7, 5), TrainViews(table, DATA, seed, 4, store=store).recipe))
     kept: list[str] = []
     original = ChunkStore._keep
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_made_is_left_to_its_training(
     table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     no_process(monkeypatch)
-    recipe = TrainViews(table, DATA, 0, 4, store=store)._recipe
+    recipe = TrainViews(table, DATA, 0, 4, store=store).recipe
     both = [Makers(store.folder, 1) for _ in range(2)]
     both[0].want(Wish((0,), {**recipe, "table": "gone.arrow"}))
     both[1].want(Wish((0,), recipe))
@@ -189,6 +189,17 @@ def test_makers_end_with_who_started_them(tmp_path: Path) -> None:
     assert not any(Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in pids)
     assert list(wishes(tmp_path)) == []
     assert not list((tmp_path / "wanted").iterdir())
+
+
+IDLE = "import sys; from guidino_tune.data import making; making.IDLE = 0.1; sys.exit(making.main(sys.argv[1:]))"
+
+
+def test_a_maker_that_nobody_needs_ends_without_a_word(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", IDLE, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == ""  # until it ends, though its standard input is open still
+        assert process.wait(30) == 0
 
 
 def test_how_many() -> None:
