@@ -109,7 +109,7 @@ class TrainingRun:
         self.autocast = autocast_in(training.precision, self.device)
         # Small gradients are zero in fp16 unless the loss is large; where they become infinite, the scaler leaves the step out.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_fp16(training.precision, self.device))
-        self.model = build_model(experiment, backbone=shared_backbone(experiment)).to(self.device)
+        self.model = build_model(experiment, backbone=shared_backbone(experiment, bf16=bf16)).to(self.device)
         if world_size > 1 and self.device.type == "cuda":
             # Each worker has a few images of the batch: their statistics alone would be another training. On CPUs torch has no such layer.
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model.segmenter)

@@ -157,7 +157,7 @@ def compare(kind: str, size: int, scratch: Path, options: argparse.Namespace) ->
             f"step {kind} {size} px {threads} threads {computed}{' tokens' if options.tokens else ''}",
             f"training step of {experiment.name} in a trial / {way}",
             ratios(*times),
-            aim=AIM,
+            aim=None if kind == "segguidino" else AIM,
             output=options.output,
             note=f"{statistics.median(times[0]) * 1e3:.0f} / {statistics.median(times[1]) * 1e3:.0f} ms",
         )
