@@ -312,7 +312,8 @@ class Training:
             definition, its trials and their exports. A node that joins later and does not compute in bf16 takes no part in a study that
             settled for it; a study that names ``bf16`` has it emulated there, slowly. ``fp16`` is for GPUs, and emulated on a CPU. In fp16
             a frozen guide's tokens, which trials share, are computed in fp32, as are the predictions of an exported model.
-        channels_last: Memory format of the segmenter.
+        channels_last: Memory format of the segmenter: channels_last where it pays, which is everywhere but for some segmenters in fp32 on a
+            CPU without AVX-512; ``false``: never.
         compile: ``torch.compile`` of the segmenter: ``default``, or ``cuda-graphs`` (mode ``reduce-overhead``, on a GPU); it takes tens
             of seconds for each trial, so it pays in long trainings only. On a CPU it does not: in bf16 at 128 pixels a step takes 0.96
             (U-Net), 1.0 to 1.1 (Seg-GuiDINO) and 1.3 to 1.4 (nnWNet) of its time without, after 32, 11 and 221 seconds of compilation.

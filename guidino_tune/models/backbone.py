@@ -120,6 +120,17 @@ class Backbone(nn.Module):
             unused = name.endswith("mask_token") or (not final_norm and name.startswith(f"{self.architecture.final_norm}."))
             parameter.requires_grad_(not unused)
 
+    def hold_bf16(self) -> Backbone:
+        """Keeps the weights of its linear layers, which are nearly all, in bf16 only: for a frozen backbone that runs under bf16 autocast.
+
+        Autocast would make the same numbers of them at every forward pass, and hold both. The others stay: autocast computes norms in
+        float32, and Hugging Face's networks give their position encodings the type of the patch embedding.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.to(torch.bfloat16)
+        return self
+
     def train(self, mode: bool = True) -> Backbone:
         """Stays in eval mode; with ``mode`` the LoRA dropout becomes active."""
         super().train(False)

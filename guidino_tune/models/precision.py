@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from guidino_tune.models.segmenters.base import Segmenter
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -35,3 +39,13 @@ def autocast_in(precision: str, device: torch.device) -> torch.autocast:
     """The autocast of a training in this precision; switched off in float32. May be entered again and again."""
     dtype = torch.float16 if use_fp16(precision, device) else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=dtype == torch.float16 or use_bf16(precision, device))
+
+
+def channels_last_pays(segmenter: Segmenter, device: torch.device, bf16: bool) -> bool:
+    """Whether a segmenter trains more quickly in channels_last than in torch's own memory format.
+
+    It does on GPUs, in bf16 and on processors with AVX-512 (0.80 to 0.93 of the time of a step of U-Net and nnWNet). In float32 on one that
+    has AVX2 only, gradients of weights take twice the time in it: U-Net (1.05 to 1.12), nnU-Net (1.32) and Seg-GuiDINO (1.02 to 1.08) lose,
+    nnWNet (0.93), U-KAN (0.92), H2Former (0.98) and Swin-UNet (0.99) still gain.
+    """
+    return bf16 or device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX2" or segmenter.channels_last_on_avx2

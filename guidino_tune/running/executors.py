@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from guidino_tune import paths
+from guidino_tune import known_backbones, paths, targets
 from guidino_tune.config import Data, Experiment
 from guidino_tune.errors import redacted
 from guidino_tune.running.cluster import Plan, Worker, elsewhere, note_node, places_for, this_node
@@ -28,6 +28,7 @@ from guidino_tune.running.process import check_node
 from guidino_tune.running.worker_groups import UnfitGroup, check_together, group_failure, not_placed, on_nodes_network
 from guidino_tune.training.failures import FAILURE, UnfitNode, failure_kind
 from guidino_tune.training.folder import EXPERIMENT, TrialFolder, write_text
+from guidino_tune.training.machine_memory import give_back, keep_freed_memory
 from guidino_tune.training.reporter import Decision, EpochRecord
 
 # torch and transformers take seconds to import: of the processes of a Ray Train trial only the workers do so. No other needs Ray Train.
@@ -360,8 +361,6 @@ def _free_memory(*, collect: bool = True) -> None:
     """Gives back what the last run held; a collection takes a tenth of a second, and finds what cycles of references keep alive."""
     import torch
 
-    from guidino_tune.training.machine_memory import give_back
-
     if collect:
         gc.collect()
     give_back()
@@ -386,16 +385,11 @@ def _gpu_is_lost() -> bool:
 def _prepare_process(config: Mapping[str, Any]) -> None:
     import torch
 
-    os.environ["GUIDINO_TUNE_HOME"] = config["home"]
-    os.environ[SEAL] = "1"  # nobody who trains may see the test cases
+    os.environ.update({"GUIDINO_TUNE_HOME": config["home"], SEAL: "1"})  # sealed: nobody who trains may see the test cases
     torch.set_num_threads(config["cpus"])
-    from guidino_tune import targets
-    from guidino_tune.known_backbones import adopt
-    from guidino_tune.training.machine_memory import keep_freed_memory
-
     keep_freed_memory()
 
-    adopt(config.get("backbones", ()))
+    known_backbones.adopt(config.get("backbones", ()))
     targets.adopt(config.get("own_code", {}))
 
 

@@ -29,7 +29,7 @@ from guidino_tune.losses import SegmentationLoss
 from guidino_tune.metrics import mean_values, overlap_scores, score_case, values, with_classes
 from guidino_tune.models import build_model, start_pretrained
 from guidino_tune.models.backbone import Features
-from guidino_tune.models.precision import autocast_in, use_bf16, use_fp16
+from guidino_tune.models.precision import autocast_in, channels_last_pays, use_bf16, use_fp16
 from guidino_tune.training import checkpoints
 from guidino_tune.training.backbones import check_fingerprint
 from guidino_tune.training.costs import forget_peak, forward_seconds, peak_gigabytes
@@ -115,11 +115,12 @@ class TrainingRun:
         self.autocast = autocast_in(training.precision, self.device)
         # Small gradients are zero in fp16 unless the loss is large; where they become infinite, the scaler leaves the step out.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_fp16(training.precision, self.device))
-        self.model = build_model(experiment, backbone=shared_backbone(experiment)).to(self.device)
+        self.model = build_model(experiment, backbone=shared_backbone(experiment, bf16=bf16)).to(self.device)
         if world_size > 1 and self.device.type == "cuda":
             # Each worker has a few images of the batch: their statistics alone would be another training. On CPUs torch has no such layer.
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model.segmenter)
-        if training.channels_last:
+        self.channels_last = training.channels_last and channels_last_pays(self.model.segmenter, self.device, bf16)
+        if self.channels_last:
             self.model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if training.compile != "none":
             self.model.segmenter.compile(mode="reduce-overhead" if training.compile == "cuda-graphs" else None)
@@ -243,10 +244,10 @@ class TrainingRun:
     def _costs(self) -> dict[str, float]:
         """Of this epoch and this network; once, for later epochs would tell the same."""
         self.measure = False
-        memory, training = peak_gigabytes(self.device), self.experiment.training
+        memory = peak_gigabytes(self.device)
         data = self.experiment.data
         latency = forward_seconds(
-            self.model, data.image_size, self.device, self.autocast, channels_last=training.channels_last, channels=data.channels
+            self.model, data.image_size, self.device, self.autocast, channels_last=self.channels_last, channels=data.channels
         )
         return {"memory": memory, "latency": latency}
 
@@ -358,7 +359,7 @@ class TrainingRun:
 
     def _to_device(self, batch: Batch) -> Batch:
         moved = batch.to(self.device)
-        if not self.experiment.training.channels_last:
+        if not self.channels_last:
             return moved
         images, *tokens = (x.contiguous(memory_format=torch.channels_last) for x in (moved.images, *moved.tokens))
         return replace(moved, images=images, tokens=tuple(tokens))

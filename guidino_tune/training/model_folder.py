@@ -22,7 +22,7 @@ from guidino_tune.errors import UserError
 from guidino_tune.known_backbones import check_of_use, expecting
 from guidino_tune.models import GuidedSegmenter, build_model
 from guidino_tune.models.ensemble import Ensemble
-from guidino_tune.models.precision import use_bf16
+from guidino_tune.models.precision import channels_last_pays, use_bf16
 from guidino_tune.training.backbones import is_unnoted, known_of_model, provenance_of
 from guidino_tune.training.checkpoints import WEIGHTS, check_finite, checksum_of, load_weights, noted_checksum
 from guidino_tune.training.folder import HISTORY
@@ -144,7 +144,7 @@ def load_single(folder: Path, device: str = "cpu") -> tuple[GuidedSegmenter, Exp
         raise UserError(f"the weights do not fit the experiment: {error}", where=str(file)) from None
     training = experiment.training
     model.bf16 = use_bf16(training.precision, torch.device(device))
-    if training.channels_last:
+    if training.channels_last and channels_last_pays(model.segmenter, torch.device(device), model.bf16):
         model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.to(torch.device(device)).eval(), experiment
 

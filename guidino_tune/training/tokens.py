@@ -74,7 +74,7 @@ class TokenEncoder:
         how = f"{'bfloat16' if self.bf16 else 'float32'} {where} {torch.__version__} {version('transformers')}"
         seen = "" if self.view.whole else f" channels {self.view.channels} of {self.view.of}"
         normed = self.request.final_norm or not self._layers
-        return f"{_fingerprint(self.guide, *_where(self.guide))} last and {self._layers} {normed} {how}{seen}"
+        return f"{_fingerprint(self.guide, *_where(self.guide), self.bf16)} last and {self._layers} {normed} {how}{seen}"
 
     def __call__(self, images: Tensor) -> Arrays:
         """See ``Encoder``: ``last``, and ``layer_`` with the number of each other layer, (N, C, h, w)."""
@@ -117,13 +117,16 @@ def make_encoder(experiment: Experiment, model: GuidedSegmenter, *, bf16: bool, 
     return TokenEncoder(backbone, _frozen(experiment), model.feature_request, bf16=bf16, batch_size=batch_size, view=model.view)
 
 
-def shared_backbone(experiment: Experiment) -> Backbone | None:
-    """The frozen guide backbone of this process, read once for all trials; trials that train theirs, or adapters in it, read their own."""
+def shared_backbone(experiment: Experiment, *, bf16: bool = False) -> Backbone | None:
+    """The frozen guide backbone of this process, read once for all trials; trials that train theirs, or adapters in it, read their own.
+
+    With ``bf16`` it is one that runs under bf16 autocast only, see ``Backbone.hold_bf16``.
+    """
     guide = experiment.guide
     if not isinstance(guide, DINOGuide) or guide.trained != "frozen":
         return None
     frozen = _frozen(experiment)
-    return _backbone(frozen, *_where(frozen))
+    return _backbone(frozen, *_where(frozen), bf16)
 
 
 def to_features(tokens: Sequence[Tensor]) -> Features | None:
@@ -147,13 +150,14 @@ def _where(guide: DINOGuide) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=2)
-def _backbone(guide: DINOGuide, place: str, files: str) -> Backbone:
-    return load_backbone(guide)
+def _backbone(guide: DINOGuide, place: str, files: str, bf16: bool) -> Backbone:
+    backbone = load_backbone(guide)
+    return backbone.hold_bf16() if bf16 else backbone
 
 
 @lru_cache(maxsize=16)
-def _fingerprint(guide: DINOGuide, place: str, files: str) -> str:
-    backbone = _backbone(guide, place, files)
+def _fingerprint(guide: DINOGuide, place: str, files: str, bf16: bool) -> str:
+    backbone = _backbone(guide, place, files, bf16)
     # That of random weights is of the architecture alone; tokens are of the numbers.
     return backbone.fingerprint if guide.weights == "pretrained" else fingerprint(backbone)
 

@@ -264,3 +264,16 @@ def test_segmentation_layers() -> None:
 def test_image_size_must_fit_the_patches(tiny: Any, size: Any) -> None:
     with pytest.raises(UserError, match="16"):
         tiny(torch.zeros(1, 3, *size))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_weights_held_in_bf16_give_what_autocast_gives(name: str) -> None:
+    plain, held = small_backbone(name), small_backbone(name).hold_bf16()
+    layers = tuple(range(plain.shape.num_layers))
+    images = pictures(3, 64, 64).expand(2, 3, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        first, second = plain(images, layers), held(images, layers)
+    for x, y in zip((first.last, *first.layers), (second.last, *second.layers), strict=True):
+        assert x.dtype == y.dtype
+        assert torch.equal(x, y)
+    assert any(weight.dtype == torch.bfloat16 for weight in held.parameters())

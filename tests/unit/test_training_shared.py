@@ -168,6 +168,15 @@ def test_a_fingerprint_follows_the_weights_and_the_request_the_key(tmp_path: Pat
     assert len({TokenEncoder(backbone, guide, request, bf16=False, batch_size=4).key for request in same}) == 1
 
 
+def test_a_trial_in_bf16_holds_its_frozen_guide_in_bf16_and_one_in_fp32_does_not(data: SearchData, tmp_path: Path) -> None:
+    held = {}
+    for precision in ("bf16", "fp32"):
+        trial = run(make_experiment("segguidino", guide=GUIDE, epochs=1, precision=precision), data, tmp_path / precision, measure=True)
+        assert trial.model.backbone is not None
+        held[precision] = {module.weight.dtype for module in trial.model.backbone.modules() if isinstance(module, torch.nn.Linear)}
+    assert held == {"bf16": {torch.bfloat16}, "fp32": {torch.float32}}
+
+
 def test_adapters_are_never_encoded() -> None:
     from guidino_tune.models import build_model
 

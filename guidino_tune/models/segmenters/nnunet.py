@@ -66,6 +66,8 @@ class NNUNet(Segmenter):
     The first norm undoes a mask at ``input`` that is the same all over the image; what counts there is how it differs from place to place.
     """
 
+    channels_last_on_avx2 = False
+
     def __init__(
         self,
         config: sections.NNUNet,

@@ -17,6 +17,8 @@ class SegGuiDINO(Segmenter):
     Gate places: ``features``, the projected map at 1/16, and ``decoder``, the map before the head.
     """
 
+    channels_last_on_avx2 = False
+
     def __init__(
         self,
         config: sections.SegGuiDINO,

@@ -21,6 +21,8 @@ class UNet(Segmenter):
     Gate places: ``bottleneck``, the deepest map at 1/16 (GuiDINO-U); ``input``, the image; ``skips``; ``decoder``, every merged map.
     """
 
+    channels_last_on_avx2 = False
+
     def __init__(
         self,
         config: sections.UNet,
