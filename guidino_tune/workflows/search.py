@@ -27,7 +27,7 @@ from guidino_tune.known_backbones import expecting
 from guidino_tune.metrics import constant_mask_dice
 from guidino_tune.models.cost import network_cost
 from guidino_tune.running.cluster import Plan, has_others, may_change
-from guidino_tune.running.connection import connected, connecting
+from guidino_tune.running.connection import DASHBOARD, connected, connecting
 from guidino_tune.running.elastic import plan_when_possible
 from guidino_tune.running.environment import sealed_tests
 from guidino_tune.running.hardware import roomier, sharing_line
@@ -229,7 +229,7 @@ def _run_trials(
             say("note: no GPU is in the cluster now, so trials run on CPUs; GPUs are waited for with resources.gpus_per_worker=1")
         if resources.shares_gpus:
             say(f"note: {sharing_line(os.environ)}")
-        console.print(f"study folder {folder.path}; Ray dashboard {dashboard or 'off'}", highlight=False)
+        console.print(f"study folder {folder.path}; Ray dashboard {dashboard or f'off, {DASHBOARD}=1 starts it'}", highlight=False)
         return _search(study, space, folder, recorder, resources, console, callback, say)
 
 

@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with (
         tempfile.TemporaryDirectory() as scratch,
-        subprocess.Popen([sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as driver,
+        subprocess.Popen(
+            [sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        ) as driver,
     ):
         script = Path(scratch) / "default_worker.py"
         script.write_text(WORKER)
