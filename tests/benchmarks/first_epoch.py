@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(then)], cwd=ROOT, check=True)
     for index, what in enumerate(("from the command to the first epoch", "from the last epoch to the exit")):
-        seconds = {name: [one[index] for one in rounds] for name, rounds in found.items()}
+        seconds = {name: [(one[0], one[1])[index] for one in rounds] for name, rounds in found.items()}
         told = ", ".join(f"{mine:.1f} / {other:.1f} s" for mine, other in zip(seconds["now"], seconds["then"], strict=True))
         cpu = ", ".join(f"{a[2].cpu:.0f} / {b[2].cpu:.0f} s" for a, b in zip(found["now"], found["then"], strict=True))
         memory = ", ".join(f"{a[2].memory:.0f} / {b[2].memory:.0f} MB" for a, b in zip(found["now"], found["then"], strict=True))

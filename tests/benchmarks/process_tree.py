@@ -76,14 +76,14 @@ def run(
     tree, start, waiting, running = Tree(), time.perf_counter(), list(commands), list[tuple[subprocess.Popen[bytes], IO[bytes]]]()
     while waiting or running:
         while waiting and len(running) < side_by_side:
-            output = tempfile.TemporaryFile()  # noqa: SIM115  # closed below
+            output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed below
             running.append((subprocess.Popen(waiting.pop(0), stdout=output, stderr=output, env=environment, cwd=folder), output))
         tree.look()
-        for process, output in [pair for pair in running if pair[0].poll() is not None]:
-            running.remove((process, output))
-            with output:
-                output.seek(0)
+        for process, printed in [pair for pair in running if pair[0].poll() is not None]:
+            running.remove((process, printed))
+            with printed:
+                printed.seek(0)
                 if process.returncode:
-                    raise RuntimeError(output.read().decode(errors="replace")[-3000:])
+                    raise RuntimeError(printed.read().decode(errors="replace")[-3000:])
         time.sleep(EVERY if running else 0)
     return Taken(time.perf_counter() - start, tree.cpu, tree.memory)
