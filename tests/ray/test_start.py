@@ -16,6 +16,8 @@ from conftest import Command, below
 from optuna.trial import TrialState
 from small_searches import running, slow_space, study_folder, trials_of
 
+from guidino_tune.running.inspection import known_cluster
+
 pytestmark = pytest.mark.usefixtures("no_cluster")
 
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
@@ -45,6 +47,7 @@ def gone(pids: Iterable[int], seconds: float = 30) -> None:
 @pytest.fixture
 def own(tmp_path: Path, home: Path) -> Iterator[Any]:
     """Starts a search in a session of its own, as a terminal does."""
+    known_cluster({})  # forgets the note of the shared cluster, which has ended
     log, started = tmp_path / "own.txt", list[subprocess.Popen[bytes]]()
 
     def start(*arguments: str) -> Command:
