@@ -95,10 +95,15 @@ def _search(options: argparse.Namespace) -> int:
             from guidino_tune.workflows.dry_run import show_plan
 
             return show_plan(space, console, options.storage, options.start_from)
-        from guidino_tune.workflows.search import run_search
+        from guidino_tune.running.forking import forked_processes
 
-        given = {"storage": options.storage, "start_from": options.start_from, "tracking": options.tracking}
-        return run_search(space, console=console, **given).exit_code
+        guided = space.base.guide.kind == "dino" or "guide.kind" in space.parameters
+        # Before all else: this process is still alone, and holds nothing.
+        with forked_processes(space.resources, guided=guided):
+            from guidino_tune.workflows.search import run_search
+
+            given = {"storage": options.storage, "start_from": options.start_from, "tracking": options.tracking}
+            return run_search(space, console=console, **given).exit_code
 
 
 if __name__ == "__main__":

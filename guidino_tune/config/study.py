@@ -213,7 +213,7 @@ class Resources:
 
     Attributes:
         executor: ``train``: a Ray Train worker group per trial; ``actor``: a reused Tune actor, which starts in milliseconds;
-            ``auto``: ``train`` with GPUs or several workers, else ``actor``.
+            ``auto``: ``train`` with several workers, else ``actor``.
         concurrent: Trials side by side at most; ``None``: as many as the cluster's CPUs and GPUs carry, also when nodes join or leave.
         workers: Processes of one trial (DDP).
         cpus_per_worker: CPU cores of each; also the threads torch may use. ``None``: one without GPUs, else its GPU's share of the node.

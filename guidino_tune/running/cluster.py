@@ -1,32 +1,22 @@
-"""Connecting to Ray: the cluster of a job, a running one on this machine, or a new one of our own."""
+"""What a search books in the connected cluster, and on which of its nodes."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import os
 import platform
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from guidino_tune.config import Resources
 from guidino_tune.errors import UserError
-from guidino_tune.running.environment import protect_token
-from guidino_tune.running.inspection import known_cluster
-from guidino_tune.running.ray_private import shorten_messages
-from guidino_tune.stopping import stop_signals
 from guidino_tune.study.nodes import NODE
 from guidino_tune.training.folder import write_text
 
 _own = False
 """Whether this process has started the cluster that it is connected to: nobody adds a node to that one, or takes one away."""
-
-_dashboard = ""
-"""Address of the connected cluster's dashboard."""
 
 Node = Mapping[str, float]
 """What a node has, such as ``{"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0}``."""
@@ -165,43 +155,15 @@ def accelerator_resource(accelerator: str) -> str:
     return f"accelerator_type:{accelerator}"
 
 
-@contextlib.contextmanager
-def connected() -> Iterator[str]:
-    """A Ray cluster for the time of a block; gives the dashboard's address, empty when there is none.
+def uses_actors(resources: Resources) -> bool:
+    """Whether each trial is trained by one reused process."""
+    return resources.executor == "actor" or (resources.executor == "auto" and resources.workers == 1)
 
-    Raises:
-        UserError: A cluster is named but cannot be joined.
-    """
-    import ray
 
-    global _own, _dashboard
-    mine = not ray.is_initialized()
-    if mine:
-        protect_token()  # its folder, before Ray makes a token
-        try:
-            with stop_signals():  # Ray puts a handler of its own in the place of ours, which is back afterwards
-                # The dashboard's state service is what frees the CPUs of Ray Train trials that are stopped early.
-                own = known_cluster(os.environ) in ("", "local")
-                context = ray.init("local" if own else None, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
-            shorten_messages()
-            _own = own
-            _dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
-        except (KeyboardInterrupt, SystemExit):
-            ray.shutdown()
-            raise KeyboardInterrupt from None  # Ray's handler exits
-        except (ConnectionError, RuntimeError, ValueError, PermissionError) as error:
-            raise UserError(
-                f"cannot join the Ray cluster: {str(error).splitlines()[0]}",
-                where=os.environ.get("RAY_ADDRESS", "this machine"),
-                todo="check RAY_ADDRESS and RAY_AUTH_MODE, or see: guidino-tune doctor",
-            ) from None
-        protect_token()
-    try:
-        yield _dashboard
-    finally:
-        if mine:
-            ray.shutdown()
-            _own, _dashboard = False, ""
+def note_own(own: bool) -> None:
+    """Notes whether the cluster that this process is in now is its own."""
+    global _own
+    _own = own
 
 
 def may_change() -> bool:
@@ -223,9 +185,7 @@ def plan(resources: Resources, packed: Packed | None = None) -> Plan:
     nodes, packed = node_resources(resources.accelerator), packed or Packed()
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     per_worker = _gpus_per_worker(resources, bool(gpus))
-    kind = resources.executor
-    if kind == "auto":
-        kind = "train" if resources.workers > 1 or per_worker else "actor"
+    kind = "actor" if uses_actors(resources) else "train" if resources.executor == "auto" else resources.executor
     if kind == "actor" and resources.workers > 1:
         raise UserError(
             "the actor executor has one worker", where="resources.workers", todo="use resources.executor: train, or resources.workers: 1"

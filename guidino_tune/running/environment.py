@@ -19,6 +19,8 @@ def prepare_environment() -> None:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard copies of what the study holds
         "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new output ignores `verbose=0`; the search draws its own table
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_enable_worker_prestart": "0",  # processes that wait for tasks of which a search has next to none
+        "RAY_prestart_worker_first_driver": "0",
         "RAY_worker_maximum_startup_concurrency": "4",  # a Ray Train trial is eight small actors; Ray warns of them on two cores
         "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # else one after the other starts; how many there are is the searcher's business
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the loss of a machine is told in one line, by the study, and not as pages of traceback

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from guidino_tune.running.cluster import Plan, accelerator_resource, living
 
@@ -22,6 +23,10 @@ SILENT = 300.0
 
 ALIKE = 0.95
 """GPUs, or nodes, that have so much of the largest one's memory count as large as it."""
+
+
+MPS = Path("/tmp/nvidia-mps")
+"""Where NVIDIA's MPS daemon has its pipes, unless it was told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,18 @@ def ask(nodes: Collection[str], seconds: float = ANSWER) -> dict[str, Hardware]:
             continue
     _silent.update({node: time.monotonic() + SILENT for node in tasks.values() if node not in _known})
     return {node: _known[node] for node in nodes if node in _known}
+
+
+def mps_is_on(environment: Mapping[str, str]) -> bool:
+    """Whether NVIDIA's MPS daemon runs on this machine: processes that share a GPU then compute at the same time, else in turns."""
+    return (Path(environment.get("CUDA_MPS_PIPE_DIRECTORY") or MPS) / "control").exists()
+
+
+def sharing_line(environment: Mapping[str, str]) -> str:
+    """How trials that share a GPU of this machine get on; all processes of a search find the daemon by the same variable."""
+    if mps_is_on(environment):
+        return "trials that share a GPU compute at the same time (MPS)"
+    return "trials that share a GPU take turns on it: no MPS daemon runs here (to start one before the search: nvidia-cuda-mps-control -d)"
 
 
 def precision_of(booked: Plan) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError
 from guidino_tune.known_backbones import adopt, packed
 from guidino_tune.metrics import CaseScore, hd95_percent, summarise, with_classes
-from guidino_tune.running.cluster import connected
+from guidino_tune.running.connection import connected
 from guidino_tune.running.elastic import plan_when_possible
 from guidino_tune.training.ensemble_folder import weights_digest
 from guidino_tune.training.evaluation import choose_largest_component, evaluate_cases, write_scores

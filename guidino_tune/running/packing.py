@@ -17,7 +17,7 @@ from guidino_tune import targets
 from guidino_tune.config import DINOGuide, Experiment, Resources
 from guidino_tune.errors import UserError
 from guidino_tune.known_backbones import packed
-from guidino_tune.running.cluster import Packed, accelerator_resource
+from guidino_tune.running.cluster import Packed, accelerator_resource, uses_actors
 from guidino_tune.running.hardware import ask, cards_by_type
 from guidino_tune.running.probing import MOST_PROBES, backbone_bytes, describe, digest, largest_shapes, probe, shape_of, shapes
 from guidino_tune.space.check import examples
@@ -106,7 +106,7 @@ def pack(space: Space, folder: Path, console: Console) -> tuple[Resources, Packe
             if device is None:
                 _note(console, "no GPU is free to measure on, so trials share none in this run (trials_per_gpu=N says how many are to)")
                 return whole, Packed()
-            peaks, notes = _peaks(largest, _kept_backbones(found, asked, device), known, device, asked)
+            peaks, notes = _peaks(largest, _kept_backbones(found, asked), known, device, asked)
     for note in notes:
         _note(console, note)
     if len(largest) < len(found):
@@ -292,20 +292,16 @@ def _peaks(
         own = guide.backbone if isinstance(guide, DINOGuide) and guide.trained == "frozen" else None
         others = sorted((size for backbone, size in kept.items() if backbone != own), reverse=True)
         beside = sum(others[: KEPT_BACKBONES - (own is not None)])
-        if not device.is_gpu and not _is_reused(resources, device):
+        if not device.is_gpu and not uses_actors(resources):
             beside += CONTROLLERS
         peaks[name] = max(peaks.get(name, 0), peak + beside)  # several shapes may have the same description
     return peaks, notes
 
 
-def _kept_backbones(found: Sequence[Experiment], resources: Resources, device: Device) -> dict[str, int]:
+def _kept_backbones(found: Sequence[Experiment], resources: Resources) -> dict[str, int]:
     """Bytes of the frozen backbones that a trial may find loaded in its process."""
     frozen = {e.guide.backbone: e for e in found if isinstance(e.guide, DINOGuide) and e.guide.trained == "frozen"}
-    return {name: backbone_bytes(e) for name, e in frozen.items()} if _is_reused(resources, device) else {}
-
-
-def _is_reused(resources: Resources, device: Device) -> bool:
-    return resources.executor == "actor" or (resources.executor == "auto" and not device.is_gpu and resources.workers == 1)
+    return {name: backbone_bytes(e) for name, e in frozen.items()} if uses_actors(resources) else {}
 
 
 def _gpus(nodes: Mapping[str, Mapping[str, float]]) -> list[Device]:

@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import resource
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,6 +28,9 @@ from guidino_tune.training.optimisers import make_optimizer
 
 MOST_PROBES = 8
 """A probe takes a new process and its imports, so of many models only the largest are measured."""
+
+SMI = 20.0
+"""Seconds that the driver's tool has for an answer."""
 
 RANK, PROTOTYPES = "guide.lora.rank", "guide.tokenbook.num_prototypes"
 
@@ -123,6 +128,7 @@ def probe(
         backbones: What is known of them, from ``known.packed``.
         own_code: From ``targets.packed``.
     """
+    others = taken_on_gpu() if device == "cuda" else 0
     adopt(backbones)
     targets.adopt(own_code or {})
     torch.set_num_threads(cpus)
@@ -138,10 +144,24 @@ def probe(
     buckets = trained if workers > 1 else 0  # DDP's second copy of the gradients
     if device == "cuda":
         free, total = torch.cuda.mem_get_info()
-        # What is taken but not torch's own: the context, the kernels, the libraries.
-        others = max(0, total - free - torch.cuda.memory_reserved())
-        return torch.cuda.max_memory_reserved() + others + buckets
+        # What is taken but not torch's own: the context, the kernels, the libraries; without what others had before.
+        beside = max(0, total - free - torch.cuda.memory_reserved() - others)
+        return torch.cuda.max_memory_reserved() + beside + buckets
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) + buckets
+
+
+def taken_on_gpu() -> int:
+    """Bytes that are taken on this process's GPU, by whomever; 0 where the driver's tool does not tell.
+
+    Asked before this process is there itself: what others take is not to be counted as a trial's.
+    """
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0"
+    command = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=SMI, check=True).stdout
+        return int(told.split()[0]) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return 0
 
 
 def _two_steps(experiment: Experiment, workers: int, device: torch.device) -> int:

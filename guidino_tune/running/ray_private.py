@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+
+NOT_NEEDED = ("start_monitor", "start_log_monitor")
+"""What a head starts that nobody asks on one machine: the autoscaler, and what copies logs to a driver that has said it wants none."""
+
+
+@contextlib.contextmanager
+def few_helpers(*, dashboard: bool) -> Iterator[None]:
+    """A cluster that is started in the block has the processes that trials need, and no others: each takes half a second of CPU and 50 MB.
+
+    Args:
+        dashboard: Keeps that, with its state service, which is ten processes more.
+    """
+    from ray._private.node import Node
+
+    unwanted = [*NOT_NEEDED, *([] if dashboard else ["start_api_server"])]
+    kept = {name: getattr(Node, name) for name in unwanted}
+    for name in unwanted:
+        setattr(Node, name, lambda self, **options: None)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(Node, name, method)
 
 
 def shorten_messages() -> None:

@@ -25,7 +25,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from guidino_tune.errors import UserError
-from guidino_tune.running.cluster import Plan, Worker, elsewhere, living, others, places_for
+from guidino_tune.running.cluster import Plan, Worker, elsewhere, living, may_change, others, places_for
 from guidino_tune.running.elastic import LOOK, Places, Say
 from guidino_tune.running.executors import trainable
 from guidino_tune.running.leftovers import Leftovers
@@ -73,12 +73,17 @@ def run_trials(driver: Driver, resources: Plan, say: Say = lambda text: None) ->
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     try:
         # Tune takes the first signal as a request to end, and leaves its handler behind.
-        with contextlib.closing(places), Leftovers(resources.executor), stop_signals():
+        with contextlib.closing(places), _leftovers(resources), stop_signals():
             tuner.fit()
     except ray.tune.TuneError as error:
         raise UserError(f"Ray ended the search: {error}", where=str(folder.path), todo="run it again to continue") from error
     finally:
         shutil.rmtree(folder.ray, ignore_errors=True)
+
+
+def _leftovers(resources: Plan) -> contextlib.AbstractContextManager[object]:
+    """Nobody has left anything in a cluster of this search's own, which may have no state service to ask."""
+    return Leftovers(resources.executor) if may_change() or resources.executor == "train" else contextlib.nullcontext()
 
 
 class StudySearcher(Searcher):

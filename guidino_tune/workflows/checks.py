@@ -44,13 +44,23 @@ def check_search(space: Space, folder: StudyFolder) -> list[str]:
         UserError: The space has a mistake, the study's folder cannot be written, weights cannot be loaded, the data set is not there, the
             user's own code fails, or the folder holds another search.
     """
+    return check_settings(space, folder) + check_content(space, folder)
+
+
+def check_settings(space: Space, folder: StudyFolder) -> list[str]:
+    """The first part of ``check_search``: what takes no time, and is wrong most often."""
     targets.trust(*space.targets)
     targets.look_in(Path(space.source).parent)
     notes = check_space(space, begun=folder.definition.exists())
     check_storage(folder.path)
-    notes += check_models(space)
-    check_decisions(space)
     check_workers(space.base, space.resources.workers)
+    return notes
+
+
+def check_content(space: Space, folder: StudyFolder) -> list[str]:
+    """The second part: weights, networks, code and data are looked at."""
+    notes = check_models(space)
+    check_decisions(space)
     find_cases(space.base.data)
     return notes + check_same_search(space, folder)
 

@@ -27,7 +27,7 @@ from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import TOGETHER, Split, fold_of, fold_splits, groups_digest, images_of, joined, read_split, write_split
 from guidino_tune.errors import UserError
 from guidino_tune.metrics import NAMES, mean_values
-from guidino_tune.running.cluster import connected
+from guidino_tune.running.connection import connected
 from guidino_tune.tracking import SeedRun
 from guidino_tune.training.ensemble_folder import Member, export_ensemble, list_members
 from guidino_tune.training.folder import TrialFolder, write_text

@@ -22,7 +22,8 @@ from rich.progress import Progress, TextColumn
 from guidino_tune.config import Experiment, Resources, Study
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.errors import UserError
-from guidino_tune.running.cluster import connected, has_others
+from guidino_tune.running.cluster import has_others
+from guidino_tune.running.connection import connected
 from guidino_tune.running.elastic import plan_when_possible
 from guidino_tune.running.hardware import roomier
 from guidino_tune.running.measuring import measure_models

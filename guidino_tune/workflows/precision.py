@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from guidino_tune.running.cluster import connected
+from guidino_tune.running.connection import connected
 from guidino_tune.running.elastic import plan_when_possible
 from guidino_tune.running.hardware import precision_of
 from guidino_tune.space.space import Space
@@ -38,7 +38,7 @@ def settle(
         if is_open(space):
             say(f"note: {UNSETTLED}")
         return space, ""
-    stack.enter_context(connected())
+    stack.enter_context(connected(space.resources))
     precision, why = precision_of(plan_when_possible(space.resources, say))
     say(why)
     return with_precision(space, precision), precision

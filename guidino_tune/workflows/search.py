@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,10 +26,11 @@ from guidino_tune.framing import place_mask
 from guidino_tune.known_backbones import expecting
 from guidino_tune.metrics import constant_mask_dice
 from guidino_tune.models.cost import network_cost
-from guidino_tune.running.cluster import Plan, connected, has_others, may_change
+from guidino_tune.running.cluster import Plan, has_others, may_change
+from guidino_tune.running.connection import DASHBOARD, connected, connecting
 from guidino_tune.running.elastic import plan_when_possible
 from guidino_tune.running.environment import sealed_tests
-from guidino_tune.running.hardware import roomier
+from guidino_tune.running.hardware import roomier, sharing_line
 from guidino_tune.running.packing import pack
 from guidino_tune.space.advice import training_notes
 from guidino_tune.space.space import Space, override
@@ -45,7 +47,7 @@ from guidino_tune.training.folder import write_text
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.backbones import continued, note
 from guidino_tune.workflows.certainty import Certainty
-from guidino_tune.workflows.checks import changed_code, check_search
+from guidino_tune.workflows.checks import changed_code, check_content, check_settings
 from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.precision import settle
 from guidino_tune.workflows.progress import Progress, conclusions, leaderboard, silent_console
@@ -111,14 +113,17 @@ def run_search(
     folder = folder_of(space.study.name)
     with contextlib.ExitStack() as known:
         space = known.enter_context(continued(space, folder))
-        noted, seeds = check_search(space, folder), find_seeds(space, start_from, storage)
+        noted = check_settings(space, folder)
+        cluster = known.enter_context(contextlib.ExitStack())
+        cluster.enter_context(connecting(space.resources))
+        noted += check_content(space, folder)
+        seeds = find_seeds(space, start_from, storage)
         await_mlflow(tracking, console)
         known.enter_context(folder.lock())
         known.enter_context(sealed_tests())
         data = _read_images(space, folder, console)
         baseline = _baseline(data, space.base.data.has_ignored)
         say = partial(console.print, highlight=False, soft_wrap=True)
-        cluster = known.enter_context(contextlib.ExitStack())
         space, settled = settle(space, folder, storage, cluster, say)
         with console.status("opening the study, and waiting for the end of a driver that may have died elsewhere"):
             study = open_study(space, folder, storage, settled)
@@ -215,7 +220,7 @@ def _run_trials(
     if not left:
         return ""
     say = partial(console.print, highlight=False, soft_wrap=True)
-    with connected() as dashboard:
+    with connected(space.resources) as dashboard:
         plan_when_possible(space.resources, say)
         asked, packed = pack(space, folder.path, console)
         resources = plan_when_possible(asked, say, packed)
@@ -225,7 +230,9 @@ def _run_trials(
         )
         if may_change() and not resources.gpus and space.resources.gpus_per_worker is None:
             say("note: no GPU is in the cluster now, so trials run on CPUs; GPUs are waited for with resources.gpus_per_worker=1")
-        console.print(f"study folder {folder.path}; Ray dashboard {dashboard or 'off'}", highlight=False)
+        if resources.shares_gpus:
+            say(f"note: {sharing_line(os.environ)}")
+        console.print(f"study folder {folder.path}; Ray dashboard {dashboard or f'off, {DASHBOARD}=1 starts it'}", highlight=False)
         return _search(study, space, folder, recorder, resources, console, callback, say)
 
 

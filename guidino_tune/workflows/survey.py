@@ -128,6 +128,8 @@ def _processor(options: argparse.Namespace) -> Iterator[Finding]:
 def _gpus(options: argparse.Namespace) -> Iterator[Finding]:
     import torch
 
+    from guidino_tune.running.hardware import mps_is_on, sharing_line
+
     if not torch.cuda.is_available():
         there = shutil.which("nvidia-smi") is not None
         reason = f"nvidia-smi is here, but torch {torch.__version__} finds no GPU" if there else "none: trials run on the CPU"
@@ -138,6 +140,7 @@ def _gpus(options: argparse.Namespace) -> Iterator[Finding]:
         device = torch.cuda.get_device_properties(index)
         bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
         yield Finding("ok", f"GPU {index}", f"{device.name}, {device.total_memory / GIB:.0f} GiB, {bf16}")
+    yield Finding("ok" if mps_is_on(os.environ) else "note", "GPU sharing", sharing_line(os.environ))
 
 
 def _home(options: argparse.Namespace) -> Iterator[Finding]:

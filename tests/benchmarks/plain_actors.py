@@ -25,7 +25,8 @@ from measuring import parser, ratios, report
 from guidino_tune.api import load_space
 from guidino_tune.cli import positive
 from guidino_tune.running import tune_adapter
-from guidino_tune.running.cluster import Plan, connected
+from guidino_tune.running.cluster import Plan
+from guidino_tune.running.connection import connected
 from guidino_tune.running.executors import TrialActor
 from guidino_tune.study.driver import Driver
 from guidino_tune.training.failures import as_kind

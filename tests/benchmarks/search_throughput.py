@@ -60,7 +60,7 @@ class Searched:
 def main(argv: Sequence[str] | None = None) -> int:
     """Searches and prints; the exit code is 1 when two searches differed in more than their speed."""
     options = arguments(argv)
-    from guidino_tune.running.cluster import connected
+    from guidino_tune.running.connection import connected
 
     families = [options.family] if options.family else list(FAMILIES)
     with connected():

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_environment()
     import ray
 
-    from guidino_tune.running.cluster import connected
+    from guidino_tune.running.connection import connected
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import this file
     found: dict[str, dict[str, list[float]]] = {}

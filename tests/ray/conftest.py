@@ -95,7 +95,8 @@ def head(no_cluster: None, tmp_path: Path) -> Iterator[Callable[..., None]]:
 def below(pid: int) -> list[int]:
     """A process and all those that it and they have started."""
     try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        threads = list(Path(f"/proc/{pid}/task").iterdir())  # a search starts its Ray in a thread
+        children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
     except OSError:  # it has ended
         return []
     return [pid, *(found for child in children for found in below(child))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,3 +164,14 @@ def test_a_node_that_does_not_answer_is_not_waited_for_each_time(monkeypatch: py
     now[0] += hardware.SILENT
     hardware.roomier(f"host {LARGE}", plan)
     assert asked[2:] == [SMALL]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_daemon_by_which_trials_share_a_gpu_is_seen(named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)} if named else {}
+    monkeypatch.setattr(hardware, "MPS", tmp_path)
+    assert "take turns" in hardware.sharing_line(environment)
+    assert "nvidia-cuda-mps-control -d" in hardware.sharing_line(environment)
+    os.mkfifo(tmp_path / "control")
+    assert "same time (MPS)" in hardware.sharing_line(environment)
+    assert not hardware.mps_is_on({"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path / "other")})

@@ -110,7 +110,7 @@ def test_a_gpu_carries_exactly_its_trials(sharing: int, monkeypatch: pytest.Monk
     plan = cluster.plan(Resources(trials_per_gpu=sharing))
     assert plan.concurrent == 4 * sharing
     assert plan.cpus == 64 // sharing
-    assert plan.executor == "train"
+    assert plan.executor == "actor"  # one process for trial after trial: its CUDA context stays
     booked = round(plan.gpus * 10_000)  # as Ray rounds
     assert sharing * booked <= 10_000 < (sharing + 1) * booked
 
@@ -333,9 +333,9 @@ def test_a_reused_process_keeps_backbones(tmp_path: Path, monkeypatch: pytest.Mo
     device = packing.Device("H", 80 * GB, 16, "0")
     peaks = [packing._peaks([e], kept, known, device, Resources(executor="actor"))[0].popitem()[1] // GB for e in found]
     assert peaks == [16, 12, 16]  # its own and the largest other one; with adapters, or without a guide, the two largest
-    frozen = packing._kept_backbones(found, Resources(executor="actor"), device)
+    frozen = packing._kept_backbones(found, Resources(executor="actor"))
     assert frozen == {"tiny": probing.backbone_bytes(found[1])}
-    assert packing._kept_backbones(found, Resources(), device) == {}  # Ray Train's workers start anew
+    assert packing._kept_backbones(found, Resources(executor="train")) == {}  # Ray Train's workers start anew
 
 
 def test_nothing_is_measured_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,3 +354,25 @@ def test_the_largest_of_one_description_decides(tmp_path: Path, monkeypatch: pyt
     peaks, notes = packing._peaks([Experiment.from_dict(v) for v in widths], {}, known, device, Resources())
     assert list(peaks.values()) == [16 * GB]
     assert notes == []
+
+
+def test_what_others_take_of_a_gpu_is_not_a_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU of 80 GB where somebody else had 30, each trial seemed to take 30 more, and none shared it."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\necho "$@" > "$0.asked"; echo 28610')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(probing, "_two_steps", lambda *_: 0)
+    taken = 28610 * 2**20 + 2 * GB  # with the context and 1.5 GB of torch
+    for name, value in {
+        "mem_get_info": (80 * GB - taken, 80 * GB),
+        "memory_reserved": int(1.5 * GB),
+        "max_memory_reserved": 3 * GB,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    values = make_experiment(guide=GUIDE).to_dict()
+    assert probing.probe(values, 1, 1, "cuda") == 3.5 * GB
+    assert "--id=3 " in (tmp_path / "nvidia-smi.asked").read_text()
+    tool.write_text("#!/bin/sh\nexit 9")  # nobody knows: as if all were a trial's
+    assert probing.probe(values, 1, 1, "cuda") == 28610 * 2**20 + 3.5 * GB
