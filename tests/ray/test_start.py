@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import Command, below
-from optuna.trial import TrialState
-from small_searches import running, slow_space, study_folder, trials_of
+from small_searches import slow_space, study_folder
 
 from guidino_tune.running.inspection import known_cluster
 
@@ -65,24 +64,6 @@ def own(tmp_path: Path, home: Path) -> Iterator[Any]:
         if process.poll() is None:
             process.kill()
             process.wait()
-
-
-def test_a_killed_trainer_is_forked_again_and_its_trial_goes_on(own: Any, home: Path, tmp_path: Path, demo: Path) -> None:
-    search = own(str(slow_space(tmp_path, demo, epochs=300, trials=2, pruner="none")))
-    search.until(lambda: len(running(home, "small")) == 2)
-    started = below(search.process.pid)
-    trainers = [pid for pid, words in commands(started).items() if words.startswith("ray::TrialActor")]
-    assert len(trainers) == 2
-    parents = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in trainers}
-    assert len(parents) == 1  # one for all, which Ray did not start
-    assert "guidino_tune.search" in Path(f"/proc/{parents.pop()}/cmdline").read_text()
-    os.kill(trainers[0], signal.SIGKILL)
-    assert search.wait() == 0
-    assert [t.state for t in trials_of(home, "small")] == [TrialState.COMPLETE] * 2
-    text = search.log.read_text()
-    assert "Traceback" not in text
-    assert "raylet" not in text.replace("(raylet) A worker died", "", 1)  # that of the one which was killed
-    gone(started)
 
 
 def test_a_mistake_is_told_and_no_process_is_left(own: Any, home: Path, tmp_path: Path, demo: Path) -> None:
