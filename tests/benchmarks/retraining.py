@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--rounds", type=positive, default=3, help="retrainings of each way; default: %(default)s")
     options = made.parse_args(argv)
     options.data = str(Path(kvasir_root(options)).absolute())
-    from guidino_tune.running.cluster import connected
+    from guidino_tune.running.connection import connected
 
     ways: tuple[Share, ...] = ("once", False, True)
     with connected():
