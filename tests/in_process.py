@@ -16,6 +16,7 @@ import pytest
 import ray
 
 from guidino_tune import known_backbones
+from guidino_tune.config import Resources
 from guidino_tune.running import executors, measuring, tune_adapter
 from guidino_tune.running.cluster import Plan
 from guidino_tune.running.environment import sealed_tests
@@ -29,7 +30,7 @@ BOOKED = Plan("actor", 1, 1, 0.0, 1.0, 0.0)
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[str]:
+def connected(resources: Resources | None = None) -> Iterator[str]:
     """No cluster."""
     yield ""
 
@@ -101,6 +102,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(precision, "precision_of", lambda booked: common_precision({"this machine": look().bf16}))
     for module in (search, precision, listed, cross_validate, measuring):
         patch.setattr(module, "connected", connected)
+    patch.setattr(search, "connecting", connected)
     for module in (search, precision, listed, measuring):
         patch.setattr(module, "plan_when_possible", lambda resources, say, packed=None: BOOKED)
 

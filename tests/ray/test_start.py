@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from conftest import Command, below
-from small_searches import slow_space, study_folder
+from optuna.trial import TrialState
+from small_searches import running, slow_space, study_folder, trials_of
 
 from guidino_tune.running.inspection import known_cluster
 
@@ -66,6 +67,24 @@ def own(tmp_path: Path, home: Path) -> Iterator[Any]:
             process.wait()
 
 
+def test_a_killed_trainer_is_forked_again_and_its_trial_goes_on(own: Any, home: Path, tmp_path: Path, demo: Path) -> None:
+    search = own(str(slow_space(tmp_path, demo, epochs=900, trials=2, pruner="none")))
+    search.until(lambda: len(running(home, "small")) == 2)
+    started = below(search.process.pid)
+    trainers = [pid for pid, words in commands(started).items() if words.startswith("ray::ResourceTrainable")]
+    assert len(trainers) == 2
+    parents = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in trainers}
+    assert len(parents) == 1  # one for all, which Ray did not start
+    assert "guidino_tune.search" in Path(f"/proc/{parents.pop()}/cmdline").read_text()
+    os.kill(trainers[0], signal.SIGKILL)
+    assert search.wait() == 0
+    assert [t.state for t in trials_of(home, "small")] == [TrialState.COMPLETE] * 2
+    text = search.log.read_text()
+    assert "Traceback" not in text
+    assert "raylet" not in text.replace("(raylet) A worker died", "", 1)  # that of the one which was killed
+    gone(started)
+
+
 def test_a_mistake_is_told_and_no_process_is_left(own: Any, home: Path, tmp_path: Path, demo: Path) -> None:
     space = slow_space(tmp_path, demo, epochs=1, trials=1)
     search = own(str(space), "--set", "data.kind=folder", "--set", f"data.root={tmp_path}/nowhere")
@@ -83,7 +102,7 @@ def test_a_mistake_is_told_and_no_process_is_left(own: Any, home: Path, tmp_path
 
 @pytest.mark.parametrize("way", ["Ctrl-C", "killed"])
 def test_stopped_while_ray_starts_nothing_is_left(way: str, own: Any, home: Path, tmp_path: Path, demo: Path) -> None:
-    search = own(str(slow_space(tmp_path, demo, epochs=300, trials=2, pruner="none")))
+    search = own(str(slow_space(tmp_path, demo, epochs=900, trials=2, pruner="none")))
     search.until(lambda: any("gcs_server" in words for words in commands(below(search.process.pid)).values()))
     started = below(search.process.pid)
     if way == "killed":

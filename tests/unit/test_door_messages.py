@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,8 @@ MISTAKES: dict[str, Callable[[Run], Any]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_message_names_no_option(home: Path, mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "connected", lambda: pytest.fail("this is no mistake"))
+    monkeypatch.setattr(search, "connected", lambda resources: pytest.fail("this is no mistake"))
+    monkeypatch.setattr(search, "connecting", contextlib.nullcontext)
     run = make_study()
     known = paths.home() / "retrained" / "known" / "experiment.yaml"
     known.parent.mkdir(parents=True)

@@ -136,7 +136,7 @@ def test_a_worker_must_fit_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ray, "nodes", lambda: nodes((16, 0), (16, 1)))
     plan = cluster.plan(Resources())
-    assert (plan.executor, plan.cpus, plan.gpus, plan.concurrent) == ("train", 16, 1.0, 1)
+    assert (plan.executor, plan.cpus, plan.gpus, plan.concurrent) == ("actor", 16, 1.0, 1)
     monkeypatch.setattr(ray, "nodes", lambda: nodes((16, 0), (4, 1), (4, 1)))
     plan = cluster.plan(Resources())
     assert (plan.cpus, plan.concurrent) == (4, 2)
