@@ -81,7 +81,7 @@ def test_a_killed_trainer_is_forked_again_and_its_trial_goes_on(own: Any, home: 
     assert [t.state for t in trials_of(home, "small")] == [TrialState.COMPLETE] * 2
     text = search.log.read_text()
     assert "Traceback" not in text
-    assert "raylet" not in text.replace("(raylet) A worker died", "", 1)  # that of the one which was killed
+    assert text.count("raylet") <= 1  # of the one that was killed; of those that ended by themselves Ray has nothing to say
     gone(started)
 
 
