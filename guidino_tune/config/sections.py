@@ -307,11 +307,11 @@ class Training:
         momentum: Of SGD (Nesterov).
         schedule: ``poly``: ``(1 - e/E) ** 0.9``; ``cosine`` and ``linear``: to zero; per epoch ``e`` of ``E``.
         warmup_epochs: Epochs in which the rates rise to the schedule's by equal steps; transformers may need it at high rates.
-        precision: ``auto`` takes bf16 autocast where the hardware computes in it; on other GPUs with tensor cores (V100, T4) fp16 autocast
-            with a scaled loss; else fp32. A study settles that when it begins, from what all of its nodes have, and keeps it: in its
-            definition, its trials and their exports. A node that joins later and does not compute in bf16 takes no part in a study that
-            settled for it; a study that names ``bf16`` has it emulated there, slowly. ``fp16`` is for GPUs, and emulated on a CPU. In fp16
-            a frozen guide's tokens, which trials share, are computed in fp32, as are the predictions of an exported model.
+        precision: ``auto`` takes bf16 autocast where the hardware computes in it, else fp32. A study settles that when it begins, from what
+            all of its nodes have, and keeps it: in its definition, its trials and their exports; on GPUs that have tensor cores and no
+            bf16 (V100, T4) it settles for fp16 autocast with a scaled loss. A node that joins later and does not compute in what a study
+            settled for takes no part in it; a study that names ``bf16`` or ``fp16`` has it emulated there, slowly. In fp16 a frozen
+            guide's tokens, which trials share, are computed in fp32, as are the predictions of an exported model.
         channels_last: Memory format of the segmenter: channels_last where it pays, which is everywhere but for some segmenters in fp32 on a
             CPU without AVX-512; ``false``: never.
         compile: ``torch.compile`` of the segmenter: ``default``, or ``cuda-graphs`` (mode ``reduce-overhead``, on a GPU); it takes tens

@@ -25,19 +25,14 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return device.type == "cpu" and any(torch.cpu.get_capabilities().get(name) for name in ("amx_tile", "avx512_bf16"))
 
 
-def use_fp16(precision: str, device: torch.device) -> bool:
-    """Whether to autocast to float16; ``auto`` does so on a GPU with tensor cores (from Volta on) that does not multiply bf16 natively.
-
-    A CPU is asked for it in tests only: there it is emulated, slowly.
-    """
-    if precision != "auto":
-        return precision == "fp16"
-    return device.type == "cuda" and not use_bf16("auto", device) and torch.cuda.get_device_capability(device) >= (7, 0)
+def has_fp16(device: torch.device) -> bool:
+    """Whether it is a GPU that multiplies fp16 quickly: one with tensor cores, from Volta on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def autocast_in(precision: str, device: torch.device) -> torch.autocast:
     """The autocast of a training in this precision; switched off in float32. May be entered again and again."""
-    dtype = torch.float16 if use_fp16(precision, device) else torch.bfloat16
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=dtype == torch.float16 or use_bf16(precision, device))
 
 

@@ -23,6 +23,7 @@ from guidino_tune import known_backbones, paths, targets
 from guidino_tune.config import Data, Experiment
 from guidino_tune.errors import redacted
 from guidino_tune.running.cluster import Plan, Worker, elsewhere, note_node, places_for, this_node
+from guidino_tune.running.drawing import draw_where_due
 from guidino_tune.running.environment import SEAL
 from guidino_tune.running.process import check_node
 from guidino_tune.running.worker_groups import UnfitGroup, check_together, group_failure, not_placed, on_nodes_network
@@ -120,9 +121,10 @@ def _start(
             device=device, rank=rank, world_size=world_size, reported=config["reported"], micro_batches=parts,
             store=reporter.store, share_views=config.get("share_views", True), validated=config.get("validated"),
             saved=config.get("rungs", ()), measure=config.get("measure", False), time_left=config.get("until", math.inf) - time.time(),
+            synced_norm=bool(config.get("rules", 1)),
         )  # fmt: skip
         if rank == 0:
-            reporter.draw = lambda: _draw_where_due(run, config)
+            reporter.draw = lambda: draw_where_due(run, config)
             # The checkpoint knows what was trained; lines of a later, unsaved epoch would be written twice.
             reporter.write_history(r for r in run.history if r.epoch <= config["reported"])
             write_text(reporter.path / EXPERIMENT, experiment.to_yaml())
@@ -137,29 +139,6 @@ def _close(run: TrainingRun) -> None:
     assert isinstance(run.reporter, _TuneReporter)
     with run.reporter.held:
         run.close()
-
-
-def _draw_where_due(run: TrainingRun, config: Mapping[str, Any]) -> None:
-    """The picture of the best epoch so far, where the trial may end: it takes longer than many a small epoch."""
-    if run.best_shown and run.epoch in config.get("rungs", (run.epoch,)):
-        try:
-            _draw(run)
-        except Exception as error:
-            log.warning("no picture of epoch %d: %s", run.epoch, redacted(str(error)))  # the epoch itself is saved
-        run.best_shown = []
-
-
-def _draw(run: TrainingRun) -> None:
-    from guidino_tune.analysis.pictures import contact_sheet, overlay, save_png
-    from guidino_tune.training.showing import shown_cases
-
-    folder = run.reporter
-    assert isinstance(folder, TrialFolder)
-    names = run.experiment.data.class_names
-    cases = shown_cases(run, run.best_shown)
-    ignore = run.experiment.data.has_ignored
-    rows = [overlay(c.image, c.truth, c.guide, c.prediction, title=c.id, names=names, ignore=ignore) for c in cases]
-    save_png(contact_sheet(rows), folder.pictures / "validation.png")
 
 
 def _failure(error: Exception, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,6 +221,8 @@ class TrialActor(tune.Trainable):
 
     def _failed(self, error: Exception) -> dict[str, Any]:
         self.failed = True
+        if self.run:
+            self.run.finish_saving()  # else weights of a trial that diverged would come back after they were removed
         failure = _failure(error, self.config)
         # To refuse the next trial instead would be its end: Tune gives a refused trial up, and tells nobody.
         if self.config["gpus"] and not isinstance(error, UnfitNode) and _gpu_is_lost():

@@ -37,7 +37,7 @@ class Card:
         name: As the driver names it.
         memory: In bytes.
         bf16: Whether it multiplies bf16 natively.
-        fp16: Whether it does not, but has tensor cores for fp16.
+        fp16: Whether it has tensor cores for fp16.
     """
 
     name: str
@@ -81,13 +81,13 @@ def look() -> Hardware:
     """What this process sees of its node."""
     import torch
 
-    from guidino_tune.models.precision import use_bf16, use_fp16
+    from guidino_tune.models.precision import has_fp16, use_bf16
 
     cards = []
     for number in range(torch.cuda.device_count()):
         device, about = torch.device("cuda", number), torch.cuda.get_device_properties(number)
         with torch.cuda.device(device):  # the question is of the current one
-            cards.append(Card(about.name, about.total_memory, use_bf16("auto", device), use_fp16("auto", device)))
+            cards.append(Card(about.name, about.total_memory, use_bf16("auto", device), has_fp16(device)))
     return Hardware(tuple(cards), use_bf16("auto", torch.device("cpu")))
 
 

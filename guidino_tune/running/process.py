@@ -32,7 +32,7 @@ SAME_VERSIONS = ("torch", "transformers", "guidino-tune")
 """With other versions of these a trial computes something else."""
 
 
-def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path, precision: str = "") -> dict[str, Any]:
+def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path, precision: str = "", rules: int = 1) -> dict[str, Any]:
     """What every training process must know beside its experiment; paths are absolute, for it runs in another folder or on another node.
 
     Writes the marker of this run, see ``check_node``.
@@ -41,7 +41,8 @@ def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path, prec
         plan: Of the run.
         resources: Of the space.
         ray_folder: Of the run.
-        precision: That was settled for the study, see ``study.precision``: with ``bf16`` a node must compute in it natively.
+        precision: That was settled for the study, see ``study.precision``: a node must compute in it natively.
+        rules: Of the study, see ``study.store.BEGUN_BY``.
     """
     from guidino_tune import targets
     from guidino_tune.known_backbones import packed
@@ -63,6 +64,7 @@ def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path, prec
         "accelerator": plan.accelerator,
         "memory": plan.memory,
         "precision": precision,
+        "rules": rules,
         "workers": resources.workers,
         "max_failures": resources.max_failures,
         "views": (resources.views_folder, resources.views_gigabytes, makers) if resources.share_views else None,
@@ -90,8 +92,8 @@ def check_node(config: Mapping[str, Any], data: Data) -> None:
     _check_versions(tuple(config["versions"].items()))
     if config["gpus"]:
         _check_gpu()
-    if config.get("precision") == "bf16":
-        _check_bf16("cuda" if config["gpus"] else "cpu")
+    if config.get("precision") in ("bf16", "fp16"):
+        _check_precision(config["precision"], "cuda" if config["gpus"] else "cpu")
     free = shutil.disk_usage(Path(marker).parent).free
     if free < LEAST_FREE:
         raise UnfitNode(f"only {free / 1e6:.0f} MB are free", where=config["folder"], todo="make room, or take the node out of the cluster")
@@ -161,14 +163,15 @@ def _check_gpu() -> None:
 
 
 @lru_cache
-def _check_bf16(device: str) -> None:
+def _check_precision(precision: str, device: str) -> None:
     import torch
 
-    from guidino_tune.models.precision import use_bf16
+    from guidino_tune.models.precision import has_fp16, use_bf16
 
-    if not use_bf16("auto", torch.device(device)):
+    here = torch.device(device)
+    if not (has_fp16(here) if precision == "fp16" else use_bf16("auto", here)):  # GPUs that multiply bf16 do fp16 as well
         what = f"its GPU ({torch.cuda.get_device_name()})" if device == "cuda" else "its processor"
         raise UnfitNode(
-            f"{what} does not compute in bf16, the precision of this study, which all nodes had when it began",
+            f"{what} does not compute in {precision}, the precision of this study, which all nodes had when it began",
             todo="take the node out, name a type of GPU (resources.accelerator), or begin another study with training.precision=fp32",
         )

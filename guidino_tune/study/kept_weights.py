@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from guidino_tune.config import Study
 from guidino_tune.study.objectives import feasible
 from guidino_tune.study.standings import Ordered
+from guidino_tune.study.store import BEGUN_BY
 from guidino_tune.study.trials import front, rank
 
 
@@ -18,11 +19,11 @@ class KeptWeights:
 
     Args:
         study: Its finished trials count from the start.
-        settings: How many are kept; of a list all are.
+        settings: How many are kept; of a list all are, and of a study that was begun when all were.
     """
 
     def __init__(self, study: optuna.Study, settings: Study) -> None:
-        self._study, self._most = study, settings.kept_weights
+        self._study, self._most = study, settings.kept_weights if study.user_attrs.get(BEGUN_BY) else None
         self._best: Ordered[tuple[float, ...]] = Ordered()  # ends with the number of the trial
         self._front: set[int] = set()
         for trial in study.get_trials(deepcopy=False) if self._most is not None else ():

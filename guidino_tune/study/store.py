@@ -29,6 +29,10 @@ from guidino_tune.study.pruners import make_pruner
 from guidino_tune.study.samplers import make_sampler
 from guidino_tune.training.folder import TrialFolder, write_text
 
+BEGUN_BY = "rules"
+"""Attribute of a study: by which rules it was begun. Without it every trial keeps its weights, whatever ``study.keep_weights`` says, and
+batch normalisation of several GPUs is each worker's own; from 1 on neither is."""
+
 FREE_TO_CHANGE = (
     "study.trials",
     "study.time_budget",
@@ -152,6 +156,8 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None, se
     # A database may hold a study that another folder started.
     if "definition" in study.user_attrs:
         _compare(study.user_attrs["definition"], space, str(storage or folder.path), may_grow=False)
+    if "definition" not in study.user_attrs:
+        study.set_user_attr(BEGUN_BY, 1)
     if settled:  # before the definition, with which a study is no longer new
         study.set_user_attr(SETTLED, settled)
     study.set_user_attr("definition", wanted)

@@ -143,7 +143,7 @@ def value_at(trial: FrozenTrial, epoch: int) -> float | None:
 
 
 def best_value(trial: FrozenTrial) -> float | None:
-    """The trial's best validation Dice at any epoch: the epoch whose weights are kept."""
+    """The trial's best validation Dice at any epoch."""
     return max(trial.intermediate_values.values(), default=None)
 
 

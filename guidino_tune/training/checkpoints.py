@@ -42,10 +42,11 @@ def snapshot(weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimiz
     state = optimizer.state_dict()["state"]
     tensors = {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items() if torch.is_tensor(value)}
     copies = Snapshot(_copies(weights), _copies(tensors))
-    if not any(t.is_cuda for t in weights.values()):
+    device = next((t.device for t in weights.values() if t.is_cuda), None)
+    if device is None:
         return copies
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(device))
     return replace(copies, copied=event)
 
 
@@ -87,8 +88,8 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         OSError: The file cannot be written.
     """
     copies = _copies(tensors)
-    if any(t.is_cuda for t in tensors.values()):
-        torch.cuda.synchronize()
+    for device in {t.device for t in tensors.values() if t.is_cuda}:
+        torch.cuda.synchronize(device)
     _write(path, copies)
 
 

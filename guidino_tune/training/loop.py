@@ -29,7 +29,7 @@ from guidino_tune.losses import SegmentationLoss
 from guidino_tune.metrics import mean_values, overlap_scores, score_case, values, with_classes
 from guidino_tune.models import build_model, start_pretrained
 from guidino_tune.models.backbone import Features
-from guidino_tune.models.precision import autocast_in, channels_last_pays, use_bf16, use_fp16
+from guidino_tune.models.precision import autocast_in, channels_last_pays, use_bf16
 from guidino_tune.training import checkpoints
 from guidino_tune.training.backbones import check_fingerprint
 from guidino_tune.training.costs import forget_peak, forward_seconds, peak_gigabytes
@@ -66,8 +66,7 @@ class TrainingRun:
         data: Its training and validation cases.
         reporter: Where checkpoints go and epochs are told.
         device: Of the model.
-        rank: Of this process among ``world_size`` (DDP over torch.distributed when more than one). On GPUs batch normalisation is over
-            the images of all workers; on CPUs, where torch cannot do so, over each worker's own.
+        rank: Of this process among ``world_size`` (DDP over torch.distributed when more than one).
         reported: Epochs that the reporter already knows; later ones found in the checkpoint are told again.
         store: Where views and tokens are shared with other trials; ``None``: they are made here, with the same content.
         share_views: See ``Resources``; with ``device`` the store has tokens of validation images only.
@@ -78,6 +77,7 @@ class TrainingRun:
         saved: Epochs that are told only when their checkpoint is written, however long that takes, besides the last one: after them a
             trial may end. Better ones are always saved, others at the ``Pace``; both are written while the training goes on.
         measure: The first epoch in this process also tells ``memory`` (10^9 bytes) and ``latency`` (seconds), see ``training.costs``.
+        synced_norm: On GPUs batch normalisation is over the images of all workers; off, and on CPUs, over each worker's own.
         time_left: Seconds from now after which each epoch may be the last one in this process.
     """
 
@@ -97,6 +97,7 @@ class TrainingRun:
         saved: Collection[int] = (),
         micro_batches: int = 1,
         measure: bool = False,
+        synced_norm: bool = True,
         time_left: float = math.inf,
     ) -> None:
         self.experiment, self.data, self.reporter = experiment, data, reporter
@@ -114,10 +115,10 @@ class TrainingRun:
         bf16 = use_bf16(training.precision, self.device)
         self.autocast = autocast_in(training.precision, self.device)
         # Small gradients are zero in fp16 unless the loss is large; where they become infinite, the scaler leaves the step out.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_fp16(training.precision, self.device))
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
         self.model = build_model(experiment, backbone=shared_backbone(experiment, bf16=bf16)).to(self.device)
-        if world_size > 1 and self.device.type == "cuda":
-            # Each worker has a few images of the batch: their statistics alone would be another training. On CPUs torch has no such layer.
+        if world_size > 1 and self.device.type == "cuda" and synced_norm:
+            # The statistics of a few images alone would be another training. On CPUs torch has no such layer.
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model.segmenter)
         self.channels_last = training.channels_last and channels_last_pays(self.model.segmenter, self.device, bf16)
         if self.channels_last:
@@ -167,18 +168,25 @@ class TrainingRun:
         Where that epoch cannot be saved it is trained again, if the trial goes on: no error of this trial, nor of the next one here.
         """
         self.views.close()
+        self.finish_saving()
         try:
-            self._saver.finish()
             if self.rank == 0 and self._whole and not self._saver.failed and self._saved < self.epoch:
                 self._save(wait=True)
         except Exception as error:
             log.warning("epoch %d is not saved: %s", self.epoch, error)
         self._saver.close()
 
+    def finish_saving(self) -> None:
+        """Waits for a checkpoint that is being written: whoever removes it, or its weights, does so for good."""
+        try:
+            self._saver.finish()
+        except Exception as error:
+            log.warning("a checkpoint is not saved: %s", error)
+
     def run_epoch(self) -> Decision:
         """Trains, validates if it is time, saves and tells one epoch; after a restart first tells again what may have been lost.
 
-        An epoch may be told that is not saved, or not yet, see ``Pace``: a run that dies then trains it again, with the same numbers.
+        An epoch may be told that is not saved, or not yet, see ``Pace``: a run that dies trains it again, on CPUs with the same numbers.
 
         Raises:
             Diverged: The loss, a weight or a prediction is not finite; nothing of this epoch is saved.
@@ -190,7 +198,7 @@ class TrainingRun:
             return self.reporter.report(self.history[-1])
         if self.measure:
             forget_peak(self.device)
-        start, self._whole = time.perf_counter(), False
+        start, self._whole, measured = time.perf_counter(), False, self.measure
         metrics, images = self._train()
         seconds = time.perf_counter() - start
         last = self.epoch + 1 == self.experiment.training.epochs
@@ -209,7 +217,7 @@ class TrainingRun:
         record = EpochRecord(self.epoch + 1, metrics, time.time())
         self.history.append(record)
         if self.rank == 0:
-            needed = last or record.epoch in self.saved or self._pace.ending
+            needed = last or record.epoch in self.saved or self._pace.ending or measured  # what was measured may end the trial
             if needed or improved or (self._pace.allows(validated=validated) and not self._saver.busy):
                 self._save(best=improved, wait=needed)
             self._saver.check()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from guidino_tune import __version__
-from guidino_tune.models.precision import use_bf16, use_fp16
+from guidino_tune.models.precision import use_bf16
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.loop import TrainingRun
 
@@ -35,7 +35,7 @@ def describe(run: TrainingRun) -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "threads": torch.get_num_threads(),
         "bf16": use_bf16(run.experiment.training.precision, run.device),
-        "fp16": use_fp16(run.experiment.training.precision, run.device),
+        "fp16": run.experiment.training.precision == "fp16",
         "workers": run.world_size,
         "backbone": run.model.fingerprint,
     }

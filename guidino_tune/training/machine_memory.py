@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import sys
 
-KEPT = 1 << 30
-"""Bytes: blocks up to this size come from memory that the process keeps, and so much of it may be free before it is given back."""
+KEPT, LESS = 1 << 30, 32 << 20
+"""Bytes: blocks up to this size come from memory that the process keeps, and so much of it may be free before it is given back. Older
+versions of glibc take no more than the smaller number for the first of the two."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, see its manual page
 
@@ -19,7 +20,10 @@ def keep_freed_memory() -> bool:
     back by ``give_back``.
     """
     library = _glibc()
-    return bool(library and library.mallopt(_MMAP_THRESHOLD, KEPT) and library.mallopt(_TRIM_THRESHOLD, KEPT))
+    if not library:
+        return False
+    taken = library.mallopt(_MMAP_THRESHOLD, KEPT) or library.mallopt(_MMAP_THRESHOLD, LESS)
+    return bool(taken and library.mallopt(_TRIM_THRESHOLD, KEPT))
 
 
 def give_back() -> None:

@@ -46,11 +46,11 @@ class TrialResult:
         number: From 0.
         state: See ``State``.
         parameters: What was searched, by path.
-        value: Validation Dice of its best epoch, whose weights are kept; ``None`` before the first.
+        value: Validation Dice of its best epoch; ``None`` before the first.
         values: Validation Dice by epoch, from 1; of the epochs that were validated.
         objectives: The value of each objective of a trial that ran its whole budget.
         failure: Kind and message of a failure; empty of any other trial.
-        folder: Its files: ``history.jsonl`` (all metrics), ``best/`` (weights), ``pictures/``.
+        folder: Its files: ``history.jsonl`` (all metrics), ``pictures/``, and where they were kept ``best/`` (weights).
     """
 
     number: int

@@ -7,7 +7,7 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from guidino_tune.study.outcomes import REPEATS, in_words, same_way
 from guidino_tune.study.precision import SETTLED
 from guidino_tune.study.seeding import find_seeds, queue_seeds
 from guidino_tune.study.stopping import sentence
-from guidino_tune.study.store import StoredStudy, StudyFolder, folder_of, open_study
+from guidino_tune.study.store import BEGUN_BY, StoredStudy, StudyFolder, folder_of, open_study
 from guidino_tune.study.trials import best_value, finished, ranking, remaining, without_result
 from guidino_tune.tracking import MLflowTracker
 from guidino_tune.training.folder import write_text
@@ -156,6 +156,7 @@ def run_search(
         recorder = Recorder(study, space, folder, tracker, snapshot)
         tracker.start()
         end, patience = INTERRUPTED, STOPPING
+        known.enter_context(_told_when_interrupted(console))
         try:
             recorder.sync()
             end = _run_trials(study, space, folder, recorder, console, listener)
@@ -163,7 +164,6 @@ def run_search(
             patience = STOPPING if end == INTERRUPTED else SENDING
         except KeyboardInterrupt:
             patience = AT_ONCE
-            console.print(f"{INTERRUPTED}. {CONTINUES}", style="yellow", highlight=False, soft_wrap=True)
             raise
         finally:
             cluster.close()  # its workers end before their folders are tidied, and no GPU waits for MLflow
@@ -177,6 +177,16 @@ def run_search(
             tracker.close(timeout=patience, interrupted=bool(end))
         _closing(study, space, folder, console, baseline=baseline, tracking=tracker, end=end)
     return StudyResult(stored, end, storage)
+
+
+@contextlib.contextmanager
+def _told_when_interrupted(console: Console) -> Iterator[None]:
+    """Says that nothing is lost, wherever a Ctrl-C strikes: the second one may do so when the trials have ended."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(f"{INTERRUPTED}. {CONTINUES}", style="yellow", highlight=False, soft_wrap=True)
+        raise
 
 
 def _read_images(space: Space, folder: StudyFolder, console: Console) -> SearchData:
@@ -260,7 +270,10 @@ def _search(
             if callback:
                 callback(number, record)
 
-        settings = process_settings(resources, space.resources, ray_folder=folder.ray, precision=study.user_attrs.get(SETTLED, ""))
+        settings = process_settings(
+            resources, space.resources, ray_folder=folder.ray, precision=study.user_attrs.get(SETTLED, ""),
+            rules=study.user_attrs.get(BEGUN_BY, 0),
+        )  # fmt: skip
 
         def warn(text: str) -> None:
             console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)

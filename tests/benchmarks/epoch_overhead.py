@@ -38,6 +38,7 @@ from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.running import executors
+from guidino_tune.running.drawing import draw
 from guidino_tune.space.space import load_space
 from guidino_tune.study.pruners import rungs, validated_epochs
 from guidino_tune.training.loop import TrainingRun
@@ -185,16 +186,16 @@ def shared_views(setting: Setting, options: argparse.Namespace) -> Bare:
     alone = statistics.median(seconds_of(lambda: run._validate(distances=False)) for _ in range(3))
     saving = statistics.median(seconds_of(lambda: run.reporter.save(run.epoch, run._writer(), best=False)) for _ in range(3))
     run.best_shown = run.shown
-    drawing = statistics.median(seconds_of(lambda: executors._draw(run)) for _ in range(3))
+    picture = statistics.median(seconds_of(lambda: draw(run)) for _ in range(3))
     run.close()
     without, with_ = ratios(times[0], times[1]), ratios(times[2], times[1])
     study, budget = load_space("kvasir").study, experiment.training.epochs
     schedule, drawn = validated_epochs(study, budget), rungs(study, budget)
-    share, pictures = len(schedule) / budget, len(drawn) / budget * drawing / step
+    share, pictures = len(schedule) / budget, len(drawn) / budget * picture / step
     mean = [(1 - share) * a + share * b + pictures for a, b in zip(without, with_, strict=True)]
     name = f"{experiment.segmenter.kind} {options.image_size}"
     note = f"{len(schedule)} of {budget} epochs validate, {len(drawn)} draw; in bare epochs, a checkpoint takes {saving / step:.3f}, "
-    note += f"a picture {drawing / step:.3f}"
+    note += f"a picture {picture / step:.3f}"
     line(options, f"epoch {name}", f"epoch of {experiment.name}, mean over a trial / bare steps", mean, AIM, note)
     line(options, f"epoch {name} unvalidated", "epoch that does not validate / bare steps", without)
     note = f"validation alone takes {alone / step:.3f}"

@@ -1,6 +1,8 @@
 """The trial actor, driven as Tune drives it but in this process."""
 
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +270,31 @@ def test_no_worker_reads_the_checkpoint_before_the_first_one_has_the_folder(
         executors._start(values, print, device="cpu", rank=rank, world_size=2)
     assert seen == [*(["has the folder"] if rank == 0 else []), "all are here", "reads"]
     folder.hold(patience=0).close()  # a failed start lets go of it
+
+
+def test_a_failure_is_told_when_its_checkpoint_is_written(
+    actor: Callable[..., TrialActor], tmp_path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told before, the driver would remove weights, and they would come back."""
+    original, slow = TrialFolder.save, threading.Event()
+
+    def save(folder: TrialFolder, *arguments: Any, **more: Any) -> None:
+        slow.wait(1)
+        original(folder, *arguments, **more)
+
+    monkeypatch.setattr(TrialFolder, "save", save)
+    running = actor(config(tmp_path, demo) | {"rungs": (3,)})
+    assert "failure" not in running.step()
+    folder = TrialFolder(Path(running.config["folder"]))
+    assert not folder.best.exists()
+    monkeypatch.setattr(loop.TrainingRun, "_train", lambda run: (_ for _ in ()).throw(loop.Diverged("nan")))
+    assert running.step()["failure"] == "diverged"
+    assert folder.best.exists()
+
+
+def test_what_may_end_by_its_costs_is_saved_before_it_is_told(actor: Callable[..., TrialActor], tmp_path: Path, demo: Path) -> None:
+    running = actor(config(tmp_path, demo) | {"rungs": (3,), "measure": True})
+    running.step()
+    assert running.run is not None
+    assert not running.run._saver.busy
+    assert [path.name for path in running.run.reporter.checkpoints()] == ["epoch-00001"]

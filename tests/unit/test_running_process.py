@@ -22,7 +22,7 @@ PLAN = Plan("actor", 1, 1, 0.0, 1.0, 0.0)
 @pytest.fixture(autouse=True)
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new process."""
-    for check in (process._check_folder, process._check_data, process._check_versions, process._check_gpu, process._check_bf16):
+    for check in (process._check_folder, process._check_data, process._check_versions, process._check_gpu, process._check_precision):
         check.cache_clear()
     monkeypatch.setattr(process, "MOUNTS", 0.0)
 
@@ -106,3 +106,22 @@ def test_a_node_without_the_precision_of_the_study_is_unfit(
         process.check_node(told, DATA)
     assert "resources.accelerator" in str(caught.value)
     assert failure_kind(caught.value) == "environment"
+
+
+@pytest.mark.parametrize(("capability", "fit"), [((8, 0), True), ((7, 0), True), ((6, 1), False)])
+def test_a_study_in_fp16_is_for_gpus_with_tensor_cores(
+    capability: tuple[int, int], fit: bool, told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(process, "_check_gpu", lambda: None)
+    wanted = told | {"precision": "fp16"}
+    with pytest.raises(UnfitNode, match="its processor does not compute in fp16, the precision of this study"):
+        process.check_node(wanted, DATA)
+    if fit:
+        process.check_node(wanted | {"gpus": 1.0}, DATA)
+    else:
+        with pytest.raises(UnfitNode, match="does not compute in fp16"):
+            process.check_node(wanted | {"gpus": 1.0}, DATA)

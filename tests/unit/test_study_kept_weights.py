@@ -14,9 +14,10 @@ from training_helpers import search_space
 from guidino_tune.config import Study
 from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space
+from guidino_tune.study import store
 from guidino_tune.study.driver import Driver
 from guidino_tune.study.kept_weights import KeptWeights
-from guidino_tune.study.store import open_study
+from guidino_tune.study.store import BEGUN_BY
 from guidino_tune.training.checkpoints import WEIGHTS
 from guidino_tune.training.folder import EXPERIMENT, HISTORY
 from guidino_tune.training.model_folder import find_weights
@@ -123,6 +124,7 @@ def trials_of(values: list[tuple[float, ...]]) -> list[FrozenTrial]:
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12), st.integers(1, 4), st.booleans())
 def test_kept_are_the_best_and_the_front(pairs: list[tuple[int, int]], most: int, several: bool) -> None:
     study = optuna.create_study(directions=["maximize", "minimize"] if several else ["maximize"])
+    study.set_user_attr(BEGUN_BY, 1)
     values = [(float(a), float(b)) if several else (float(a),) for a, b in pairs]
     weights, there = KeptWeights(study, Study(keep_weights=most)), set()
     for trial in trials_of(values):
@@ -140,12 +142,17 @@ def test_kept_are_the_best_and_the_front(pairs: list[tuple[int, int]], most: int
     assert KeptWeights(study, Study(keep_weights=most)).others(study.get_trials()) == set(range(len(values))) - expected
 
 
-def test_a_study_from_before_there_was_such_a_setting_goes_on(tmp_path: Path) -> None:
-    run = Run(tmp_path, space())
+def test_a_study_from_before_there_was_such_a_setting_keeps_all_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "BEGUN_BY", "unheard of")
+        run = Run(tmp_path, space())
     text = run.folder.definition.read_text()
     assert "keep_weights" in text
     run.folder.definition.write_text("".join(line for line in text.splitlines(True) if "keep_weights" not in line))
-    open_study(space(keep_weights="all"), run.folder)
+    again = Run(tmp_path, space(keep_weights=1))
+    train(again, DICE)
+    assert kept(again) == [0, 1, 2, 3, 4]
+    assert again.driver.kept.others(again.study.get_trials()) == set()
 
 
 def test_the_message_for_a_trial_without_weights_says_why(tmp_path: Path) -> None:

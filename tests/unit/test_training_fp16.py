@@ -9,7 +9,7 @@ import torch
 from training_helpers import Listener, make_data, make_experiment, train, values
 
 from guidino_tune.data.opening import SearchData
-from guidino_tune.models.precision import use_bf16, use_fp16
+from guidino_tune.models.precision import autocast_in, has_fp16, use_bf16
 from guidino_tune.training.loop import TrainingRun
 
 
@@ -57,12 +57,14 @@ def test_a_trial_that_goes_on_scales_as_it_did(data: SearchData, tmp_path: Path,
     assert whole.scaler.get_scale() > 65536
 
 
-def test_auto_takes_it_on_gpus_with_tensor_cores_and_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_with_tensor_cores_have_it_and_only_who_names_it_trains_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study that begins names it; one that was begun when nobody did goes on as it was."""
     gpu = torch.device("cuda")
-    for bf16, capability, expected in ((True, (8, 0), False), (False, (7, 5), True), (False, (6, 0), False)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, bf16=bf16: bf16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    for capability, expected in (((8, 0), True), ((7, 5), True), ((6, 0), False)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
-        assert use_fp16("auto", gpu) is expected
-    assert not use_fp16("auto", torch.device("cpu"))
-    assert use_fp16("fp16", torch.device("cpu"))
+        assert has_fp16(gpu) is expected
+        assert autocast_in("auto", torch.device("cpu")).fast_dtype is torch.bfloat16
+    assert not has_fp16(torch.device("cpu"))
+    assert autocast_in("fp16", torch.device("cpu")).fast_dtype is torch.float16
     assert not use_bf16("fp16", gpu)

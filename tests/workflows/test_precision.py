@@ -48,7 +48,7 @@ def test_the_precision_of_the_nodes_becomes_that_of_the_study(
 ) -> None:
     told, settings = [], search.run_search.__globals__["Driver"]
     monkeypatch.setattr(search, "Driver", lambda *arguments: told.append(arguments[4]["precision"]) or settings(*arguments))
-    monkeypatch.setattr("guidino_tune.running.process._check_bf16", lambda device: None)
+    monkeypatch.setattr("guidino_tune.running.process._check_precision", lambda precision, device: None)
     nodes_have(monkeypatch, found)
     result = gt.run_search(gt.load_space(str(file)))
     folder = study_folder(home, "small")
@@ -70,9 +70,9 @@ def test_the_precision_of_the_nodes_becomes_that_of_the_study(
 def test_a_node_without_it_is_unfit(file: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes_have(monkeypatch, "bf16")
     monkeypatch.setattr("torch.cpu.get_capabilities", dict)
-    executors.check_node.__globals__["_check_bf16"].cache_clear()
+    executors.check_node.__globals__["_check_precision"].cache_clear()
     result = gt.run_search(gt.load_space(str(file), {"study.trials": 3}))
-    executors.check_node.__globals__["_check_bf16"].cache_clear()
+    executors.check_node.__globals__["_check_precision"].cache_clear()
     assert "does not compute in bf16, the precision of this study" in result.ended
     assert {t.user_attrs["failure"] for t in trials_of(home, "small")} == {"environment"}
 
