@@ -32,6 +32,7 @@ from guidino_tune.models.backbone import Features
 from guidino_tune.models.precision import autocast_in, channels_last_pays, use_bf16
 from guidino_tune.training import checkpoints
 from guidino_tune.training.backbones import check_fingerprint
+from guidino_tune.training.compiling import Compiled
 from guidino_tune.training.costs import forget_peak, forward_seconds, peak_gigabytes
 from guidino_tune.training.failures import Diverged
 from guidino_tune.training.optimisers import make_optimizer, set_learning_rates
@@ -123,8 +124,7 @@ class TrainingRun:
         self.channels_last = training.channels_last and channels_last_pays(self.model.segmenter, self.device, bf16)
         if self.channels_last:
             self.model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if training.compile != "none":
-            self.model.segmenter.compile(mode="reduce-overhead" if training.compile == "cuda-graphs" else None)
+        self.compiled = Compiled(self.model.segmenter, training.compile, -(-training.batch_size // (world_size * micro_batches)))
         self.loss = SegmentationLoss(experiment.loss, experiment.data.num_classes, experiment.data.has_ignored).to(self.device)
         self.optimizer = make_optimizer(self.model.named_parameters(), training)
         self.encoder = make_encoder(experiment, self.model, bf16=bf16, parts=micro_batches)
@@ -303,7 +303,7 @@ class TrainingRun:
             share = len(part.ids) / len(batch.ids)
             # Gradients of several workers are exchanged once, with the last part.
             with self.module.no_sync() if self.world_size > 1 and number < len(parts) else nullcontext():  # type: ignore[operator]
-                with self.autocast:
+                with self.autocast, self.compiled(len(part.ids)):
                     prediction = self.module(part.images, self._features(part))
                 terms = self.loss(prediction.logits, prediction.guide, part.masks)
                 if len(parts) == 1:
@@ -353,7 +353,7 @@ class TrainingRun:
     def _predict(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits and guide mask: of one forward pass, or of patches from windows over the image at its own scale."""
         data = self.experiment.data
-        with self.autocast:
+        with self.autocast, self.compiled():
             if self.data.validation.native:
                 return slide(self.model, batch.images, data.image_size, overlap=OVERLAP)
             output = self.model(batch.images, self._features(batch))

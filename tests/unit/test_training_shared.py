@@ -222,16 +222,3 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(kind: str, data
 def test_the_number_of_micro_batches_is_on_record(data: SearchData, tmp_path: Path) -> None:
     trial = run(make_experiment(epochs=1), data, tmp_path, micro_batches=2)
     assert trial.history[0].metrics["micro_batches"] == 2
-
-
-def test_a_compiled_trial_trains_and_saves_under_the_same_names(data: SearchData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a compiler behind it: what is tested is that our code goes through ``torch.compile`` and its names stay."""
-    import torch._dynamo
-
-    original = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode=None: original(self, backend="eager"))
-    compiled = run(make_experiment(epochs=1, compile="default"), data, tmp_path / "a")
-    plain = run(make_experiment(epochs=1), data, tmp_path / "b")
-    torch._dynamo.reset()
-    assert compiled.model.trained_state().keys() == plain.model.trained_state().keys()
-    assert values(compiled)[0]["train_loss_total"] == pytest.approx(values(plain)[0]["train_loss_total"], rel=1e-4)
