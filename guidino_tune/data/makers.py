@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from guidino_tune.data.locking import attempt, locked
 
@@ -34,6 +34,8 @@ OWN_CORES = 2
 """That a trial on a GPU keeps: for the thread that feeds the GPU, and for the one that reads batches."""
 
 _STALE = 600.0  # seconds after which a wish that was not renewed is forgotten, where locks do not tell that its process died
+
+_TRIES = 200  # of a millisecond each, to take a slot at which others look for a moment
 
 _started: dict[Path, subprocess.Popen[bytes]] = {}  # of this process, by slot: they outlive a training, for the next one
 _starting = threading.Lock()
@@ -100,7 +102,7 @@ class Makers:
         """Whether any maker of the node lives."""
         for slot in _slots(self._folder, self._number):
             with contextlib.suppress(OSError), open(slot, "a+b") as opened:
-                if attempt(opened) == "no":
+                if attempt(opened, shared=True) == "no":  # who looks excludes nobody else who looks
                     return True
         return False
 
@@ -119,7 +121,7 @@ def wishes(folder: Path) -> Iterator[tuple[str, Wish]]:
 
 def _lives(file: Path) -> bool:
     with open(_lock_of(file), "a+b") as opened:
-        held = attempt(opened)
+        held = attempt(opened, shared=True)
     return held == "no" or (held == "perhaps not alone" and time.time() - file.stat().st_mtime < _STALE)
 
 
@@ -131,6 +133,17 @@ def _slots(folder: Path, number: int) -> list[Path]:
     return [folder / "locks" / f"maker-{slot}" for slot in range(number)]
 
 
+def _taken(slot: IO[bytes]) -> bool:
+    """Takes a free slot: of those who merely look at it at this moment nobody is taken for a maker."""
+    for _ in range(_TRIES):
+        if attempt(slot) != "no":
+            return True
+        if attempt(slot, shared=True) == "no":
+            return False
+        time.sleep(0.001)
+    return False
+
+
 def _start(folder: Path, number: int, budget: int | None) -> None:
     (folder / "locks").mkdir(parents=True, exist_ok=True)
     for slot in _slots(folder, number):
@@ -138,7 +151,7 @@ def _start(folder: Path, number: int, budget: int | None) -> None:
         if mine is not None and mine.poll() is None:
             continue
         with open(slot, "a+b") as opened:
-            if attempt(opened) == "no":
+            if not _taken(opened):
                 continue  # another training's
             package = str(Path(__file__).parents[2])
             path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))

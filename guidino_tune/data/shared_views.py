@@ -33,7 +33,7 @@ CHUNK = 32
 """Views per stored chunk: the unit that one process makes while others wait. Any batch size fits: chunks follow the epoch's order."""
 
 _LOOK = 0.1  # seconds between two looks at what makers have made
-_PATIENCE = 30.0  # seconds that makers may take for a chunk, with those of other trainings before it
+_PATIENCE = 30.0  # seconds that makers may take for a chunk, with those of other trainings before it; then the pass is left to the thread
 
 OPEN_CHUNKS = 4
 """Chunks that stay mapped; batches walk through them in order."""
@@ -160,11 +160,12 @@ class SharedViews:
             self._own.discard((kind, epoch))
 
     def _fill(self, epoch: int) -> None:
+        patient = True
         try:
             for number in range(len(self._chunk_ids(epoch))):
+                patient = patient and self._left_to_makers(f"{self._views}/{epoch:05d}/{number:04d}")
                 if self._closed.is_set() or self.store.problem or epoch < self._first:
                     return
-                self._leave_to_makers(f"{self._views}/{epoch:05d}/{number:04d}")
                 # Usually another trial has made it: opening it here would be the work of whoever reads it.
                 if not all(self.store.has(f"{kind}/{epoch:05d}/{number:04d}") for kind in self._kinds):
                     self._get(epoch, number, wait=False)
@@ -172,12 +173,17 @@ class SharedViews:
             # Whoever needs the chunk meets the same error where it can be told.
             log.exception("a chunk of epoch %d could not be prepared", epoch)
 
-    def _leave_to_makers(self, images: str) -> None:
-        """Waits a while for a chunk that makers may be about to make. Who needs it before makes it; here are tokens to be made of it."""
+    def _left_to_makers(self, images: str) -> bool:
+        """Waits a while for a chunk that makers may be about to make. Who needs it before makes it; here are tokens to be made of it.
+
+        Returns:
+            False when they did not make it in time: they may be unable to, and are not waited for again in this pass.
+        """
         makers, begun = self._makers, time.monotonic()
         while makers and not self.store.has(images) and not self.store.problem and makers.at_work and not self._closed.wait(_LOOK):
             if time.monotonic() - begun > _PATIENCE:
-                return
+                return False
+        return True
 
     def _positions(self, epoch: int) -> dict[str, int]:
         return {name: row for row, name in enumerate(name for ids in self._chunk_ids(epoch) for name in ids)}

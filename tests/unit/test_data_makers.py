@@ -21,8 +21,9 @@ from test_data_views_shared import DATA, Means, same
 
 from guidino_tune.config import Resources
 from guidino_tune.data import makers as module
-from guidino_tune.data import sealed
+from guidino_tune.data import sealed, shared_views
 from guidino_tune.data.cases import Case
+from guidino_tune.data.locking import attempt
 from guidino_tune.data.makers import Makers, Wish, number_of, wishes
 from guidino_tune.data.making import work
 from guidino_tune.data.store import ChunkStore
@@ -189,6 +190,34 @@ def test_makers_end_with_who_started_them(tmp_path: Path) -> None:
     assert not any(Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in pids)
     assert list(wishes(tmp_path)) == []
     assert not list((tmp_path / "wanted").iterdir())
+
+
+def test_who_looks_for_makers_is_taken_for_none(store: ChunkStore) -> None:
+    locks = store.folder / "locks"
+    locks.mkdir()
+    with open(locks / "maker-0", "a+b") as looking:
+        assert attempt(looking, shared=True) == "alone"
+        assert not Makers(store.folder, 1).at_work
+        threading.Timer(0.05, looking.close).start()
+        Makers(store.folder, 1).want(Wish((0,), {}))
+    assert len(module._started) == 1  # once nobody looked any more
+    assert Makers(store.folder, 1).at_work
+
+
+def test_makers_that_make_nothing_are_waited_for_once_in_a_pass(
+    table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_process(monkeypatch)
+    monkeypatch.setattr(Makers, "at_work", True)
+    monkeypatch.setattr(shared_views, "CHUNK", 4)
+    monkeypatch.setattr(shared_views, "_LOOK", 0.01)
+    monkeypatch.setattr(shared_views, "_PATIENCE", 0.3)
+    views = TrainViews(table, DATA, 3, 4, store=store, num_epochs=2)
+    begun = time.monotonic()
+    list(views.epoch(0))
+    assert until(lambda: len(made(store.folder)) == 20)
+    assert time.monotonic() - begun < 2.5  # ten chunks of the next pass, and not 0.3 s for each
+    views.close()
 
 
 IDLE = "import sys; from guidino_tune.data import making; making.IDLE = 0.1; sys.exit(making.main(sys.argv[1:]))"
