@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.metadata import version
@@ -34,6 +34,7 @@ CHUNK = 32
 
 _LOOK = 0.1  # seconds between two looks at what makers have made
 _PATIENCE = 30.0  # seconds that makers may take for a chunk, with those of other trainings before it; then the pass is left to the thread
+_REST = 5.0  # seconds after which a maker without room looks again: to look costs more than a chunk that is there
 
 OPEN_CHUNKS = 4
 """Chunks that stay mapped; batches walk through them in order."""
@@ -91,6 +92,7 @@ class SharedViews:
         self._own: set[tuple[str, int]] = set()  # kind and pass of what was not there before this training asked for it
         self._read: set[int] = set()
         self._whole: dict[int, int] = {}  # of a pass: so many chunks from its first one are there
+        self._rests_until = 0.0  # by the monotonic clock: until then there is no room to make anything ahead
 
     def batch(self, epoch: int, ids: tuple[str, ...]) -> Batch:
         """Views in this order. Where they follow each other in one chunk, as in an epoch's own order, nothing is copied."""
@@ -127,16 +129,26 @@ class SharedViews:
         for epoch in epochs:
             self._thread.submit(self._fill, epoch)
 
-    def make_next(self, epochs: Iterable[int]) -> bool:
-        """Makes the first missing chunk of images, of these epochs, that nobody else is at; False where there is none."""
-        for epoch in epochs:
-            chunks = self._chunk_ids(epoch)
-            for number in range(self._whole.get(epoch, 0), len(chunks)):
+    def make_next(self, epochs: Sequence[int]) -> bool:
+        """Makes the first missing chunk of images that nobody else is at; False where there is none, or no room but that of nearer passes.
+
+        Args:
+            epochs: Nearest first.
+        """
+        if time.monotonic() < self._rests_until:
+            return False
+        groups = [f"{self._views}/{epoch:05d}" for epoch in epochs]
+        for place, (epoch, group) in enumerate(zip(epochs, groups, strict=True)):
+            for number in range(self._whole.get(epoch, 0), len(self._chunk_ids(epoch))):
                 if self.store.problem:
                     return False
-                if self.store.has(f"{self._views}/{epoch:05d}/{number:04d}"):
+                if self.store.has(f"{group}/{number:04d}"):
                     if number == self._whole.get(epoch, 0):
                         self._whole[epoch] = number + 1
+                elif not self.store.has_room(group, groups[:place]):
+                    self._whole.clear()
+                    self._rests_until = time.monotonic() + _REST
+                    return False
                 elif self._images(epoch, number, wait=False) is not None:
                     return True
         self._whole.clear()  # what is removed to make room is missing again

@@ -5,7 +5,7 @@ So they, and a frozen guide's tokens of them, can be made by one trial and read 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -172,8 +172,8 @@ class TrainViews:
         data = {name: getattr(self._data, name) for name in DECISIVE}
         return {"key": self._views_key(), "table": str(self._table.path), "rows": self._table.rows, "data": data, "seed": self._seed}
 
-    def make_next(self, passes: Iterable[int]) -> bool:
-        """Makes the first chunk of these passes that is missing in the store and that nobody else is at; False where there is none."""
+    def make_next(self, passes: Sequence[int]) -> bool:
+        """Makes a missing chunk of these passes ahead of a training; see ``SharedViews.make_next``."""
         return self._shared is not None and self._shared.make_next(passes)
 
     def close(self) -> None:

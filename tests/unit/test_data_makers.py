@@ -220,6 +220,27 @@ def test_makers_that_make_nothing_are_waited_for_once_in_a_pass(
     views.close()
 
 
+def test_makers_stop_where_only_nearer_passes_would_make_room(table: CaseTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_views, "_REST", 0.3)
+    views = TrainViews(table, DATA, 3, 4, store=ChunkStore(tmp_path, 10**9))
+    assert views.make_next([0])
+    size = sum(file.stat().st_size for file in tmp_path.rglob("*.arrow"))  # of 32 views; a pass has 40
+    store = ChunkStore(tmp_path, int(3.4 * size))
+    views = TrainViews(table, DATA, 3, 4, store=store)
+    while views.make_next([0, 1, 2, 3]):
+        assert store.made < 9
+    assert made(tmp_path) == ["00000/0000", "00000/0001", "00001/0000", "00001/0001"]
+    looks: list[str] = []
+    monkeypatch.setattr(store, "has_room", lambda group, nearer: looks.append(group))
+    assert not views.make_next([0, 1, 2])
+    assert looks == []
+    time.sleep(0.3)
+    assert not views.make_next([0, 1, 2])
+    assert not views.make_next([0, 1, 2])
+    assert len(looks) == 1  # no busy loop
+    assert store.problem == ""
+
+
 IDLE = "import sys; from guidino_tune.data import making; making.IDLE = 0.1; sys.exit(making.main(sys.argv[1:]))"
 
 
