@@ -55,10 +55,14 @@ def number_of(asked: int | str, cpus: float, gpus: float) -> int:
 
 
 class Wish(NamedTuple):
-    """Passes that a training wants: their number, nearest first, and what they are made of, see ``TrainViews.recipe``."""
+    """Passes that a training wants: their number, nearest first, and what they are made of, see ``TrainViews.recipe``.
+
+    With ``once`` a maker removes those that it made when nobody wants them any more.
+    """
 
     passes: tuple[int, ...]
     recipe: Mapping[str, Any]
+    once: bool = False
 
 
 class Makers:
@@ -83,7 +87,7 @@ class Makers:
                 self._held.close()
                 self._held.enter_context(locked(_lock_of(self._file)))
             temporary = self._file.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"passes": wish.passes, "recipe": wish.recipe}), encoding="utf-8")
+            temporary.write_text(json.dumps(wish._asdict()), encoding="utf-8")
             temporary.replace(self._file)
             with _starting:
                 _start(self._folder, self._number, self._budget)
@@ -110,10 +114,10 @@ class Makers:
 def wishes(folder: Path) -> Iterator[tuple[str, Wish]]:
     """What living trainings want, by the name of their file; removes what dead ones left."""
     for file in sorted((folder / "wanted").glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # as of one that ends at this moment
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # as of one that ends at this moment
             if _lives(file):
                 values = json.loads(file.read_text(encoding="utf-8"))
-                yield file.name, Wish(tuple(values["passes"]), values["recipe"])
+                yield file.name, Wish(tuple(values["passes"]), values["recipe"], values["once"])
             else:
                 for left in (file, _lock_of(file), file.with_suffix(".tmp")):
                     left.unlink(missing_ok=True)

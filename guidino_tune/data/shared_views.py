@@ -120,10 +120,10 @@ class SharedViews:
         """
         if self._once:
             self._first = epochs[0] if epochs else self._first
-            self._own |= {(k, e) for k in self._kinds for e in ahead if not (self.store.folder / k / f"{e:05d}").exists()}
+            self._note_own(ahead)
             self._remove(self._first - 1)  # another worker of this training may still be at the end of the pass before
         if self._makers:
-            self._makers.want(Wish(tuple(ahead), recipe()))
+            self._makers.want(Wish(tuple(ahead), recipe(), self._once))
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="shared views")
         for epoch in epochs:
@@ -137,6 +137,8 @@ class SharedViews:
         """
         if time.monotonic() < self._rests_until:
             return False
+        if self._once:
+            self._note_own(epochs)
         groups = [f"{self._views}/{epoch:05d}" for epoch in epochs]
         for place, (epoch, group) in enumerate(zip(epochs, groups, strict=True)):
             for number in range(self._whole.get(epoch, 0), len(self._chunk_ids(epoch))):
@@ -155,15 +157,20 @@ class SharedViews:
         return False
 
     def close(self) -> None:
-        """Lets the thread end with the chunk that it is making."""
+        """Lets the thread end with the chunk that it is making; its last act is to remove what is kept for this training alone."""
         self._closed.set()
         if self._makers:
-            self._makers.close()
+            self._makers.close()  # a maker that is at a chunk removes it itself
         if self._thread:
-            self._thread.shutdown(wait=False, cancel_futures=True)
-        self._open.clear()  # mapped files; the object itself may wait long for a collection
-        if self._once:
+            if self._once:
+                self._thread.submit(self._remove, None)
+            self._thread.shutdown(wait=False)  # passes that it has not begun yet end at once
+        elif self._once:
             self._remove(None)
+        self._open.clear()  # mapped files; the object itself may wait long for a collection
+
+    def _note_own(self, epochs: Sequence[int]) -> None:
+        self._own |= {(k, e) for k in self._kinds for e in epochs if not (self.store.folder / k / f"{e:05d}").exists()}
 
     def _remove(self, before: int | None) -> None:
         """Removes what this training had made, of passes before one, or of all."""

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -239,6 +240,33 @@ def test_makers_stop_where_only_nearer_passes_would_make_room(table: CaseTable, 
     assert not views.make_next([0, 1, 2])
     assert len(looks) == 1  # no busy loop
     assert store.problem == ""
+
+
+def test_a_chunk_that_a_maker_is_at_when_its_training_ends_does_not_stay(
+    table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_process(monkeypatch)
+    at_it, go_on = threading.Event(), threading.Event()
+    original = ChunkStore._make
+
+    def slow(self: ChunkStore, make: Callable[[], Any]) -> Any:
+        if self is not store:
+            at_it.set()
+            assert go_on.wait(10)
+        return original(self, make)
+
+    monkeypatch.setattr(ChunkStore, "_make", slow)
+    views = TrainViews(table, DATA, 3, 4, store=store, once=True)
+    list(views.epoch(0))
+    maker = threading.Thread(target=work, args=(ChunkStore(store.folder, 10**9), 0.2))
+    maker.start()
+    assert at_it.wait(10)
+    views.close()
+    assert until(lambda: not made(store.folder))
+    go_on.set()
+    maker.join(10)
+    assert not maker.is_alive()
+    assert made(store.folder) == []
 
 
 IDLE = "import sys; from guidino_tune.data import making; making.IDLE = 0.1; sys.exit(making.main(sys.argv[1:]))"
