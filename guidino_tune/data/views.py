@@ -229,6 +229,7 @@ def validation_batches(
     rank: int = 0,
     world_size: int = 1,
     pin: bool = False,
+    begun: bool = True,
 ) -> Generator[Batch, None, None]:
     """Every case once, normalised but not augmented, in the order of the table; the last batch may be smaller.
 
@@ -243,6 +244,7 @@ def validation_batches(
         rank: Of ``world_size`` workers, who take the batches in turn.
         world_size: Their number.
         pin: For a GPU; see ``Batch.pinned``.
+        begun: By a training that has not validated before, see ``ChunkStore.use``.
     """
     ids = table.ids
     if table.native:
@@ -252,8 +254,6 @@ def validation_batches(
     chunks = in_chunks(sorted(ids))
     places = {name: (number, row) for number, names in enumerate(chunks) for row, name in enumerate(names)}
     group = f"tokens-{key_of(table.fingerprint, data.normalisation, *VERSIONS, encoder.key)}/validation" if store and encoder else ""
-    if store and encoder:
-        store.use(group, begun=True)
 
     @lru_cache(maxsize=OPEN_CHUNKS)
     def chunk(number: int) -> Arrays:
@@ -261,6 +261,9 @@ def validation_batches(
         assert encoder is not None
         tokens = store.get(f"{group}/{number:04d}", lambda: encoder(torch.stack([_image(table, data, name) for name in chunks[number]])))
         assert tokens is not None
+        nonlocal begun
+        store.use(group, begun=begun)
+        begun = False
         return tokens
 
     def build(names: tuple[str, ...]) -> Batch:

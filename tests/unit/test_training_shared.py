@@ -116,6 +116,15 @@ def test_a_trial_that_goes_on_reads_shared_views_too(data: SearchData, tmp_path:
     assert values(again) == values(straight)
 
 
+def test_a_training_counts_once_among_the_readers(data: SearchData, tmp_path: Path) -> None:
+    """However often it validates, and from the first one on, who made what is read."""
+    experiment, views = made("segguidino", GUIDE), tmp_path / "views"
+    for number in (1, 2):
+        run(experiment, data, tmp_path / str(number), store=ChunkStore(views, 10**8))
+        readers = {file.parent.name: file.stat().st_size for file in views.glob("tokens-*/*/readers")}
+        assert readers == dict.fromkeys(("00000", "00001", "00002", "validation"), number)
+
+
 def test_tokens_are_the_backbone_s_maps_in_half_precision() -> None:
     torch.set_num_threads(1)
     guide = made("segdino", GUIDE).guide
