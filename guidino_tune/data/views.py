@@ -42,6 +42,18 @@ def view_seed(seed: int, epoch: int, case_id: str) -> int:
     return stable_hash("view", seed, epoch, case_id)
 
 
+def passes_ahead(epoch: int, steps: int, batches: int) -> tuple[range, range]:
+    """Passes of an epoch and the next one, which a training makes if nobody else does; and with those that makers are asked for.
+
+    Args:
+        epoch: From 0.
+        steps: Batches of an epoch.
+        batches: Of a pass.
+    """
+    near = range(epoch * steps // batches, ((epoch + 2) * steps - 1) // batches + 1)
+    return near, range(near.start, near.stop + AHEAD * steps // batches + 1)
+
+
 class TrainViews:
     """The training cases, augmented and in a new order in each pass over them, the same in every trial of a study.
 
@@ -158,8 +170,7 @@ class TrainViews:
         """
         first = epoch * self.num_steps
         if self._shared:
-            passes = range(first // self.num_batches, (first + 2 * self.num_steps - 1) // self.num_batches + 1)  # of the next epoch too
-            far = range(passes.start, passes.stop + AHEAD * self.num_steps // self.num_batches + 1)
+            passes, far = passes_ahead(epoch, self.num_steps, self.num_batches)
             near, wanted = ([*dict.fromkeys(self._source(p) for p in some if p < (self._passes or far.stop))] for some in (passes, far))
             self._shared.prepare(near, wanted, lambda: self.recipe)
         places = [divmod(step, self.num_batches) for step in range(first, first + self.num_steps)]

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from table_helpers import table_of
-from test_data_views_shared import DATA, Means, same
+from test_data_views_shared import DATA, Means, chunks, same
 
 from guidino_tune.config import Resources
 from guidino_tune.data import makers as module
@@ -68,7 +68,7 @@ def until(is_so: Callable[[], object], seconds: float = 30.0) -> bool:
 
 
 def made(folder: Path) -> list[str]:
-    return [f"{file.parent.name}/{file.stem}" for file in sorted(folder.glob("views-*/*/*.arrow"))]
+    return [f"{file.parent.name}/{file.stem}" for file in chunks(folder) if file.parts[-3].startswith("views-")]
 
 
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:

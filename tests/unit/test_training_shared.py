@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_data_views_shared import chunks
 from training_helpers import GUIDE, LORA, Listener, make_data, make_experiment, values
 
 from guidino_tune.config import DINOGuide, Experiment
@@ -35,7 +36,7 @@ def run(experiment: Experiment, data: SearchData, path: Path, **options: Any) ->
 def left(views: Path, count: int) -> list[str]:
     """Groups of the chunks that lie there, once the threads of closed trainings have removed theirs."""
     deadline = time.monotonic() + 10
-    while len(found := [file.parent.name for file in views.rglob("*.arrow")]) > count and time.monotonic() < deadline:
+    while len(found := [file.parent.name for file in chunks(views)]) > count and time.monotonic() < deadline:
         time.sleep(0.01)
     return found
 
