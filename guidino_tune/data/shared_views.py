@@ -91,7 +91,6 @@ class SharedViews:
         self._once, self._first = once, 0  # of the passes that are wanted still
         self._own: set[tuple[str, int]] = set()  # kind and pass of what was not there before this training asked for it
         self._read: set[int] = set()
-        self._whole: dict[int, int] = {}  # of a pass: so many chunks from its first one are there
         self._rests_until = 0.0  # by the monotonic clock: until then there is no room to make anything ahead
 
     def batch(self, epoch: int, ids: tuple[str, ...]) -> Batch:
@@ -141,19 +140,16 @@ class SharedViews:
             self._note_own(epochs)
         groups = [f"{self._views}/{epoch:05d}" for epoch in epochs]
         for place, (epoch, group) in enumerate(zip(epochs, groups, strict=True)):
-            for number in range(self._whole.get(epoch, 0), len(self._chunk_ids(epoch))):
+            for number in range(len(self._chunk_ids(epoch))):
                 if self.store.problem:
                     return False
                 if self.store.has(f"{group}/{number:04d}"):
-                    if number == self._whole.get(epoch, 0):
-                        self._whole[epoch] = number + 1
-                elif not self.store.has_room(group, groups[:place]):
-                    self._whole.clear()
+                    continue
+                if not self.store.has_room(group, groups[:place]):
                     self._rests_until = time.monotonic() + _REST
                     return False
-                elif self._images(epoch, number, wait=False) is not None:
+                if self._images(epoch, number, wait=False) is not None:
                     return True
-        self._whole.clear()  # what is removed to make room is missing again
         return False
 
     def close(self) -> None:

@@ -33,6 +33,8 @@ DECISIVE = ("normalisation", "augmentation", "patch_foreground", "image_size")
 AHEAD = 3
 """Epochs beyond the next one whose passes makers are asked for: not all, which might not be wanted in the end, nor fit on the disk."""
 
+_ORDERS = 2 * (AHEAD + 2)  # of passes that are remembered: a maker walks again and again over all that it is asked for
+
 TOGETHER = 8
 """Views that are made at once: of more, what lies between two operations does not stay in a CPU's cache."""
 
@@ -121,7 +123,7 @@ class TrainViews:
             )
         self.num_steps = steps_per_epoch(steps, self.num_batches)
         """Batches of an epoch."""
-        self._sequence = lru_cache(maxsize=4)(self._ordered)
+        self._sequence = lru_cache(maxsize=_ORDERS)(self._ordered)
         self._shared = (
             SharedViews(store, encoder, self._views_key(), self._chunk_ids, self._make, once=once and not data.view_cycle)
             if store

@@ -29,7 +29,7 @@ from guidino_tune.data.makers import Makers, Wish, number_of, wishes
 from guidino_tune.data.making import work
 from guidino_tune.data.store import ChunkStore
 from guidino_tune.data.table import CaseTable
-from guidino_tune.data.views import TrainViews, views_of
+from guidino_tune.data.views import TrainViews, passes_ahead, views_of
 from guidino_tune.running import environment
 
 CASES = 40  # of two chunks
@@ -267,6 +267,18 @@ def test_a_chunk_that_a_maker_is_at_when_its_training_ends_does_not_stay(
     maker.join(10)
     assert not maker.is_alive()
     assert made(store.folder) == []
+
+
+def test_a_maker_draws_the_order_of_a_pass_once(table: CaseTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of thousands of cases that takes as long as many looks."""
+    drawn: list[int] = []
+    original = TrainViews._ordered
+    monkeypatch.setattr(TrainViews, "_ordered", lambda self, epoch: drawn.append(epoch) or original(self, epoch))
+    views = TrainViews(table, DATA, 3, 4, store=ChunkStore(tmp_path, 10**9))
+    _, far = passes_ahead(0, 10, 10)
+    while views.make_next(far):
+        pass
+    assert drawn == list(far)
 
 
 IDLE = "import sys; from guidino_tune.data import making; making.IDLE = 0.1; sys.exit(making.main(sys.argv[1:]))"
