@@ -34,7 +34,7 @@ CHUNK = 32
 
 _LOOK = 0.1  # seconds between two looks at what makers have made
 _PATIENCE = 30.0  # seconds that makers may take for a chunk, with those of other trainings before it; then the pass is left to the thread
-_REST = 5.0  # seconds after which a maker without room looks again: to look costs more than a chunk that is there
+_REST = 5.0  # seconds after which a maker without room looks again, through the whole folder
 
 OPEN_CHUNKS = 4
 """Chunks that stay mapped; batches walk through them in order."""
@@ -178,8 +178,8 @@ class SharedViews:
         patient = True
         try:
             for number in range(len(self._chunk_ids(epoch))):
-                patient = patient and self._left_to_makers(f"{self._views}/{epoch:05d}/{number:04d}")
-                if self._closed.is_set() or self.store.problem or epoch < self._first:
+                patient = patient and self._left_to_makers(epoch, number)
+                if self._unwanted(epoch):
                     return
                 # Usually another trial has made it: opening it here would be the work of whoever reads it.
                 if not all(self.store.has(f"{kind}/{epoch:05d}/{number:04d}") for kind in self._kinds):
@@ -188,14 +188,18 @@ class SharedViews:
             # Whoever needs the chunk meets the same error where it can be told.
             log.exception("a chunk of epoch %d could not be prepared", epoch)
 
-    def _left_to_makers(self, images: str) -> bool:
+    def _unwanted(self, epoch: int) -> bool:
+        return self._closed.is_set() or bool(self.store.problem) or epoch < self._first
+
+    def _left_to_makers(self, epoch: int, number: int) -> bool:
         """Waits a while for a chunk that makers may be about to make. Who needs it before makes it; here are tokens to be made of it.
 
         Returns:
             False when they did not make it in time: they may be unable to, and are not waited for again in this pass.
         """
         makers, begun = self._makers, time.monotonic()
-        while makers and not self.store.has(images) and not self.store.problem and makers.at_work and not self._closed.wait(_LOOK):
+        images = f"{self._views}/{epoch:05d}/{number:04d}"
+        while makers and not self._unwanted(epoch) and not self.store.has(images) and makers.at_work and not self._closed.wait(_LOOK):
             if time.monotonic() - begun > _PATIENCE:
                 return False
         return True

@@ -221,6 +221,19 @@ def test_makers_that_make_nothing_are_waited_for_once_in_a_pass(
     views.close()
 
 
+def test_nobody_waits_for_makers_of_a_pass_that_is_over(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_process(monkeypatch)
+    monkeypatch.setattr(Makers, "at_work", True)
+    views = TrainViews(table, DATA, 3, 4, store=store, once=True)
+    list(views.epoch(0))
+    list(views.epoch(7))  # pass 0 is removed
+    assert views._shared is not None
+    begun = time.monotonic()
+    views._shared._fill(0)  # as the thread does when it was slower than the training
+    assert time.monotonic() - begun < 5
+    views.close()
+
+
 def test_makers_stop_where_only_nearer_passes_would_make_room(table: CaseTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_views, "_REST", 0.3)
     views = TrainViews(table, DATA, 3, 4, store=ChunkStore(tmp_path, 10**9))
