@@ -235,11 +235,12 @@ class Resources:
             A GPU rounds otherwise: such trials differ from others in the last digits, so that a study stays with one way.
         views_folder: Where they are kept, best on a disk of the node itself; ``None``: ``views`` in the cache folder of the home, or, where
             that is on a network file system, ``/var/tmp/guidino_tune-UID/views`` of each node.
-        views_gigabytes: Disk space for them (10^9 bytes); what fewest trainings read makes room. ``None``: half of what the disk has
-            for them, at most 200.
-        view_makers: Processes of each node that make augmented images ahead of its trials, of one thread and 300 MB each; they end with
-            the trials. ``0``: a thread of each trial makes them. ``auto``: on CPUs 0, for trials leave no core idle there; with GPUs as
-            many as a trial has cores beyond two, at most 8. With any number trials give the same results.
+        views_gigabytes: Disk space for them (10^9 bytes); what fewest trainings read makes room, and of what is not read yet the farthest
+            pass. ``None``: half of what the disk has for them, at most 200.
+        view_makers: Processes of each node that make augmented images ahead of its trials, of one thread and 300 MB each, as long as that
+            takes no room of what is needed earlier; they end with the trials. ``0``: a thread of each trial makes them. ``auto``: on CPUs
+            0, for trials leave no core idle there; with GPUs as many as a trial has cores beyond two, at most 8. With any number trials
+            give the same results.
     """
 
     executor: Literal["auto", "actor", "train"] = "auto"

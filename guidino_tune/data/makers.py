@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from guidino_tune.data.locking import attempt, locked
 
@@ -34,6 +34,8 @@ OWN_CORES = 2
 """That a trial on a GPU keeps: for the thread that feeds the GPU, and for the one that reads batches."""
 
 _STALE = 600.0  # seconds after which a wish that was not renewed is forgotten, where locks do not tell that its process died
+
+_TRIES = 200  # of a millisecond each, to take a slot at which others look for a moment
 
 _started: dict[Path, subprocess.Popen[bytes]] = {}  # of this process, by slot: they outlive a training, for the next one
 _starting = threading.Lock()
@@ -53,10 +55,14 @@ def number_of(asked: int | str, cpus: float, gpus: float) -> int:
 
 
 class Wish(NamedTuple):
-    """Passes that a training wants: their number, nearest first, and what they are made of, see ``TrainViews.recipe``."""
+    """Passes that a training wants: their number, nearest first, and what they are made of, see ``TrainViews.recipe``.
+
+    With ``once`` a maker removes those that it made when nobody wants them any more.
+    """
 
     passes: tuple[int, ...]
     recipe: Mapping[str, Any]
+    once: bool = False
 
 
 class Makers:
@@ -81,7 +87,7 @@ class Makers:
                 self._held.close()
                 self._held.enter_context(locked(_lock_of(self._file)))
             temporary = self._file.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"passes": wish.passes, "recipe": wish.recipe}), encoding="utf-8")
+            temporary.write_text(json.dumps(wish._asdict()), encoding="utf-8")
             temporary.replace(self._file)
             with _starting:
                 _start(self._folder, self._number, self._budget)
@@ -100,7 +106,7 @@ class Makers:
         """Whether any maker of the node lives."""
         for slot in _slots(self._folder, self._number):
             with contextlib.suppress(OSError), open(slot, "a+b") as opened:
-                if attempt(opened) == "no":
+                if attempt(opened, shared=True) == "no":  # who looks excludes nobody else who looks
                     return True
         return False
 
@@ -108,10 +114,10 @@ class Makers:
 def wishes(folder: Path) -> Iterator[tuple[str, Wish]]:
     """What living trainings want, by the name of their file; removes what dead ones left."""
     for file in sorted((folder / "wanted").glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # as of one that ends at this moment
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # as of one that ends at this moment
             if _lives(file):
                 values = json.loads(file.read_text(encoding="utf-8"))
-                yield file.name, Wish(tuple(values["passes"]), values["recipe"])
+                yield file.name, Wish(tuple(values["passes"]), values["recipe"], values["once"])
             else:
                 for left in (file, _lock_of(file), file.with_suffix(".tmp")):
                     left.unlink(missing_ok=True)
@@ -119,7 +125,7 @@ def wishes(folder: Path) -> Iterator[tuple[str, Wish]]:
 
 def _lives(file: Path) -> bool:
     with open(_lock_of(file), "a+b") as opened:
-        held = attempt(opened)
+        held = attempt(opened, shared=True)
     return held == "no" or (held == "perhaps not alone" and time.time() - file.stat().st_mtime < _STALE)
 
 
@@ -131,6 +137,17 @@ def _slots(folder: Path, number: int) -> list[Path]:
     return [folder / "locks" / f"maker-{slot}" for slot in range(number)]
 
 
+def _taken(slot: IO[bytes]) -> bool:
+    """Takes a free slot: of those who merely look at it at this moment nobody is taken for a maker."""
+    for _ in range(_TRIES):
+        if attempt(slot) != "no":
+            return True
+        if attempt(slot, shared=True) == "no":
+            return False
+        time.sleep(0.001)
+    return False
+
+
 def _start(folder: Path, number: int, budget: int | None) -> None:
     (folder / "locks").mkdir(parents=True, exist_ok=True)
     for slot in _slots(folder, number):
@@ -138,7 +155,7 @@ def _start(folder: Path, number: int, budget: int | None) -> None:
         if mine is not None and mine.poll() is None:
             continue
         with open(slot, "a+b") as opened:
-            if attempt(opened) == "no":
+            if not _taken(opened):
                 continue  # another training's
             package = str(Path(__file__).parents[2])
             path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))

@@ -52,7 +52,8 @@ def work(store: ChunkStore, idle: float) -> None:
     while time.monotonic() - wanted < idle:
         found, made = dict(wishes(store.folder)), False
         for name in known.keys() - found.keys():
-            del known[name]
+            if views := known.pop(name):
+                views.close()
         for name, wish in found.items():
             made |= _make_one(store, known, name, wish)
             wanted = time.monotonic()  # not before: a chunk may take longer than the patience of an idle maker
@@ -66,7 +67,7 @@ def _make_one(store: ChunkStore, known: dict[str, TrainViews | None], name: str,
 
     try:
         if name not in known:
-            known[name] = views_of(wish.recipe, store)
+            known[name] = views_of(wish.recipe, store, once=wish.once)
         views = known[name]
         return views is not None and views.make_next(wish.passes)
     except Exception as error:

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.metadata import version
@@ -33,7 +33,8 @@ CHUNK = 32
 """Views per stored chunk: the unit that one process makes while others wait. Any batch size fits: chunks follow the epoch's order."""
 
 _LOOK = 0.1  # seconds between two looks at what makers have made
-_PATIENCE = 30.0  # seconds that makers may take for a chunk, with those of other trainings before it
+_PATIENCE = 30.0  # seconds that makers may take for a chunk, with those of other trainings before it; then the pass is left to the thread
+_REST = 5.0  # seconds after which a maker without room looks again, through the whole folder
 
 OPEN_CHUNKS = 4
 """Chunks that stay mapped; batches walk through them in order."""
@@ -90,7 +91,7 @@ class SharedViews:
         self._once, self._first = once, 0  # of the passes that are wanted still
         self._own: set[tuple[str, int]] = set()  # kind and pass of what was not there before this training asked for it
         self._read: set[int] = set()
-        self._whole: dict[int, int] = {}  # of a pass: so many chunks from its first one are there
+        self._rests_until = 0.0  # by the monotonic clock: until then there is no room to make anything ahead
 
     def batch(self, epoch: int, ids: tuple[str, ...]) -> Batch:
         """Views in this order. Where they follow each other in one chunk, as in an epoch's own order, nothing is copied."""
@@ -118,40 +119,54 @@ class SharedViews:
         """
         if self._once:
             self._first = epochs[0] if epochs else self._first
-            self._own |= {(k, e) for k in self._kinds for e in ahead if not (self.store.folder / k / f"{e:05d}").exists()}
+            self._note_own(ahead)
             self._remove(self._first - 1)  # another worker of this training may still be at the end of the pass before
         if self._makers:
-            self._makers.want(Wish(tuple(ahead), recipe()))
+            self._makers.want(Wish(tuple(ahead), recipe(), self._once))
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="shared views")
         for epoch in epochs:
             self._thread.submit(self._fill, epoch)
 
-    def make_next(self, epochs: Iterable[int]) -> bool:
-        """Makes the first missing chunk of images, of these epochs, that nobody else is at; False where there is none."""
-        for epoch in epochs:
-            chunks = self._chunk_ids(epoch)
-            for number in range(self._whole.get(epoch, 0), len(chunks)):
+    def make_next(self, epochs: Sequence[int]) -> bool:
+        """Makes the first missing chunk of images that nobody else is at; False where there is none, or no room but that of nearer passes.
+
+        Args:
+            epochs: Nearest first.
+        """
+        if time.monotonic() < self._rests_until:
+            return False
+        if self._once:
+            self._note_own(epochs)
+        groups = [f"{self._views}/{epoch:05d}" for epoch in epochs]
+        for place, (epoch, group) in enumerate(zip(epochs, groups, strict=True)):
+            for number in range(len(self._chunk_ids(epoch))):
                 if self.store.problem:
                     return False
-                if self.store.has(f"{self._views}/{epoch:05d}/{number:04d}"):
-                    if number == self._whole.get(epoch, 0):
-                        self._whole[epoch] = number + 1
-                elif self._images(epoch, number, wait=False) is not None:
+                if self.store.has(f"{group}/{number:04d}"):
+                    continue
+                if not self.store.has_room(group, groups[:place]):
+                    self._rests_until = time.monotonic() + _REST
+                    return False
+                if self._images(epoch, number, wait=False) is not None:
                     return True
-        self._whole.clear()  # what is removed to make room is missing again
         return False
 
     def close(self) -> None:
-        """Lets the thread end with the chunk that it is making."""
+        """Lets the thread end with the chunk that it is making; its last act is to remove what is kept for this training alone."""
         self._closed.set()
         if self._makers:
-            self._makers.close()
+            self._makers.close()  # a maker that is at a chunk removes it itself
         if self._thread:
-            self._thread.shutdown(wait=False, cancel_futures=True)
-        self._open.clear()  # mapped files; the object itself may wait long for a collection
-        if self._once:
+            if self._once:
+                self._thread.submit(self._remove, None)
+            self._thread.shutdown(wait=False)  # passes that it has not begun yet end at once
+        elif self._once:
             self._remove(None)
+        self._open.clear()  # mapped files; the object itself may wait long for a collection
+
+    def _note_own(self, epochs: Sequence[int]) -> None:
+        self._own |= {(k, e) for k in self._kinds for e in epochs if not (self.store.folder / k / f"{e:05d}").exists()}
 
     def _remove(self, before: int | None) -> None:
         """Removes what this training had made, of passes before one, or of all."""
@@ -160,11 +175,12 @@ class SharedViews:
             self._own.discard((kind, epoch))
 
     def _fill(self, epoch: int) -> None:
+        patient = True
         try:
             for number in range(len(self._chunk_ids(epoch))):
-                if self._closed.is_set() or self.store.problem or epoch < self._first:
+                patient = patient and self._left_to_makers(epoch, number)
+                if self._unwanted(epoch):
                     return
-                self._leave_to_makers(f"{self._views}/{epoch:05d}/{number:04d}")
                 # Usually another trial has made it: opening it here would be the work of whoever reads it.
                 if not all(self.store.has(f"{kind}/{epoch:05d}/{number:04d}") for kind in self._kinds):
                     self._get(epoch, number, wait=False)
@@ -172,12 +188,21 @@ class SharedViews:
             # Whoever needs the chunk meets the same error where it can be told.
             log.exception("a chunk of epoch %d could not be prepared", epoch)
 
-    def _leave_to_makers(self, images: str) -> None:
-        """Waits a while for a chunk that makers may be about to make. Who needs it before makes it; here are tokens to be made of it."""
+    def _unwanted(self, epoch: int) -> bool:
+        return self._closed.is_set() or bool(self.store.problem) or epoch < self._first
+
+    def _left_to_makers(self, epoch: int, number: int) -> bool:
+        """Waits a while for a chunk that makers may be about to make. Who needs it before makes it; here are tokens to be made of it.
+
+        Returns:
+            False when they did not make it in time: they may be unable to, and are not waited for again in this pass.
+        """
         makers, begun = self._makers, time.monotonic()
-        while makers and not self.store.has(images) and not self.store.problem and makers.at_work and not self._closed.wait(_LOOK):
+        images = f"{self._views}/{epoch:05d}/{number:04d}"
+        while makers and not self._unwanted(epoch) and not self.store.has(images) and makers.at_work and not self._closed.wait(_LOOK):
             if time.monotonic() - begun > _PATIENCE:
-                return
+                return False
+        return True
 
     def _positions(self, epoch: int) -> dict[str, int]:
         return {name: row for row, name in enumerate(name for ids in self._chunk_ids(epoch) for name in ids)}

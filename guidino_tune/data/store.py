@@ -13,7 +13,7 @@ import time
 import uuid
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 
 Arrays = Mapping[str, np.ndarray]
 """By name; each of N rows."""
+
+_Rank = tuple[bool, bool, int, int, float]  # of a group: what is least wanted has the least
 
 FORMAT = 2
 """Raised whenever the layout of the files changes."""
@@ -56,8 +58,9 @@ class ChunkStore:
     A chunk is named ``KIND-KEY/GROUP/NUMBER``, where the key says all that its content depends on, so that a chunk never changes. It is
     made by the first who asks for it while the others wait, appears under its name only when it is whole, and is made again where it was
     damaged or removed. When the budget is used up, groups are removed: first of kinds that nobody uses now, those that were not used for
-    longest; then those that fewest trainings have read, unless they were used a moment ago. When nothing can be written
-    (the disk is full, the folder is read-only), chunks are made without being kept, and some minutes later it is tried again.
+    longest; then those that fewest trainings have read, unless they were used a moment ago; of those that were made ahead, and that nobody
+    has read yet, the farthest pass. When nothing can be written (the disk is full, the folder is read-only), chunks are made without being
+    kept, and some minutes later it is tried again.
 
     Args:
         folder: Of all studies of this node; made if missing. What it holds besides chunks is left alone.
@@ -117,6 +120,20 @@ class ChunkStore:
     def has(self, name: str) -> bool:
         """Whether the chunk of that name is there, without opening it: it may still prove damaged, and is then made again."""
         return (self.folder / f"{name}.arrow").exists()
+
+    def has_room(self, group: str, nearer: Iterable[str]) -> bool:
+        """Whether a chunk that is made ahead could be kept; makes room for it, but not out of what is wanted before it.
+
+        Args:
+            group: As above, of the chunk.
+            nearer: Groups of its kind that its training needs earlier.
+        """
+        keep = [self.folder / name for name in (group, *nearer)]
+        try:
+            size = max((file.stat().st_size for path in keep for file in path.glob("*.arrow")), default=0)
+            return self._allow(size, keep, ahead=True)
+        except OSError:
+            return True  # whoever writes the chunk says what is wrong
 
     def use(self, group: str, *, begun: bool = False) -> None:
         """Notes that the chunks of ``KIND-KEY/GROUP`` are in use now: they are the last to be removed.
@@ -180,10 +197,7 @@ class ChunkStore:
 
     def _room(self, size: int, group: Path) -> bool:
         """Makes room for ``size`` bytes in a group; False when there is none."""
-        if size > self._allowance:
-            with locked(self.folder / "locks" / "room", patience=PATIENCE) as held:
-                self._allowance = self._evict(size, group if held == "alone" else None)
-        if size > self._allowance:
+        if not self._allow(size, [group]):
             self._pause(
                 f"the views of one epoch do not fit into the space for them in {self.folder}; trials make their own, which is slower "
                 "and changes no result: raise resources.views_gigabytes"
@@ -192,27 +206,35 @@ class ChunkStore:
         self._allowance -= size
         return True
 
-    def _evict(self, size: int, keep: Path | None) -> int:
+    def _allow(self, size: int, keep: Sequence[Path], *, ahead: bool = False) -> bool:
+        """Whether ``size`` bytes may be written, if need be after others made room for them; see ``_evict``."""
+        if size > self._allowance:
+            with locked(self.folder / "locks" / "room", patience=PATIENCE) as held:
+                self._allowance = self._evict(size, keep if held == "alone" else (), ahead=ahead)
+        return size <= self._allowance
+
+    def _evict(self, size: int, keep: Sequence[Path], *, ahead: bool) -> int:
         """Removes the groups that are least wanted until there is room for ``size`` bytes; gives what may be written now.
 
         Args:
             size: Of the chunk that is to be kept.
-            keep: Its group; ``None``: remove nothing, others may be at it.
+            keep: Its group, and others that stay; empty: remove nothing, others may be at it.
+            ahead: It is for later: what is wanted more than its group stays too.
         """
         groups = self._groups()
-        used = sum(group.size for group in groups)
+        used = sum(group.size for _, group in groups)
         budget = budget_of(self.budget, shutil.disk_usage(self.folder).free, used)
         free, wanted = budget - used, max(size, int(budget * _ALLOWANCE))
-        for group in groups:
-            if free >= wanted or keep is None:
+        for rank, group in groups:
+            if free >= wanted or not keep or (ahead and rank >= (True, True, 0, -_pass_of(keep[0]))):
                 break
-            if group.path != keep:
+            if group.path not in keep:
                 _remove(group.path)
                 free += group.size
         return max(0, min(free, wanted))
 
-    def _groups(self) -> list[_Group]:
-        """All groups, the least wanted first; removes what dead writers left."""
+    def _groups(self) -> list[tuple[_Rank, _Group]]:
+        """All groups and how much they are wanted, the least first; removes what dead writers left."""
         groups = []
         for entry in self.folder.iterdir():
             # Others write and remove at the same time: what is gone is no group any more.
@@ -229,12 +251,13 @@ class ChunkStore:
         now = time.time()
         kinds = {kind: max(group.used for group in groups if group.path.parent == kind) for kind in {group.path.parent for group in groups}}
 
-        def wanted(group: _Group) -> tuple[bool, bool, int, float]:
+        def wanted(group: _Group) -> _Rank:
             needed = now - kinds[group.path.parent] < _LEFT
             fresh = now - group.used < (_MOMENT if group.readers else _LEFT)  # what nobody has read yet was made for the next epoch
-            return needed, fresh, group.readers if needed else 0, group.used
+            farthest = -_pass_of(group.path) if fresh and not group.readers else 0
+            return needed, fresh, group.readers if needed else 0, farthest, group.used
 
-        return sorted(groups, key=wanted)
+        return sorted(((wanted(group), group) for group in groups), key=lambda found: found[0])
 
 
 def budget_of(asked: int | None, free: int, used: int = 0) -> int:
@@ -250,6 +273,11 @@ class _Group:
     size: int
     readers: int
     path: Path
+
+
+def _pass_of(group: Path) -> int:
+    """Counted from 1, so far as a group is one; 0: it is wanted from the first epoch on."""
+    return int(group.name) + 1 if group.name.isdecimal() else 0
 
 
 def _remove(group: Path) -> None:

@@ -5,7 +5,7 @@ So they, and a frozen guide's tokens of them, can be made by one trial and read 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ DECISIVE = ("normalisation", "augmentation", "patch_foreground", "image_size")
 AHEAD = 3
 """Epochs beyond the next one whose passes makers are asked for: not all, which might not be wanted in the end, nor fit on the disk."""
 
+_ORDERS = 2 * (AHEAD + 2)  # of passes that are remembered: a maker walks again and again over all that it is asked for
+
 TOGETHER = 8
 """Views that are made at once: of more, what lies between two operations does not stay in a CPU's cache."""
 
@@ -40,6 +42,18 @@ TOGETHER = 8
 def view_seed(seed: int, epoch: int, case_id: str) -> int:
     """The seed of one view: 63 bits, the same for every trial of a study, on every machine and for any batch size."""
     return stable_hash("view", seed, epoch, case_id)
+
+
+def passes_ahead(epoch: int, steps: int, batches: int) -> tuple[range, range]:
+    """Passes of an epoch and the next one, which a training makes if nobody else does; and with those that makers are asked for.
+
+    Args:
+        epoch: From 0.
+        steps: Batches of an epoch.
+        batches: Of a pass.
+    """
+    near = range(epoch * steps // batches, ((epoch + 2) * steps - 1) // batches + 1)
+    return near, range(near.start, near.stop + AHEAD * steps // batches + 1)
 
 
 class TrainViews:
@@ -109,7 +123,7 @@ class TrainViews:
             )
         self.num_steps = steps_per_epoch(steps, self.num_batches)
         """Batches of an epoch."""
-        self._sequence = lru_cache(maxsize=4)(self._ordered)
+        self._sequence = lru_cache(maxsize=_ORDERS)(self._ordered)
         self._shared = (
             SharedViews(store, encoder, self._views_key(), self._chunk_ids, self._make, once=once and not data.view_cycle)
             if store
@@ -158,8 +172,7 @@ class TrainViews:
         """
         first = epoch * self.num_steps
         if self._shared:
-            passes = range(first // self.num_batches, (first + 2 * self.num_steps - 1) // self.num_batches + 1)  # of the next epoch too
-            far = range(passes.start, passes.stop + AHEAD * self.num_steps // self.num_batches + 1)
+            passes, far = passes_ahead(epoch, self.num_steps, self.num_batches)
             near, wanted = ([*dict.fromkeys(self._source(p) for p in some if p < (self._passes or far.stop))] for some in (passes, far))
             self._shared.prepare(near, wanted, lambda: self.recipe)
         places = [divmod(step, self.num_batches) for step in range(first, first + self.num_steps)]
@@ -172,8 +185,8 @@ class TrainViews:
         data = {name: getattr(self._data, name) for name in DECISIVE}
         return {"key": self._views_key(), "table": str(self._table.path), "rows": self._table.rows, "data": data, "seed": self._seed}
 
-    def make_next(self, passes: Iterable[int]) -> bool:
-        """Makes the first chunk of these passes that is missing in the store and that nobody else is at; False where there is none."""
+    def make_next(self, passes: Sequence[int]) -> bool:
+        """Makes a missing chunk of these passes ahead of a training; see ``SharedViews.make_next``."""
         return self._shared is not None and self._shared.make_next(passes)
 
     def close(self) -> None:
@@ -206,15 +219,16 @@ class TrainViews:
         return key_of(self._table.fingerprint, data.normalisation, data.augmentation, patch, self._seed, *VERSIONS)
 
 
-def views_of(recipe: Mapping[str, Any], store: ChunkStore) -> TrainViews | None:
+def views_of(recipe: Mapping[str, Any], store: ChunkStore, *, once: bool = False) -> TrainViews | None:
     """The views of a training in another process; ``None`` where this one would make others, as with another version of a library.
 
     Args:
         recipe: Of a ``makers.Wish``.
         store: Of both.
+        once: What is made here is removed by ``close``.
     """
     data = parse(Data, {"kind": "folder", **recipe["data"]}, "recipe of views")
-    views = TrainViews(CaseTable(Path(recipe["table"]), recipe["rows"]), data, recipe["seed"], 1, store=store)
+    views = TrainViews(CaseTable(Path(recipe["table"]), recipe["rows"]), data, recipe["seed"], 1, store=store, once=once)
     return views if views.recipe["key"] == recipe["key"] else None
 
 
@@ -228,6 +242,7 @@ def validation_batches(
     rank: int = 0,
     world_size: int = 1,
     pin: bool = False,
+    begun: bool = True,
 ) -> Generator[Batch, None, None]:
     """Every case once, normalised but not augmented, in the order of the table; the last batch may be smaller.
 
@@ -242,6 +257,7 @@ def validation_batches(
         rank: Of ``world_size`` workers, who take the batches in turn.
         world_size: Their number.
         pin: For a GPU; see ``Batch.pinned``.
+        begun: By a training that has not validated before, see ``ChunkStore.use``.
     """
     ids = table.ids
     if table.native:
@@ -251,8 +267,6 @@ def validation_batches(
     chunks = in_chunks(sorted(ids))
     places = {name: (number, row) for number, names in enumerate(chunks) for row, name in enumerate(names)}
     group = f"tokens-{key_of(table.fingerprint, data.normalisation, *VERSIONS, encoder.key)}/validation" if store and encoder else ""
-    if store and encoder:
-        store.use(group, begun=True)
 
     @lru_cache(maxsize=OPEN_CHUNKS)
     def chunk(number: int) -> Arrays:
@@ -260,6 +274,9 @@ def validation_batches(
         assert encoder is not None
         tokens = store.get(f"{group}/{number:04d}", lambda: encoder(torch.stack([_image(table, data, name) for name in chunks[number]])))
         assert tokens is not None
+        nonlocal begun
+        store.use(group, begun=begun)
+        begun = False
         return tokens
 
     def build(names: tuple[str, ...]) -> Batch:

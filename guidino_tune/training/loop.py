@@ -327,6 +327,7 @@ class TrainingRun:
         for batch in validation_batches(
             self.data.validation, section, self.experiment.training.batch_size, store=self.store, encoder=self.encoder,
             rank=self.rank, world_size=self.world_size, pin=self.device.type == "cuda",
+            begun=not any(OBJECTIVE in record.metrics for record in self.history),
         ):  # fmt: skip
             on_device = self._to_device(batch)
             logits, guides = self._predict(on_device)

@@ -157,7 +157,8 @@ def _views(space: Space, train: int, validation: int) -> list[str]:
         return ["none: every trial makes its own"]
     if space.resources.share_views == "device":
         return [f"{space.resources.views_folder or paths.views()}, tokens of the validation images alone: every trial makes its own"]
-    return views_in_words(kinds(examples(space), train, validation, space.resources.workers), space.resources)
+    found = kinds(examples(space), train, validation, space.resources.workers, once=space.resources.share_views == "once")
+    return views_in_words(found, space.resources)
 
 
 def _known(folder: StudyFolder, space: Space, storage: str | None) -> str:

@@ -14,6 +14,7 @@ from guidino_tune import paths
 from guidino_tune.config import DINOGuide, Experiment, Resources
 from guidino_tune.config.epochs import batches_per_pass, steps_per_epoch
 from guidino_tune.data.store import budget_of
+from guidino_tune.data.views import passes_ahead
 from guidino_tune.models import build_model
 from guidino_tune.training.tokens import kept_layers
 
@@ -27,7 +28,7 @@ class Kind:
 
     Attributes:
         name: In words.
-        passes: Over the training cases, that a trial of full budget sees; each is made once.
+        passes: Over the training cases, that lie there together when a trial of full budget was trained; each is made once.
         bytes_per_pass: On the disk.
         kept: Bytes besides: tokens of the validation images.
     """
@@ -43,7 +44,7 @@ class Kind:
         return self.passes * self.bytes_per_pass + self.kept
 
 
-def kinds(experiments: Iterable[Experiment], train: int, validation: int, workers: int = 1) -> list[Kind]:
+def kinds(experiments: Iterable[Experiment], train: int, validation: int, workers: int = 1, *, once: bool = False) -> list[Kind]:
     """All that the trials of a study may make, the images first.
 
     Args:
@@ -51,12 +52,13 @@ def kinds(experiments: Iterable[Experiment], train: int, validation: int, worker
         train: Training cases.
         validation: Validation cases.
         workers: That share a batch.
+        once: What a trial was trained on is removed again.
     """
     images: dict[str, Kind] = {}
     tokens: dict[str, Kind] = {}
     known: dict[tuple[object, ...], tuple[str, int]] = {}
     for experiment in experiments:
-        data, guide, passes = experiment.data, experiment.guide, _passes(experiment, train, workers)
+        data, guide, passes = experiment.data, experiment.guide, _passes(experiment, train, workers, once)
         size, seed = data.image_size, f", seed {experiment.training.seed}"
         name = f"images of {size} px{seed}"
         images[name] = _longer(images.get(name), Kind(name, passes, train * size**2 * (2 * data.channels + 1)))
@@ -78,11 +80,17 @@ def _longer(one: Kind | None, other: Kind) -> Kind:
     return other if one is None or other.passes > one.passes else one
 
 
-def _passes(experiment: Experiment, train: int, workers: int) -> int:
-    training = experiment.training
+def _passes(experiment: Experiment, train: int, workers: int, once: bool) -> int:
+    training, cycle = experiment.training, experiment.data.view_cycle
     batches = max(1, batches_per_pass(train, training.batch_size, workers))
-    begun = -(-training.epochs * steps_per_epoch(training.steps_per_epoch, batches) // batches)
-    return min(begun, experiment.data.view_cycle or begun)
+    steps = steps_per_epoch(training.steps_per_epoch, batches)
+    begun = -(-training.epochs * steps // batches)
+    if once and not cycle:
+        # The pass before an epoch's first one is removed when the next epoch begins.
+        return max(
+            min(far.stop, begun) - max(0, far.start - 1) for _, far in (passes_ahead(e, steps, batches) for e in range(training.epochs))
+        )
+    return min(begun, cycle or begun)
 
 
 def _tokens(experiment: Experiment) -> tuple[str, int]:
@@ -108,7 +116,9 @@ def in_words(found: Iterable[Kind], resources: Resources) -> list[str]:
     found = list(found)
     lines += [f"{kind.name}: up to {_size(kind.bytes)} ({kind.passes} passes of {_size(kind.bytes_per_pass)})" for kind in found]
     whole = sum(kind.bytes for kind in found)
-    if len(found) > 1:
+    if resources.share_views == "once":
+        lines.append("so much of each trial at work: what it was trained on is removed, unless data.view_cycle repeats it")
+    elif len(found) > 1:
         lines.append(f"together up to {_size(whole)}, if a trial of each kind is trained to its end")
     if whole > budget:
         most = max((kind.passes for kind in found), default=1)

@@ -11,23 +11,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from table_helpers import table_of
-from test_data_views_shared import DATA, Means, same
+from test_data_views_shared import DATA, Means, chunks, same
 
 from guidino_tune.config import Resources
 from guidino_tune.data import makers as module
-from guidino_tune.data import sealed
+from guidino_tune.data import sealed, shared_views
 from guidino_tune.data.cases import Case
+from guidino_tune.data.locking import attempt
 from guidino_tune.data.makers import Makers, Wish, number_of, wishes
 from guidino_tune.data.making import work
 from guidino_tune.data.store import ChunkStore
 from guidino_tune.data.table import CaseTable
-from guidino_tune.data.views import TrainViews, views_of
+from guidino_tune.data.views import TrainViews, passes_ahead, views_of
 from guidino_tune.running import environment
 
 CASES = 40  # of two chunks
@@ -66,7 +68,7 @@ def until(is_so: Callable[[], object], seconds: float = 30.0) -> bool:
 
 
 def made(folder: Path) -> list[str]:
-    return [f"{file.parent.name}/{file.stem}" for file in sorted(folder.glob("views-*/*/*.arrow"))]
+    return [f"{file.parent.name}/{file.stem}" for file in chunks(folder) if file.parts[-3].startswith("views-")]
 
 
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +191,107 @@ def test_makers_end_with_who_started_them(tmp_path: Path) -> None:
     assert not any(Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in pids)
     assert list(wishes(tmp_path)) == []
     assert not list((tmp_path / "wanted").iterdir())
+
+
+def test_who_looks_for_makers_is_taken_for_none(store: ChunkStore) -> None:
+    locks = store.folder / "locks"
+    locks.mkdir()
+    with open(locks / "maker-0", "a+b") as looking:
+        assert attempt(looking, shared=True) == "alone"
+        assert not Makers(store.folder, 1).at_work
+        threading.Timer(0.05, looking.close).start()
+        Makers(store.folder, 1).want(Wish((0,), {}))
+    assert len(module._started) == 1  # once nobody looked any more
+    assert Makers(store.folder, 1).at_work
+
+
+def test_makers_that_make_nothing_are_waited_for_once_in_a_pass(
+    table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_process(monkeypatch)
+    monkeypatch.setattr(Makers, "at_work", True)
+    monkeypatch.setattr(shared_views, "CHUNK", 4)
+    monkeypatch.setattr(shared_views, "_LOOK", 0.01)
+    monkeypatch.setattr(shared_views, "_PATIENCE", 0.3)
+    views = TrainViews(table, DATA, 3, 4, store=store, num_epochs=2)
+    begun = time.monotonic()
+    list(views.epoch(0))
+    assert until(lambda: len(made(store.folder)) == 20)
+    assert time.monotonic() - begun < 2.5  # ten chunks of the next pass, and not 0.3 s for each
+    views.close()
+
+
+def test_nobody_waits_for_makers_of_a_pass_that_is_over(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_process(monkeypatch)
+    monkeypatch.setattr(Makers, "at_work", True)
+    views = TrainViews(table, DATA, 3, 4, store=store, once=True)
+    list(views.epoch(0))
+    list(views.epoch(7))  # pass 0 is removed
+    assert views._shared is not None
+    begun = time.monotonic()
+    views._shared._fill(0)  # as the thread does when it was slower than the training
+    assert time.monotonic() - begun < 5
+    views.close()
+
+
+def test_makers_stop_where_only_nearer_passes_would_make_room(table: CaseTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_views, "_REST", 0.3)
+    views = TrainViews(table, DATA, 3, 4, store=ChunkStore(tmp_path, 10**9))
+    assert views.make_next([0])
+    size = sum(file.stat().st_size for file in tmp_path.rglob("*.arrow"))  # of 32 views; a pass has 40
+    store = ChunkStore(tmp_path, int(3.4 * size))
+    views = TrainViews(table, DATA, 3, 4, store=store)
+    while views.make_next([0, 1, 2, 3]):
+        assert store.made < 9
+    assert made(tmp_path) == ["00000/0000", "00000/0001", "00001/0000", "00001/0001"]
+    looks: list[str] = []
+    monkeypatch.setattr(store, "has_room", lambda group, nearer: looks.append(group))
+    assert not views.make_next([0, 1, 2])
+    assert looks == []
+    time.sleep(0.3)
+    assert not views.make_next([0, 1, 2])
+    assert not views.make_next([0, 1, 2])
+    assert len(looks) == 1  # no busy loop
+    assert store.problem == ""
+
+
+def test_a_chunk_that_a_maker_is_at_when_its_training_ends_does_not_stay(
+    table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_process(monkeypatch)
+    at_it, go_on = threading.Event(), threading.Event()
+    original = ChunkStore._make
+
+    def slow(self: ChunkStore, make: Callable[[], Any]) -> Any:
+        if self is not store:
+            at_it.set()
+            assert go_on.wait(10)
+        return original(self, make)
+
+    monkeypatch.setattr(ChunkStore, "_make", slow)
+    views = TrainViews(table, DATA, 3, 4, store=store, once=True)
+    list(views.epoch(0))
+    maker = threading.Thread(target=work, args=(ChunkStore(store.folder, 10**9), 0.2))
+    maker.start()
+    assert at_it.wait(10)
+    views.close()
+    assert until(lambda: not made(store.folder))
+    go_on.set()
+    maker.join(10)
+    assert not maker.is_alive()
+    assert made(store.folder) == []
+
+
+def test_a_maker_draws_the_order_of_a_pass_once(table: CaseTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of thousands of cases that takes as long as many looks."""
+    drawn: list[int] = []
+    original = TrainViews._ordered
+    monkeypatch.setattr(TrainViews, "_ordered", lambda self, epoch: drawn.append(epoch) or original(self, epoch))
+    views = TrainViews(table, DATA, 3, 4, store=ChunkStore(tmp_path, 10**9))
+    _, far = passes_ahead(0, 10, 10)
+    while views.make_next(far):
+        pass
+    assert drawn == list(far)
 
 
 IDLE = "import sys; from guidino_tune.data import making; making.IDLE = 0.1; sys.exit(making.main(sys.argv[1:]))"

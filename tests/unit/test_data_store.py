@@ -247,6 +247,37 @@ def test_what_all_trials_read_stays_beside_the_tokens_of_few(tmp_path: Path) -> 
     assert gone == ["views-d/00000", "views-a/00030", "tokens-c/00000", "tokens-b/00000"]
 
 
+def test_of_what_nobody_has_read_yet_the_farthest_pass_makes_room(tmp_path: Path) -> None:
+    """Makers made the nearest first, which is therefore the oldest."""
+    big = {"x": np.zeros((10, 1000), np.uint8)}
+    store = ChunkStore(tmp_path, 45_000)
+    for number in (1, 2, 3):
+        store.get(f"views-a/{number:05d}/0", lambda: big)
+        _age(tmp_path / "views-a" / f"{number:05d}", 100 - number)
+    store.get("tokens-b/validation/0", lambda: big)
+    _age(tmp_path / "tokens-b" / "validation", 200)
+    ChunkStore(tmp_path, 45_000).get("views-a/00000/0", lambda: big)  # of a trial that begins
+    assert sorted(p.parent.name for p in tmp_path.rglob("*.arrow")) == ["00000", "00001", "00002", "validation"]
+
+
+def test_what_is_made_ahead_takes_no_room_of_what_is_wanted_before_it(tmp_path: Path) -> None:
+    big = {"x": np.zeros((10, 1000), np.uint8)}
+    for number in (2, 3, 4, 6):
+        ChunkStore(tmp_path, 45_000).get(f"views-a/{number:05d}/0", lambda: big)
+    store = ChunkStore(tmp_path, 45_000)
+    assert store.has_room("views-a/00005", ["views-a/00004"])  # that of pass 6
+    store.get("views-a/00005/0", lambda: big)
+    assert sorted(p.parent.name for p in tmp_path.rglob("*.arrow")) == ["00002", "00003", "00004", "00005"]
+    store = ChunkStore(tmp_path, 45_000)
+    assert not store.has_room("views-a/00007", [f"views-a/{number:05d}" for number in (3, 4, 5)])
+    _age(tmp_path / "views-a" / "00004", 1000)  # made long ago, and wanted still
+    assert not store.has_room("views-a/00007", [f"views-a/{number:05d}" for number in (3, 4, 5)])
+    _age(tmp_path / "views-a" / "00002", 900)  # left by another training
+    assert store.has_room("views-a/00007", [f"views-a/{number:05d}" for number in (3, 4, 5)])
+    assert sorted(p.parent.name for p in tmp_path.rglob("*.arrow")) == ["00003", "00004", "00005"]
+    assert store.problem == ""
+
+
 def test_the_size_of_one_group_does_not_decide_what_another_may_take(tmp_path: Path) -> None:
     """Wherever they stand in the folder: a tiny group must not end the sharing, a huge one must not be removed for ten bytes."""
     budget = 1_000_000

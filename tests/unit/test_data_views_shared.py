@@ -1,5 +1,6 @@
 """Shared views: the same as those that a trial makes for itself, made once, and ready before they are needed."""
 
+import glob
 import time
 from pathlib import Path
 
@@ -165,6 +166,32 @@ def test_a_closed_trial_prepares_nothing_more(table: CaseTable, tmp_path: Path) 
     made = encoder.seen
     time.sleep(0.3)
     assert encoder.seen == made < 22
+
+
+def chunks(folder: Path) -> list[Path]:
+    """Sorted; folders may vanish meanwhile, which is an error to those of ``Path``."""
+    return sorted(folder / name for name in glob.glob("*/*/*.arrow", root_dir=folder))
+
+
+def test_what_is_kept_for_one_training_is_removed_when_its_thread_ends(table: CaseTable, tmp_path: Path) -> None:
+    """The thread may be at a chunk when the training ends, which does not wait for it."""
+
+    class Slow(Means):
+        def __call__(self, images: torch.Tensor) -> Arrays:
+            time.sleep(0.2)
+            return super().__call__(images)
+
+    views = TrainViews(table, DATA, 0, 4, store=ChunkStore(tmp_path, 10**8), once=True, encoder=Slow(), num_epochs=9)
+    list(views.epoch(0))
+    assert _wait_for(tmp_path, "views-*/00001/*.arrow", 1)  # its tokens are being made
+    begun = time.monotonic()
+    views.close()
+    assert time.monotonic() - begun < 0.1
+    deadline = time.monotonic() + 10
+    while chunks(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    assert not chunks(tmp_path)
 
 
 def test_a_cycle_repeats_views_in_new_orders(table: CaseTable) -> None:

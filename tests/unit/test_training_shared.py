@@ -1,12 +1,14 @@
 """A trial on shared views and tokens is the trial that it would be without them; validation and memory on a schedule."""
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from test_data_views_shared import chunks
 from training_helpers import GUIDE, LORA, Listener, make_data, make_experiment, values
 
 from guidino_tune.config import DINOGuide, Experiment
@@ -29,6 +31,14 @@ def run(experiment: Experiment, data: SearchData, path: Path, **options: Any) ->
     trained.run()
     trained.close()
     return trained
+
+
+def left(views: Path, count: int) -> list[str]:
+    """Groups of the chunks that lie there, once the threads of closed trainings have removed theirs."""
+    deadline = time.monotonic() + 10
+    while len(found := [file.parent.name for file in chunks(views)]) > count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
 
 
 SEGDINO = {"segmenter": {"kind": "segdino"}}
@@ -80,11 +90,12 @@ def test_seeds_of_a_retraining_leave_what_validation_reads_and_what_others_made(
         for number, seed in enumerate((experiment, other))
     ]
     assert on == off
-    assert [str(file.parent.name) for file in views.rglob("*.arrow")] == ["validation"]  # of both
+    assert left(views, 1) == ["validation"]  # of both
     run(experiment, data, tmp_path / "searched", store=ChunkStore(views, 10**8))
     before = sorted(views.rglob("*.arrow"))
     store = ChunkStore(views, 10**8)
     assert values(run(experiment, data, tmp_path / "again", store=store, share_views="once")) == off[0]
+    left(views, len(before))
     assert sorted(views.rglob("*.arrow")) == before  # what a search may read
     assert store.made == 0
 
@@ -104,6 +115,15 @@ def test_a_trial_that_goes_on_reads_shared_views_too(data: SearchData, tmp_path:
     first.run()
     again = run(experiment, data, tmp_path / "halves", store=ChunkStore(views, 10**8), reported=2)
     assert values(again) == values(straight)
+
+
+def test_a_training_counts_once_among_the_readers(data: SearchData, tmp_path: Path) -> None:
+    """However often it validates, and from the first one on, who made what is read."""
+    experiment, views = made("segguidino", GUIDE), tmp_path / "views"
+    for number in (1, 2):
+        run(experiment, data, tmp_path / str(number), store=ChunkStore(views, 10**8))
+        readers = {file.parent.name: file.stat().st_size for file in views.glob("tokens-*/*/readers")}
+        assert readers == dict.fromkeys(("00000", "00001", "00002", "validation"), number)
 
 
 def test_tokens_are_the_backbone_s_maps_in_half_precision() -> None:

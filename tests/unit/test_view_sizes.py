@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import torch
 from training_helpers import GUIDE, LORA, Listener, make_data, make_experiment
 
 from guidino_tune.config import Experiment, Resources
+from guidino_tune.data import makers
 from guidino_tune.data.opening import SearchData
 from guidino_tune.data.store import ChunkStore
+from guidino_tune.data.views import TrainViews, views_of
 from guidino_tune.training.loop import TrainingRun
 from guidino_tune.workflows.view_sizes import Kind, in_words, kinds
 
@@ -66,6 +69,28 @@ def _arrays(folder: Path):
 )
 def test_passes_that_can_be_reached(change: Callable[[Experiment], Experiment], passes: int) -> None:
     assert kinds([change(make_experiment(epochs=8))], 9, 2)[0].passes == passes
+
+
+def test_what_is_removed_again_does_not_count(data: SearchData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many passes lie there at a time, where makers make all that they are asked for."""
+    monkeypatch.setattr(makers, "_start", lambda *_: None)
+    experiment = make_experiment(epochs=12)
+    section, training = experiment.data, experiment.training
+    store, most = ChunkStore(tmp_path, 10**9, makers=1), 0
+    with contextlib.closing(TrainViews(data.train, section, 0, training.batch_size, store=store, once=True, num_epochs=12)) as views:
+        for epoch in range(12):
+            list(views.epoch(epoch))
+            ((_, wish),) = makers.wishes(tmp_path)
+            maker = views_of(wish.recipe, ChunkStore(tmp_path, 10**9))
+            assert maker is not None
+            while maker.make_next(wish.passes):
+                pass
+            most = max(most, len(list(tmp_path.glob("views-*/*"))))
+    told = kinds([experiment], len(data.train), len(data.validation), once=True)
+    assert most == told[0].passes < 12
+    assert kinds([changed(experiment, "data", view_cycle=12)], 9, 2, once=True)[0].passes == 12  # stays, to be repeated
+    lines = in_words(told, Resources(views_folder=str(tmp_path), share_views="once"))
+    assert "what it was trained on is removed" in lines[-1]
 
 
 def test_precisions_and_sizes_are_kinds_of_their_own() -> None:
