@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from guidino_tune.config import Resources
 from guidino_tune.errors import UserError
-from guidino_tune.running.cluster import note_own, uses_actors
+from guidino_tune.running.cluster import may_change, note_own, uses_actors
 from guidino_tune.running.environment import protect_token
 from guidino_tune.running.forking import python_of_trials
 from guidino_tune.running.inspection import known_cluster
@@ -26,12 +26,16 @@ _dashboard = ""
 _starting: _Start | None = None
 """A cluster that starts while something else is done."""
 
+_beginning = threading.Lock()
+"""Of several threads, one begins to start a cluster."""
+
 
 @contextlib.contextmanager
 def connecting(resources: Resources) -> Iterator[None]:
     """A Ray cluster of this machine's own starts beside what is done in the block; ``connected`` waits for it.
 
-    Where another cluster would be joined, or this process is in one, nothing is done.
+    Where another cluster would be joined, or this process is in one, nothing is done. It ends with the block, also for those who joined it
+    meanwhile from other threads: where several searches are to run at once in one process, ``ray.init()`` comes first, which none ends.
 
     Args:
         resources: Of the search.
@@ -39,15 +43,15 @@ def connecting(resources: Resources) -> Iterator[None]:
     global _starting
     import ray
 
-    if _starting or ray.is_initialized() or not _starts_own():
-        yield
-        return
-    _starting = _Start(resources)
+    with _beginning:
+        started = None if _starting or ray.is_initialized() or not _starts_own() else _Start(resources)
+        _starting = started or _starting
     try:
         yield
     finally:
-        started, _starting = _starting, None
-        started.end()
+        if started:
+            _starting = None
+            started.end()
 
 
 class _Start:
@@ -100,8 +104,9 @@ def connected(resources: Resources | None = None) -> Iterator[str]:
     """
     import ray
 
-    if _starting:
-        _starting.wait()
+    starting = _starting  # once: another thread may end it
+    if starting:
+        starting.wait()
     mine = not ray.is_initialized()
     if mine:
         _join(resources)
@@ -110,6 +115,11 @@ def connected(resources: Resources | None = None) -> Iterator[str]:
     finally:
         if mine:
             _leave()
+
+
+def no_dashboard() -> str:
+    """What is said in the place of a dashboard's address; of a cluster of others, what they have started is all there is."""
+    return "none" if may_change() else f"off, {DASHBOARD}=1 starts it"
 
 
 def _warm_up() -> None:

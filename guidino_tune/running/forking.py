@@ -3,9 +3,11 @@
     driver, alone in its thread, with torch imported -> fork -> the parent, which imports Ray as well, and waits
     Ray wants a process of a trial -> ``launcher`` in the place of Python -> asks the parent -> fork -> becomes Ray's worker
 
-The imports take seconds of CPU and hundreds of megabytes for each process; forked, all share them. The parent has one thread, has computed
-nothing, and knows no GPU, so that a fork of it is sound. It ends with the driver, however that ends; Ray ends the processes of trials, as
-ever. Where the parent is gone, or knows another cluster, the launcher starts Python as Ray would have done.
+The imports take seconds of CPU and hundreds of megabytes for each process; forked, all share them. The driver is forked while Python has
+one thread there, has computed nothing, and knows no GPU. Libraries have threads of their own by then, OpenBLAS under numpy and jemalloc
+under pyarrow: both have handlers for a fork, which start them anew where they are needed, so that it is sound. The parent ends with the
+driver, however that ends; Ray ends the processes of trials, as ever. Where the parent is gone, or knows another cluster, the launcher
+starts Python as Ray would have done.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import random
 import runpy
 import selectors
 import shlex
@@ -22,6 +25,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +44,9 @@ _SCRIPT = "default_worker.py"
 _KNOWN = ("RAY_JOB_ID", "RAY_RAYLET_PID")
 """Variables that Ray reads when it is imported: they are the same in all processes of one search on one node."""
 
+_LAUNCHER, _ENDING = 30.0, 10.0
+"""Seconds that the parent waits for the words of a launcher, which it has ready; and the driver for the end of its parent."""
+
 _address = ""
 """Of the socket of this process's parent of trials."""
 
@@ -48,9 +55,9 @@ _address = ""
 def forked_processes(resources: Resources, *, guided: bool = True) -> Iterator[None]:
     """Processes of a Ray cluster that is started in the block are forked from this one as it is now.
 
-    To be entered before this process has another thread, or has computed anything with torch, and before any lock that is not to be held
-    by the processes of trials. Elsewhere than on Linux, and where there are GPUs of NVIDIA, nothing is done: there imports are a small
-    part of a process.
+    To be entered before this process has another thread of Python, or has computed anything with torch, and before any lock that is not
+    to be held by the processes of trials. Elsewhere than on Linux, and where there are GPUs of NVIDIA, nothing is done: there imports are
+    a small part of a process.
 
     Args:
         resources: Of the search; those of Ray Train start processes that need no torch.
@@ -81,13 +88,23 @@ def forked_processes(resources: Resources, *, guided: bool = True) -> Iterator[N
     finally:
         _address = ""
         os.close(write)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(parent, 0)
+        shutil.rmtree(folder, ignore_errors=True)  # the parent may have been killed
+        _await_end(parent)
 
 
 def python_of_trials() -> str | None:
     """The command that Ray runs in the place of Python; ``None`` where processes are not forked."""
     return shlex.join([sys.executable, "-I", "-S", launcher.__file__, _address]) if _address else None
+
+
+def _await_end(parent: int) -> None:
+    """Waits for the end of the parent, which comes by itself; ends it where it does not come."""
+    deadline = time.monotonic() + _ENDING
+    with contextlib.suppress(ChildProcessError):
+        while not os.waitpid(parent, os.WNOHANG)[0]:
+            if time.monotonic() > deadline:
+                os.kill(parent, signal.SIGKILL)
+            time.sleep(0.01)
 
 
 def _import_for_trials(guided: bool) -> None:
@@ -115,20 +132,25 @@ def _serve(listener: socket.socket, alive: int, folder: str) -> None:
         selector.register(listener, selectors.EVENT_READ)
         selector.register(alive, selectors.EVENT_READ)
         while not any(key.fd == alive for key, _ in selector.select()):
-            connection, _ = listener.accept()
-            with connection:
-                folder_of_it, arguments, environment, files = _request(connection)
-                known = known or tuple(environment.get(name, "") for name in _KNOWN)
-                same = known == tuple(environment.get(name, "") for name in _KNOWN)
-                if same and Path(arguments[0]).name == _SCRIPT:
-                    _import_ray(environment)
-                    if not os.fork():
-                        selector.close()
-                        listener.close()
-                        os.close(alive)
-                        _become(connection, folder_of_it, arguments, environment, files)
-                else:
-                    connection.sendall(b"0")
+            files = list[int]()
+            try:
+                with listener.accept()[0] as connection:
+                    connection.settimeout(_LAUNCHER)
+                    folder_of_it, arguments, environment = _request(connection, files)
+                    known = known or tuple(environment.get(name, "") for name in _KNOWN)
+                    same = known == tuple(environment.get(name, "") for name in _KNOWN)
+                    if same and Path(arguments[0]).name == _SCRIPT:
+                        _import_ray(environment)
+                        if not os.fork():
+                            selector.close()
+                            listener.close()
+                            os.close(alive)
+                            _leave(_become, connection, folder_of_it, arguments, environment, files)
+                    else:
+                        connection.sendall(b"0")
+            except (OSError, ValueError, EOFError):
+                continue  # a launcher that was killed, which Ray knows; one that lives becomes Python by itself
+            finally:
                 for file in files:
                     os.close(file)
     shutil.rmtree(folder, ignore_errors=True)
@@ -140,15 +162,29 @@ def _reap(*_: object) -> None:
             pass
 
 
-def _request(connection: socket.socket) -> tuple[str, list[str], dict[str, str], list[int]]:
-    """Folder, arguments, environment and standard streams of a launcher."""
-    length, files, _, _ = socket.recv_fds(connection, 8, 3)
+def _request(connection: socket.socket, files: list[int]) -> tuple[str, list[str], dict[str, str]]:
+    """Folder, arguments and environment of a launcher; its standard streams are put into ``files``.
+
+    Raises:
+        EOFError: It ended before it had said all.
+        ValueError: It is no launcher.
+        OSError: It is gone, or says nothing for too long.
+    """
+    length, streams, _, _ = socket.recv_fds(connection, 8, 3)
+    files += streams
+    if len(length) < 8:
+        raise EOFError
     told = b""
     while len(told) < int.from_bytes(length, "little"):
-        told += connection.recv(1 << 20)
+        part = connection.recv(1 << 20)
+        if not part:
+            raise EOFError
+        told += part
     folder, number, *words = os.fsdecode(told).split("\0")
-    environment = dict(word.split("=", 1) for word in words[int(number) :])
-    return folder, words[: int(number)], environment, files
+    arguments, environment = words[: int(number)], dict(word.split("=", 1) for word in words[int(number) :])
+    if not arguments or len(files) < 3:
+        raise ValueError
+    return folder, arguments, environment
 
 
 def _import_ray(environment: dict[str, str]) -> None:
@@ -175,9 +211,20 @@ def _become(connection: socket.socket, folder: str, arguments: list[str], enviro
     os.environ.update(environment)
     connection.sendall(b"1")
     connection.close()
+    _draw_anew()
     sys.argv = arguments
     sys.path.insert(0, str(Path(arguments[0]).parent))
-    _leave(runpy.run_path, arguments[0], None, "__main__")
+    runpy.run_path(arguments[0], None, "__main__")
+
+
+def _draw_anew() -> None:
+    """Gives each process random numbers of its own, as those have that Python starts: what was forked would draw the same ones."""
+    import numpy
+    import torch
+
+    random.seed()
+    numpy.random.seed()  # the generator of all who have none of their own
+    torch.seed()
 
 
 def _leave(work: object, *given: object) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -31,6 +30,9 @@ MOST_PROBES = 8
 
 SMI = 20.0
 """Seconds that the driver's tool has for an answer."""
+
+CONTEXT = 400 * 2**20
+"""Bytes that CUDA's context and torch's kernels take of a GPU at the least; what others give back between two looks hides them."""
 
 RANK, PROTOTYPES = "guide.lora.rank", "guide.tokenbook.num_prototypes"
 
@@ -128,7 +130,7 @@ def probe(
         backbones: What is known of them, from ``known.packed``.
         own_code: From ``targets.packed``.
     """
-    others = taken_on_gpu() if device == "cuda" else 0
+    others = taken_on_gpus() if device == "cuda" else {}
     adopt(backbones)
     targets.adopt(own_code or {})
     torch.set_num_threads(cpus)
@@ -145,23 +147,25 @@ def probe(
     if device == "cuda":
         free, total = torch.cuda.mem_get_info()
         # What is taken but not torch's own: the context, the kernels, the libraries; without what others had before.
-        beside = max(0, total - free - torch.cuda.memory_reserved() - others)
+        before = others.get(f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}", 0)
+        beside = max(CONTEXT, total - free - torch.cuda.memory_reserved() - before)
         return torch.cuda.max_memory_reserved() + beside + buckets
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) + buckets
 
 
-def taken_on_gpu() -> int:
-    """Bytes that are taken on this process's GPU, by whomever; 0 where the driver's tool does not tell.
+def taken_on_gpus() -> dict[str, int]:
+    """Bytes that are taken on each GPU of this node, by whomever, by its UUID; empty where the driver's tool does not tell.
 
-    Asked before this process is there itself: what others take is not to be counted as a trial's.
+    Asked before this process is there itself: what others take is not to be counted as a trial's. Numbers would not do, for those of the
+    tool are not CUDA's where there are several types of GPU.
     """
-    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0"
-    command = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", "--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=SMI, check=True).stdout
-        return int(told.split()[0]) * 2**20
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return 0
+        rows = (line.split(",") for line in told.splitlines())
+        return {uuid.strip(): int(used) * 2**20 for uuid, used in rows}
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
 
 
 def _two_steps(experiment: Experiment, workers: int, device: torch.device) -> int:

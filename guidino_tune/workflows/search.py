@@ -27,7 +27,7 @@ from guidino_tune.known_backbones import expecting
 from guidino_tune.metrics import constant_mask_dice
 from guidino_tune.models.cost import network_cost
 from guidino_tune.running.cluster import Plan, has_others, may_change
-from guidino_tune.running.connection import DASHBOARD, connected, connecting
+from guidino_tune.running.connection import connected, connecting, no_dashboard
 from guidino_tune.running.elastic import plan_when_possible
 from guidino_tune.running.environment import sealed_tests
 from guidino_tune.running.hardware import roomier, sharing_line
@@ -79,6 +79,7 @@ def run_search(
 
     It may be called in a notebook, and in any thread. Ctrl-C, or the button that stops a cell, lets it end within seconds with what it has:
     it returns, and ``result.ended`` says ``Interrupted``. The same call goes on from there. Other threads than the main one get no Ctrl-C.
+    Searches in several threads at once need a ``ray.init()`` before them: the cluster that a search starts itself ends with it, for all.
 
     Args:
         space: What to search, with its study settings and resources, from ``load_space``.
@@ -114,13 +115,13 @@ def run_search(
     with contextlib.ExitStack() as known:
         space = known.enter_context(continued(space, folder))
         noted = check_settings(space, folder)
+        known.enter_context(sealed_tests())  # before Ray starts: its processes are sealed from their birth
         cluster = known.enter_context(contextlib.ExitStack())
         cluster.enter_context(connecting(space.resources))
         noted += check_content(space, folder)
         seeds = find_seeds(space, start_from, storage)
         await_mlflow(tracking, console)
         known.enter_context(folder.lock())
-        known.enter_context(sealed_tests())
         data = _read_images(space, folder, console)
         baseline = _baseline(data, space.base.data.has_ignored)
         say = partial(console.print, highlight=False, soft_wrap=True)
@@ -242,7 +243,7 @@ def _run_trials(
             say("note: no GPU is in the cluster now, so trials run on CPUs; GPUs are waited for with resources.gpus_per_worker=1")
         if resources.shares_gpus:
             say(f"note: {sharing_line(os.environ)}")
-        console.print(f"study folder {folder.path}; Ray dashboard {dashboard or f'off, {DASHBOARD}=1 starts it'}", highlight=False)
+        console.print(f"study folder {folder.path}; Ray dashboard {dashboard or no_dashboard()}", highlight=False)
         return _search(study, space, folder, recorder, resources, console, callback, say)
 
 

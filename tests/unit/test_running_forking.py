@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,15 +17,16 @@ import pytest
 from guidino_tune.running import launcher
 
 WORKER = """
-import json, os, sys, threading
+import json, os, random, sys, threading
 forked = "torch" in sys.modules
-import torch
+import numpy, torch
+numbers = [random.random(), numpy.random.random(), torch.rand(1).item()]
 torch.set_num_threads(2)
 weights = torch.ones(8, 8, 3, 3, requires_grad=True)
 torch.nn.functional.conv2d(torch.ones(4, 8, 64, 64), weights).sum().backward()  # hangs where threads of the driver were lost
 print(json.dumps({
     "forked": forked, "words": sys.argv[1:], "folder": os.getcwd(), "note": os.environ.get("NOTE"), "pid": os.getpid(),
-    "parent": os.getppid(), "group": os.getpgid(0), "sum": weights.grad.sum().item(),
+    "parent": os.getppid(), "group": os.getpgid(0), "sum": weights.grad.sum().item(), "numbers": numbers,
 }))
 if sys.argv[1:] == ["fails"]:
     raise SystemExit(3)
@@ -33,7 +35,9 @@ if sys.argv[1:] == ["fails"]:
 DRIVER = """
 import sys
 from guidino_tune.config import Resources
+from guidino_tune.running import forking
 from guidino_tune.running.forking import forked_processes, python_of_trials
+forking._ENDING = 2.0
 with forked_processes(Resources()):
     print(python_of_trials(), flush=True)
     sys.stdin.read()
@@ -91,6 +95,10 @@ def test_workers_are_forked_and_each_is_as_ray_starts_it(driver: subprocess.Pope
         assert one["group"] == one["pid"]  # Ray ends a process with its group, which must not be the others'
         assert one["sum"] == 4 * 8 * 8 * 9 * 62 * 62
     assert found[0]["parent"] == found[1]["parent"] != os.getpid()
+    first, second = (one["numbers"] for one in found)
+    assert isinstance(first, list)
+    assert isinstance(second, list)
+    assert not set(first) & set(second)  # random, numpy and torch
     # Of another cluster, and no worker: as Python starts them.
     assert not told(command, script, folder=tmp_path, **ours | {"RAY_JOB_ID": "02000000"})["forked"]
     other = tmp_path / "other.py"
@@ -115,6 +123,49 @@ def test_a_killed_driver_takes_the_parent_along(driver: subprocess.Popen[str], s
     while is_there(parent) or Path(command.split()[-1]).parent.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
+def test_launchers_that_die_or_talk_nonsense_neither_end_nor_block_the_parent(
+    driver: subprocess.Popen[str], script: Path, tmp_path: Path
+) -> None:
+    command = first_line(driver)
+    parent = told(command, script, folder=tmp_path)["parent"]
+    length = (64).to_bytes(8, "little")
+    said = [[], [length], [length, b"half"], [(3).to_bytes(8, "little"), b"a\0b"], [(3).to_bytes(8, "little"), b"a\0" + b"0"]]
+    for parts in said:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.connect(command.split()[-1])
+            for part in parts[:1]:
+                socket.send_fds(connection, [part], [0, 1, 2])
+            for part in parts[1:]:
+                connection.sendall(part)
+    other = b"\0".join([os.fsencode(tmp_path), b"1", b"other.py"])  # is told that it is to become Python, and is not there any more
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(command.split()[-1])
+        socket.send_fds(connection, [len(other).to_bytes(8, "little") + other], [0, 1, 2])
+    assert told(command, script, folder=tmp_path)["parent"] == parent
+    assert sorted(os.listdir(f"/proc/{parent}/fd"), key=int)[:3] == ["0", "1", "2"]
+    assert len(os.listdir(f"/proc/{parent}/fd")) < 10  # the streams of all of them are closed
+    assert driver.stdin
+    driver.stdin.close()
+    assert driver.wait(20) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_driver_ends_without_its_parent(number: int, driver: subprocess.Popen[str]) -> None:
+    command = first_line(driver)
+    parent = int(Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text())
+    os.kill(parent, number)
+    assert driver.stdin
+    driver.stdin.close()
+    try:
+        assert driver.wait(20) == 0
+    finally:
+        if is_there(parent):
+            os.kill(parent, signal.SIGKILL)
+    assert not Path(command.split()[-1]).parent.exists()
 
 
 def test_without_a_parent_the_launcher_becomes_python(script: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -359,10 +360,12 @@ def test_the_largest_of_one_description_decides(tmp_path: Path, monkeypatch: pyt
 def test_what_others_take_of_a_gpu_is_not_a_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU of 80 GB where somebody else had 30, each trial seemed to take 30 more, and none shared it."""
     tool = tmp_path / "nvidia-smi"
-    tool.write_text('#!/bin/sh\necho "$@" > "$0.asked"; echo 28610')
+    tool.write_text("#!/bin/sh\necho 'GPU-aa, 5'; echo 'GPU-bb, 28610'")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # CUDA's first, the fastest, is not the tool's
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="bb"))
     monkeypatch.setattr(probing, "_two_steps", lambda *_: 0)
     taken = 28610 * 2**20 + 2 * GB  # with the context and 1.5 GB of torch
     for name, value in {
@@ -373,6 +376,8 @@ def test_what_others_take_of_a_gpu_is_not_a_trials(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     values = make_experiment(guide=GUIDE).to_dict()
     assert probing.probe(values, 1, 1, "cuda") == 3.5 * GB
-    assert "--id=3 " in (tmp_path / "nvidia-smi.asked").read_text()
+    # What others gave back between the two looks does not hide the context.
+    tool.write_text("#!/bin/sh\necho 'GPU-bb, 60000'")
+    assert probing.probe(values, 1, 1, "cuda") == 3 * GB + probing.CONTEXT
     tool.write_text("#!/bin/sh\nexit 9")  # nobody knows: as if all were a trial's
     assert probing.probe(values, 1, 1, "cuda") == 28610 * 2**20 + 3.5 * GB
