@@ -287,8 +287,7 @@ class TrainingRun:
         self.optimizer.zero_grad(set_to_none=True)
         terms = self._backward(self._to_device(batch))
         self.scaler.unscale_(self.optimizer)
-        limit = self.experiment.training.grad_clip
-        if limit is not None:
+        if (limit := self.experiment.training.grad_clip) is not None:
             # With foreach a few operations do what else takes two for each weight.
             nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], limit, foreach=True)
         self.scaler.step(self.optimizer)
