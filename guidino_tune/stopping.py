@@ -13,6 +13,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Of the keyboard; of a stopped job or a machine going down; of a terminal that is closed."""
 
 
+_depth = _received = 0
+"""Blocks of ``stop_signals`` within each other, and interrupts since the outermost one began."""
+
+
+def raise_swallowed() -> None:
+    """Interrupts a command here whose interrupt before was lost: some libraries swallow every exception while they are imported.
+
+    Raises:
+        KeyboardInterrupt: There was one.
+    """
+    if _received:
+        raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[None]:
     """Within the block each of ``SIGNALS`` is a ``KeyboardInterrupt``; afterwards their handlers are those from before.
@@ -28,12 +42,16 @@ def stop_signals() -> Iterator[None]:
     terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def stop(number: int, frame: Any) -> None:
+        global _received
+        _received += 1
         if number == signal.SIGHUP:
             _silence(terminals)
         if number == signal.SIGINT or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
+    global _depth, _received
+    _depth, _received = _depth + 1, _received if _depth else 0
     taken = [n for n in SIGNALS if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in taken}
     try:
@@ -41,6 +59,8 @@ def stop_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        _depth -= 1
+        _received = _received if _depth else 0
 
 
 def _silence(numbers: list[int]) -> None:

@@ -87,7 +87,7 @@ class Makers:
                 self._held.close()
                 self._held.enter_context(locked(_lock_of(self._file)))
             temporary = self._file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(wish._asdict()), encoding="utf-8")
+            temporary.write_text(json.dumps({"passes": wish.passes, "recipe": wish.recipe, "once": wish.once}), encoding="utf-8")
             temporary.replace(self._file)
             with _starting:
                 _start(self._folder, self._number, self._budget)

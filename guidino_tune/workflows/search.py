@@ -34,6 +34,7 @@ from guidino_tune.running.hardware import roomier, sharing_line
 from guidino_tune.running.packing import pack
 from guidino_tune.space.advice import training_notes
 from guidino_tune.space.space import Space, override
+from guidino_tune.stopping import raise_swallowed
 from guidino_tune.study.driver import INTERRUPTED, Driver
 from guidino_tune.study.kept_weights import KeptWeights
 from guidino_tune.study.outcomes import REPEATS, in_words, same_way
@@ -243,6 +244,7 @@ def _run_trials(
             say("note: no GPU is in the cluster now, so trials run on CPUs; GPUs are waited for with resources.gpus_per_worker=1")
         if resources.shares_gpus:
             say(f"note: {sharing_line(os.environ)}")
+        raise_swallowed()
         console.print(f"study folder {folder.path}; Ray dashboard {dashboard or no_dashboard()}", highlight=False)
         return _search(study, space, folder, recorder, resources, console, callback, say)
 

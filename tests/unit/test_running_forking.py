@@ -56,6 +56,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def driver() -> Iterator[subprocess.Popen[str]]:
     """A driver of its own, for this process has threads."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["RAY_ADDRESS"] = "local"  # whatever cluster is on this machine
     started = subprocess.Popen([sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     yield started
     started.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from guidino_tune.stopping import SIGNALS, stop_signals
+from guidino_tune.stopping import SIGNALS, raise_swallowed, stop_signals
 
 COMMAND = """
 import signal, sys, time
@@ -152,3 +153,14 @@ def _in_thread(work: Callable[[], None]) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join(10)
+
+
+def test_an_interrupt_that_a_library_swallowed_interrupts_later_and_once() -> None:
+    with stop_signals():
+        with stop_signals(), contextlib.suppress(KeyboardInterrupt):  # as a bare except does at some imports
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            raise_swallowed()
+    raise_swallowed()  # of another command
+    with stop_signals():
+        raise_swallowed()
