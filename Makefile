@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt -e
 SPACE = demo
 ARGS =
 PYTEST_ARGS =
-BENCHMARKS = checkpoint view_making search_throughput against_plain_way epoch_overhead turnaround validation inference precision driver asking database memory
+BENCHMARKS = start checkpoint view_making search_throughput against_plain_way epoch_overhead turnaround validation inference precision driver asking database memory
 
 .DEFAULT_GOAL := help
 .PHONY: help search test lint bench gpu overfit chaos cluster-test image-test clean

@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints."""
     options = arguments(argv)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["RAY_ADDRESS"] = "local"  # whatever cluster is on this machine
     with (
         tempfile.TemporaryDirectory() as scratch,
         subprocess.Popen(
