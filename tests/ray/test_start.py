@@ -70,13 +70,20 @@ def own(tmp_path: Path, home: Path) -> Iterator[Any]:
 def test_a_killed_trainer_is_forked_again_and_its_trial_goes_on(own: Any, home: Path, tmp_path: Path, demo: Path) -> None:
     search = own(str(slow_space(tmp_path, demo, epochs=900, trials=2, pruner="none")))
     search.until(lambda: len(running(home, "small")) == 2)
+
+    found = list[int]()
+
+    def both_are_seen() -> bool:  # a process changes its title all the time
+        titles = commands(below(search.process.pid)).items()
+        found[:] = [pid for pid, words in titles if words.startswith("ray::ResourceTrainable")]
+        return len(found) == 2
+
+    search.until(both_are_seen)
     started = below(search.process.pid)
-    trainers = [pid for pid, words in commands(started).items() if words.startswith("ray::ResourceTrainable")]
-    assert len(trainers) == 2
-    parents = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in trainers}
+    parents = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in found}
     assert len(parents) == 1  # one for all, which Ray did not start
     assert "guidino_tune.search" in Path(f"/proc/{parents.pop()}/cmdline").read_text()
-    os.kill(trainers[0], signal.SIGKILL)
+    os.kill(found[0], signal.SIGKILL)
     assert search.wait() == 0
     assert [t.state for t in trials_of(home, "small")] == [TrialState.COMPLETE] * 2
     text = search.log.read_text()
