@@ -121,6 +121,7 @@ class TrialFolder:
 
     def append_history(self, record: EpochRecord) -> None:
         """Adds one epoch, or on a full disk raises ``OSError`` and adds nothing."""
+        self.path.mkdir(parents=True, exist_ok=True)  # a checkpoint, which makes it too, may still be on its way
         append_whole(self.history_file, (json.dumps(record.to_dict()) + "\n").encode())
 
     def history(self) -> list[EpochRecord]:

@@ -101,6 +101,13 @@ def test_best_is_a_second_name_of_the_checkpoint_and_a_copy_where_there_is_none(
     assert (folder.best / "weights.safetensors").read_text() == "two"
 
 
+def test_a_history_begins_without_a_folder(tmp_path: Path) -> None:
+    """The first checkpoint, which makes the folder, is written by a thread."""
+    place = TrialFolder(tmp_path / "new" / "trial")
+    place.append_history(EpochRecord(1, {"val_dice": 0.5}, 1.0))
+    assert [record.epoch for record in place.history()] == [1]
+
+
 def test_the_same_epoch_saved_again_replaces_it(folder: TrialFolder) -> None:
     folder.save(1, writes("first"), best=False)
     folder.save(1, writes("again"), best=False)
