@@ -218,7 +218,7 @@ class TrainingRun:
         self.history.append(record)
         if self.rank == 0:
             needed = last or record.epoch in self.saved or self._pace.ending or measured  # what was measured may end the trial
-            if needed or improved or (self._pace.allows(validated=validated) and not self._saver.busy):
+            if needed or improved or (self._pace.allows(validated=validated) and self._saver.is_free()):
                 self._save(best=improved, wait=needed)
             self._saver.check()
         self._whole = True  # not before: after a save that failed, the end of the run would save the epoch without its best weights

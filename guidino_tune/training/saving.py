@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+MOMENT = 0.1
+"""Seconds."""
 
 
 class Saver:
@@ -22,6 +25,10 @@ class Saver:
     def busy(self) -> bool:
         """Whether one is being written."""
         return self._writing is not None and not self._writing.done()
+
+    def is_free(self) -> bool:
+        """Whether nothing is being written, now or a moment later: a quick disk loses no checkpoint because its thread came late."""
+        return self._writing is None or not wait([self._writing], MOMENT).not_done
 
     def begin(self, write: Callable[[], None]) -> None:
         """Lets the thread write, once the one before is done; see ``finish``."""
