@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 MOMENT = 0.1
-"""Seconds."""
+"""Seconds that a checkpoint on its way is waited for before another one, which is worth no more, is left out."""
 
 
 class Saver:
