@@ -17,6 +17,7 @@ COMMANDS = {
     "reproduce-trial": "train one trial of a study once more, and print the difference per epoch",
     "compare": "retrain a study's best configurations, tell them apart, test the winner",
     "retrain": "train an exported configuration with several seeds and test it once",
+    "ensemble": "several trained models as one: the best of a study, or those that are named",
     "evaluate": "score a model on the validation or the sealed test split",
     "predict": "masks and overlays for a folder of images",
     "record": "record learning curves of random configurations, as a table",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,22 +12,28 @@ from guidino_tune.models.guided import GuidedSegmenter, Prediction
 
 
 class Ensemble(nn.Module):
-    """The mean of the members' probabilities, and of their guide masks.
+    """The weighted mean of the members' probabilities, and the plain mean of their guide masks.
 
     It is used like a single network, so it gives logits: those whose sigmoid or softmax is the mean probability.
 
     Args:
         members: At least one, of one task: the same input and the same classes.
+        weights: Above 0, of each member; only their ratios count. ``None``: all count the same.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no member, or not one weight above 0 for each.
     """
 
-    def __init__(self, members: Sequence[GuidedSegmenter]) -> None:
+    def __init__(self, members: Sequence[GuidedSegmenter], weights: Sequence[float] | None = None) -> None:
         super().__init__()
         if not members:
             raise ValueError("an ensemble needs members")
+        weights = [1.0] * len(members) if weights is None else list(weights)
+        if len(weights) != len(members) or min(weights) <= 0:
+            raise ValueError(f"{len(members)} members need as many weights above 0; got {weights}")
         self.members = nn.ModuleList(members)
+        self.weights = [weight / sum(weights) for weight in weights]
+        """They add up to 1."""
         self.bf16 = all(member.bf16 for member in members)
         """As of ``GuidedSegmenter``."""
 
@@ -49,19 +54,21 @@ class Ensemble(nn.Module):
                 guides.append(prediction.guide.float())
         size = guides[0].shape[-2:] if guides else None
         fitted = [g if g.shape[-2:] == size else F.interpolate(g, size=size, mode="bilinear", align_corners=False) for g in guides]
-        return Prediction((mean_logits(torch.stack(logits)),), torch.stack(fitted).mean(0) if fitted else None)
+        return Prediction((mean_logits(torch.stack(logits), self.weights),), torch.stack(fitted).mean(0) if fitted else None)
 
 
-def mean_logits(logits: Tensor) -> Tensor:
+def mean_logits(logits: Tensor, weights: Sequence[float] | None = None) -> Tensor:
     """Logits of the mean probability.
 
     Args:
         logits: (M, B, 1, H, W) of binary networks, or (M, B, num_classes + 1, H, W).
+        weights: M numbers above 0 that add up to 1; ``None``: 1 / M each.
 
     Returns:
         (B, 1, H, W), log p - log(1 - p); or (B, num_classes + 1, H, W), log p. Worked out from logarithms, so that sure pixels stay finite.
     """
-    count = math.log(len(logits))
+    shares = torch.tensor([1 / len(logits)] * len(logits) if weights is None else list(weights), dtype=logits.dtype, device=logits.device)
+    shares = shares.log().view(-1, 1, 1, 1, 1)
     if logits.shape[2] == 1:
-        return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
-    return F.log_softmax(logits, 2).logsumexp(0) - count
+        return (F.logsigmoid(logits) + shares).logsumexp(0) - (F.logsigmoid(-logits) + shares).logsumexp(0)
+    return (F.log_softmax(logits, 2) + shares).logsumexp(0)

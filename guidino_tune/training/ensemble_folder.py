@@ -1,8 +1,12 @@
-"""An ensemble as a folder: ``ensemble.yaml`` names its members, each a model folder; it is loaded and measured like a single model."""
+"""An ensemble as a folder: ``ensemble.yaml`` names its members, each a model folder, and their weights where these differ.
+
+It is loaded and measured like a single model.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +17,7 @@ import yaml
 
 from guidino_tune.config import Experiment
 from guidino_tune.config.parsing import read_yaml
+from guidino_tune.data.carrying import DIGEST
 from guidino_tune.data.openings import copied_from
 from guidino_tune.data.rules import RULES
 from guidino_tune.errors import UserError
@@ -56,6 +61,21 @@ def members_of(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def weights_of(folder: Path, count: int) -> list[float] | None:
+    """How much each of so many members counts; ``None``: all the same.
+
+    Raises:
+        UserError: They are no such numbers.
+    """
+    file = folder / ENSEMBLE
+    weights = read_yaml(file).get("weights")
+    if weights is None:
+        return None
+    if not isinstance(weights, list) or len(weights) != count or not all(type(w) in (int, float) and 0 < w < math.inf for w in weights):
+        raise UserError(f"'weights' are not {count} numbers above 0", where=str(file), todo="make the ensemble again")
+    return [float(weight) for weight in weights]
+
+
 def load_ensemble(folder: Path, device: str = "cpu") -> tuple[Ensemble, Experiment]:
     """Loads all members; the experiment is that of the first, from which the others differ in seed and fold.
 
@@ -73,28 +93,40 @@ def load_ensemble(folder: Path, device: str = "cpu") -> tuple[Ensemble, Experime
                 where=str(folder / ENSEMBLE),
                 todo="an ensemble needs members that see their images in one way",
             )
-    return Ensemble([model for model, _ in loaded]).eval(), first
+    return Ensemble([model for model, _ in loaded], weights_of(folder, len(places))).eval(), first
 
 
 def weights_digest(folder: Path) -> str:
     """SHA-256 of the weights in a trial's folder, or of all members' of an ensemble."""
     if (folder / ENSEMBLE).is_file():
-        digests = [hashlib.sha256(find_weights(member)[0].read_bytes()).digest() for member in members_of(folder)]
-        return hashlib.sha256(b"".join(digests)).hexdigest()
+        members = members_of(folder)
+        digests = [hashlib.sha256(find_weights(member)[0].read_bytes()).digest() for member in members]
+        weights = weights_of(folder, len(members))
+        return hashlib.sha256(b"".join(digests) + (repr(weights).encode() if weights else b"")).hexdigest()
     return hashlib.sha256((folder / "best" / WEIGHTS).read_bytes()).hexdigest()
 
 
-def list_members(folder: Path, members: Sequence[str]) -> None:
+def list_members(folder: Path, members: Sequence[str], weights: Sequence[float] | None = None) -> None:
     """Makes an ensemble of folders that lie elsewhere.
 
     Args:
         folder: Of the ensemble.
         members: Their folders, relative to it.
+        weights: How much each of them counts; ``None``: all the same.
     """
-    write_text(folder / ENSEMBLE, yaml.safe_dump({"members": list(members)}))
+    write_text(folder / ENSEMBLE, yaml.safe_dump({"members": list(members)} | ({"weights": list(weights)} if weights else {})))
 
 
-def export_ensemble(members: Sequence[Member], target: Path, provenance: Mapping[str, Any], split_file: Path) -> Path:
+def one_split(folder: Path) -> bool:
+    """True where all members were trained and chosen on the same cases, so that its validation cases are new to each of them."""
+    noted = [member / PROVENANCE for member in members_of(folder)]
+    digests = {read_yaml(file).get(DIGEST) if file.is_file() else None for file in noted}
+    return len(digests) == 1 and digests != {None}
+
+
+def export_ensemble(
+    members: Sequence[Member], target: Path, provenance: Mapping[str, Any], split_file: Path, weights: Sequence[float] | None = None
+) -> Path:
     """Copies members into one model folder, whole or not at all.
 
     Args:
@@ -102,6 +134,7 @@ def export_ensemble(members: Sequence[Member], target: Path, provenance: Mapping
         target: The new folder; an older one is replaced.
         provenance: Of the whole, in plain YAML types.
         split_file: Its test cases are those of every member.
+        weights: See ``list_members``.
     """
     draft = target.with_name(f".{target.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
@@ -118,7 +151,7 @@ def export_ensemble(members: Sequence[Member], target: Path, provenance: Mapping
         shutil.copy2(split_file.parent / RULES, draft / RULES)
     copied_from(draft / SPLIT, split_file)
     (draft / PROVENANCE).write_text(yaml.safe_dump(dict(provenance), sort_keys=False), encoding="utf-8")
-    list_members(draft, names)
+    list_members(draft, names, weights)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
     return target

@@ -27,9 +27,9 @@ from guidino_tune.data.sources import find_cases
 from guidino_tune.data.splits import check_split, images_of, read_split, split_digest
 from guidino_tune.errors import UserError, about, first_names
 from guidino_tune.framing import cut, frame, place_mask
-from guidino_tune.inference import largest_component, predict_image
+from guidino_tune.inference import ImagePrediction, largest_component, predict_image
 from guidino_tune.metrics import NAMES, CaseScore, case_dice, score_case, values, with_classes
-from guidino_tune.training.ensemble_folder import find_ensemble
+from guidino_tune.training.ensemble_folder import find_ensemble, one_split
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.model_folder import PROVENANCE
 
@@ -61,11 +61,34 @@ def evaluate_cases(
     """
     scores = {}
     for number, case in enumerate(cases, 1):
-        mask, truth = _predict(model, case, data, protocol, rules)
+        predicted, truth = predict_case(model, case, data, protocol, rules)
+        mask = predicted.mask
         scores[case.id] = score_case(mask, truth, num_classes=data.num_classes, hd95=protocol.hd95, ignore=data.has_ignored)
         if progress:
             progress(number, len(cases))
     return scores
+
+
+def predict_case(model: nn.Module, case: Case, data: Data, protocol: Protocol, rules: Rules) -> tuple[ImagePrediction, np.ndarray]:
+    """What a model says of a case, and its true labels, of one size.
+
+    Args:
+        model: In eval mode, on its device.
+        case: With a mask.
+        data: As in ``evaluate_cases``.
+        protocol: Its ``largest_component`` is decided.
+        rules: How the case's files are read.
+
+    Raises:
+        UserError: The case cannot be read.
+    """
+    image, truth = read_case(case, rules)
+    with about(str(case.image)):
+        found = predict_image(model, image, data, protocol)
+    if protocol.resolution == "native":
+        return found, truth
+    placed = place_mask(truth, data.image_size, data.resize, data.mask_resize, data.num_classes)
+    return found, cut(placed, frame(truth.shape[0], truth.shape[1], data.image_size, data.resize))
 
 
 def choose_largest_component(
@@ -102,7 +125,8 @@ def choose_largest_component(
     plain = dataclasses.replace(protocol, largest_component="never")
     never, always = [], []
     for number, case in enumerate(validation_cases, 1):
-        mask, truth = _predict(model, case, data, plain, rules)
+        predicted, truth = predict_case(model, case, data, plain, rules)
+        mask = predicted.mask
         never.append(case_dice(mask, truth, num_classes=data.num_classes, ignore=data.has_ignored))
         always.append(case_dice(largest_component(mask), truth, num_classes=data.num_classes, ignore=data.has_ignored))
         if progress:
@@ -185,7 +209,8 @@ def choose_cases(
     check_model_split(model, file)
     if part == "test":
         return open_test(data, file, reason=str(reason))
-    if find_ensemble(model):
+    ensemble = find_ensemble(model)
+    if ensemble and not one_split(ensemble):
         raise UserError(
             "every case that is not tested was trained on by some member of this ensemble",
             where=str(model),
@@ -257,17 +282,6 @@ def rules_for(cases: Sequence[Case], data: Data, rules: Rules) -> Rules:
         return dataclasses.replace(rules, labels=label_rule(survey_masks(cases, data), data))
     except UserError:
         return rules  # all empty, say; what does not fit the model's rule is named
-
-
-def _predict(model: nn.Module, case: Case, data: Data, protocol: Protocol, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true labels of one size."""
-    image, truth = read_case(case, rules)
-    with about(str(case.image)):
-        mask = predict_image(model, image, data, protocol).mask
-    if protocol.resolution == "native":
-        return mask, truth
-    placed = place_mask(truth, data.image_size, data.resize, data.mask_resize, data.num_classes)
-    return mask, cut(placed, frame(truth.shape[0], truth.shape[1], data.image_size, data.resize))
 
 
 def _images(data: Data) -> set[Path]:
