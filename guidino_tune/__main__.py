@@ -20,6 +20,7 @@ COMMANDS = {
     "ensemble": "several trained models as one: the best of a study, or those that are named",
     "evaluate": "score a model on the validation or the sealed test split",
     "predict": "masks and overlays for a folder of images",
+    "serve": "a page on which a model is tried: drop an image, see its mask",
     "record": "record learning curves of random configurations, as a table",
     "simulate": "compare samplers and pruners on recorded curves, in minutes",
     "track": "show what MLflow lacks of a study, and send it",
