@@ -107,9 +107,10 @@ def answer(model: TrainedModel, content: bytes, name: str, threshold: float) -> 
         threshold: Of the probability; for binary masks only.
 
     Returns:
-        Size, seconds, pixels of each class, and pictures as ``data:`` addresses: ``image``, ``mask`` (coloured, clear where nothing is),
-        ``probability`` and ``guide`` (heat maps; the latter only where there is one), and to take away ``labels`` (0 and 255, or of
-        several classes their numbers) and ``probability16`` (of foreground, 0 to 65,535).
+        Size, seconds, pixels of each class, the least and the greatest value of heat maps (``ranges``), and pictures as ``data:``
+        addresses: ``image``, ``mask`` (coloured, clear where nothing is), ``probability`` and ``guide`` (heat maps; the latter only where
+        there is one), and to take away ``labels`` (0 and 255, or of several classes their numbers) and ``probability16`` (of foreground,
+        0 to 65,535).
 
     Raises:
         UserError: It is no image of the kind that the model was trained on, or the threshold does not fit.
@@ -127,7 +128,10 @@ def answer(model: TrainedModel, content: bytes, name: str, threshold: float) -> 
     height, width = found.mask.shape
     counts = np.bincount(found.mask.ravel(), minlength=len(model.class_names))
     areas = [{"name": c, "pixels": int(counts[n]), "share": float(counts[n] / found.mask.size)} for n, c in enumerate(model.class_names)]
-    return {"width": width, "height": height, "seconds": seconds, "areas": areas[1:], **_pictures(model, pixels, found)}
+    ranges = {"probability": (0.0, 1.0)} | ({} if found.guide is None else {"guide": _range(found.guide)})
+    return {
+        "width": width, "height": height, "seconds": seconds, "areas": areas[1:], "ranges": ranges, **_pictures(model, pixels, found),
+    }  # fmt: skip
 
 
 def _pictures(model: TrainedModel, pixels: np.ndarray, found: ImagePrediction) -> dict[str, str]:
@@ -145,8 +149,16 @@ def _pictures(model: TrainedModel, pixels: np.ndarray, found: ImagePrediction) -
         "probability16": Image.fromarray(np.rint(probability * 65535).astype(np.uint16)),
     }
     if found.guide is not None:
-        pictures["guide"] = Image.fromarray(heat_colours(found.guide.clip(0, 1)))
+        low, high = _range(found.guide)
+        pictures["guide"] = Image.fromarray(heat_colours((found.guide - low) / (high - low)))
     return {name: _address(picture) for name, picture in pictures.items()}
+
+
+def _range(guide: np.ndarray) -> tuple[float, float]:
+    """Its least and greatest value, at least 0.05 apart: a flat guide looks flat."""
+    low, high = float(guide.min()), float(guide.max())
+    middle, half = (low + high) / 2, max((high - low) / 2, 0.025)
+    return middle - half, middle + half
 
 
 def _colours(model: TrainedModel) -> dict[int, tuple[int, int, int]]:
