@@ -123,6 +123,8 @@ def make_ensemble(
                 network, _ = load_single(candidate.folder, best_device())
                 about = f"model {number} of {len(found)}"
                 scored.add(network, partial(_progress, status, about, len(cases)))
+                alone = f"validation Dice {_mean(scored.dice((number - 1,))):.4f}, {scored.seconds[-1]:.2g} s an image"
+                console.print(f"{about}, {candidate.name}: {alone}", highlight=False, soft_wrap=True)
             status.update("choosing")
             everywhere = np.arange(len(cases))
             order = ranked(scored.dice, len(found), everywhere)
@@ -137,9 +139,9 @@ def make_ensemble(
         with console.status("trying test-time flips") as status:
             flipped = Scored(Path(scratch) / "flips", data, replace(protocol, mirror=True), rules, cases)
             flipped.add(model, partial(_progress, status, "test-time flips", len(cases)))
-    alone = order[0]
-    dice = {"ensemble": _mean(scored.dice(members)), "alone": _mean(scored.dice((alone,))), "flips": _mean(flipped.dice((0,)))}
-    seconds = {"ensemble": sum(scored.seconds[n] for n in weights), "alone": scored.seconds[alone], "flips": flipped.seconds[0]}
+    best = order[0]
+    dice = {"ensemble": _mean(scored.dice(members)), "alone": _mean(scored.dice((best,))), "flips": _mean(flipped.dice((0,)))}
+    seconds = {"ensemble": sum(scored.seconds[n] for n in weights), "alone": scored.seconds[best], "flips": flipped.seconds[0]}
     noted = {
         **provenance_of(found[0].split_file),
         "ensemble_of": {found[number].name: weight for number, weight in weights.items()},
