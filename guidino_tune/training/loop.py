@@ -266,13 +266,13 @@ class TrainingRun:
         torch.manual_seed(view_seed(training.seed, self.epoch, f"rank {self.rank}"))
         set_learning_rates(self.optimizer, training, self.epoch)
         self.module.train()
-        sums: dict[str, torch.Tensor] = {}
-        steps = images = 0
+        sums, steps, images = dict[str, torch.Tensor](), 0, 0
         for batch in self.views.epoch(self.epoch, pin=self.device.type == "cuda"):
             terms = self.step(batch)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value
             steps, images = steps + 1, images + len(batch.ids) * self.world_size
+        self.optimizer.zero_grad()  # a validation and the copy for a checkpoint take their memory
         # The only read-back of the epoch; NaN or infinity in any step of any worker stays in its sum.
         totals = torch.stack(list(sums.values()))
         if self.world_size > 1:
