@@ -133,6 +133,7 @@ class Chooser:
         self.figures: Figures = self.ranks.first(memory.read())
         self._steps: list[float] = []
         self._news: dict[str, float] = {}
+        self._warned = False
 
     @contextmanager
     def around(self, images: int, steps_left: int, rehearse: Callable[[], None]) -> Iterator[None]:
@@ -226,10 +227,12 @@ class Chooser:
             way.error = error[:500] or "another worker of the trial could not compile it"
             self.compiled.take(NONE)
             self._remember()
-            log.warning(
+            log.log(
+                logging.INFO if self._warned else logging.WARNING,  # the next way mostly fails for the same reason
                 "the segmenter runs without torch.compile (%s), which failed: %s; remove %s to have it tried again",
                 name, way.error.splitlines()[0], self.memory.file,
             )  # fmt: skip
+            self._warned = True
             return False
         way.compiling = self.ranks.first(took)
         self._remember()

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,12 @@ from torch._dynamo.utils import counters
 from training_helpers import GUIDE, Listener, make_data, make_experiment
 
 from guidino_tune.data.opening import SearchData
-from guidino_tune.training import compile_choice
 from guidino_tune.training.compile_choice import TIMED, TYPICAL, WARM_UP, Chooser, Figures, Memory, Way, kind_of, unchanged, ways_for
-from guidino_tune.training.compiling import Compiled
 from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.machine import note_machine, read_machines
 
 CPU = torch.device("cpu")
-COMPILER = pytest.mark.skipif(
-    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler on a CPU"
-)
+COMPILER = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler on a CPU")
 
 
 class Clock:
@@ -154,14 +149,13 @@ def test_a_small_trial_compiles_nothing(data: SearchData, memory: Memory, tmp_pa
     trial.leave(int(2 * TYPICAL))
     trial.steps(WARM_UP + TIMED + 3)
     assert trial.compiled_calls == 0
-    assert memory.read() == Figures(1.0, {"default": Way()}) or memory.read() == Figures(1.0)
-    trial.leave(int(2 * TYPICAL) + 1)  # of a longer one it is asked again
-    assert not trial.chooser.figures.ways["default"].hopeless
+    assert memory.read() == Figures(1.0)
     trial.run.close()
 
 
-def broken(*_: Any, **__: Any) -> None:
-    raise RuntimeError("Cannot find a working triton installation\nsecond line")
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    ours = [record for record in caplog.records if record.name.startswith("guidino_tune")]
+    return [record.getMessage() for record in ours if record.levelname == "WARNING"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no triton\nsecond line"), torch.OutOfMemoryError("CUDA out of memory")])
@@ -176,15 +170,15 @@ def test_a_broken_compiler_costs_one_warning(
     trial.leave(1000)
     trial.steps(WARM_UP + TIMED + 3)
     assert trial.run.compiled.way == "none"
-    assert [record.levelname for record in caplog.records if "compile" in record.message] == ["WARNING"] * 2  # one for each way
-    assert str(memory.file) in caplog.text
+    (told,) = warnings(caplog)
+    assert str(memory.file) in told
     assert {name: bool(way.error) for name, way in memory.read().ways.items()} == {"cuda-graphs": True, "default": True}
     trial.run.close()
     caplog.clear()
     again = Trial(data, tmp_path / "second", Clock(eager=1.0, quick=0.1, compiling=1.0), memory, ways=("cuda-graphs", "default"))
     again.leave(1000)
     again.steps(WARM_UP + TIMED + 3)
-    assert (again.compiled_calls, caplog.text) == (0, "")
+    assert (again.compiled_calls, warnings(caplog)) == (0, [])
     again.run.close()
 
 
@@ -283,7 +277,6 @@ import sys
 from pathlib import Path
 import torch
 from torch import distributed, nn
-from guidino_tune.training import compile_choice
 from guidino_tune.training.compile_choice import Chooser, Memory
 from guidino_tune.training.compiling import Compiled
 from guidino_tune.training.ranks import Ranks
