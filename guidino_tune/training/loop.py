@@ -27,6 +27,7 @@ from guidino_tune.losses import SegmentationLoss
 from guidino_tune.metrics import mean_values, overlap_scores, score_case, values, with_classes
 from guidino_tune.models import build_model, start_pretrained
 from guidino_tune.models.backbone import Features
+from guidino_tune.models.parts.convolutions import batch_counter
 from guidino_tune.models.precision import autocast_in, channels_last_pays, use_bf16
 from guidino_tune.training import checkpoints
 from guidino_tune.training.backbones import check_fingerprint
@@ -120,7 +121,7 @@ class TrainingRun:
         self.compiled = Compiled(self.model.segmenter, training.compile, -(-training.batch_size // (world_size * micro_batches)))
         self._end_kernels, self.ranks = quick_kernels(self.device), Ranks(world_size)
         self.loss = SegmentationLoss(experiment.loss, experiment.data.num_classes, experiment.data.has_ignored).to(self.device)
-        self.optimizer = make_optimizer(self.model.named_parameters(), training)
+        self.optimizer, self._count_batch = make_optimizer(self.model.named_parameters(), training), batch_counter(self.model.segmenter)
         self.encoder = make_encoder(experiment, self.model, bf16=bf16, parts=micro_batches)
         self.views = TrainViews(
             data.train, experiment.data, training.seed, training.batch_size, rank, world_size,
@@ -302,6 +303,7 @@ class TrainingRun:
             with self.module.no_sync() if self.world_size > 1 and number < len(parts) else nullcontext():  # type: ignore[operator]
                 with self.autocast, self.compiled(len(part.ids)):
                     prediction = self.module(part.images, self._features(part))
+                self._count_batch()
                 terms = self.loss(prediction.logits, prediction.guide, part.masks)
                 if len(parts) == 1:
                     self.scaler.scale(terms["total"]).backward()
