@@ -281,31 +281,33 @@ from guidino_tune.training.compile_choice import Chooser, Memory
 from guidino_tune.training.compiling import Compiled
 from guidino_tune.training.ranks import Ranks
 
-rank, folder, fails = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "fails"
+rank, folder, device = int(sys.argv[1]), Path(sys.argv[2]), torch.device("cpu")
 distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-net = nn.Conv2d(3, 4, 3)
-compiled = Compiled(net, "auto", 2)
-now = [0.0]
-def step():
-    on = compiled.way != "none" and not compiled._paused
-    if on and fails and rank == 1:
-        raise RuntimeError("no compiler here")
-    # What rank 1 measures says the contrary.
-    now[0] += (0.25 if on else 1.0) if rank == 0 else (9.0 if on else 0.001)
-chooser = Chooser(compiled, ("default",), Memory({}, folder / f"{rank}"), device=torch.device("cpu"), ranks=Ranks(2), clock=lambda: now[0])
-for _ in range(12):
-    with chooser.around(2, 10000, step):
-        step()
-print(compiled.way, chooser.figures.eager, chooser.figures.ways["default"].step, bool(chooser.figures.ways["default"].error))
+for fails in (False, True):
+    compiled, now = Compiled(nn.Conv2d(3, 4, 3), "auto", 2), [0.0]
+
+    def step():
+        on = compiled.way != "none" and not compiled._paused
+        if on and fails and rank == 1:
+            raise RuntimeError("no compiler here")
+        # What rank 1 measures says the contrary.
+        now[0] += (0.25 if on else 1.0) if rank == 0 else (9.0 if on else 0.001)
+
+    memory = Memory({"fails": fails}, folder / f"{rank}")
+    chooser = Chooser(compiled, ("default",), memory, device=device, ranks=Ranks(2), clock=lambda: now[0])
+    for _ in range(12):
+        with chooser.around(2, 10000, step):
+            step()
+    way = chooser.figures.ways["default"]
+    print(compiled.way, chooser.figures.eager, way.step, bool(way.error))
 """
 
 
-@pytest.mark.parametrize(("how", "told"), [("works", "default 1.0 0.25 False"), ("fails", "none 1.0 None True")])
-def test_workers_decide_alike(how: str, told: str, tmp_path: Path) -> None:
-    commands = [[sys.executable, "-c", RANK, str(rank), str(tmp_path), how] for rank in (0, 1)]
+def test_workers_decide_alike(tmp_path: Path) -> None:
+    commands = [[sys.executable, "-c", RANK, str(rank), str(tmp_path)] for rank in (0, 1)]
     workers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands]
     answers = [worker.communicate(timeout=120) for worker in workers]
-    assert [answer[0].strip() for answer in answers] == [told, told], answers
+    assert [answer[0].splitlines() for answer in answers] == [["default 1.0 0.25 False", "none 1.0 None True"]] * 2, answers
 
 
 def test_the_figures_are_told_with_the_epoch(data: SearchData, tmp_path: Path) -> None:
