@@ -21,7 +21,7 @@ help:
 	@echo "make lint     formatting, mistakes and types: ruff and mypy"
 	@echo "make bench    the benchmarks in tests/benchmarks, about a quarter of an hour on two cores; needs GUIDINO_TUNE_DATA"
 	@echo "              (make bench BENCHMARKS='driver inference' runs some of them)"
-	@echo "make gpu      six minutes on one GPU: does it compute the same there as on the CPU, and how fast; needs no data"
+	@echo "make gpu      eight minutes on one GPU: does it compute the same there as on the CPU, how fast, and what to set; needs no data"
 	@echo "              (make gpu ARGS='--parts parity,epochs' runs some of it)"
 	@echo "make overfit  trains every segmenter on eight real images until it knows them by heart"
 	@echo "make chaos    kills drivers, trials, nodes and servers of small searches for a quarter of an hour; the table is in build/chaos"

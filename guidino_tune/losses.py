@@ -23,6 +23,13 @@ from guidino_tune.config.sections import Loss
 from guidino_tune.custom_loss import load_term
 from guidino_tune.errors import UserError
 
+Heads = Sequence[tuple[Tensor, Tensor, Tensor | None]]
+"""Logits, masks on their grid and the pixels that count, of each head; see ``soft_dice_loss``."""
+
+Weights = Sequence[float] | None
+"""Of background and classes, see ``Loss.class_weights``; ``None``: all alike."""
+
+MOST_HEADS = 16
 _SMOOTH = 1e-5
 _PROBABILITY_EPS = 1e-6
 
@@ -36,9 +43,7 @@ def deep_supervision_weights(num_heads: int) -> list[float]:
     return [0.5**i / total for i in range(num_heads)]
 
 
-def soft_dice_loss(
-    logits: Tensor, masks: Tensor, *, batch: bool = True, known: Tensor | None = None, weights: Sequence[float] | None = None
-) -> Tensor:
+def soft_dice_loss(logits: Tensor, masks: Tensor, *, batch: bool = True, known: Tensor | None = None, weights: Weights = None) -> Tensor:
     """``1 - (2 * sum(p * y) + s) / (sum(p) + sum(y) + s)`` with ``s = 1e-5``: 0 is perfect, 1 is no overlap.
 
     Args:
@@ -46,30 +51,36 @@ def soft_dice_loss(
         masks: (B, 1, H, W), 0 or 1, or labels 0 to K; float32.
         batch: Sum over the whole batch before the ratio (nnU-Net in 2D, "batch Dice"); else one ratio per case, then their mean.
         known: (B, 1, H, W), 1 for the pixels that count and 0 for those that do not; ``None``: all do.
-        weights: Of background and classes, see ``Loss.class_weights``; ``None``: all alike.
+        weights: Of the classes.
 
     Returns:
         A scalar, the mean over the classes without the background. In distributed training the batch is that of one worker.
     """
-    overlap, predicted, true = _areas(logits, masks, batch, known)
-    size = predicted + true
-    return _over_classes(1 - (2 * overlap + _SMOOTH) / (size + _SMOOTH), weights)
+    return _dice([(logits, masks, known)], batch, weights).squeeze(0)
+
+
+def _dice(heads: Heads, batch: bool, weights: Weights) -> Tensor:
+    overlap, predicted, true = _areas(heads, batch)
+    return _over_classes(1 - (2 * overlap + _SMOOTH) / (predicted + true + _SMOOTH), weights)
 
 
 def tversky_loss(
-    logits: Tensor, masks: Tensor, alpha: float, beta: float, *, batch: bool = True, known: Tensor | None = None,
-    weights: Sequence[float] | None = None,
-) -> Tensor:  # fmt: skip
+    logits: Tensor, masks: Tensor, alpha: float, beta: float, *, batch: bool = True, known: Tensor | None = None, weights: Weights = None
+) -> Tensor:
     """``1 - (TP + s) / (TP + alpha * FP + beta * FN + s)`` of soft counts (Salehi et al., 2017); with 0.5 and 0.5 it is Dice.
 
     Other arguments and result as in ``soft_dice_loss``.
     """
-    overlap, predicted, true = _areas(logits, masks, batch, known)
+    return _tversky([(logits, masks, known)], alpha, beta, batch, weights).squeeze(0)
+
+
+def _tversky(heads: Heads, alpha: float, beta: float, batch: bool, weights: Weights) -> Tensor:
+    overlap, predicted, true = _areas(heads, batch)
     size = overlap + alpha * (predicted - overlap) + beta * (true - overlap)
     return _over_classes(1 - (overlap + _SMOOTH / 2) / (size + _SMOOTH / 2), weights)
 
 
-def cross_entropy_loss(logits: Tensor, masks: Tensor, known: Tensor | None = None, weights: Sequence[float] | None = None) -> Tensor:
+def cross_entropy_loss(logits: Tensor, masks: Tensor, known: Tensor | None = None, weights: Weights = None) -> Tensor:
     """Binary cross-entropy of one channel, or softmax cross-entropy of several; the mean over all pixels that count, 0 of none.
 
     Args as in ``soft_dice_loss``. With weights it is the weighted mean, as ``torch.nn.CrossEntropyLoss`` has it.
@@ -81,9 +92,7 @@ def cross_entropy_loss(logits: Tensor, masks: Tensor, known: Tensor | None = Non
     return F.cross_entropy(logits, masks[:, 0].long())
 
 
-def focal_loss(
-    logits: Tensor, masks: Tensor, gamma: float, *, known: Tensor | None = None, weights: Sequence[float] | None = None
-) -> Tensor:
+def focal_loss(logits: Tensor, masks: Tensor, gamma: float, *, known: Tensor | None = None, weights: Weights = None) -> Tensor:
     """The mean of ``-(1 - p)^gamma * log(p)``, where ``p`` is the probability of a pixel's true class (Lin et al., 2017, equation 4).
 
     Other arguments as in ``soft_dice_loss``; the paper's alpha is a weight of the classes.
@@ -94,9 +103,7 @@ def focal_loss(
     return _mean(_weighed(missed.clamp(min=_PROBABILITY_EPS) ** gamma * entropy, masks, known, weights), known)
 
 
-def top_k_loss(
-    logits: Tensor, masks: Tensor, fraction: float, *, known: Tensor | None = None, weights: Sequence[float] | None = None
-) -> Tensor:
+def top_k_loss(logits: Tensor, masks: Tensor, fraction: float, *, known: Tensor | None = None, weights: Weights = None) -> Tensor:
     """The mean cross-entropy of those pixels of the batch that have the largest (nnU-Net's ``TopKLoss``), at least of one.
 
     Args as in ``soft_dice_loss``; ``fraction``, above 0, is of the pixels that count. Losses are weighed before they are compared.
@@ -194,33 +201,31 @@ def boundary_band(masks: Tensor, width: int, known: Tensor | None = None) -> Ten
 
 
 def hinge_loss(logits: Tensor, masks: Tensor, *, margin: float = 1.0, band: int = 3, known: Tensor | None = None) -> Tensor:
-    """``relu(margin - y * logit)`` with ``y`` in {-1, +1}, averaged over the pixels of the boundary band.
+    """``relu(margin - y * logit)`` with ``y`` in {-1, +1}, the mean over the pixels of the boundary band; 0 where the batch has no border.
 
-    Args:
-        logits: (B, 1, H, W), float32.
-        masks: (B, 1, H, W), 0 or 1, float32.
-        margin: In logits.
-        band: Width of the boundary band in pixels (odd).
-        known: As in ``boundary_band``.
-
-    Returns:
-        A scalar; 0 where the batch has no border at all.
+    Args as in ``boundary_band``, whose ``width`` is ``band``; ``logits`` (B, 1, H, W), and ``margin`` in logits; float32.
     """
     return _mean(F.relu(margin - (2 * masks - 1) * logits), boundary_band(masks, band, known))
 
 
-Term = Callable[[Loss, Tensor, Tensor, Tensor | None, Sequence[float] | None], Tensor]
+Term = Callable[[Loss, Tensor, Tensor, Tensor | None, Weights], Tensor]
 """A term's value for one head: of options, logits, masks on the head's grid, the pixels that count, and class weights."""
 
-EVERY_HEAD: dict[str, tuple[str, Term]] = {
-    "dice": ("dice_weight", lambda o, x, y, k, w: soft_dice_loss(x, y, batch=o.batch_dice, known=k, weights=w)),
-    "bce": ("bce_weight", lambda o, x, y, k, w: cross_entropy_loss(x, y, k, w)),
-    "focal": ("focal_weight", lambda o, x, y, k, w: focal_loss(x, y, o.focal_gamma, known=k, weights=w)),
-    "tversky": (
-        "tversky_weight",
-        lambda o, x, y, k, w: tversky_loss(x, y, o.tversky_alpha, o.tversky_beta, batch=o.batch_dice, known=k, weights=w),
-    ),
-    "top_k": ("top_k_weight", lambda o, x, y, k, w: top_k_loss(x, y, o.top_k_fraction, known=k, weights=w)),
+TermOfHeads = Callable[[Loss, Heads, Weights], Tensor]
+"""The same of several heads, (heads,)."""
+
+
+def each(term: Term) -> TermOfHeads:
+    """A term on one head after the other; those of regions compute what follows their sums over pixels once for all heads."""
+    return lambda loss, heads, weights: _stacked([term(loss, *head, weights) for head in heads])
+
+
+EVERY_HEAD: dict[str, tuple[str, TermOfHeads]] = {
+    "dice": ("dice_weight", lambda o, heads, w: _dice(heads, o.batch_dice, w)),
+    "bce": ("bce_weight", each(lambda o, x, y, k, w: cross_entropy_loss(x, y, k, w))),
+    "focal": ("focal_weight", each(lambda o, x, y, k, w: focal_loss(x, y, o.focal_gamma, known=k, weights=w))),
+    "tversky": ("tversky_weight", lambda o, heads, w: _tversky(heads, o.tversky_alpha, o.tversky_beta, o.batch_dice, w)),
+    "top_k": ("top_k_weight", each(lambda o, x, y, k, w: top_k_loss(x, y, o.top_k_fraction, known=k, weights=w))),
 }
 """Terms on all heads by the name of their metric: the field of their weight, and the term."""
 
@@ -238,8 +243,7 @@ class SegmentationLoss(nn.Module):
     """The sum of the terms in use, each times its weight.
 
     Those of ``EVERY_HEAD`` are averaged over all heads with ``deep_supervision_weights``, every head once, against the mask on the head's
-    grid (``loss.head_target``). The guide term counts once, as do those of ``FINEST_HEAD`` and
-    a term of the user's own, on the finest head.
+    grid (``loss.head_target``). The guide term counts once, as do those of ``FINEST_HEAD`` and a user's own, on the finest head.
 
     Args:
         loss: Weights and choices.
@@ -251,6 +255,8 @@ class SegmentationLoss(nn.Module):
         UserError: No term on the segmenter's output has a weight, so that nothing would train it.
         ValueError: The class weights are those of another number of classes.
     """
+
+    shares: Tensor
 
     def __init__(self, loss: Loss, num_classes: int = 1, ignore: bool = False) -> None:
         super().__init__()
@@ -264,6 +270,8 @@ class SegmentationLoss(nn.Module):
         self.loss, self.ignore, self.class_weights = loss, ignore, loss.weights_of(num_classes)
         self.custom = load_term(loss.custom) if loss.custom and loss.custom.weight else None
         self.num_outputs = 1 if num_classes == 1 else num_classes + 1
+        shares = [F.pad(torch.tensor(deep_supervision_weights(n)), (0, MOST_HEADS - n)) for n in range(1, MOST_HEADS + 1)]
+        self.register_buffer("shares", torch.stack(shares), persistent=False)  # on the device before the first step
 
     def forward(self, logits: Sequence[Tensor], guide: Tensor | None, masks: Tensor) -> dict[str, Tensor]:
         """Computes the loss.
@@ -285,13 +293,12 @@ class SegmentationLoss(nn.Module):
             raise ValueError(f"the loss expects {self.num_outputs} channels of logits, got {[head.shape[1] for head in logits]}")
         with torch.autocast(device_type=masks.device.type, enabled=False):
             terms = self._terms([head.float() for head in logits], None if guide is None else guide.float(), masks.float())
-            total = torch.stack([weight * value for weight, value in terms.values()]).sum()
+            total = torch.stack([value if weight == 1 else weight * value for weight, value in terms.values()]).sum()
         return {"total": total, **{name: value.detach() for name, (_, value) in terms.items()}}
 
     def _terms(self, heads: list[Tensor], guide: Tensor | None, masks: Tensor) -> dict[str, tuple[float, Tensor]]:
         """Weight and unweighted value of each term in use."""
         loss = self.loss
-        weights = deep_supervision_weights(len(heads))
         targets = [_resized(masks, head, loss.head_target) for head in heads]
         known: list[Tensor | None] = [None] * len(heads)
         if self.ignore:
@@ -299,13 +306,12 @@ class SegmentationLoss(nn.Module):
             # Not multiplied by 0, which infinity would survive.
             heads = [head.where(there, 0) for head, there in zip(heads, seen, strict=True)]
             known = [there.to(masks.dtype) for there in seen]
-        parts = list(zip(weights, heads, targets, known, strict=True))
+        parts = list(zip(heads, targets, known, strict=True))
         terms: dict[str, tuple[float, Tensor]] = {}
-        for name, (field, term) in EVERY_HEAD.items():
+        for name, (field, of_heads) in EVERY_HEAD.items():
             if weight := getattr(loss, field):
                 name = "cross_entropy" if name == "bce" and self.num_outputs > 1 else name
-                values = [w * term(loss, h, t, k, self.class_weights) for w, h, t, k in parts]
-                terms[name] = (weight, torch.stack(values).sum())
+                terms[name] = (weight, self._over_heads(of_heads(loss, parts, self.class_weights)))
         if loss.lambda_guide and guide is not None:
             there = (masks != IGNORED).to(masks.dtype) if self.ignore else None
             value = guide_loss(guide, _union(masks), kind=loss.guide_loss, target=loss.guide_target, known=there)
@@ -317,6 +323,10 @@ class SegmentationLoss(nn.Module):
             terms["custom"] = (loss.custom.weight, self.custom(heads[0], targets[0]))
         return terms
 
+    def _over_heads(self, values: Tensor) -> Tensor:
+        number = len(values)
+        return values.squeeze(0) if number == 1 else (values * self.shares[number - 1, :number]).sum()
+
 
 def _foreground(logits: Tensor, masks: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
     """Probabilities and truth of each foreground class, (B, K, H, W); 0 where pixels do not count."""
@@ -327,19 +337,23 @@ def _foreground(logits: Tensor, masks: Tensor, known: Tensor | None) -> tuple[Te
     return (probabilities, masks) if known is None else (probabilities * known, masks * known)
 
 
-def _areas(logits: Tensor, masks: Tensor, batch: bool, known: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Soft areas of overlap, prediction and truth in pixels, (K,) over the batch or (B, K)."""
+def _areas(heads: Heads, batch: bool) -> list[Tensor]:
+    """Soft areas of overlap, prediction and truth in pixels, (heads, K) over the batch or (heads, B, K)."""
     axes = (0, 2, 3) if batch else (2, 3)
-    probabilities, masks = _foreground(logits, masks, known)
-    return (probabilities * masks).sum(axes), probabilities.sum(axes), masks.sum(axes)
+    found = [((p * y).sum(axes), p.sum(axes), y.sum(axes)) for p, y in (_foreground(*head) for head in heads)]
+    return [_stacked(parts) for parts in zip(*found, strict=True)]
 
 
-def _over_classes(losses: Tensor, weights: Sequence[float] | None) -> Tensor:
-    """The mean of (..., K), of the classes by their weights; those of the background come first."""
-    if weights is None:
-        return losses.mean()
-    parts = [weight * part for weight, part in zip(weights[1:], losses.unbind(-1), strict=True)]
-    return torch.stack(parts).sum(0).mean() / sum(weights[1:])
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    return values[0][None] if len(values) == 1 else torch.stack(tuple(values))
+
+
+def _over_classes(losses: Tensor, weights: Weights) -> Tensor:
+    """The means (heads,) of (heads, ..., K), of the classes by their weights; those of the background come first."""
+    if weights is not None:
+        parts = [weight * part for weight, part in zip(weights[1:], losses.unbind(-1), strict=True)]
+        losses = torch.stack(parts).sum(0) / sum(weights[1:])
+    return losses.reshape(len(losses), -1).mean(1)
 
 
 def _entropy(logits: Tensor, masks: Tensor, known: Tensor | None) -> Tensor:
@@ -350,7 +364,7 @@ def _entropy(logits: Tensor, masks: Tensor, known: Tensor | None) -> Tensor:
     return F.cross_entropy(logits, masks[:, 0].long(), reduction="none")[:, None]
 
 
-def _weighed(losses: Tensor, masks: Tensor, known: Tensor | None, weights: Sequence[float] | None) -> Tensor:
+def _weighed(losses: Tensor, masks: Tensor, known: Tensor | None, weights: Weights) -> Tensor:
     """Losses of pixels, times the weight of their true class over the mean weight of the pixels that count."""
     if weights is None:
         return losses

@@ -291,6 +291,9 @@ class Loss:
         return width
 
 
+Compiling = Literal["auto", "none", "default", "cuda-graphs"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Training:
     """How weights are learned.
@@ -314,9 +317,13 @@ class Training:
             guide's tokens, which trials share, are computed in fp32, as are the predictions of an exported model.
         channels_last: Memory format of the segmenter: channels_last where it pays, which is everywhere but for some segmenters in fp32 on a
             CPU without AVX-512; ``false``: never.
-        compile: ``torch.compile`` of the segmenter: ``default``, or ``cuda-graphs`` (mode ``reduce-overhead``, on a GPU); it takes tens
-            of seconds for each trial, so it pays in long trainings only. On a CPU it does not: in bf16 at 128 pixels a step takes 0.96
-            (U-Net), 1.0 to 1.1 (Seg-GuiDINO) and 1.3 to 1.4 (nnWNet) of its time without, after 32, 11 and 221 seconds of compilation.
+        compile: ``torch.compile`` of the segmenter: ``default``, ``cuda-graphs`` (mode ``reduce-overhead``, on a GPU), ``none``, or
+            ``auto``. ``auto`` is ``none`` on CPUs. On a GPU a trial times some of its first steps, compiles where the steps to come are
+            enough to repay it, times the compiled ones, and goes back where they are no quicker; what it finds, failures of the compiler
+            too, is kept in ``cache/compiling`` of the home for the next trial of that kind. A trial whose batch goes in parts gets no CUDA
+            graphs, one of several workers with synchronised batch norms is not compiled, and a study that was begun with another value
+            keeps that. On a CPU compiling does not pay: in bf16 at 128 pixels a step takes 0.96 (U-Net), 1.0 to 1.1 (Seg-GuiDINO) and 1.3
+            to 1.4 (nnWNet) of its time without, after 32, 11 and 221 seconds of compilation.
         grad_clip: Largest gradient norm; ``None`` does not clip.
         seed: Of initial weights, order of cases and augmentation.
     """
@@ -334,7 +341,7 @@ class Training:
     warmup_epochs: Annotated[Index, About(before=0)] = 0
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], About(memory=whole)] = "auto"
     channels_last: Annotated[bool, About(only_how="the memory format", memory=whole)] = True
-    compile: Annotated[Literal["none", "default", "cuda-graphs"], About(before="none", only_how="how fast it is", memory=whole)] = "none"
+    compile: Annotated[Compiling, About(before="none", only_how="how fast it is", memory=whole)] = "auto"
     grad_clip: Positive | None = 12.0
     seed: Annotated[Index, About(heading="seed")] = 0
 

@@ -223,7 +223,8 @@ class Resources:
             ``accelerator_type:...``. Of a search that mixes types all trials have one precision (``training.precision``), not one speed.
         trials_per_gpu: How many trials share a GPU, instead of ``gpus_per_worker``. A number names GPUs as that does: trials wait for them
             and never run on CPUs. ``auto``: as many as fit into the memory of each type of GPU, found by two training steps of the largest
-            models before the search, on a GPU that is free; where none is, trials share none. Without GPUs each trial books as much of its
+            models before the search, on a GPU that is free; where none is, trials share none. CUDA graphs are counted where trials may
+            use them (``training.compile``). Without GPUs each trial books as much of its
             node's memory as that, so that nodes which join or leave count with theirs.
         wait_for_nodes: Seconds for which a search waits at its start for nodes that carry a trial, where other people started the
             cluster: they may be booting, or an autoscaler adds them.

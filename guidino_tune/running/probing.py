@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -22,7 +23,10 @@ from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model
 from guidino_tune.models.precision import autocast_in
 from guidino_tune.space.parameters import get_path, has_path
+from guidino_tune.training.compile_choice import ways_for
+from guidino_tune.training.compiling import NONE, Compiled
 from guidino_tune.training.failures import failure_kind
+from guidino_tune.training.kernels import quick_kernels
 from guidino_tune.training.optimisers import make_optimizer
 
 MOST_PROBES = 8
@@ -33,6 +37,9 @@ SMI = 20.0
 
 CONTEXT = 400 * 2**20
 """Bytes that CUDA's context and torch's kernels take of a GPU at the least; what others give back between two looks hides them."""
+
+GRAPH_STEPS = 4
+"""Of a compiled network: a CUDA graph is recorded in the second, with memory of its own."""
 
 RANK, PROTOTYPES = "guide.lora.rank", "guide.tokenbook.num_prototypes"
 
@@ -137,12 +144,15 @@ def probe(
     if device == "cpu":
         # A trial's process has its imports too.
         from guidino_tune.training import loop  # noqa: F401
+    end = quick_kernels(torch.device(device))  # cuDNN's quickest algorithms take memory of their own
     try:
         trained = _two_steps(Experiment.from_dict(values), workers, torch.device(device))
     except Exception as error:
         if failure_kind(error) != "out-of-memory":
             raise
         return None
+    finally:
+        end()
     buckets = trained if workers > 1 else 0  # DDP's second copy of the gradients
     if device == "cuda":
         free, total = torch.cuda.mem_get_info()
@@ -171,6 +181,8 @@ def taken_on_gpus() -> dict[str, int]:
 def _two_steps(experiment: Experiment, workers: int, device: torch.device) -> int:
     """Trains on noise as the training loop does; the optimiser's state comes with the first step, the peak with the second.
 
+    Where a trial may compile (``auto``), the peak is that of compiled steps after others, which is the most that it can take.
+
     Returns:
         Bytes of the trained weights.
     """
@@ -178,26 +190,35 @@ def _two_steps(experiment: Experiment, workers: int, device: torch.device) -> in
     model = build_model(experiment).to(device).train()
     if training.channels_last:
         model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if training.compile != "none":
-        model.segmenter.compile(mode="reduce-overhead" if training.compile == "cuda-graphs" else None)
     loss = SegmentationLoss(experiment.loss, section.num_classes, section.has_ignored).to(device)
     optimizer = make_optimizer(model.named_parameters(), training)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     batch, size = -(-training.batch_size // workers), section.image_size
+    compiled = Compiled(model.segmenter, training.compile, batch)
     images = torch.randn(batch, section.channels, size, size, device=device)
     if training.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     masks = torch.randint(0, section.num_classes + 1, (batch, 1, size, size), device=device).float()
-    for _ in range(2 if training.compile == "none" else 4):  # a CUDA graph is recorded in the second, with memory of its own
-        with autocast_in(training.precision, device):
-            prediction = model(images)
-        total = loss(prediction.logits, prediction.guide, masks)["total"]
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        if training.grad_clip is not None:
-            nn.utils.clip_grad_norm_(parameters, training.grad_clip, foreach=True)
-        optimizer.step()
-    total.item()  # waits for the device, so that an error belongs to this probe
+
+    def steps(number: int) -> None:
+        for _ in range(number):
+            with autocast_in(training.precision, device):
+                prediction = model(images)
+            total = loss(prediction.logits, prediction.guide, masks)["total"]
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            if training.grad_clip is not None:
+                nn.utils.clip_grad_norm_(parameters, training.grad_clip, foreach=True)
+            optimizer.step()
+        total.item()  # waits for the device, so that an error belongs to this probe
+
+    steps(2 if compiled.way == NONE else GRAPH_STEPS)
+    if training.compile == "auto":
+        # The first way is the one that takes most; a trial where it fails runs as it is, in what was measured before.
+        for way in ways_for(model.segmenter, device, 1)[:1]:
+            with suppress(Exception):
+                compiled.take(way)
+                steps(GRAPH_STEPS)
     return sum(p.numel() * p.element_size() for p in parameters)
 
 

@@ -15,6 +15,9 @@ from guidino_tune.space.space import Space
 
 AUTO = "auto"
 
+KNOWN = {"precision": ("fp32", "bf16", "fp16"), "compile": ("none", "default", "cuda-graphs")}
+"""What a study's definition may have in the place of ``auto``, by the field of ``training``."""
+
 SETTLED = "precision"
 """Attribute of a study: what was put in the place of ``auto``."""
 
@@ -35,21 +38,24 @@ def with_precision(space: Space, precision: str) -> Space:
 
 
 def as_defined(space: Space, definition: Mapping[str, Any]) -> Space:
-    """The space with the precisions of a study's definition, where the space leaves them to ``auto``."""
+    """The space with the precisions of a study's definition, and its ways to compile, where the space leaves them to ``auto``."""
 
-    def of(name: str | None) -> str:
-        stored = definition.get("experiment") if name is None else (definition.get("recipes") or {}).get(name)
-        return str(((stored or {}).get("training") or {}).get("precision", AUTO))
+    def of(field: str) -> Callable[[str | None], str]:
+        def stored(name: str | None) -> str:
+            found = definition.get("experiment") if name is None else (definition.get("recipes") or {}).get(name)
+            return str(((found or {}).get("training") or {}).get(field, AUTO))
 
-    return _with(space, of)
+        return stored
+
+    return _with(_with(space, of("precision")), of("compile"), "compile")
 
 
-def _with(space: Space, of: Callable[[str | None], str]) -> Space:
+def _with(space: Space, of: Callable[[str | None], str], field: str = "precision") -> Space:
     def replaced(experiment: Experiment, name: str | None) -> Experiment:
         training = experiment.training
-        if training.precision != AUTO or (settled := of(name)) not in ("fp32", "bf16", "fp16"):
+        if getattr(training, field) != AUTO or (settled := of(name)) not in KNOWN[field]:
             return experiment
-        return dataclasses.replace(experiment, training=dataclasses.replace(training, precision=settled))  # type: ignore[arg-type]
+        return dataclasses.replace(experiment, training=dataclasses.replace(training, **{field: settled}))  # type: ignore[arg-type]
 
     recipes = {name: replaced(recipe, name) for name, recipe in space.recipes.items()}
     return dataclasses.replace(space, base=replaced(space.base, None), recipes=recipes)

@@ -174,7 +174,7 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None, se
 
 
 def as_begun(space: Space, folder: StudyFolder) -> Space:
-    """The space with the sampler, pruner and precision of the study in the folder, where the space leaves them to ``auto``."""
+    """The space with sampler, pruner, precision and compilation of the study in the folder, where the space leaves them to ``auto``."""
     if not folder.definition.exists():
         return space
     definition = read_yaml(folder.definition)

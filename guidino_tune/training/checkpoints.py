@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from guidino_tune.errors import UserError, first_names
 from guidino_tune.models.weights import not_finite
 from guidino_tune.training.folder import STATE, named
 from guidino_tune.training.reporter import EpochRecord
+
+log = logging.getLogger(__name__)
 
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 
@@ -143,6 +146,16 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         if os_error(error) in AWAY:
             raise
         raise UserError(f"the checkpoint is damaged: {error}", where=str(folder), todo="an older one is used where there is one") from None
+
+
+def newest_whole(folders: Iterable[Path]) -> tuple[Path | None, Checkpoint | None]:
+    """The first of these checkpoints that can be read, and its folder; a warning for each that is damaged."""
+    for folder in folders:
+        try:
+            return folder, read_checkpoint(folder)
+        except UserError as error:
+            log.warning("%s", error)
+    return None, None
 
 
 def _read(folder: Path) -> Checkpoint:

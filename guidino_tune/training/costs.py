@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from guidino_tune.config import Data
+
 WARM_UP, PASSES = 3, 20
 """Forward passes before the measurement, and those of which the quickest is taken."""
 
@@ -40,6 +42,13 @@ def peak_gigabytes(device: torch.device) -> float:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def costs_of(model: nn.Module, data: Data, device: torch.device, autocast: torch.autocast, *, channels_last: bool) -> dict[str, float]:
+    """``memory`` since ``forget_peak``, and ``latency``, see ``forward_seconds``."""
+    memory = peak_gigabytes(device)
+    latency = forward_seconds(model, data.image_size, device, autocast, channels_last=channels_last, channels=data.channels)
+    return {"memory": memory, "latency": latency}
 
 
 @torch.no_grad()

@@ -6,13 +6,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.distributed
 from torch import nn
@@ -23,22 +22,26 @@ from guidino_tune.data.batches import Batch
 from guidino_tune.data.opening import SearchData
 from guidino_tune.data.store import ChunkStore
 from guidino_tune.data.views import TrainViews, validation_batches, view_seed
-from guidino_tune.errors import UserError
 from guidino_tune.inference import slide, to_labels
 from guidino_tune.losses import SegmentationLoss
 from guidino_tune.metrics import mean_values, overlap_scores, score_case, values, with_classes
 from guidino_tune.models import build_model, start_pretrained
 from guidino_tune.models.backbone import Features
+from guidino_tune.models.parts.convolutions import batch_counter
 from guidino_tune.models.precision import autocast_in, channels_last_pays, use_bf16
 from guidino_tune.training import checkpoints
 from guidino_tune.training.backbones import check_fingerprint
+from guidino_tune.training.compile_choice import make_chooser
 from guidino_tune.training.compiling import Compiled
-from guidino_tune.training.costs import forget_peak, forward_seconds, peak_gigabytes
+from guidino_tune.training.costs import costs_of, forget_peak
 from guidino_tune.training.failures import Diverged
+from guidino_tune.training.kernels import quick_kernels
 from guidino_tune.training.optimisers import make_optimizer, set_learning_rates
 from guidino_tune.training.pace import Pace
+from guidino_tune.training.ranks import Ranks
 from guidino_tune.training.reporter import Decision, EpochRecord, Reporter
 from guidino_tune.training.saving import Saver
+from guidino_tune.training.showing import Shown
 from guidino_tune.training.tokens import make_encoder, shared_backbone, to_features
 
 log = logging.getLogger(__name__)
@@ -48,15 +51,6 @@ OVERLAP = 0.25
 
 SHOWN = 4
 """Validation cases whose predictions are kept for people to look at."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A validation case's ``prediction`` (S, S) of 0 and 1 or of labels, and ``guide`` (h, w) in [0, 1], or ``None`` without a gate."""
-
-    id: str
-    prediction: np.ndarray
-    guide: np.ndarray | None
 
 
 class TrainingRun:
@@ -125,14 +119,16 @@ class TrainingRun:
         if self.channels_last:
             self.model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.compiled = Compiled(self.model.segmenter, training.compile, -(-training.batch_size // (world_size * micro_batches)))
+        self._end_kernels, self.ranks = quick_kernels(self.device), Ranks(world_size)
         self.loss = SegmentationLoss(experiment.loss, experiment.data.num_classes, experiment.data.has_ignored).to(self.device)
-        self.optimizer = make_optimizer(self.model.named_parameters(), training)
+        self.optimizer, self._count_batch = make_optimizer(self.model.named_parameters(), training), batch_counter(self.model.segmenter)
         self.encoder = make_encoder(experiment, self.model, bf16=bf16, parts=micro_batches)
         self.views = TrainViews(
             data.train, experiment.data, training.seed, training.batch_size, rank, world_size,
             store=None if share_views == "device" else store, once=share_views == "once", encoder=self.encoder,
             num_epochs=training.epochs, steps=training.steps_per_epoch, device=self.device if share_views == "device" else None,
         )  # fmt: skip
+        self.chooser = make_chooser(self.compiled, experiment, self.device, self.ranks, micro_batches, self.channels_last)
         self._continue()
         self._saved = self.epoch
         self._backlog = [r for r in self.history if r.epoch > reported]
@@ -175,6 +171,8 @@ class TrainingRun:
         except Exception as error:
             log.warning("epoch %d is not saved: %s", self.epoch, error)
         self._saver.close()
+        self.compiled.close()
+        self._end_kernels()
 
     def finish_saving(self) -> None:
         """Waits for a checkpoint that is being written: whoever removes it, or its weights, does so for good."""
@@ -210,7 +208,10 @@ class TrainingRun:
         if self.micro_batches > 1:
             metrics["micro_batches"] = self.micro_batches
         if self.measure:
-            metrics |= self._costs()
+            self.measure = False  # later epochs would tell the same
+            metrics |= costs_of(self.model, self.experiment.data, self.device, self.autocast, channels_last=self.channels_last)
+        if self.chooser is not None:
+            metrics |= self.chooser.news()
         improved = metrics.get(OBJECTIVE, -math.inf) > self.best
         if improved:
             self.best_shown = self.shown
@@ -243,21 +244,8 @@ class TrainingRun:
     def _check_weights(self) -> None:
         """The last step may have spoiled the weights, which no loss of this epoch has seen, and no prediction without a validation."""
         finite = [value.isfinite().all() for value in self.model.trained_state().values() if value.is_floating_point()]
-        good = torch.stack(finite).all().float()
-        if self.world_size > 1:
-            torch.distributed.all_reduce(good, torch.distributed.ReduceOp.MIN)
-        if not good:
+        if not self.ranks.all_good(torch.stack(finite).all()):
             raise Diverged(f"a weight is not finite after epoch {self.epoch + 1}")
-
-    def _costs(self) -> dict[str, float]:
-        """Of this epoch and this network; once, for later epochs would tell the same."""
-        self.measure = False
-        memory = peak_gigabytes(self.device)
-        data = self.experiment.data
-        latency = forward_seconds(
-            self.model, data.image_size, self.device, self.autocast, channels_last=self.channels_last, channels=data.channels
-        )
-        return {"memory": memory, "latency": latency}
 
     def _train(self) -> tuple[dict[str, float], int]:
         """The metrics of one epoch, and the images that all workers saw in it."""
@@ -285,7 +273,18 @@ class TrainingRun:
     def step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One step of the optimiser on a batch from the CPU; gives the terms of its loss, on the device. The module is in train mode."""
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self._backward(self._to_device(batch))
+        moved = self._to_device(batch)
+        with self._choosing(moved.split(self.micro_batches)[-1]):  # the largest part
+            return self._step(moved)
+
+    def _choosing(self, part: Batch) -> AbstractContextManager[None]:
+        if self.chooser is None:
+            return nullcontext()
+        end = min((epoch for epoch in self.saved if epoch > self.epoch), default=self.experiment.training.epochs)
+        return self.chooser.around(len(part.ids), (end - self.epoch) * self.views.num_steps, lambda: self._rehearse(part))
+
+    def _step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        terms = self._backward(batch)
         self.scaler.unscale_(self.optimizer)
         if (limit := self.experiment.training.grad_clip) is not None:
             # With foreach a few operations do what else takes two for each weight.
@@ -304,6 +303,7 @@ class TrainingRun:
             with self.module.no_sync() if self.world_size > 1 and number < len(parts) else nullcontext():  # type: ignore[operator]
                 with self.autocast, self.compiled(len(part.ids)):
                     prediction = self.module(part.images, self._features(part))
+                self._count_batch()
                 terms = self.loss(prediction.logits, prediction.guide, part.masks)
                 if len(parts) == 1:
                     self.scaler.scale(terms["total"]).backward()
@@ -312,6 +312,13 @@ class TrainingRun:
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
         return sums
+
+    def _rehearse(self, batch: Batch) -> None:
+        """Forward and backward pass, of which nothing remains but what batch norms learned."""
+        with self.autocast, self.compiled(len(batch.ids)):
+            prediction = self.model(batch.images, self._features(batch))
+        total = self.loss(prediction.logits, prediction.guide, batch.masks)["total"]
+        torch.autograd.grad(self.scaler.scale(total), [p for p in self.model.parameters() if p.requires_grad], allow_unused=True)
 
     @torch.no_grad()
     def _validate(self, *, distances: bool) -> dict[str, float]:
@@ -341,12 +348,9 @@ class TrainingRun:
             for index in range(min(len(batch.ids), self.num_shown - len(self.shown))):
                 guide = None if guides is None else guides[index, 0].float().cpu().numpy()
                 self.shown.append(Shown(batch.ids[index], predictions[index], guide))
-        if self.world_size > 1:
-            gathered: list = [None] * self.world_size
-            torch.distributed.all_gather_object(gathered, (rows, finite))
-            rows = [row for part, _ in gathered for row in part]
-            finite = all(good for _, good in gathered)
-        if not finite:
+        gathered = self.ranks.gathered((rows, finite))
+        rows = [row for part, _ in gathered for row in part]
+        if not all(good for _, good in gathered):
             raise Diverged(f"the predictions for the validation cases are not finite after epoch {self.epoch + 1}")
         return {f"val_{name}": value for name, value in with_classes(mean_values(rows), section.class_keys).items()}
 
@@ -382,19 +386,15 @@ class TrainingRun:
 
     def _continue(self) -> None:
         """Goes on from the newest checkpoint that is whole; where there is none, from pretrained weights if any are named."""
-        for folder in self.reporter.checkpoints():
-            try:
-                saved = checkpoints.read_checkpoint(folder)
-            except UserError as error:
-                log.warning("%s", error)
-                continue
-            if self.experiment.hash not in (saved.experiment, self.reporter.experiment_hash()):
-                raise ValueError(f"{folder} belongs to experiment {saved.experiment}, not {self.experiment.hash}")
-            check_fingerprint(self.experiment, self.model, saved.backbone, str(folder))
-            self.model.load_trained_state(saved.weights)
-            checkpoints.restore_optimizer(self.optimizer, saved.optimizer)
-            if saved.scaler:
-                self.scaler.load_state_dict(saved.scaler)
-            self.history = saved.history
+        folder, saved = checkpoints.newest_whole(self.reporter.checkpoints())
+        if saved is None:
+            start_pretrained(self.model.segmenter, self.experiment)
             return
-        start_pretrained(self.model.segmenter, self.experiment)
+        if self.experiment.hash not in (saved.experiment, self.reporter.experiment_hash()):
+            raise ValueError(f"{folder} belongs to experiment {saved.experiment}, not {self.experiment.hash}")
+        check_fingerprint(self.experiment, self.model, saved.backbone, str(folder))
+        self.model.load_trained_state(saved.weights)
+        checkpoints.restore_optimizer(self.optimizer, saved.optimizer)
+        if saved.scaler:
+            self.scaler.load_state_dict(saved.scaler)
+        self.history = saved.history

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from guidino_tune.framing import viewable
-from guidino_tune.training.loop import Shown, TrainingRun
+
+if TYPE_CHECKING:
+    from guidino_tune.training.loop import TrainingRun
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A validation case's ``prediction`` (S, S) of 0 and 1 or of labels, and ``guide`` (h, w) in [0, 1], or ``None`` without a gate."""
+
+    id: str
+    prediction: np.ndarray
+    guide: np.ndarray | None
 
 
 @dataclass(frozen=True, slots=True)

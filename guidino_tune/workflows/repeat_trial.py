@@ -27,7 +27,9 @@ from guidino_tune.training.machine import describe, note_machine, read_machines
 from guidino_tune.training.reporter import Decision, EpochRecord
 from guidino_tune.workflows.backbones import moved, recalled
 
-MEASURED = ("epoch_seconds", "images_per_second", "latency", "memory")
+MEASURED = (
+    "epoch_seconds", "images_per_second", "latency", "memory", "eager_step_seconds", "compiled_step_seconds", "compile_seconds",
+)  # fmt: skip
 """Metrics that are times: they differ in every run."""
 
 LOSS = "train_loss_total"

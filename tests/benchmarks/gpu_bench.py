@@ -67,7 +67,7 @@ class Bench:
             "view_cycle": 2,
         }
         guide = {"kind": "dino", "backbone": "vits16", "weights": "random"}
-        settings = {"epochs": 4, "batch_size": batch, "steps_per_epoch": "cases", **training}
+        settings = {"epochs": 4, "batch_size": batch, "steps_per_epoch": "cases", "compile": "none", **training}
         return Experiment.from_dict({"data": data, "guide": guide, "segmenter": {"kind": kind}, "training": settings})
 
     def run(self, experiment: Experiment, name: str = "run", *, device: torch.device | None = None, **more: Any) -> TrainingRun:

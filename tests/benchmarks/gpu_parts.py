@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from gpu_bench import Bench, Row, rate, wait
+from gpu_packing import FAMILIES, packing
 from torch import nn
 
 from guidino_tune.data.augmentation import nnunet_augmentation
@@ -20,12 +19,10 @@ from guidino_tune.training.costs import forget_peak, peak_gigabytes
 from guidino_tune.training.failures import failure_kind
 from guidino_tune.training.loop import TrainingRun
 
-FAMILIES = ("unet", "nnwnet", "segguidino")
 TIMM_EAGER, TIMM_COMPILED = 3202.0, 5530.0
 """Images a second of a ViT-S/16 at 256 pixels on an RTX 4090, as timm publishes them."""
 SAME, SAME_GRADIENT, GOES_ON = 1e-3, 1e-2, 1e-2
 """Relative differences that are rounding: outputs, gradients, and losses of a run that was continued."""
-PATIENCE = 120
 
 
 def parity(bench: Bench) -> Iterator[Row]:
@@ -175,35 +172,6 @@ def views(bench: Bench) -> Iterator[Row]:
             batch.to(bench.device)
 
     yield Row("views", "read from the store, to the device", rate(read, bench.num_images, bench.seconds, 1), "img/s")
-
-
-def packing(bench: Bench) -> Iterator[Row]:
-    """Two trials that share the device, each a process of its own, against one alone."""
-    context = multiprocessing.get_context("spawn")
-    for kind in (kind for kind in ("unet", "segguidino") if kind in bench.kinds):
-        rates = {}
-        for number in (1, 2):
-            start, answers = context.Barrier(number), context.Queue()
-            arguments = (kind, str(bench.device), bench.size, bench.seconds, str(bench.scratch), bench.threads, start, answers)
-            children = [context.Process(target=_one_of_several, args=arguments, daemon=True) for _ in range(number)]
-            for child in children:
-                child.start()
-            rates[number] = sum(answers.get(timeout=PATIENCE) for _ in children)
-            for child in children:
-                child.join(PATIENCE)
-        yield Row("packing", kind, rates[2] / rates[1], "times", f"alone {rates[1]:.0f}, two together {rates[2]:.0f} img/s")
-
-
-def _one_of_several(kind: str, device: str, size: int, seconds: float, scratch: str, threads: int, start: Any, answers: Any) -> None:
-    torch.set_num_threads(threads)
-    bench = Bench(torch.device(device), size, [kind], seconds, Path(scratch), time.monotonic() + PATIENCE)
-    run = bench.run(bench.experiment(kind), f"packing-{multiprocessing.current_process().pid}")
-    batch = bench.batch(run)
-    run.module.train()
-    run.step(batch)
-    wait()
-    start.wait(PATIENCE)
-    answers.put(rate(lambda: run.step(batch), len(batch.ids), seconds, 0))
 
 
 def memory(bench: Bench) -> Iterator[Row]:

@@ -118,7 +118,7 @@ class Trainer:
         layout: Any = torch.channels_last if channels_last else torch.contiguous_format
         self.model.segmenter.to(memory_format=layout)  # type: ignore[call-overload]
         self.batches = [(b.images.to(DEVICE).contiguous(memory_format=layout), b.masks.to(DEVICE)) for b in batches]
-        self.loss = SegmentationLoss(experiment.loss)
+        self.loss = SegmentationLoss(experiment.loss).to(DEVICE)
         self.optimizer = make_optimizer(self.model.named_parameters(), experiment.training)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.losses: list[torch.Tensor] = []

@@ -141,3 +141,19 @@ def test_the_script_for_a_gpu_runs_to_its_end_without_one(tmp_path: Path) -> Non
 def test_without_a_gpu_the_script_says_so() -> None:
     done = run([sys.executable, FOLDER / "gpu.py"])
     assert (done.returncode, "torch finds no GPU here" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+
+
+@pytest.mark.parametrize(
+    ("rates", "told"),
+    [
+        ({"1 eager": 100.0, "2 eager": 180.0, "4 eager": 150.0, "1 cuda-graphs": 170.0}, "trials_per_gpu=2 training.compile=none"),
+        ({"1 eager": 100.0, "2 eager": 180.0, "4 eager": 150.0, "1 cuda-graphs": 240.0}, "trials_per_gpu=1 training.compile=cuda-graphs"),
+        ({"1 eager": 100.0, "2 eager": 104.0, "4 eager": 99.0}, "trials_per_gpu=1 training.compile=none"),  # not worth the memory
+        ({"1 eager": 100.0, "4 eager": 300.0}, "trials_per_gpu=4 training.compile=none"),  # the others failed
+    ],
+)
+def test_what_is_fastest_on_a_gpu_is_told_as_settings(rates: dict[str, float], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    from gpu_packing import advice
+
+    assert advice(rates).endswith(told)

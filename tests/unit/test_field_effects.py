@@ -370,7 +370,7 @@ def test_and_changes_nothing_where_it_says_so(context: Values, path: str, value:
     assert trained(folders, json.dumps(first.to_dict())) == trained(folders, json.dumps(second.to_dict()))
 
 
-@pytest.mark.parametrize(("path", "value"), [("data.bad_cases", "skip"), ("training.channels_last", False)])
+@pytest.mark.parametrize(("path", "value"), [("data.bad_cases", "skip"), ("training.channels_last", False), ("training.compile", "none")])
 def test_how_it_is_computed_changes_no_result_but_for_rounding(path: str, value: Any, folders: Path) -> None:
     first, second = experiment_of(folders, {}), experiment_of(folders, {path: value})
     losses = []

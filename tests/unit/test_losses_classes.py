@@ -166,4 +166,5 @@ def test_several_classes_in_float32_and_without_waiting_for_the_device() -> None
     assert all(value.dtype == torch.float32 and torch.equal(value, expected[name]) for name, value in values.items())
     with FakeTensorMode() as mode:
         fake = [mode.from_tensor(tensor) for tensor in (*logits, guide, labels)]
+        criterion.shares = mode.from_tensor(criterion.shares)
         assert criterion(tuple(fake[:-2]), fake[-2], fake[-1])["total"].shape == ()

@@ -160,6 +160,7 @@ def test_in_float32_under_autocast_and_without_waiting_for_the_device() -> None:
     assert all(value.dtype == torch.float32 and torch.equal(value, expected[name]) for name, value in values.items())
     with FakeTensorMode() as mode:
         fake = [mode.from_tensor(tensor) for tensor in (*heads, guide, masks)]
+        criterion.shares = mode.from_tensor(criterion.shares)
         assert criterion(fake[:-2], fake[-2], fake[-1])["total"].shape == ()
 
 

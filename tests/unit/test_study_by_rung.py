@@ -114,3 +114,17 @@ def test_sobol_points_cover_a_range_more_evenly_than_lots() -> None:
         rates = sorted(math.log10(study.ask({"training.lr": RATE}).params["training.lr"]) for _ in range(33))
         worst[name] = max(b - a for a, b in itertools.pairwise(rates))
     assert worst["qmc"] < 4 / 32 < worst["random"]
+
+
+@pytest.mark.parametrize("begun", ["none", "cuda-graphs"])
+def test_a_study_goes_on_compiling_as_it_was_begun(begun: str, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    former = search_space(experiment={"training": {"compile": begun, "precision": "fp32"}})
+    open_study(former, folder)
+    auto = search_space(experiment={"training": {"compile": "auto", "precision": "fp32"}})
+    again = as_begun(auto, folder)
+    assert again.base.training.compile == begun
+    open_study(again, folder)
+    assert again.base.hash == former.base.hash
+    with pytest.raises(UserError, match=r"training\.compile: .* -> default"):
+        open_study(as_begun(search_space(experiment={"training": {"compile": "default", "precision": "fp32"}}), folder), folder)

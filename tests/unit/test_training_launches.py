@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> SearchData:
     return make_data(tmp_path_factory.mktemp("cases"), size=32)
 
 
-@pytest.mark.parametrize(("kind", "most"), [("unet", 402), ("nnwnet", 1447), ("segguidino", 173)])
+@pytest.mark.parametrize(("kind", "most"), [("unet", 373), ("nnwnet", 1310), ("segguidino", 161)])
 def test_a_step_launches_few_operations_and_never_waits(kind: str, most: int, data: SearchData, tmp_path: Path) -> None:
     run = TrainingRun(make_experiment(kind, guide=GUIDE, epochs=1, precision="bf16"), data, Listener(tmp_path))
     run.module.train()
@@ -49,3 +49,6 @@ def test_a_step_launches_few_operations_and_never_waits(kind: str, most: int, da
     total = sum(counting.counts.values())
     assert not {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero"} & set(counting.counts)
     assert total <= most
+    # Batch norms count as torch's own do, though all at once.
+    counters = [int(value) for name, value in run.model.state_dict().items() if name.endswith("num_batches_tracked")]
+    assert counters == [2] * {"unet": 18, "nnwnet": 60, "segguidino": 0}[kind]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,26 @@ def double_conv(inputs: int, middle: int, outputs: int, *, bias: bool) -> nn.Seq
     """Twice 3x3 convolution, batch norm and ReLU."""
     layers: list[nn.Module] = []
     for before, after in ((inputs, middle), (middle, outputs)):
-        layers += [nn.Conv2d(before, after, 3, padding=1, bias=bias), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        layers += [nn.Conv2d(before, after, 3, padding=1, bias=bias), BatchNorm(after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that does not count its batches itself: ``batch_counter`` does so for all of a network at once.
+
+    Nothing reads the numbers, but they are among the weights. On a GPU each would be a launch of its own in every step.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same."""
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum or 0.0, self.eps)
+
+
+def batch_counter(network: nn.Module) -> Callable[[], None]:
+    """Counts one more batch in every ``BatchNorm`` of a network."""
+    norms = (part for part in network.modules() if isinstance(part, BatchNorm))
+    counters = [counter for norm in norms if (counter := norm.num_batches_tracked) is not None]
+    return lambda: torch._foreach_add_(counters, 1) if counters else None
 
 
 class ChannelNorm(nn.LayerNorm):

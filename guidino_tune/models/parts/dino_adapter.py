@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guidino_tune.models.parts.convolutions import Upsampling, he_by_outputs
+from guidino_tune.models.parts.convolutions import BatchNorm, Upsampling, he_by_outputs
 from guidino_tune.models.parts.deformable import DeformableCrossAttention, pixel_centres
 from guidino_tune.models.parts.drop_path import DropPath
 
@@ -30,7 +30,7 @@ Grids = Sequence[tuple[int, int]]
 
 def conv_norm_relu(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
     """3x3 convolution without bias, batch norm, ReLU."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), BatchNorm(outputs), nn.ReLU(inplace=True))
 
 
 class SpatialPrior(nn.Module):
@@ -123,7 +123,7 @@ class DINOAdapter(nn.Module):
             Extractor(width, num_heads=num_heads, num_points=num_points, drop_path=drop_path) for _ in READ_LAYERS
         )
         self.up = Upsampling(width, width)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(4))
+        self.norms = nn.ModuleList(BatchNorm(width) for _ in range(4))
         self.apply(initialise)
 
     def project_layers(self, layers: Sequence[Tensor]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from guidino_tune import config as sections
 from guidino_tune.models.backbone import BackboneShape, Features
 from guidino_tune.models.gate import Gate
-from guidino_tune.models.parts.convolutions import Upsampling
+from guidino_tune.models.parts.convolutions import BatchNorm, Upsampling
 from guidino_tune.models.parts.swin import drop_path_rates, swin_stage, to_maps, to_tokens
 from guidino_tune.models.pretrained import Layout
 from guidino_tune.models.segmenters.base import Segmenter
@@ -24,13 +24,13 @@ class ResBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
+            BatchNorm(outputs),
             nn.ReLU(inplace=True),
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
+            BatchNorm(outputs),
         )
         same = inputs == outputs and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
@@ -150,7 +150,7 @@ class H2Former(Segmenter):
         stages = zip(widths, config.heads, drop_path_rates(config.drop_path, config.depths), strict=True)
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, widths[0], 7, padding=3, bias=False),
-            nn.BatchNorm2d(widths[0]),
+            BatchNorm(widths[0]),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2, 1),
         )
@@ -168,8 +168,7 @@ class H2Former(Segmenter):
         widths.reverse()
         self.up = nn.ModuleList(Upsampling(deep, fine) for deep, fine in pairwise(widths))
         self.fuse = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(deep, fine, 3, padding=1), nn.BatchNorm2d(fine), nn.ReLU(inplace=True))
-            for deep, fine in pairwise(widths)
+            nn.Sequential(nn.Conv2d(deep, fine, 3, padding=1), BatchNorm(fine), nn.ReLU(inplace=True)) for deep, fine in pairwise(widths)
         )
         self.head = nn.Conv2d(widths[-1], num_outputs, 1, bias=False)
 

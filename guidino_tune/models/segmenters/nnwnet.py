@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from guidino_tune import config as sections
 from guidino_tune.models.backbone import BackboneShape, Features
 from guidino_tune.models.gate import Gate
+from guidino_tune.models.parts.convolutions import BatchNorm
 from guidino_tune.models.segmenters.base import Segmenter
 
 
 def conv_norm_gelu(inputs: int, outputs: int, *, stride: int = 1, bias: bool = True) -> nn.Sequential:
     """3x3 convolution, batch norm, GELU."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=bias), nn.BatchNorm2d(outputs), nn.GELU())
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=bias), BatchNorm(outputs), nn.GELU())
 
 
 class ResBlock(nn.Module):
@@ -22,8 +23,8 @@ class ResBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv_norm_gelu(inputs, outputs), nn.Conv2d(outputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs))
-        self.shortcut = nn.Identity() if inputs == outputs else nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.BatchNorm2d(outputs))
+        self.body = nn.Sequential(conv_norm_gelu(inputs, outputs), nn.Conv2d(outputs, outputs, 3, padding=1), BatchNorm(outputs))
+        self.shortcut = nn.Identity() if inputs == outputs else nn.Sequential(nn.Conv2d(inputs, outputs, 1), BatchNorm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H, W)."""

@@ -47,6 +47,6 @@ class SegDINO(Segmenter):
             mix(gate("features", project(layer))) for project, mix, layer in zip(self.project, self.mix, features.layers, strict=True)
         ]
         first = self.up(branches[0])
-        others = [F.interpolate(x, size=first.shape[-2:], mode="bilinear", align_corners=True) for x in branches[1:]]
-        logits = self.head(gate("decoder", torch.cat([first, *others], dim=1)))
+        others = F.interpolate(torch.cat(branches[1:], dim=1), size=first.shape[-2:], mode="bilinear", align_corners=True)
+        logits = self.head(gate("decoder", torch.cat([first, others], dim=1)))
         return (F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=True),)

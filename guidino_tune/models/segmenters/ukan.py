@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from guidino_tune import config as sections
 from guidino_tune.models.backbone import BackboneShape, Features
 from guidino_tune.models.gate import Gate
-from guidino_tune.models.parts.convolutions import ChannelNorm, double_conv, he_by_outputs
+from guidino_tune.models.parts.convolutions import BatchNorm, ChannelNorm, double_conv, he_by_outputs
 from guidino_tune.models.parts.drop_path import DropPath
 from guidino_tune.models.parts.kan import KANLinear
 from guidino_tune.models.segmenters.base import Segmenter
@@ -24,7 +24,7 @@ class KANMixer(nn.Module):
         self.linear = KANLinear(width, width, grid=grid, order=order)
         conv = nn.Conv2d(width, width, 3, padding=1, groups=width)
         he_by_outputs(conv)
-        self.local = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.local = nn.Sequential(conv, BatchNorm(width), nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) to the same."""
