@@ -102,6 +102,11 @@ class Makers:
         self._held.close()
 
     @property
+    def serve(self) -> bool:
+        """Whether makers live and have not given the wish back."""
+        return self._file.exists() and self.at_work
+
+    @property
     def at_work(self) -> bool:
         """Whether any maker of the node lives."""
         for slot in _slots(self._folder, self._number):
@@ -109,6 +114,16 @@ class Makers:
                 if attempt(opened, shared=True) == "no":  # who looks excludes nobody else who looks
                     return True
         return False
+
+
+def give_back(folder: Path, name: str) -> None:
+    """Tells a training that its wish cannot be met: it makes its views itself, until it wishes again.
+
+    Args:
+        folder: Of the store.
+        name: Of the wish.
+    """
+    (folder / "wanted" / name).unlink(missing_ok=True)
 
 
 def wishes(folder: Path) -> Iterator[tuple[str, Wish]]:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guidino_tune.data.makers import Wish, wishes
+from guidino_tune.data.makers import Wish, give_back, wishes
 
 if TYPE_CHECKING:
     from guidino_tune.data.store import ChunkStore
@@ -47,13 +47,12 @@ def main(arguments: list[str]) -> int:
 
 def work(store: ChunkStore, idle: float) -> None:
     """Makes what is wanted, of each training the nearest missing chunk in turn, until nothing was wanted for ``idle`` seconds."""
-    known: dict[str, TrainViews | None] = {}
+    known: dict[str, TrainViews] = {}
     wanted = time.monotonic()
     while time.monotonic() - wanted < idle:
         found, made = dict(wishes(store.folder)), False
         for name in known.keys() - found.keys():
-            if views := known.pop(name):
-                views.close()
+            known.pop(name).close()
         for name, wish in found.items():
             made |= _make_one(store, known, name, wish)
             wanted = time.monotonic()  # not before: a chunk may take longer than the patience of an idle maker
@@ -61,18 +60,17 @@ def work(store: ChunkStore, idle: float) -> None:
             time.sleep(_LOOK)
 
 
-def _make_one(store: ChunkStore, known: dict[str, TrainViews | None], name: str, wish: Wish) -> bool:
-    """Whether a chunk was made; a training whose views cannot be made here is left to itself."""
+def _make_one(store: ChunkStore, known: dict[str, TrainViews], name: str, wish: Wish) -> bool:
+    """Whether a chunk was made; a training whose views cannot be made here is told so."""
     from guidino_tune.data.views import views_of
 
     try:
         if name not in known:
             known[name] = views_of(wish.recipe, store, once=wish.once)
-        views = known[name]
-        return views is not None and views.make_next(wish.passes)
+        return known[name].make_next(wish.passes)
     except Exception as error:
         log.warning("views that a training wants cannot be made ahead of it: %s", error)
-        known[name] = None
+        give_back(store.folder, name)
         return False
 
 

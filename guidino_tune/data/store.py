@@ -117,9 +117,11 @@ class ChunkStore:
                 self._keep(path, found)
             return found
 
-    def has(self, name: str) -> bool:
-        """Whether the chunk of that name is there, without opening it: it may still prove damaged, and is then made again."""
-        return (self.folder / f"{name}.arrow").exists()
+    def names(self, group: str) -> set[str]:
+        """Of the chunks of a group, without opening them: one may still prove damaged, and is then made again."""
+        with contextlib.suppress(OSError):
+            return {name.removesuffix(".arrow") for name in os.listdir(self.folder / group) if name.endswith(".arrow")}
+        return set()
 
     def has_room(self, group: str, nearer: Iterable[str]) -> bool:
         """Whether a chunk that is made ahead could be kept; makes room for it, but not out of what is wanted before it.

@@ -84,7 +84,6 @@ def test_the_views_of_another_process_are_the_same(table: CaseTable, store: Chun
     ((_, wish),) = wishes(store.folder)
     assert wish.passes == (1, 2)  # none after the last
     other = views_of(json.loads(json.dumps(wish.recipe)), ChunkStore(store.folder, 10**9))
-    assert other is not None
     assert until(lambda: not other.make_next(wish.passes) and len(made(store.folder)) == 4)  # the trial's own thread may be at one
     (gone,) = store.folder.glob("views-*/00001/0000.arrow")
     gone.unlink()  # to make room
@@ -96,7 +95,8 @@ def test_the_views_of_another_process_are_the_same(table: CaseTable, store: Chun
     assert store.made == before
     views.close()
     assert list(wishes(store.folder)) == []
-    assert views_of({**wish.recipe, "key": "of another version"}, store) is None
+    with pytest.raises(ValueError, match="instead of of another version"):
+        views_of({**wish.recipe, "key": "of another version"}, store)
 
 
 def test_trainings_are_served_in_turn_nearest_passes_first(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,33 +205,64 @@ def test_who_looks_for_makers_is_taken_for_none(store: ChunkStore) -> None:
     assert Makers(store.folder, 1).at_work
 
 
-def test_makers_that_make_nothing_are_waited_for_once_in_a_pass(
-    table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_makers_that_make_nothing_hold_nobody_up(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was stopped: what is needed is made, and the thread is not at it beside them."""
     no_process(monkeypatch)
     monkeypatch.setattr(Makers, "at_work", True)
     monkeypatch.setattr(shared_views, "CHUNK", 4)
-    monkeypatch.setattr(shared_views, "_LOOK", 0.01)
-    monkeypatch.setattr(shared_views, "_PATIENCE", 0.3)
-    views = TrainViews(table, DATA, 3, 4, store=store, num_epochs=2)
+    views = TrainViews(table, DATA, 3, 4, store=store, encoder=Means(), num_epochs=2)
     begun = time.monotonic()
     list(views.epoch(0))
-    assert until(lambda: len(made(store.folder)) == 20)
-    assert time.monotonic() - begun < 2.5  # ten chunks of the next pass, and not 0.3 s for each
+    assert time.monotonic() - begun < 2.5
+    assert [name.split("/")[0] for name in made(store.folder)] == ["00000"] * 10
+    other = TrainViews(table, DATA, 3, 4, store=ChunkStore(store.folder, 10**9))
+    while other.make_next([1]):
+        pass
+    assert until(lambda: len(chunks(store.folder)) == 40)  # the thread has made the tokens
     views.close()
 
 
-def test_nobody_waits_for_makers_of_a_pass_that_is_over(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    no_process(monkeypatch)
-    monkeypatch.setattr(Makers, "at_work", True)
+def test_a_wish_that_cannot_be_met_is_left_to_the_thread(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TrainViews.recipe.func  # type: ignore[attr-defined]
+    monkeypatch.setattr(TrainViews, "recipe", property(lambda self: {**original(self), "key": "of another version"}))
+    views = TrainViews(table, DATA, 3, 4, store=store, num_epochs=2)
+    batches = views.epoch(0)
+    next(batches)
+    assert until(lambda: len(made(store.folder)) == 4)
+    (process,) = module._started.values()
+    assert process.poll() is None  # it lives, for others
+    assert list(wishes(store.folder)) == []
+    batches.close()
+    views.close()
+
+
+def test_a_pass_that_is_over_is_left(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is slower than its training goes on with what is wanted now."""
+    at_it, go_on = threading.Event(), threading.Event()
+    original, kept = ChunkStore._keep, list[str]()
+
+    def keep(self: ChunkStore, path: Path, arrays: object) -> None:
+        if path.parent.name == "00001":
+            at_it.set()
+            assert go_on.wait(10)
+        original(self, path, arrays)  # type: ignore[arg-type]
+        kept.append(path.parent.name)
+
+    monkeypatch.setattr(ChunkStore, "_keep", keep)
+    monkeypatch.setattr(shared_views, "CHUNK", 4)
+    store.makers = 0
     views = TrainViews(table, DATA, 3, 4, store=store, once=True)
     list(views.epoch(0))
-    list(views.epoch(7))  # pass 0 is removed
-    assert views._shared is not None
-    begun = time.monotonic()
-    views._shared._fill(0)  # as the thread does when it was slower than the training
-    assert time.monotonic() - begun < 5
+    assert at_it.wait(10)
+    batches = views.epoch(7)
+    next(batches)
+    go_on.set()
+    assert until(lambda: kept.count("00008") == 10)
+    assert kept.count("00001") == 1  # which it was at
+    assert "00000" not in {name.split("/")[0] for name in made(store.folder)}
+    list(batches)
     views.close()
+    assert until(lambda: not made(store.folder))
 
 
 def test_makers_stop_where_only_nearer_passes_would_make_room(table: CaseTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -386,4 +386,4 @@ def test_a_view_whose_draft_looks_old_is_made_nevertheless(tmp_path: Path, monke
     assert again is not None
     assert (made["x"] == again["x"]).all()
     assert ours.made == 2
-    assert ours.has("views-ab/0/0")
+    assert ours.names("views-ab/0") == {"0"}
