@@ -147,15 +147,20 @@ class SharedViews:
                 return True
         return False
 
-    def close(self) -> None:
-        """Lets the thread end with the chunk that it is making; its last act is to remove what is kept for this training alone."""
+    def close(self, *, wait: bool = False) -> None:
+        """Lets the thread end with the chunk that it is making; its last act is to remove what is kept for this training alone.
+
+        Args:
+            wait: For that.
+        """
         self._near = ()
         if self._makers:
             self._makers.close()  # a maker that is at a chunk removes it itself
-        if self._thread:
+        thread, self._thread = self._thread, None
+        if thread:
             if self._once:
-                self._thread.submit(self._remove, None)
-            self._thread.shutdown(wait=False)
+                thread.submit(self._remove, None)
+            thread.shutdown(wait=wait)
         elif self._once:
             self._remove(None)
         self._open.clear()  # mapped files; the object itself may wait long for a collection

@@ -189,10 +189,10 @@ class TrainViews:
         """Makes a missing chunk of these passes ahead of a training; see ``SharedViews.make_next``."""
         return self._shared is not None and self._shared.make_next(passes)
 
-    def close(self) -> None:
-        """Ends the preparation of further epochs."""
+    def close(self, *, wait: bool = False) -> None:
+        """Ends the preparation of further epochs; see ``SharedViews.close``."""
         if self._shared:
-            self._shared.close()
+            self._shared.close(wait=wait)
 
     def _source(self, number: int) -> int:
         """The pass whose views are shown."""
