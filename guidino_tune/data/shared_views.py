@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -81,7 +80,7 @@ class SharedViews:
         self._views = f"views-{key}"
         self._tokens = f"tokens-{key_of(key, encoder.key)}" if encoder else ""
         self._kinds = [kind for kind in (self._views, self._tokens) if kind]
-        self._open: OrderedDict[tuple[int, int], Arrays] = OrderedDict()  # of the thread that makes batches
+        self._chunk = lru_cache(OPEN_CHUNKS)(self._opened)  # of the thread that makes batches
         self._rows = lru_cache(maxsize=2)(self._positions)
         self._thread: ThreadPoolExecutor | None = None
         self._near: Sequence[int] = ()  # passes that the thread is to make now
@@ -163,7 +162,7 @@ class SharedViews:
             thread.shutdown(wait=wait)
         elif self._once:
             self._remove(None)
-        self._open.clear()  # mapped files; the object itself may wait long for a collection
+        self._chunk.cache_clear()  # mapped files; the object itself may wait long for a collection
 
     def _note_own(self, epochs: Sequence[int]) -> None:
         self._own |= {(k, e) for k in self._kinds for e in epochs if not (self.store.folder / k / f"{e:05d}").exists()}
@@ -175,10 +174,10 @@ class SharedViews:
             self._own.discard((kind, epoch))
 
     def _make_near(self, epochs: Sequence[int]) -> None:
-        """Makes what is missing until nothing is, or until others are wanted; while makers serve it, tokens of their images alone."""
+        """Makes what is missing until nothing is, or until others are wanted; while makers are at work, tokens of their images alone."""
         try:
             while self._near is epochs and not self.store.problem and (missing := list(self._missing(epochs))):
-                left = self._views if self._makers and self._makers.serve else ""
+                left = self._views if self._makers and self._makers.at_work else ""
                 if not any(self._get(epoch, number, wait=False) for kind, epoch, number in missing if kind != left):
                     time.sleep(_LOOK)
         except Exception:
@@ -196,17 +195,13 @@ class SharedViews:
     def _positions(self, epoch: int) -> dict[str, int]:
         return {name: row for row, name in enumerate(name for ids in self._chunk_ids(epoch) for name in ids)}
 
-    def _chunk(self, epoch: int, number: int) -> Arrays:
-        if (epoch, number) not in self._open:
-            chunk = self._get(epoch, number, wait=True)
-            assert chunk is not None
-            for kind in self._kinds:
-                self.store.use(f"{kind}/{epoch:05d}", begun=epoch not in self._read)
-            self._read.add(epoch)
-            self._open[epoch, number] = chunk
-            while len(self._open) > OPEN_CHUNKS:
-                self._open.popitem(last=False)
-        return self._open[epoch, number]
+    def _opened(self, epoch: int, number: int) -> Arrays:
+        chunk = self._get(epoch, number, wait=True)
+        assert chunk is not None
+        for kind in self._kinds:
+            self.store.use(f"{kind}/{epoch:05d}", begun=epoch not in self._read)
+        self._read.add(epoch)
+        return chunk
 
     def _get(self, epoch: int, number: int, *, wait: bool) -> Arrays | None:
         views = self._images(epoch, number, wait=wait)

@@ -169,8 +169,14 @@ class ChunkStore:
             return
         temporary = self.folder / f".{uuid.uuid4().hex}.tmp"
         try:
-            if not self._room(sum(array.nbytes for array in arrays.values()), path.parent):
+            size = sum(array.nbytes for array in arrays.values())
+            if not self._allow(size, [path.parent]):
+                self._pause(
+                    f"the views of one epoch do not fit into the space for them in {self.folder}; trials make their own, which is slower "
+                    "and changes no result: raise resources.views_gigabytes"
+                )
                 return
+            self._allowance -= size
             _write(temporary, arrays)
             for attempt in range(10):
                 # Another process that makes room may remove the group between the two.
@@ -196,17 +202,6 @@ class ChunkStore:
         if not self.problem:
             log.warning("%s", problem)
         self._problem, self._again = problem, time.monotonic() + _PAUSE
-
-    def _room(self, size: int, group: Path) -> bool:
-        """Makes room for ``size`` bytes in a group; False when there is none."""
-        if not self._allow(size, [group]):
-            self._pause(
-                f"the views of one epoch do not fit into the space for them in {self.folder}; trials make their own, which is slower "
-                "and changes no result: raise resources.views_gigabytes"
-            )
-            return False
-        self._allowance -= size
-        return True
 
     def _allow(self, size: int, keep: Sequence[Path], *, ahead: bool = False) -> bool:
         """Whether ``size`` bytes may be written, if need be after others made room for them; see ``_evict``."""

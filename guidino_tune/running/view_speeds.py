@@ -19,6 +19,10 @@ PATIENCE = 300.0
 """Seconds for the measurement, with the wait for a free place, and with the images that the node decodes for its trials anyway."""
 
 
+class Unmeasured(Exception):
+    """Why a node's speeds are not known."""
+
+
 def speeds_on_node(experiment: Experiment, split_file: Path, resources: Resources, booked: Plan, stored: int) -> Speeds:
     """What one training of the plan does alone on a node, see ``training.view_speeds.measure``.
 
@@ -30,8 +34,7 @@ def speeds_on_node(experiment: Experiment, split_file: Path, resources: Resource
         stored: Bytes of all views and tokens of the study.
 
     Raises:
-        ray.exceptions.RayError: It failed there.
-        TimeoutError: No place was free, or it took too long.
+        Unmeasured: No place was free in time, or it failed there.
     """
     import ray
 
@@ -49,7 +52,9 @@ def speeds_on_node(experiment: Experiment, split_file: Path, resources: Resource
         found: Speeds = ray.get(task, timeout=PATIENCE)
     except TimeoutError:  # Ray's own is one
         ray.cancel(task, force=True)
-        raise
+        raise Unmeasured(f"no place was free for it, or it took more than {PATIENCE:g} s") from None
+    except ray.exceptions.RayError as error:
+        raise Unmeasured(str(error).strip().splitlines()[-1]) from None
     return found
 
 

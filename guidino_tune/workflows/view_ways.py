@@ -12,7 +12,7 @@ from guidino_tune.config.epochs import batches_per_pass, steps_per_epoch
 from guidino_tune.config.study import Resources, Shared
 from guidino_tune.data.opening import SearchData
 from guidino_tune.running.cluster import Plan
-from guidino_tune.running.view_speeds import side_by_side, speeds_on_node
+from guidino_tune.running.view_speeds import Unmeasured, side_by_side, speeds_on_node
 from guidino_tune.space.check import examples
 from guidino_tune.space.space import Space
 from guidino_tune.study.pruners import planned_epochs
@@ -65,8 +65,6 @@ def settle_views(
 
 def _measured(space: Space, folder: StudyFolder, data: SearchData, booked: Plan, speeds: Callable[..., object]) -> tuple[Shared, str]:
     """The way, and why in words."""
-    from ray.exceptions import RayError
-
     from guidino_tune.training.view_speeds import MARGIN, Speeds
 
     found = examples(space)
@@ -74,9 +72,8 @@ def _measured(space: Space, folder: StudyFolder, data: SearchData, booked: Plan,
     beside, sharing, nodes = side_by_side(booked)
     try:
         told = speeds(_of_one_worker(found[0], booked.workers), folder.split, space.resources, booked, sum(kind.bytes for kind in sizes))
-    except (RayError, TimeoutError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        return True, f"views: read from the store, for what is quicker could not be measured ({why}); kept with the study"
+    except Unmeasured as error:
+        return True, f"views: read from the store, for what is quicker could not be measured ({error}); kept with the study"
     assert isinstance(told, Speeds)
     images = [kind for kind in sizes if kind.name.startswith("images")]
     stored = told.stored(beside=beside, sharing=sharing, kinds=len(images), first=new_share(space, found, images, len(data.train), nodes))

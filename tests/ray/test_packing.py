@@ -19,7 +19,7 @@ from guidino_tune.data.opening import open_for_search
 from guidino_tune.running import view_speeds
 from guidino_tune.running.cluster import Packed, plan
 from guidino_tune.running.packing import pack
-from guidino_tune.running.view_speeds import side_by_side, speeds_on_node
+from guidino_tune.running.view_speeds import Unmeasured, side_by_side, speeds_on_node
 from guidino_tune.space.space import read_space
 
 TOO_MANY = 10**8
@@ -93,5 +93,5 @@ def test_both_ways_of_getting_views_are_measured_on_a_node(tmp_path: Path, monke
     assert side_by_side(booked) == (2, 1, 1)
     assert not list((tmp_path / "views").rglob("*.arrow"))
     monkeypatch.setattr(view_speeds, "PATIENCE", 0.01)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(Unmeasured, match="no place was free"):
         speeds_on_node(space.base, tmp_path / "split.json", resources, booked, 10**6)

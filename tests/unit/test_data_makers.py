@@ -71,6 +71,16 @@ def made(folder: Path) -> list[str]:
     return [f"{file.parent.name}/{file.stem}" for file in chunks(folder) if file.parts[-3].startswith("views-")]
 
 
+def at_work(folder: Path, number: int) -> bool:
+    """Whether a maker of any training lives."""
+    for slot in module._slots(folder, number):
+        if slot.exists():
+            with open(slot, "a+b") as opened:
+                if attempt(opened, shared=True) == "no":
+                    return True
+    return False
+
+
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wishes are written, and the test itself is the maker."""
     monkeypatch.setattr(module, "_start", lambda *_: None)
@@ -157,7 +167,7 @@ def test_a_maker_works_and_its_death_costs_time_alone(table: CaseTable, store: C
     assert os.getpriority(os.PRIO_PROCESS, process.pid) > os.getpriority(os.PRIO_PROCESS, 0)
     process.kill()
     process.wait(10)
-    assert until(lambda: not Makers(store.folder, 1).at_work)
+    assert until(lambda: not at_work(store.folder, 1))
     alone = TrainViews(table, DATA, 3, 4)
     same([first, *batches], list(alone.epoch(0)))
     for epoch in (1, 2, 9):  # the next one starts another maker
@@ -184,25 +194,26 @@ def test_makers_end_with_who_started_them(tmp_path: Path) -> None:
         assert parent.stdout is not None
         pids = [int(text) for text in parent.stdout.readline().split()]
         assert len(pids) == 2  # and no third for the second training
-        watcher = Makers(tmp_path, 2)
-        assert until(lambda: watcher.at_work)
+        assert until(lambda: at_work(tmp_path, 2))
         parent.send_signal(signal.SIGKILL)
-    assert until(lambda: not watcher.at_work, 10)
+    assert until(lambda: not at_work(tmp_path, 2), 10)
     assert not any(Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in pids)
     assert list(wishes(tmp_path)) == []
     assert not list((tmp_path / "wanted").iterdir())
 
 
-def test_who_looks_for_makers_is_taken_for_none(store: ChunkStore) -> None:
+def test_who_looks_for_makers_is_taken_for_none(table: CaseTable, store: ChunkStore) -> None:
+    recipe = TrainViews(table, DATA, 0, 4, store=store).recipe
     locks = store.folder / "locks"
     locks.mkdir()
     with open(locks / "maker-0", "a+b") as looking:
         assert attempt(looking, shared=True) == "alone"
-        assert not Makers(store.folder, 1).at_work
+        makers = Makers(store.folder, 1)
+        assert not makers.at_work
         threading.Timer(0.05, looking.close).start()
-        Makers(store.folder, 1).want(Wish((0,), {}))
+        makers.want(Wish((0,), recipe))
     assert len(module._started) == 1  # once nobody looked any more
-    assert Makers(store.folder, 1).at_work
+    assert makers.at_work
 
 
 def test_makers_that_make_nothing_hold_nobody_up(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
