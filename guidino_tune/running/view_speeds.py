@@ -43,7 +43,7 @@ def speeds_on_node(experiment: Experiment, split_file: Path, resources: Resource
     settings = {
         "home": str(paths.home()), "backbones": packed(), "own_code": targets.packed(), "cpus": worker.cpus, "stored": stored,
         "device": "cuda" if worker.gpus else "cpu", "makers": number_of(resources.view_makers, worker.cpus, worker.gpus),
-        "folder": resources.views_folder,
+        "folder": resources.views_folder, "gigabytes": resources.views_gigabytes,
     }  # fmt: skip
     # A process of its own: what it takes of a GPU is given back.
     remote = ray.remote(num_cpus=worker.cpus, num_gpus=worker.gpus, resources=typed, max_calls=1, max_retries=0)(_measured)
@@ -64,6 +64,7 @@ def _measured(experiment: Mapping[str, Any], split_file: str, settings: Mapping[
     import torch
 
     from guidino_tune.data.opening import open_for_search
+    from guidino_tune.data.store import ChunkStore
     from guidino_tune.training.view_speeds import measure
 
     os.environ["GUIDINO_TUNE_HOME"] = settings["home"]
@@ -72,8 +73,9 @@ def _measured(experiment: Mapping[str, Any], split_file: str, settings: Mapping[
     targets.adopt(settings["own_code"])
     trained = Experiment.from_dict(experiment)
     data = open_for_search(trained.data, split_file=Path(split_file))
-    folder = Path(settings["folder"] or paths.views())
-    return measure(trained, data, folder, device=settings["device"], makers=settings["makers"], stored=settings["stored"])
+    gigabytes = settings["gigabytes"]
+    store = ChunkStore(Path(settings["folder"] or paths.views()), None if gigabytes is None else int(gigabytes * 1e9))
+    return measure(trained, data, store, device=settings["device"], makers=settings["makers"], stored=settings["stored"])
 
 
 def side_by_side(booked: Plan) -> tuple[int, int, int]:

@@ -92,7 +92,7 @@ class _Nobody:
         return None
 
 
-def measure(experiment: Experiment, data: SearchData, folder: Path, *, device: str, makers: int = 0, stored: int = 0) -> Speeds:
+def measure(experiment: Experiment, data: SearchData, store: ChunkStore, *, device: str, makers: int = 0, stored: int = 0) -> Speeds:
     """Trains on some images of a study in both ways, in this process.
 
     What is stored for it is removed at the end. Unless all views of the study fit into half of the free memory, they are read from the
@@ -101,7 +101,7 @@ def measure(experiment: Experiment, data: SearchData, folder: Path, *, device: s
     Args:
         experiment: Of the study.
         data: Its images.
-        folder: For views.
+        store: For views.
         device: Of the trials.
         makers: Processes that make views on a node; 0: a thread of the trial.
         stored: Bytes of all views and tokens that may lie there.
@@ -113,12 +113,12 @@ def measure(experiment: Experiment, data: SearchData, folder: Path, *, device: s
     with _run(experiment, data, device, share_views="device") as run:
         _epoch(run, 0, run.step)  # the first one has what is done once
         augmented = _rate(lambda number: _epoch(run, number, run.step))
-    with _run(experiment, data, device, share_views="once", store=ChunkStore(folder)) as run:
+    with _run(experiment, data, device, share_views="once", store=store) as run:
         now = time.time()
         while run.views.make_next([0]):
             pass
         if not cached:
-            _forget(folder, now)
+            _forget(store.folder, now)
         # Each once: what a process has opened before it does not check again.
         begun = time.perf_counter()
         images = _epoch(run, 0, lambda batch: batch.to(run.device))

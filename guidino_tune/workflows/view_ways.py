@@ -64,10 +64,10 @@ def settle_views(
 
 
 def _measured(space: Space, folder: StudyFolder, data: SearchData, booked: Plan, speeds: Callable[..., object]) -> tuple[Shared, str]:
-    """The way, and why in words."""
+    """The way, and why in words; measured with the base experiment, of a list with the first one."""
     from guidino_tune.training.view_speeds import MARGIN, Speeds
 
-    found = examples(space)
+    found = examples(space) if space.study.is_list else [space.base, *examples(space)]
     sizes = kinds(found, len(data.train), len(data.validation), booked.workers)
     beside, sharing, nodes = side_by_side(booked)
     try:

@@ -13,6 +13,7 @@ from training_helpers import GUIDE, make_data, make_experiment
 
 from guidino_tune.config import Experiment
 from guidino_tune.data.opening import SearchData
+from guidino_tune.data.store import ChunkStore
 from guidino_tune.training import view_speeds as module
 from guidino_tune.training.view_speeds import Speeds, measure
 
@@ -34,7 +35,7 @@ def made(kind: str, guide: dict[str, object] | None = None, augmentation: str = 
 
 
 def test_both_ways_are_measured_and_nothing_stays(data: SearchData, tmp_path: Path) -> None:
-    found = measure(made("segguidino", GUIDE), data, tmp_path, device="cpu")
+    found = measure(made("segguidino", GUIDE), data, ChunkStore(tmp_path), device="cpu")
     assert not list(tmp_path.rglob("*.arrow"))
     assert found.cached
     assert found.bare < found.step  # the backbone runs
@@ -49,7 +50,7 @@ def test_both_ways_are_measured_and_nothing_stays(data: SearchData, tmp_path: Pa
 
 def test_many_trials_that_read_one_disk_had_better_augment(data: SearchData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without augmentation and a guide, images are made nearly as quickly as they are read; a thousand trials wait for each other."""
-    found = measure(made("tiny", augmentation="none"), data, tmp_path, device="cpu", stored=10**15)
+    found = measure(made("tiny", augmentation="none"), data, ChunkStore(tmp_path), device="cpu", stored=10**15)
     assert not found.cached
     assert found.bare == found.step
     few, many = (found.stored(beside=beside, sharing=1, kinds=1, first=0.1) for beside in (1, 1000))

@@ -13,6 +13,7 @@ from training_helpers import GUIDE, NO_GUIDE, SMALL, make_data
 
 from guidino_tune.config import Experiment, Resources
 from guidino_tune.data.opening import SearchData
+from guidino_tune.data.store import ChunkStore
 from guidino_tune.running.cluster import Plan
 from guidino_tune.running.view_speeds import Unmeasured
 from guidino_tune.space.check import examples
@@ -76,7 +77,7 @@ def here(data: SearchData, folder: Path) -> Any:
     """Measures in this process, on its CPU."""
 
     def speeds(experiment: Experiment, split: Path, resources: Resources, booked: Plan, stored: int) -> Any:
-        return view_speeds.measure(experiment, data, folder, device="cpu", stored=stored)
+        return view_speeds.measure(experiment, data, ChunkStore(folder), device="cpu", stored=stored)
 
     return speeds
 
