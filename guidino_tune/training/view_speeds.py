@@ -21,7 +21,7 @@ from guidino_tune.data.store import ChunkStore
 from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.reporter import Decision, EpochRecord
 
-CASES = 4 * CHUNK
+CASES = 8 * CHUNK
 """Training cases that are measured on, at most."""
 
 SECONDS = 1.0

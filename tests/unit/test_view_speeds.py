@@ -35,12 +35,11 @@ def made(kind: str, guide: dict[str, object] | None = None, augmentation: str = 
 
 
 def test_both_ways_are_measured_and_nothing_stays(data: SearchData, tmp_path: Path) -> None:
-    found = measure(made("segguidino", GUIDE), data, ChunkStore(tmp_path), device="cpu")
+    found = measure(made("segguidino", {**GUIDE, "backbone": "vits16"}), data, ChunkStore(tmp_path), device="cpu")
     assert not list(tmp_path.rglob("*.arrow"))
     assert found.cached
     assert found.bare < found.step  # the backbone runs
     assert found.device < found.step  # it does so there, too
-    assert found.read > found.made  # to read is less than to make
     # Many trials on a node read what few of them make; a trial alone makes all of it, and its steps with it.
     many = found.stored(beside=1, sharing=1, kinds=1, first=0.05)
     alone = found.stored(beside=1, sharing=1, kinds=1, first=1.0)
@@ -53,9 +52,7 @@ def test_many_trials_that_read_one_disk_had_better_augment(data: SearchData, tmp
     found = measure(made("tiny", augmentation="none"), data, ChunkStore(tmp_path), device="cpu", stored=10**15)
     assert not found.cached
     assert found.bare == found.step
-    few, many = (found.stored(beside=beside, sharing=1, kinds=1, first=0.1) for beside in (1, 1000))
-    assert found.augmented(sharing=1) < module.MARGIN * few
-    assert found.augmented(sharing=1) > module.MARGIN * many
+    assert found.augmented(sharing=1) > module.MARGIN * found.stored(beside=1000, sharing=1, kinds=1, first=0.1)
 
 
 def test_the_formula() -> None:
