@@ -125,6 +125,16 @@ def test_a_study_of_an_earlier_version_keeps_its_way(folder: StudyFolder, data: 
     assert settled(space(GUIDE, "nnunet"), folder, data, plan(2), monkeypatch) == (True, "")
 
 
+def test_a_study_that_ended_before_it_was_settled_is_measured_then(
+    folder: StudyFolder, data: SearchData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = space(GUIDE, "nnunet")
+    open_study(wanted, folder)
+    assert VIEWS not in open_study(wanted, folder).user_attrs
+    with pytest.raises(AssertionError, match="to be measured"):
+        settled(wanted, folder, data, plan(2), monkeypatch)
+
+
 def test_what_cannot_be_measured_is_read(folder: StudyFolder, data: SearchData, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> Any:
         raise Unmeasured("no place was free")
