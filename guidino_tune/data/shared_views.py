@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import time
@@ -124,7 +125,7 @@ class SharedViews:
         if self._once and epochs:
             # Another worker may still be at the end of the pass before. By the thread: what it is at would come back after its removal.
             self._thread.submit(self._remove, epochs[0] - 1)
-        self._thread.submit(self._make_near, epochs)
+        self._thread.submit(self._make_near, self._thread, epochs)
 
     def make_next(self, epochs: Sequence[int]) -> bool:
         """Makes the first missing chunk that nobody else is at; False where there is none, or no room but that of nearer passes.
@@ -173,16 +174,20 @@ class SharedViews:
             self.store.remove(f"{kind}/{epoch:05d}")
             self._own.discard((kind, epoch))
 
-    def _make_near(self, epochs: Sequence[int]) -> None:
-        """Makes what is missing until nothing is, or until others are wanted; while makers are at work, tokens of their images alone."""
+    def _make_near(self, thread: ThreadPoolExecutor, epochs: Sequence[int]) -> None:
+        """Makes a missing chunk, and goes on until none is missing, or until others are wanted; what makers are at is left to them."""
         try:
-            while self._near is epochs and not self.store.problem and (missing := list(self._missing(epochs))):
-                left = self._views if self._makers and self._makers.at_work else ""
-                if not any(self._get(epoch, number, wait=False) for kind, epoch, number in missing if kind != left):
-                    time.sleep(_LOOK)
+            if self._near is not epochs or self.store.problem or not (missing := list(self._missing(epochs))):
+                return
+            left = self._views if self._makers and self._makers.at_work else ""
+            if not any(self._get(epoch, number, wait=False) for kind, epoch, number in missing if kind != left):
+                time.sleep(_LOOK)
         except Exception:
             # Whoever needs the chunk meets the same error where it can be told.
             log.exception("a chunk of epoch %d or later could not be prepared", epochs[0])
+        else:
+            with contextlib.suppress(RuntimeError):  # closed; or the interpreter ends, which would wait for a loop
+                thread.submit(self._make_near, thread, epochs)
 
     def _missing(self, epochs: Sequence[int]) -> Iterator[tuple[str, int, int]]:
         """The chunks that are not there whole: the kind that is to be made first, the epoch and the number."""

@@ -247,6 +247,24 @@ def test_a_wish_that_cannot_be_met_is_left_to_the_thread(table: CaseTable, store
     views.close()
 
 
+LEFT_OPEN = """
+import sys, time
+from pathlib import Path
+from guidino_tune.data.makers import Makers
+from guidino_tune.data.shared_views import SharedViews
+from guidino_tune.data.store import ChunkStore
+Makers.at_work, Makers.want = True, lambda *_: None
+views = SharedViews(ChunkStore(Path(sys.argv[1]), 10**6, makers=1), None, "ab", lambda _: [("a",)], lambda *_: {})
+views.prepare([0], [0], dict)
+time.sleep(0.3)
+"""
+
+
+def test_a_process_ends_that_never_closed_its_views(tmp_path: Path) -> None:
+    """Though its thread waits for makers that make nothing."""
+    subprocess.run([sys.executable, "-c", LEFT_OPEN, str(tmp_path)], check=True, timeout=30)
+
+
 def test_a_pass_that_is_over_is_left(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that is slower than its training goes on with what is wanted now."""
     at_it, go_on = threading.Event(), threading.Event()
