@@ -27,9 +27,11 @@ CASES = 8 * CHUNK
 SECONDS = 1.0
 """That each rate is measured at least."""
 
+STEPS = 8
+"""Between two waits for the device: a training waits for it once an epoch."""
+
 MARGIN = 1.1
-"""How many times as fast trials must be that augment on their device: their scores compare with those of no other study, and no trial reads
-what another one made."""
+"""How many times as fast trials must be that augment on their device, for that is not exactly what other machines compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +159,14 @@ def _epoch(run: TrainingRun, number: int, use: Callable[[Batch], object]) -> int
 
 
 def _steps(run: TrainingRun, batch: Batch) -> float:
-    def step(number: int) -> int:
-        run.step(batch)
+    def steps(number: int) -> int:
+        for _ in range(STEPS):
+            run.step(batch)
         _wait(run.device)
-        return len(batch.ids)
+        return STEPS * len(batch.ids)
 
-    step(0)
-    return _rate(step)
+    steps(0)
+    return _rate(steps)
 
 
 def _rate(use: Callable[[int], int]) -> float:
