@@ -207,6 +207,10 @@ def _makers(value: Any) -> Any:
     raise ValueError("a whole number from 0 to 64 is needed, or auto")
 
 
+Shared = bool | Literal["once", "device"]
+"""Ways in which trials get their views, see ``Resources.share_views``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Resources:
     """What one trial may use, and how many run side by side.
@@ -233,7 +237,9 @@ class Resources:
             every trial makes its own: the same ones. ``once``: what was trained on is removed again, as ``retrain`` does by itself unless
             ``data.view_cycle`` repeats views: each of its seeds sees training images of its own. ``device``: every trial augments its own
             images on its GPU, and tokens of validation images alone are kept; for nodes whose cores or disks are too slow for their GPUs.
-            A GPU rounds otherwise: such trials differ from others in the last digits, so that a study stays with one way.
+            A GPU rounds otherwise: such trials differ from others in the last digits, so that a study stays with one way. ``auto``: on
+            CPUs as ``true``; of a search on GPUs both are measured when it begins, on its own images, and the study keeps ``device`` or
+            ``true``, whichever feeds its trials faster. Whatever is not a search takes it as ``true``.
         views_folder: Where they are kept, best on a disk of the node itself; ``None``: ``views`` in the cache folder of the home, or, where
             that is on a network file system, ``/var/tmp/guidino_tune-UID/views`` of each node.
         views_gigabytes: Disk space for them (10^9 bytes); what fewest trainings read makes room, and of what is not read yet the farthest
@@ -253,10 +259,15 @@ class Resources:
     trials_per_gpu: Annotated[int | Literal["auto"] | None, BeforeValidator(_share)] = None
     wait_for_nodes: NonNegative = 900.0
     max_failures: Annotated[int, Field(ge=0, le=LARGEST), Number] = 2
-    share_views: bool | Literal["once", "device"] = True
+    share_views: Shared | Literal["auto"] = "auto"
     views_folder: PathText | None = None
     views_gigabytes: NonNegative | None = None
     view_makers: Annotated[int | Literal["auto"], BeforeValidator(_makers)] = "auto"
+
+    @property
+    def shared(self) -> Shared:
+        """``share_views`` where nothing was measured."""
+        return True if self.share_views == "auto" else self.share_views
 
     @model_validator(mode="after")
     def _one_share(self) -> Resources:

@@ -103,21 +103,21 @@ class Makers:
 
     @property
     def at_work(self) -> bool:
-        """Whether any maker of the node lives."""
-        for slot in _slots(self._folder, self._number):
+        """Whether any maker of the node lives, and none has taken the wish away as one that it cannot meet."""
+        for slot in _slots(self._folder, self._number) if self._file.exists() else ():
             with contextlib.suppress(OSError), open(slot, "a+b") as opened:
                 if attempt(opened, shared=True) == "no":  # who looks excludes nobody else who looks
                     return True
         return False
 
 
-def wishes(folder: Path) -> Iterator[tuple[str, Wish]]:
-    """What living trainings want, by the name of their file; removes what dead ones left."""
+def wishes(folder: Path) -> Iterator[tuple[Path, Wish]]:
+    """What living trainings want, by their file; removes what dead ones left."""
     for file in sorted((folder / "wanted").glob("*.json")):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # as of one that ends at this moment
             if _lives(file):
                 values = json.loads(file.read_text(encoding="utf-8"))
-                yield file.name, Wish(tuple(values["passes"]), values["recipe"], values["once"])
+                yield file, Wish(tuple(values["passes"]), values["recipe"], values["once"])
             else:
                 for left in (file, _lock_of(file), file.with_suffix(".tmp")):
                     left.unlink(missing_ok=True)

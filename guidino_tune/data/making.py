@@ -47,32 +47,30 @@ def main(arguments: list[str]) -> int:
 
 def work(store: ChunkStore, idle: float) -> None:
     """Makes what is wanted, of each training the nearest missing chunk in turn, until nothing was wanted for ``idle`` seconds."""
-    known: dict[str, TrainViews | None] = {}
+    known: dict[Path, TrainViews] = {}
     wanted = time.monotonic()
     while time.monotonic() - wanted < idle:
         found, made = dict(wishes(store.folder)), False
-        for name in known.keys() - found.keys():
-            if views := known.pop(name):
-                views.close()
-        for name, wish in found.items():
-            made |= _make_one(store, known, name, wish)
+        for file in known.keys() - found.keys():
+            known.pop(file).close()
+        for file, wish in found.items():
+            made |= _make_one(store, known, file, wish)
             wanted = time.monotonic()  # not before: a chunk may take longer than the patience of an idle maker
         if not made:
             time.sleep(_LOOK)
 
 
-def _make_one(store: ChunkStore, known: dict[str, TrainViews | None], name: str, wish: Wish) -> bool:
-    """Whether a chunk was made; a training whose views cannot be made here is left to itself."""
+def _make_one(store: ChunkStore, known: dict[Path, TrainViews], file: Path, wish: Wish) -> bool:
+    """Whether a chunk was made; a wish that cannot be met here is taken away: its training makes its views itself until it wishes again."""
     from guidino_tune.data.views import views_of
 
     try:
-        if name not in known:
-            known[name] = views_of(wish.recipe, store, once=wish.once)
-        views = known[name]
-        return views is not None and views.make_next(wish.passes)
+        if file not in known:
+            known[file] = views_of(wish.recipe, store, once=wish.once)
+        return known[file].make_next(wish.passes)
     except Exception as error:
         log.warning("views that a training wants cannot be made ahead of it: %s", error)
-        known[name] = None
+        file.unlink(missing_ok=True)
         return False
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.metadata import version
@@ -32,8 +31,7 @@ VERSIONS = tuple(version(name) for name in ("torch", "numpy", "Pillow"))
 CHUNK = 32
 """Views per stored chunk: the unit that one process makes while others wait. Any batch size fits: chunks follow the epoch's order."""
 
-_LOOK = 0.1  # seconds between two looks at what makers have made
-_PATIENCE = 30.0  # seconds that makers may take for a chunk, with those of other trainings before it; then the pass is left to the thread
+_LOOK = 0.1  # seconds between two looks at what others have made
 _REST = 5.0  # seconds after which a maker without room looks again, through the whole folder
 
 OPEN_CHUNKS = 4
@@ -83,12 +81,12 @@ class SharedViews:
         self._views = f"views-{key}"
         self._tokens = f"tokens-{key_of(key, encoder.key)}" if encoder else ""
         self._kinds = [kind for kind in (self._views, self._tokens) if kind]
-        self._open: OrderedDict[tuple[int, int], Arrays] = OrderedDict()  # of the thread that makes batches
+        self._chunk = lru_cache(OPEN_CHUNKS)(self._opened)  # of the thread that makes batches
         self._rows = lru_cache(maxsize=2)(self._positions)
         self._thread: ThreadPoolExecutor | None = None
-        self._closed = threading.Event()
+        self._near: Sequence[int] = ()  # passes that the thread is to make now
         self._makers = Makers(store.folder, store.makers, store.budget) if store.makers else None
-        self._once, self._first = once, 0  # of the passes that are wanted still
+        self._once = once
         self._own: set[tuple[str, int]] = set()  # kind and pass of what was not there before this training asked for it
         self._read: set[int] = set()
         self._rests_until = 0.0  # by the monotonic clock: until then there is no room to make anything ahead
@@ -110,7 +108,7 @@ class SharedViews:
         return Batch(found["images"], found["masks"], ids, tokens)
 
     def prepare(self, epochs: Sequence[int], ahead: Sequence[int], recipe: Callable[[], Mapping[str, Any]]) -> None:
-        """Makes the missing chunks of these epochs, in a thread, once it is done with earlier ones.
+        """Makes the missing chunks of these epochs, in a thread; those of earlier calls no more.
 
         Args:
             epochs: Nearest first.
@@ -118,18 +116,19 @@ class SharedViews:
             recipe: See ``makers.Wish``.
         """
         if self._once:
-            self._first = epochs[0] if epochs else self._first
             self._note_own(ahead)
-            self._remove(self._first - 1)  # another worker of this training may still be at the end of the pass before
         if self._makers:
             self._makers.want(Wish(tuple(ahead), recipe(), self._once))
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="shared views")
-        for epoch in epochs:
-            self._thread.submit(self._fill, epoch)
+        self._near = epochs
+        if self._once and epochs:
+            # Another worker may still be at the end of the pass before. By the thread: what it is at would come back after its removal.
+            self._thread.submit(self._remove, epochs[0] - 1)
+        self._thread.submit(self._make_near, self._thread, epochs)
 
     def make_next(self, epochs: Sequence[int]) -> bool:
-        """Makes the first missing chunk of images that nobody else is at; False where there is none, or no room but that of nearer passes.
+        """Makes the first missing chunk that nobody else is at; False where there is none, or no room but that of nearer passes.
 
         Args:
             epochs: Nearest first.
@@ -138,86 +137,76 @@ class SharedViews:
             return False
         if self._once:
             self._note_own(epochs)
-        groups = [f"{self._views}/{epoch:05d}" for epoch in epochs]
-        for place, (epoch, group) in enumerate(zip(epochs, groups, strict=True)):
-            for number in range(len(self._chunk_ids(epoch))):
-                if self.store.problem:
-                    return False
-                if self.store.has(f"{group}/{number:04d}"):
-                    continue
-                if not self.store.has_room(group, groups[:place]):
-                    self._rests_until = time.monotonic() + _REST
-                    return False
-                if self._images(epoch, number, wait=False) is not None:
-                    return True
+        for kind, epoch, number in self._missing(epochs):
+            if self.store.problem:
+                return False
+            if not self.store.has_room(f"{kind}/{epoch:05d}", [f"{kind}/{nearer:05d}" for nearer in epochs[: epochs.index(epoch)]]):
+                self._rests_until = time.monotonic() + _REST
+                return False
+            if self._get(epoch, number, wait=False):
+                return True
         return False
 
-    def close(self) -> None:
-        """Lets the thread end with the chunk that it is making; its last act is to remove what is kept for this training alone."""
-        self._closed.set()
+    def close(self, *, wait: bool = False) -> None:
+        """Lets the thread end with the chunk that it is making; its last act is to remove what is kept for this training alone.
+
+        Args:
+            wait: For that.
+        """
+        self._near = ()
         if self._makers:
             self._makers.close()  # a maker that is at a chunk removes it itself
-        if self._thread:
+        thread, self._thread = self._thread, None
+        if thread:
             if self._once:
-                self._thread.submit(self._remove, None)
-            self._thread.shutdown(wait=False)  # passes that it has not begun yet end at once
+                thread.submit(self._remove, None)
+            thread.shutdown(wait=wait)
         elif self._once:
             self._remove(None)
-        self._open.clear()  # mapped files; the object itself may wait long for a collection
+        self._chunk.cache_clear()  # mapped files; the object itself may wait long for a collection
 
     def _note_own(self, epochs: Sequence[int]) -> None:
         self._own |= {(k, e) for k in self._kinds for e in epochs if not (self.store.folder / k / f"{e:05d}").exists()}
 
     def _remove(self, before: int | None) -> None:
         """Removes what this training had made, of passes before one, or of all."""
-        for kind, epoch in [own for own in self._own if before is None or own[1] < before]:
+        for kind, epoch in [own for own in list(self._own) if before is None or own[1] < before]:
             self.store.remove(f"{kind}/{epoch:05d}")
             self._own.discard((kind, epoch))
 
-    def _fill(self, epoch: int) -> None:
-        patient = True
+    def _make_near(self, thread: ThreadPoolExecutor, epochs: Sequence[int]) -> None:
+        """Makes a missing chunk, and goes on until none is missing, or until others are wanted; what makers are at is left to them."""
         try:
-            for number in range(len(self._chunk_ids(epoch))):
-                patient = patient and self._left_to_makers(epoch, number)
-                if self._unwanted(epoch):
-                    return
-                # Usually another trial has made it: opening it here would be the work of whoever reads it.
-                if not all(self.store.has(f"{kind}/{epoch:05d}/{number:04d}") for kind in self._kinds):
-                    self._get(epoch, number, wait=False)
+            if self._near is not epochs or self.store.problem or not (missing := list(self._missing(epochs))):
+                return
+            left = self._views if self._makers and self._makers.at_work else ""
+            if not any(self._get(epoch, number, wait=False) for kind, epoch, number in missing if kind != left):
+                time.sleep(_LOOK)
         except Exception:
             # Whoever needs the chunk meets the same error where it can be told.
-            log.exception("a chunk of epoch %d could not be prepared", epoch)
+            log.exception("a chunk of epoch %d or later could not be prepared", epochs[0])
+        else:
+            with contextlib.suppress(RuntimeError):  # closed; or the interpreter ends, which would wait for a loop
+                thread.submit(self._make_near, thread, epochs)
 
-    def _unwanted(self, epoch: int) -> bool:
-        return self._closed.is_set() or bool(self.store.problem) or epoch < self._first
-
-    def _left_to_makers(self, epoch: int, number: int) -> bool:
-        """Waits a while for a chunk that makers may be about to make. Who needs it before makes it; here are tokens to be made of it.
-
-        Returns:
-            False when they did not make it in time: they may be unable to, and are not waited for again in this pass.
-        """
-        makers, begun = self._makers, time.monotonic()
-        images = f"{self._views}/{epoch:05d}/{number:04d}"
-        while makers and not self._unwanted(epoch) and not self.store.has(images) and makers.at_work and not self._closed.wait(_LOOK):
-            if time.monotonic() - begun > _PATIENCE:
-                return False
-        return True
+    def _missing(self, epochs: Sequence[int]) -> Iterator[tuple[str, int, int]]:
+        """The chunks that are not there whole: the kind that is to be made first, the epoch and the number."""
+        for epoch in epochs:
+            there = {kind: self.store.names(f"{kind}/{epoch:05d}") for kind in self._kinds}
+            for number in range(len(self._chunk_ids(epoch))):
+                if kind := next((kind for kind in self._kinds if f"{number:04d}" not in there[kind]), ""):
+                    yield kind, epoch, number
 
     def _positions(self, epoch: int) -> dict[str, int]:
         return {name: row for row, name in enumerate(name for ids in self._chunk_ids(epoch) for name in ids)}
 
-    def _chunk(self, epoch: int, number: int) -> Arrays:
-        if (epoch, number) not in self._open:
-            chunk = self._get(epoch, number, wait=True)
-            assert chunk is not None
-            for kind in self._kinds:
-                self.store.use(f"{kind}/{epoch:05d}", begun=epoch not in self._read)
-            self._read.add(epoch)
-            self._open[epoch, number] = chunk
-            while len(self._open) > OPEN_CHUNKS:
-                self._open.popitem(last=False)
-        return self._open[epoch, number]
+    def _opened(self, epoch: int, number: int) -> Arrays:
+        chunk = self._get(epoch, number, wait=True)
+        assert chunk is not None
+        for kind in self._kinds:
+            self.store.use(f"{kind}/{epoch:05d}", begun=epoch not in self._read)
+        self._read.add(epoch)
+        return chunk
 
     def _get(self, epoch: int, number: int, *, wait: bool) -> Arrays | None:
         views = self._images(epoch, number, wait=wait)

@@ -7,14 +7,11 @@ import errno
 import json
 import logging
 import os
-import re
-import shutil
 import time
 import uuid
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from guidino_tune.data.checksums import SOUND, checksum, seal_of
-from guidino_tune.data.locking import PATIENCE, Held, locked
+from guidino_tune.data.locking import Held, locked
+from guidino_tune.data.room import READERS, Room, remove
 
 log = logging.getLogger(__name__)
 
@@ -32,24 +30,12 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 Arrays = Mapping[str, np.ndarray]
 """By name; each of N rows."""
 
-_Rank = tuple[bool, bool, int, int, float]  # of a group: what is least wanted has the least
-
 FORMAT = 2
 """Raised whenever the layout of the files changes."""
-
-# What is ours in the folder, which may hold other things: nothing else is counted or removed.
-_KIND = re.compile("(views|tokens)-[0-9a-f]+")
-_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 _PAUSE = 300.0  # seconds after which it is tried again whether chunks can be kept
 _LOCKS = 256  # files for all chunks of a kind together: two chunks that share one merely wait for each other
 CHUNK_PATIENCE = 600.0  # seconds to wait for whoever makes a chunk; then it is made twice, which costs time alone
-_STALE = 600.0  # seconds after which an unfinished file has lost its writer
-_DEFAULT = 200 * 10**9  # bytes at most, where nobody has said how many
-_LEFT = 900.0  # seconds without any use of a kind after which no training is taken to need it
-_MOMENT = 120.0  # seconds: what was read since then is what trainings are at
-_READERS = "readers"
-_ALLOWANCE = 1 / 128  # of the budget: what a process may write before it looks again at what the others have written
 
 
 class ChunkStore:
@@ -77,7 +63,7 @@ class ChunkStore:
         self.made = 0
         self.makers, self.budget = makers, budget
         self._problem, self._again = "", 0.0
-        self._allowance = 0
+        self._room = Room(folder, budget)
 
     @property
     def problem(self) -> str:
@@ -117,9 +103,11 @@ class ChunkStore:
                 self._keep(path, found)
             return found
 
-    def has(self, name: str) -> bool:
-        """Whether the chunk of that name is there, without opening it: it may still prove damaged, and is then made again."""
-        return (self.folder / f"{name}.arrow").exists()
+    def names(self, group: str) -> set[str]:
+        """Of the chunks of a group, without opening them: one may still prove damaged, and is then made again."""
+        with contextlib.suppress(OSError):
+            return {name.removesuffix(".arrow") for name in os.listdir(self.folder / group) if name.endswith(".arrow")}
+        return set()
 
     def has_room(self, group: str, nearer: Iterable[str]) -> bool:
         """Whether a chunk that is made ahead could be kept; makes room for it, but not out of what is wanted before it.
@@ -131,7 +119,7 @@ class ChunkStore:
         keep = [self.folder / name for name in (group, *nearer)]
         try:
             size = max((file.stat().st_size for path in keep for file in path.glob("*.arrow")), default=0)
-            return self._allow(size, keep, ahead=True)
+            return self._room.allows(size, keep, ahead=True)
         except OSError:
             return True  # whoever writes the chunk says what is wrong
 
@@ -144,14 +132,14 @@ class ChunkStore:
         """
         with contextlib.suppress(OSError):
             if begun:
-                with open(self.folder / group / _READERS, "ab") as file:
+                with open(self.folder / group / READERS, "ab") as file:
                     file.write(b".")  # one byte each, which no two writers lose
             os.utime(self.folder / group)
 
     def remove(self, group: str) -> None:
         """Removes a group, which may be made again; whoever has mapped its files keeps reading them."""
         with contextlib.suppress(OSError):
-            _remove(self.folder / group)
+            remove(self.folder / group)
 
     def _make(self, make: Callable[[], Arrays]) -> Arrays:
         self.made += 1
@@ -167,8 +155,14 @@ class ChunkStore:
             return
         temporary = self.folder / f".{uuid.uuid4().hex}.tmp"
         try:
-            if not self._room(sum(array.nbytes for array in arrays.values()), path.parent):
+            size = sum(array.nbytes for array in arrays.values())
+            if not self._room.allows(size, [path.parent]):
+                self._pause(
+                    f"the views of one epoch do not fit into the space for them in {self.folder}; trials make their own, which is slower "
+                    "and changes no result: raise resources.views_gigabytes"
+                )
                 return
+            self._room.spend(size)
             _write(temporary, arrays)
             for attempt in range(10):
                 # Another process that makes room may remove the group between the two.
@@ -194,99 +188,6 @@ class ChunkStore:
         if not self.problem:
             log.warning("%s", problem)
         self._problem, self._again = problem, time.monotonic() + _PAUSE
-
-    def _room(self, size: int, group: Path) -> bool:
-        """Makes room for ``size`` bytes in a group; False when there is none."""
-        if not self._allow(size, [group]):
-            self._pause(
-                f"the views of one epoch do not fit into the space for them in {self.folder}; trials make their own, which is slower "
-                "and changes no result: raise resources.views_gigabytes"
-            )
-            return False
-        self._allowance -= size
-        return True
-
-    def _allow(self, size: int, keep: Sequence[Path], *, ahead: bool = False) -> bool:
-        """Whether ``size`` bytes may be written, if need be after others made room for them; see ``_evict``."""
-        if size > self._allowance:
-            with locked(self.folder / "locks" / "room", patience=PATIENCE) as held:
-                self._allowance = self._evict(size, keep if held == "alone" else (), ahead=ahead)
-        return size <= self._allowance
-
-    def _evict(self, size: int, keep: Sequence[Path], *, ahead: bool) -> int:
-        """Removes the groups that are least wanted until there is room for ``size`` bytes; gives what may be written now.
-
-        Args:
-            size: Of the chunk that is to be kept.
-            keep: Its group, and others that stay; empty: remove nothing, others may be at it.
-            ahead: It is for later: what is wanted more than its group stays too.
-        """
-        groups = self._groups()
-        used = sum(group.size for _, group in groups)
-        budget = budget_of(self.budget, shutil.disk_usage(self.folder).free, used)
-        free, wanted = budget - used, max(size, int(budget * _ALLOWANCE))
-        for rank, group in groups:
-            if free >= wanted or not keep or (ahead and rank >= (True, True, 0, -_pass_of(keep[0]))):
-                break
-            if group.path not in keep:
-                _remove(group.path)
-                free += group.size
-        return max(0, min(free, wanted))
-
-    def _groups(self) -> list[tuple[_Rank, _Group]]:
-        """All groups and how much they are wanted, the least first; removes what dead writers left."""
-        groups = []
-        for entry in self.folder.iterdir():
-            # Others write and remove at the same time: what is gone is no group any more.
-            with contextlib.suppress(FileNotFoundError):
-                if _TEMPORARY.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _STALE:
-                    entry.unlink()
-                elif _KIND.fullmatch(entry.name):
-                    for path in entry.iterdir():
-                        with contextlib.suppress(FileNotFoundError):
-                            files = [file.stat().st_size for file in path.glob("*.arrow")]
-                            read = path / _READERS
-                            readers = read.stat().st_size if read.exists() else 0
-                            groups.append(_Group(path.stat().st_mtime, sum(files), readers, path))
-        now = time.time()
-        kinds = {kind: max(group.used for group in groups if group.path.parent == kind) for kind in {group.path.parent for group in groups}}
-
-        def wanted(group: _Group) -> _Rank:
-            needed = now - kinds[group.path.parent] < _LEFT
-            fresh = now - group.used < (_MOMENT if group.readers else _LEFT)  # what nobody has read yet was made for the next epoch
-            farthest = -_pass_of(group.path) if fresh and not group.readers else 0
-            return needed, fresh, group.readers if needed else 0, farthest, group.used
-
-        return sorted(((wanted(group), group) for group in groups), key=lambda found: found[0])
-
-
-def budget_of(asked: int | None, free: int, used: int = 0) -> int:
-    """Bytes that the files may take: as many as were asked for, else half of what the disk has for them, at most 200 GB."""
-    return min(_DEFAULT, (free + used) // 2) if asked is None else asked
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """When it was used last (Unix seconds), its bytes, and by how many trainings it was read."""
-
-    used: float
-    size: int
-    readers: int
-    path: Path
-
-
-def _pass_of(group: Path) -> int:
-    """Counted from 1, so far as a group is one; 0: it is wanted from the first epoch on."""
-    return int(group.name) + 1 if group.name.isdecimal() else 0
-
-
-def _remove(group: Path) -> None:
-    for file in group.glob("*.arrow"):
-        file.unlink(missing_ok=True)
-    (group / _READERS).unlink(missing_ok=True)
-    for emptied in (group, group.parent):
-        with contextlib.suppress(OSError):
-            emptied.rmdir()
 
 
 def _write(path: Path, arrays: Arrays) -> None:

@@ -189,10 +189,10 @@ class TrainViews:
         """Makes a missing chunk of these passes ahead of a training; see ``SharedViews.make_next``."""
         return self._shared is not None and self._shared.make_next(passes)
 
-    def close(self) -> None:
-        """Ends the preparation of further epochs."""
+    def close(self, *, wait: bool = False) -> None:
+        """Ends the preparation of further epochs; see ``SharedViews.close``."""
         if self._shared:
-            self._shared.close()
+            self._shared.close(wait=wait)
 
     def _source(self, number: int) -> int:
         """The pass whose views are shown."""
@@ -219,17 +219,22 @@ class TrainViews:
         return key_of(self._table.fingerprint, data.normalisation, data.augmentation, patch, self._seed, *VERSIONS)
 
 
-def views_of(recipe: Mapping[str, Any], store: ChunkStore, *, once: bool = False) -> TrainViews | None:
-    """The views of a training in another process; ``None`` where this one would make others, as with another version of a library.
+def views_of(recipe: Mapping[str, Any], store: ChunkStore, *, once: bool = False) -> TrainViews:
+    """The views of a training in another process.
 
     Args:
         recipe: Of a ``makers.Wish``.
         store: Of both.
         once: What is made here is removed by ``close``.
+
+    Raises:
+        ValueError: This process would make others, as with another version of a library.
     """
     data = parse(Data, {"kind": "folder", **recipe["data"]}, "recipe of views")
     views = TrainViews(CaseTable(Path(recipe["table"]), recipe["rows"]), data, recipe["seed"], 1, store=store, once=once)
-    return views if views.recipe["key"] == recipe["key"] else None
+    if views.recipe["key"] != recipe["key"]:
+        raise ValueError(f"key {views.recipe['key']} instead of {recipe['key']}")
+    return views
 
 
 def validation_batches(

@@ -47,7 +47,7 @@ def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path, prec
     from guidino_tune import targets
     from guidino_tune.known_backbones import packed
 
-    makers = number_of(resources.view_makers, plan.cpus, plan.gpus) if resources.share_views in (True, "once") else 0
+    makers = number_of(resources.view_makers, plan.cpus, plan.gpus) if resources.shared in (True, "once") else 0
     mark = uuid.uuid4().hex
     ray_folder.mkdir(parents=True, exist_ok=True)
     write_text(ray_folder / MARKER, mark)
@@ -67,8 +67,8 @@ def process_settings(plan: Plan, resources: Resources, *, ray_folder: Path, prec
         "rules": rules,
         "workers": resources.workers,
         "max_failures": resources.max_failures,
-        "views": (resources.views_folder, resources.views_gigabytes, makers) if resources.share_views else None,
-        "share_views": resources.share_views,
+        "views": (resources.views_folder, resources.views_gigabytes, makers) if resources.shared else None,
+        "share_views": resources.shared,
     }
 
 

@@ -33,6 +33,9 @@ BEGUN_BY = "rules"
 """Attribute of a study: by which rules it was begun. Without it every trial keeps its weights, whatever ``study.keep_weights`` says, and
 batch normalisation of several GPUs is each worker's own; from 1 on neither is."""
 
+VIEWS = "share_views"
+"""Attribute of a study: the ``way`` in which its trials get their views, in the place of ``resources.share_views=auto``, and ``why``."""
+
 FREE_TO_CHANGE = (
     "study.trials",
     "study.time_budget",
@@ -156,6 +159,9 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None, se
     # A database may hold a study that another folder started.
     if "definition" in study.user_attrs:
         _compare(study.user_attrs["definition"], space, str(storage or folder.path), may_grow=False)
+        before = (study.user_attrs["definition"].get("resources") or {}).get("share_views", True)
+        if before != "auto" and VIEWS not in study.user_attrs:  # begun by a version that settled nothing
+            study.set_user_attr(VIEWS, {"way": before, "why": ""})
     if "definition" not in study.user_attrs:
         study.set_user_attr(BEGUN_BY, 1)
     if settled:  # before the definition, with which a study is no longer new

@@ -10,14 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed
 from torch import nn
 
 from guidino_tune.config import Experiment
-from guidino_tune.config.study import OBJECTIVE
+from guidino_tune.config.study import OBJECTIVE, Shared
 from guidino_tune.data.batches import Batch
 from guidino_tune.data.opening import SearchData
 from guidino_tune.data.store import ChunkStore
@@ -87,7 +86,7 @@ class TrainingRun:
         world_size: int = 1,
         reported: int = 0,
         store: ChunkStore | None = None,
-        share_views: bool | Literal["once", "device"] = True,
+        share_views: Shared = True,
         validated: Collection[int] | None = None,
         saved: Collection[int] = (),
         micro_batches: int = 1,

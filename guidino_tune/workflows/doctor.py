@@ -135,7 +135,7 @@ def look_at_space(name: str, data_root: str | None = None, *, images: bool = Fal
         problems += _problem("workers", lambda: check_workers(space.base, space.resources.workers))
     problems += _problem("study folder", lambda: check_storage(folder.path))
     problems += _problem("study folder", lambda: check_same_search(as_begun(space, folder), folder))
-    if space.resources.share_views:
+    if space.resources.shared:
         views = Path(space.resources.views_folder or paths.views())
         problems += _problem("shared views", lambda: check_storage(views))
     drawn = space.base.data.kind != "demo" or Path(space.base.data.root or paths.datasets() / "demo").is_dir()

@@ -32,6 +32,7 @@ from guidino_tune.workflows.resolve import resolve_data
 from guidino_tune.workflows.track import mlflow_uri
 from guidino_tune.workflows.view_sizes import in_words as views_in_words
 from guidino_tune.workflows.view_sizes import kinds
+from guidino_tune.workflows.view_ways import as_settled
 
 MOST_READ = 3000
 """Training cases that a dry run reads: more would take longer than a look is worth."""
@@ -68,7 +69,7 @@ def show_plan(space: Space, console: Console, storage: str | None = None, start_
     study, resources, epochs = space.study, space.resources, space.base.training.epochs
     compared = rungs(study, epochs) if study.has_rungs or ":" in study.pruner else ()
     validated = validated_epochs(study, epochs)
-    known = _known(folder, space, storage)
+    known, resources = _known(folder, space, storage)
     trials = len(space.first_trials) if study.is_list else study.trials
     plan = {
         "study": f"{study.name}, {trials} trials ({known}), sampler {study.sampler}, seed {study.seed}",
@@ -88,7 +89,10 @@ def show_plan(space: Space, console: Console, storage: str | None = None, start_
         "MLflow": redacted(mlflow_uri()),
         "cache": str(paths.cache()),
     }
-    lines = [*plan.items(), *(("" if number else "shared views", text) for number, text in enumerate(_views(space, train, validation)))]
+    lines = [
+        *plan.items(),
+        *(("" if number else "shared views", text) for number, text in enumerate(_views(space, resources, train, validation))),
+    ]
     for name, text in lines:
         console.print(f"{name:>13}  {text}", highlight=False, soft_wrap=True)
     return 0
@@ -152,18 +156,21 @@ def _gpus(resources: Resources) -> str:
     return "the GPUs there are" if resources.gpus_per_worker is None else f"{resources.gpus_per_worker:g} GPU(s)"
 
 
-def _views(space: Space, train: int, validation: int) -> list[str]:
-    if not space.resources.share_views:
+def _views(space: Space, resources: Resources, train: int, validation: int) -> list[str]:
+    """What is kept where; with the way that a study has settled, or that is to be settled."""
+    if not resources.shared:
         return ["none: every trial makes its own"]
-    if space.resources.share_views == "device":
-        return [f"{space.resources.views_folder or paths.views()}, tokens of the validation images alone: every trial makes its own"]
-    found = kinds(examples(space), train, validation, space.resources.workers, once=space.resources.share_views == "once")
-    return views_in_words(found, space.resources)
+    if resources.share_views == "device":
+        return [f"{resources.views_folder or paths.views()}, tokens of the validation images alone: every trial makes its own"]
+    found = kinds(examples(space), train, validation, resources.workers, once=resources.share_views == "once")
+    open_way = ["on GPUs both ways are measured first: reading views from there, or making them on the GPU, without tokens (share_views)"]
+    return views_in_words(found, resources) + (open_way if resources.share_views == "auto" else [])
 
 
-def _known(folder: StudyFolder, space: Space, storage: str | None) -> str:
+def _known(folder: StudyFolder, space: Space, storage: str | None) -> tuple[str, Resources]:
+    """How far the study is, and the resources with what it has settled."""
     if not folder.definition.exists():
-        return "new"
+        return "new", space.resources
     study = load_study(folder, storage)
     done = sum(t.state.is_finished() for t in tried(study))
-    return f"{done} finished before, {len(orphans(study, space))} to be continued"
+    return f"{done} finished before, {len(orphans(study, space))} to be continued", as_settled(space.resources, study)

@@ -26,6 +26,7 @@ from guidino_tune.training.loop import TrainingRun
 from guidino_tune.training.machine import describe, note_machine, read_machines
 from guidino_tune.training.reporter import Decision, EpochRecord
 from guidino_tune.workflows.backbones import moved, recalled
+from guidino_tune.workflows.view_ways import as_settled
 
 MEASURED = (
     "epoch_seconds", "images_per_second", "latency", "memory", "eager_step_seconds", "compiled_step_seconds", "compile_seconds",
@@ -171,7 +172,7 @@ def repeat_trial(
         before = torch.get_num_threads()
         try:
             now, here = _train(
-                experiment, data, then, machines, space.resources, _Until(scratch, then[-1].epoch, on_epoch),
+                experiment, data, then, machines, as_settled(space.resources, study), _Until(scratch, then[-1].epoch, on_epoch),
                 validated=validated_epochs(space.study, experiment.training.epochs),
             )  # fmt: skip
         finally:
@@ -197,7 +198,7 @@ def _train(
         experiment = replace(experiment, training=replace(experiment.training, precision=precision))
     gpu = torch.cuda.is_available() and noted.get("device") != "cpu"
     store = None
-    if resources.share_views:
+    if resources.shared:
         size = resources.views_gigabytes
         store = ChunkStore(Path(resources.views_folder or paths.views()), None if size is None else int(size * 1e9))
     parts = [int(record.metrics.get("micro_batches", 1)) for record in then]
@@ -206,7 +207,7 @@ def _train(
     for end in ends:
         reporter.last = end
         run = TrainingRun(
-            experiment, data, reporter, device="cuda" if gpu else "cpu", store=store, share_views=resources.share_views,
+            experiment, data, reporter, device="cuda" if gpu else "cpu", store=store, share_views=resources.shared,
             validated=validated, reported=len(reporter.history()), micro_batches=parts[end - 1],
         )  # fmt: skip
         try:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +17,7 @@ from guidino_tune.analysis.statistics import mean_sd
 from guidino_tune.config import Data, Experiment, Protocol, Resources
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.config.protocol import DEFAULT_PROTOCOL
+from guidino_tune.config.study import Shared
 from guidino_tune.data.carrying import FILE, SEARCHED, check_taken, find_searched, fit, provenance_beside, provenance_of
 from guidino_tune.data.identity import check_images, seen_images
 from guidino_tune.data.opening import open_for_search
@@ -203,9 +204,9 @@ def retrain_model(
         return _retrain(job, seeds or 3)
 
 
-def _shared(experiment: Experiment, resources: Resources) -> bool | Literal["once", "device"]:
+def _shared(experiment: Experiment, resources: Resources) -> Shared:
     """How long views are kept: each seed sees training images of its own, and unless they repeat each of them once."""
-    return "once" if resources.share_views is True and not experiment.data.view_cycle else resources.share_views
+    return "once" if resources.shared is True and not experiment.data.view_cycle else resources.shared
 
 
 def _described(what: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], Path | None]:

@@ -56,6 +56,7 @@ from guidino_tune.workflows.recorder import Recorder
 from guidino_tune.workflows.resolve import resolve_data
 from guidino_tune.workflows.result import Callback, Listener, StudyResult, callback_listener
 from guidino_tune.workflows.track import Tracking, await_mlflow, open_tracker, remember_data, study_snapshot
+from guidino_tune.workflows.view_ways import settle_views
 
 CONTINUES = "Nothing is lost: run it again to go on from here."
 
@@ -161,7 +162,7 @@ def run_search(
         known.enter_context(_told_when_interrupted(console))
         try:
             recorder.sync()
-            end = _run_trials(study, space, folder, recorder, console, listener)
+            end = _run_trials(study, space, folder, data, recorder, console, listener)
             recorder.draw_front()
             patience = STOPPING if end == INTERRUPTED else SENDING
         except KeyboardInterrupt:
@@ -223,7 +224,13 @@ def _take_own(study: optuna.Study, space: Space, folder: StudyFolder, **given: o
 
 
 def _run_trials(
-    study: optuna.Study, space: Space, folder: StudyFolder, recorder: Recorder, console: Console, callback: Listener | None = None
+    study: optuna.Study,
+    space: Space,
+    folder: StudyFolder,
+    data: SearchData,
+    recorder: Recorder,
+    console: Console,
+    callback: Listener | None = None,
 ) -> str:
     """Runs what remains of the study; says why when it ended before all trials did."""
     before, left = len(finished(study)), remaining(study, space)
@@ -244,6 +251,8 @@ def _run_trials(
             say("note: no GPU is in the cluster now, so trials run on CPUs; GPUs are waited for with resources.gpus_per_worker=1")
         if resources.shares_gpus:
             say(f"note: {sharing_line(os.environ)}")
+        with console.status("measuring how fast views are read and made"):
+            space = settle_views(study, space, folder, data, resources, say)
         raise_swallowed()
         console.print(f"study folder {folder.path}; Ray dashboard {dashboard or no_dashboard()}", highlight=False)
         return _search(study, space, folder, recorder, resources, console, callback, say)

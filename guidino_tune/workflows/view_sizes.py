@@ -13,7 +13,7 @@ import torch
 from guidino_tune import paths
 from guidino_tune.config import DINOGuide, Experiment, Resources
 from guidino_tune.config.epochs import batches_per_pass, steps_per_epoch
-from guidino_tune.data.store import budget_of
+from guidino_tune.data.room import budget_of
 from guidino_tune.data.views import passes_ahead
 from guidino_tune.models import build_model
 from guidino_tune.training.tokens import kept_layers

@@ -98,8 +98,8 @@ class Training:
     def _missing(self, views: TrainViews, passes: int) -> bool:
         shared = views._shared
         assert shared is not None
-        chunks = (f"{number:05d}/{chunk:04d}" for number in range(passes) for chunk in range(-(-len(self.table) // CHUNK)))
-        return not all(shared.store.has(f"{shared._views}/{chunk}") for chunk in chunks)
+        chunks = -(-len(self.table) // CHUNK)
+        return not all(len(shared.store.names(f"{shared._views}/{number:05d}")) >= chunks for number in range(passes))
 
 
 class Maker:

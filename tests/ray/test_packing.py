@@ -15,8 +15,11 @@ from small_searches import SPACE, slow_space, study_folder
 
 import guidino_tune as gt
 from guidino_tune.config import Resources
-from guidino_tune.running.cluster import Packed
+from guidino_tune.data.opening import open_for_search
+from guidino_tune.running import view_speeds
+from guidino_tune.running.cluster import Packed, plan
 from guidino_tune.running.packing import pack
+from guidino_tune.running.view_speeds import Unmeasured, side_by_side, speeds_on_node
 from guidino_tune.space.space import read_space
 
 TOO_MANY = 10**8
@@ -75,3 +78,20 @@ def test_trials_book_the_memory_that_was_measured(executor: str, home: Path, tmp
     stored = json.loads((study_folder(home, "small").path / "memory.json").read_text())["peaks"]
     (peak,) = (p["bytes"] for p in stored.values())
     assert booked[0] >= peak
+
+
+def test_both_ways_of_getting_views_are_measured_on_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the trials are; here without a GPU."""
+    space = read_space({**SPACE, "resources": {"concurrent": 1}}, source="views.yaml")
+    data = open_for_search(space.base.data, split_file=tmp_path / "split.json")
+    assert len(data.train)
+    resources = Resources(views_folder=str(tmp_path / "views"))
+    booked = plan(resources)
+    found = speeds_on_node(space.base, tmp_path / "split.json", resources, booked, 10**6)
+    assert found.cached
+    assert min(found.step, found.read, found.made, found.device) > 0
+    assert side_by_side(booked) == (2, 1, 1)
+    assert not list((tmp_path / "views").rglob("*.arrow"))
+    monkeypatch.setattr(view_speeds, "PATIENCE", 0.01)
+    with pytest.raises(Unmeasured, match="no place was free"):
+        speeds_on_node(space.base, tmp_path / "split.json", resources, booked, 10**6)

@@ -71,6 +71,16 @@ def made(folder: Path) -> list[str]:
     return [f"{file.parent.name}/{file.stem}" for file in chunks(folder) if file.parts[-3].startswith("views-")]
 
 
+def at_work(folder: Path, number: int) -> bool:
+    """Whether a maker of any training lives."""
+    for slot in module._slots(folder, number):
+        if slot.exists():
+            with open(slot, "a+b") as opened:
+                if attempt(opened, shared=True) == "no":
+                    return True
+    return False
+
+
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wishes are written, and the test itself is the maker."""
     monkeypatch.setattr(module, "_start", lambda *_: None)
@@ -84,7 +94,6 @@ def test_the_views_of_another_process_are_the_same(table: CaseTable, store: Chun
     ((_, wish),) = wishes(store.folder)
     assert wish.passes == (1, 2)  # none after the last
     other = views_of(json.loads(json.dumps(wish.recipe)), ChunkStore(store.folder, 10**9))
-    assert other is not None
     assert until(lambda: not other.make_next(wish.passes) and len(made(store.folder)) == 4)  # the trial's own thread may be at one
     (gone,) = store.folder.glob("views-*/00001/0000.arrow")
     gone.unlink()  # to make room
@@ -96,7 +105,8 @@ def test_the_views_of_another_process_are_the_same(table: CaseTable, store: Chun
     assert store.made == before
     views.close()
     assert list(wishes(store.folder)) == []
-    assert views_of({**wish.recipe, "key": "of another version"}, store) is None
+    with pytest.raises(ValueError, match="instead of of another version"):
+        views_of({**wish.recipe, "key": "of another version"}, store)
 
 
 def test_trainings_are_served_in_turn_nearest_passes_first(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +167,7 @@ def test_a_maker_works_and_its_death_costs_time_alone(table: CaseTable, store: C
     assert os.getpriority(os.PRIO_PROCESS, process.pid) > os.getpriority(os.PRIO_PROCESS, 0)
     process.kill()
     process.wait(10)
-    assert until(lambda: not Makers(store.folder, 1).at_work)
+    assert until(lambda: not at_work(store.folder, 1))
     alone = TrainViews(table, DATA, 3, 4)
     same([first, *batches], list(alone.epoch(0)))
     for epoch in (1, 2, 9):  # the next one starts another maker
@@ -184,54 +194,104 @@ def test_makers_end_with_who_started_them(tmp_path: Path) -> None:
         assert parent.stdout is not None
         pids = [int(text) for text in parent.stdout.readline().split()]
         assert len(pids) == 2  # and no third for the second training
-        watcher = Makers(tmp_path, 2)
-        assert until(lambda: watcher.at_work)
+        assert until(lambda: at_work(tmp_path, 2))
         parent.send_signal(signal.SIGKILL)
-    assert until(lambda: not watcher.at_work, 10)
+    assert until(lambda: not at_work(tmp_path, 2), 10)
     assert not any(Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in pids)
     assert list(wishes(tmp_path)) == []
     assert not list((tmp_path / "wanted").iterdir())
 
 
-def test_who_looks_for_makers_is_taken_for_none(store: ChunkStore) -> None:
+def test_who_looks_for_makers_is_taken_for_none(table: CaseTable, store: ChunkStore) -> None:
+    recipe = TrainViews(table, DATA, 0, 4, store=store).recipe
     locks = store.folder / "locks"
     locks.mkdir()
     with open(locks / "maker-0", "a+b") as looking:
         assert attempt(looking, shared=True) == "alone"
-        assert not Makers(store.folder, 1).at_work
+        makers = Makers(store.folder, 1)
+        assert not makers.at_work
         threading.Timer(0.05, looking.close).start()
-        Makers(store.folder, 1).want(Wish((0,), {}))
+        makers.want(Wish((0,), recipe))
     assert len(module._started) == 1  # once nobody looked any more
-    assert Makers(store.folder, 1).at_work
+    assert makers.at_work
 
 
-def test_makers_that_make_nothing_are_waited_for_once_in_a_pass(
-    table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_makers_that_make_nothing_hold_nobody_up(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was stopped: what is needed is made, and the thread is not at it beside them."""
     no_process(monkeypatch)
     monkeypatch.setattr(Makers, "at_work", True)
     monkeypatch.setattr(shared_views, "CHUNK", 4)
-    monkeypatch.setattr(shared_views, "_LOOK", 0.01)
-    monkeypatch.setattr(shared_views, "_PATIENCE", 0.3)
-    views = TrainViews(table, DATA, 3, 4, store=store, num_epochs=2)
+    views = TrainViews(table, DATA, 3, 4, store=store, encoder=Means(), num_epochs=2)
     begun = time.monotonic()
     list(views.epoch(0))
-    assert until(lambda: len(made(store.folder)) == 20)
-    assert time.monotonic() - begun < 2.5  # ten chunks of the next pass, and not 0.3 s for each
+    assert time.monotonic() - begun < 2.5
+    assert [name.split("/")[0] for name in made(store.folder)] == ["00000"] * 10
+    other = TrainViews(table, DATA, 3, 4, store=ChunkStore(store.folder, 10**9))
+    while other.make_next([1]):
+        pass
+    assert until(lambda: len(chunks(store.folder)) == 40)  # the thread has made the tokens
     views.close()
 
 
-def test_nobody_waits_for_makers_of_a_pass_that_is_over(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    no_process(monkeypatch)
-    monkeypatch.setattr(Makers, "at_work", True)
+def test_a_wish_that_cannot_be_met_is_left_to_the_thread(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TrainViews.recipe.func  # type: ignore[attr-defined]
+    monkeypatch.setattr(TrainViews, "recipe", property(lambda self: {**original(self), "key": "of another version"}))
+    views = TrainViews(table, DATA, 3, 4, store=store, num_epochs=2)
+    batches = views.epoch(0)
+    next(batches)
+    assert until(lambda: len(made(store.folder)) == 4)
+    (process,) = module._started.values()
+    assert process.poll() is None  # it lives, for others
+    assert list(wishes(store.folder)) == []
+    batches.close()
+    views.close()
+
+
+LEFT_OPEN = """
+import sys, time
+from pathlib import Path
+from guidino_tune.data.makers import Makers
+from guidino_tune.data.shared_views import SharedViews
+from guidino_tune.data.store import ChunkStore
+Makers.at_work, Makers.want = True, lambda *_: None
+views = SharedViews(ChunkStore(Path(sys.argv[1]), 10**6, makers=1), None, "ab", lambda _: [("a",)], lambda *_: {})
+views.prepare([0], [0], dict)
+time.sleep(0.3)
+"""
+
+
+def test_a_process_ends_that_never_closed_its_views(tmp_path: Path) -> None:
+    """Though its thread waits for makers that make nothing."""
+    subprocess.run([sys.executable, "-c", LEFT_OPEN, str(tmp_path)], check=True, timeout=30)
+
+
+def test_a_pass_that_is_over_is_left(table: CaseTable, store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is slower than its training goes on with what is wanted now."""
+    at_it, go_on = threading.Event(), threading.Event()
+    original, kept = ChunkStore._keep, list[str]()
+
+    def keep(self: ChunkStore, path: Path, arrays: object) -> None:
+        if path.parent.name == "00001":
+            at_it.set()
+            assert go_on.wait(10)
+        original(self, path, arrays)  # type: ignore[arg-type]
+        kept.append(path.parent.name)
+
+    monkeypatch.setattr(ChunkStore, "_keep", keep)
+    monkeypatch.setattr(shared_views, "CHUNK", 4)
+    store.makers = 0
     views = TrainViews(table, DATA, 3, 4, store=store, once=True)
     list(views.epoch(0))
-    list(views.epoch(7))  # pass 0 is removed
-    assert views._shared is not None
-    begun = time.monotonic()
-    views._shared._fill(0)  # as the thread does when it was slower than the training
-    assert time.monotonic() - begun < 5
+    assert at_it.wait(10)
+    batches = views.epoch(7)
+    next(batches)
+    go_on.set()
+    assert until(lambda: kept.count("00008") == 10)
+    assert kept.count("00001") == 1  # which it was at
+    assert "00000" not in {name.split("/")[0] for name in made(store.folder)}
+    list(batches)
     views.close()
+    assert until(lambda: not made(store.folder))
 
 
 def test_makers_stop_where_only_nearer_passes_would_make_room(table: CaseTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

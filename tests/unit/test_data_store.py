@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 from table_helpers import damage
 
+from guidino_tune.data import room
 from guidino_tune.data import store as module
 from guidino_tune.data.store import ChunkStore
 
@@ -118,7 +119,7 @@ def test_a_killed_process_leaves_no_half_chunk_and_no_lock(where: str, tmp_path:
     store = ChunkStore(tmp_path, 10**6)
     assert store.get("views-a/0/0", lambda: chunk(5)) is not None
     assert store.made == 1
-    monkeypatch.setattr(module, "_STALE", -1.0)
+    monkeypatch.setattr(room, "_STALE", -1.0)
     ChunkStore(tmp_path, 10**6).get("views-a/0/1", chunk)  # looks at what lies there
     assert not list(tmp_path.glob(".*.tmp"))
 
@@ -287,7 +288,7 @@ def test_the_size_of_one_group_does_not_decide_what_another_may_take(tmp_path: P
     store = ChunkStore(tmp_path, budget)
     store.get("views-b/0/0", lambda: {"x": np.zeros((1, 10), np.uint8)})
     assert len(list(tmp_path.rglob("*.arrow"))) == 4  # there was room without removing anything
-    assert store._allowance <= budget / 128
+    assert store._room._allowance <= budget / 128
     store = ChunkStore(tmp_path, budget)
     store.get("views-c/0/0", lambda: {"x": np.zeros((10_000, 10), np.uint8)})
     assert store.problem == ""
@@ -389,7 +390,7 @@ def test_without_a_budget_half_of_the_disk_is_used(tmp_path: Path, monkeypatch: 
     class Usage:
         free = 50_000
 
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: Usage)
     store = ChunkStore(tmp_path)
     for number in range(4):
         store.get(f"views-a/{number}/0", lambda: {"x": np.ones((10, 1000), np.uint8)})

@@ -375,7 +375,7 @@ def test_a_view_whose_draft_looks_old_is_made_nevertheless(tmp_path: Path, monke
         real(path, arrays)
         with monkeypatch.context() as late:
             late.setattr(time, "time", lambda now=time.time: now() + 3600)
-            ours._groups()
+            ours._room._groups()
         assert not path.exists()
 
     monkeypatch.setattr(store, "_write", write)
@@ -386,4 +386,4 @@ def test_a_view_whose_draft_looks_old_is_made_nevertheless(tmp_path: Path, monke
     assert again is not None
     assert (made["x"] == again["x"]).all()
     assert ours.made == 2
-    assert ours.has("views-ab/0/0")
+    assert ours.names("views-ab/0") == {"0"}

@@ -53,6 +53,7 @@ def test_the_precision_of_the_nodes_becomes_that_of_the_study(
     result = gt.run_search(gt.load_space(str(file)))
     folder = study_folder(home, "small")
     assert load_study(folder).user_attrs["precision"] == found
+    assert load_study(folder).user_attrs["share_views"] == {"way": True, "why": ""}  # without GPUs nothing is measured
     assert yaml.safe_load(folder.definition.read_text())["experiment"]["training"]["precision"] == found
     assert Experiment.from_yaml(folder.trial(0).path / EXPERIMENT).training.precision == found
     assert result.best.experiment.training.precision == found
