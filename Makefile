@@ -44,7 +44,7 @@ lint: .venv/.dev
 	$(BIN)/mypy tests/benchmarks
 
 bench: .venv/.dev
-	@test -d "$$GUIDINO_TUNE_DATA" || { echo "set GUIDINO_TUNE_DATA to the folder with the real images (see README, Tests)" >&2; exit 2; }
+	@test -d "$$GUIDINO_TUNE_DATA" || { echo "set GUIDINO_TUNE_DATA to the folder with the real images (see docs/code.md)" >&2; exit 2; }
 	@failed=; for name in $(BENCHMARKS); do $(BIN)/python tests/benchmarks/$$name.py || failed="$$failed $$name"; done; \
 		$(BIN)/python tests/benchmarks/measuring.py; test -z "$$failed" || { echo "did not run to their end:$$failed" >&2; exit 1; }
 
