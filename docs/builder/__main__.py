@@ -1,4 +1,4 @@
-"""Puts the sources of the site together: ``python docs/builder FOLDER``. What makes pages of Markdown reads that folder (``mkdocs.yml``)."""
+"""Puts the sources of the site together, where ``mkdocs.yml`` says that they are: ``python docs/builder FOLDER``."""
 
 from __future__ import annotations
 

@@ -79,7 +79,11 @@ def page() -> str:
     """The page as Markdown."""
     parts = [INTRODUCTION]
     for section in sections():
-        parts += [f"## {section.title} {{ #{section.anchor} }}\n", docstrings.read(section.cls.__doc__).text + "\n", *map(_shown, section.entries)]
+        parts += [
+            f"## {section.title} {{ #{section.anchor} }}\n",
+            docstrings.read(section.cls.__doc__).text + "\n",
+            *map(_shown, section.entries),
+        ]
     return "\n".join(parts)
 
 
@@ -128,7 +132,7 @@ def _entries(place: str, cls: type) -> Iterator[Entry]:
         kind = f"[a section](#{_place(path, held[0])})" if held else words(hints[field.name])
         marks = ("One for all trials: " + about.shared,) if about.shared else ()
         marks += ("Changes no result: " + about.only_how,) if about.only_how else ()
-        yield Entry(path, kind, as_yaml(default), meanings.get(field.name, "A section of its own." if held else ""), marks)
+        yield Entry(path, kind, as_yaml(default), meanings.get(field.name, "").replace("``None``", "`null`"), marks)
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

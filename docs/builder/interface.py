@@ -86,10 +86,10 @@ def _signature(node: ast.FunctionDef, title: str) -> str:
     assert isinstance(bare, ast.FunctionDef)
     arguments = bare.args
     arguments.args = [one for one in arguments.args if one.arg not in ("self", "cls")]
-    text = ast.unparse(arguments)
+    parts = [re.sub(r"^(\w+: [^=]*\S)=", r"\1 = ", part) for part in _split(ast.unparse(arguments)) if part]
+    text = ", ".join(parts)
     if len(title) + len(text) + len(result) < 100:
         return f"{title}({text}){result}"
-    parts = [part for part in _split(text) if part]
     return f"{title}(\n" + "".join(f"    {part},\n" for part in parts) + f"){result}"
 
 

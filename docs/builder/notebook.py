@@ -29,7 +29,7 @@ def page(text: str, name: str) -> tuple[str, dict[str, bytes]]:
                 pictures[file] = base64.b64decode("".join(data["image/png"]))
                 parts.append(f"![What the cell above drew]({file})")
             else:
-                parts.append(f"```text title=\"output\"\n{_text(output, data)}\n```")
+                parts.append(f'```text title="output"\n{_text(output, data)}\n```')
     return "\n\n".join(parts) + "\n", pictures
 
 

@@ -12,7 +12,11 @@ DOCS = Path(__file__).resolve().parents[1]
 ROOT = DOCS.parent
 
 NOTEBOOK = "tutorial.ipynb"
-ELSEWHERE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "guidino_tune/simulation/recorded/README.md": "recorded.md"}
+ELSEWHERE = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "guidino_tune/simulation/recorded/README.md": "recorded.md",
+}
 """Files of the repository outside ``docs/`` that are pages of the site, and where."""
 
 

@@ -26,7 +26,7 @@ def page(folder: Path) -> str:
 def _space(file: Path) -> str:
     text = file.read_text(encoding="utf-8")
     space = yaml.safe_load(text)
-    about = " ".join(line.lstrip("# ") for line in text.partition("\nexperiment:")[0].splitlines() if line.startswith("#"))
+    about = "\n".join(line.lstrip("# ") for line in text.partition("\nexperiment:")[0].splitlines() if line.startswith("#"))
     trials = space.get("first_trials", [])
     varying = [name for name in space["space"] if len({as_yaml(trial.get(name)) for trial in trials}) > 1]
     parts = [
@@ -60,7 +60,7 @@ def _recipes(folder: Path) -> str:
             seen.setdefault(row["system"], (row["system"], *here))
     return (
         "## Recipes\n\nA small space around each system of the papers, with its authors' settings; `guidino-tune reproduce` trains them as "
-        "tables ([The papers' tables](../tables.md)). A file that ends in `-reference` beside one has the settings of the authors' code.\n\n"
+        "tables ([The papers' tables](../tables.md)). A file beside one that ends in `-reference` has the settings of their code.\n\n"
         + _table(("system", *datasets), list(seen.values()))
     )
 
