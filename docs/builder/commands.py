@@ -60,7 +60,7 @@ def page() -> str:
 
 def _section(name: str) -> Iterator[str]:
     parser = parser_of(name)
-    parser.formatter_class = functools.partial(argparse.RawDescriptionHelpFormatter, width=110, max_help_position=30)
+    parser.formatter_class = functools.partial(argparse.RawDescriptionHelpFormatter, width=104, max_help_position=28)
     with contextlib.suppress(AttributeError):
         parser.color = False  # newer Pythons colour it
     about, examples = parser.description or "", parser.epilog or ""

@@ -26,12 +26,8 @@ class Impatient:
 
 def told_by_page() -> str:
     """The code of docs/python.md, as far as the comparison."""
-    return (
-        (Path(__file__).parents[2] / "docs" / "python.md")
-        .read_text()
-        .partition("# From Python\n\n```python\n")[2]
-        .partition("report = ")[0]
-    )
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    return page.partition("```python\n")[2].partition("report = ")[0]
 
 
 def test_a_search_in_a_notebook_and_in_a_thread(
