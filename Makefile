@@ -46,6 +46,7 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy guidino_tune
 	$(BIN)/mypy tests/benchmarks
+	$(BIN)/mypy docs/builder
 
 docs: .venv/.dev
 	$(BIN)/python docs/builder build/docs

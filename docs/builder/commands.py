@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import importlib
 from collections.abc import Iterator
@@ -61,8 +60,7 @@ def page() -> str:
 def _section(name: str) -> Iterator[str]:
     parser = parser_of(name)
     parser.formatter_class = functools.partial(argparse.RawDescriptionHelpFormatter, width=104, max_help_position=28)
-    with contextlib.suppress(AttributeError):
-        parser.color = False  # newer Pythons colour it
+    vars(parser)["color"] = False  # newer Pythons colour it
     about, examples = parser.description or "", parser.epilog or ""
     parser.description = parser.epilog = None
     yield f"## {name}\n"

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from guidino_tune import config
 from guidino_tune.config.fields import About, known_of
+from guidino_tune.config.segmenters import GATES, Common
 
 from . import docstrings
 
@@ -29,6 +30,12 @@ What is left out has the default. This page is made from the classes in `guidino
 say how something is computed or checked.
 """
 
+NAMED = """\
+## Backbones by name { #backbones }
+
+| `guide.backbone` | weights |
+|---|---|"""
+
 NAMES = {bool: "`true` or `false`", int: "whole number", float: "number", str: "text", type(None): "`null`", Any: "any value"}
 
 
@@ -38,6 +45,7 @@ class Entry:
 
     Attributes:
         path: Under which it is set.
+        anchor: Its id on the page; fields of several kinds of a section share a path.
         kind: Type and range in words.
         default: As YAML; empty where a value must be given.
         meaning: The docstring's words.
@@ -45,6 +53,7 @@ class Entry:
     """
 
     path: str
+    anchor: str
     kind: str
     default: str
     meaning: str
@@ -79,18 +88,30 @@ def page() -> str:
     """The page as Markdown."""
     parts = [INTRODUCTION]
     for section in sections():
-        parts += [
-            f"## {section.title} {{ #{section.anchor} }}\n",
-            docstrings.read(section.cls.__doc__).text + "\n",
-            *map(_shown, section.entries),
-        ]
-    return "\n".join(parts)
+        parts += [f"## {section.title} {{ #{section.anchor} }}\n", docstrings.read(section.cls.__doc__).text + "\n"]
+        parts += [*_known_as(section.cls), *map(_shown, section.entries)]
+    return "\n".join([*parts, NAMED, *(f"| `{name}` | {_repository(held)} |" for name, held in config.BACKBONES.items())]) + "\n"
+
+
+def _repository(name: str | None) -> str:
+    return f"`{name}` at Hugging Face" if name else "two layers with random weights, for the demo and for tests"
+
+
+def _known_as(cls: type) -> Iterator[str]:
+    """What a segmenter's class tells beside its fields: its names in tables, and where the guide mask may multiply."""
+    if not issubclass(cls, Common) or not isinstance(cls.plain_name, str):  # those of one's own network follow from its class
+        return
+    first, *others = (f"{GATES[place]} (`{place}`)" for place in cls.gates)
+    yield (
+        f"In tables *{cls.plain_name}*, with a guide mask *{cls.guided_name}*. The mask multiplies {first}, or by `guide.gate` "
+        f"{', '.join(others)}." + (" A head on the backbone's features, which needs one.\n" if cls.needs_features else "\n")
+    )
 
 
 def _shown(entry: Entry) -> str:
     default = f"default `{entry.default}`" if entry.default else "must be given"
     marks = "".join(f" *{mark}.*" for mark in entry.marks)
-    return f"**`{entry.path}`** · {entry.kind} · {default} {{ #{entry.path} }}\n\n:   {entry.meaning}{marks}\n"
+    return f"**`{entry.path}`** · {entry.kind} · {default} {{ #{entry.anchor} }}\n\n:   {entry.meaning}{marks}\n"
 
 
 def _kind(cls: type) -> str:
@@ -130,9 +151,16 @@ def _entries(place: str, cls: type) -> Iterator[Entry]:
         default, about, path = default_of(field), known.get(field.name, About()), f"{place}.{field.name}"
         held = list(_classes(hints[field.name]))
         kind = f"[a section](#{_place(path, held[0])})" if held else words(hints[field.name])
-        marks = ("One for all trials: " + about.shared,) if about.shared else ()
-        marks += ("Changes no result: " + about.only_how,) if about.only_how else ()
-        yield Entry(path, kind, as_yaml(default), meanings.get(field.name, "").replace("``None``", "`null`"), marks)
+        told = {"One for all trials": about.shared, "Changes no result": about.only_how}
+        marks = tuple(f"{mark}: {text}" for mark, text in told.items() if text)
+        yield Entry(path, f"{_place(place, cls)}.{field.name}", kind, as_yaml(default), _told(meanings.get(field.name, "")), marks)
+
+
+def _told(meaning: str) -> str:
+    """A docstring's words as a reader of YAML needs them."""
+    return (
+        meaning.replace("``None``", "`null`").replace("``BACKBONES``", "[the list](#backbones)").replace(" (see ``segmenters.GATES``)", "")
+    )
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

@@ -46,7 +46,7 @@ def _parameter(of: Any) -> tuple[str, str]:
     if "choices" in of:
         return ", ".join(f"`{as_yaml(value)}`" for value in of["choices"]), when
     step = f", in steps of {of['step']}" if "step" in of else ""
-    return f"{of['low']:g} to {of['high']:g}{', on a logarithm' if of.get('log') else ''}{step} ({of['type']})", when
+    return f"{of['type']}, {of['low']:g} to {of['high']:g}{', logarithmic' if of.get('log') else ''}{step}", when
 
 
 def _recipes(folder: Path) -> str:

@@ -42,7 +42,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ------------------------------------------------------------------------------------------------------------------ configuration
 
 SHOWN = re.compile(
-    r"^\*\*`(?P<path>[\w.]+)`\*\* · (?P<kind>.+) · (?:default `(?P<default>.*)`|must be given) \{ #(?P=path) \}\n\n:   (?P<text>.*)$", re.M
+    r"^\*\*`(?P<path>[\w.]+)`\*\* · (?P<kind>.+) · (?:default `(?P<default>.*)`|must be given) \{ #(?P<anchor>[\w.-]+) \}\n\n:   (?P<text>.*)$",
+    re.M,
 )
 
 
@@ -59,7 +60,8 @@ def plain(value: Any) -> Any:
 
 
 def test_every_field_of_every_class_is_shown_with_its_default_and_a_meaning() -> None:
-    parts = re.split(r"^## ", configuration.page(), flags=re.M)[1:]
+    *parts, backbones = re.split(r"^## ", configuration.page(), flags=re.M)[1:]
+    assert re.findall(r"^\| `(\w+)` \|", backbones, re.M) == list(config.BACKBONES)
     classes = [section.cls for section in configuration.sections()]
     assert len(parts) == len(classes) >= 20
     assert {*classes} == {*all_classes()} - {config.Experiment}
@@ -75,6 +77,12 @@ def test_every_field_of_every_class_is_shown_with_its_default_and_a_meaning() ->
                 assert found["default"] == "its own"
             else:
                 assert yaml.safe_load(found["default"]) == plain(getattr(made, name)), found["path"]
+
+
+def test_every_field_has_an_id_of_its_own() -> None:
+    found = [one["anchor"] for one in SHOWN.finditer(configuration.page())]
+    assert {"data.image_size", "segmenter-unet.base_width", "segmenter-nnwnet.base_width", "guide.lora.rank"} <= set(found)
+    assert len(set(found)) == len(found) > 150
 
 
 def test_a_path_of_the_page_is_one_that_can_be_set() -> None:
