@@ -48,9 +48,9 @@ lint: .venv/.dev
 	$(BIN)/mypy tests/benchmarks
 	$(BIN)/mypy docs/builder
 
-docs: .venv/.dev
+docs: .venv/.dev # not --quiet, with which --strict overlooks warnings
 	$(BIN)/python docs/builder build/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "the site begins at build/site/index.html"
 
 # Not in this checkout, whose guidino_tune would be taken instead.
