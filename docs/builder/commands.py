@@ -1,12 +1,12 @@
-"""The page of every command: what its parser says of itself."""
+"""The page of every command: what its ``--help`` prints."""
 
 from __future__ import annotations
 
-import argparse
-import functools
+import contextlib
 import importlib
+import io
+import os
 from collections.abc import Iterator
-from unittest import mock
 
 from guidino_tune.__main__ import COMMANDS, module_of
 
@@ -21,34 +21,8 @@ below. This page is what `--help` prints.
 |---|---|
 """
 
-
-class _Found(BaseException):
-    """Carries a command's parser out of it, past all that a command catches."""
-
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        super().__init__()
-        self.parser = parser
-
-
-def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser of a command, which is started and stopped before it reads anything."""
-
-    def stop(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
-        raise _Found(parser)
-
-    module = importlib.import_module(f"guidino_tune.{module_of(command)}")
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", stop), mock.patch.object(module, "run", _parse, create=True):
-        try:
-            module.main([])
-        except _Found as found:
-            return found.parser
-    raise RuntimeError(f"{command} parses no arguments")
-
-
-def _parse(_: object, parser: argparse.ArgumentParser, argv: list[str] | None) -> int:
-    """In the place of ``cli.run``, which would also change how this process ends."""
-    parser.parse_args(argv)
-    return 0
+COLUMNS = "106"
+"""Of the terminal for which it is printed: what fits on a page."""
 
 
 def page() -> str:
@@ -57,14 +31,25 @@ def page() -> str:
     return INTRODUCTION + rows + "\n" + "\n".join(part for name in COMMANDS for part in _section(name))
 
 
+def help_of(command: str) -> str:
+    """What a command prints of itself."""
+    printed, before = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = COLUMNS
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            importlib.import_module(f"guidino_tune.{module_of(command)}").main(["--help"])
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
+    return printed.getvalue()
+
+
 def _section(name: str) -> Iterator[str]:
-    parser = parser_of(name)
-    parser.formatter_class = functools.partial(argparse.RawDescriptionHelpFormatter, width=104, max_help_position=28)
-    vars(parser)["color"] = False  # newer Pythons colour it
-    about, examples = parser.description or "", parser.epilog or ""
-    parser.description = parser.epilog = None
+    usage, about, *rest = help_of(name).split("\n\n")
+    options, _, examples = "\n\n".join([usage, *rest]).partition("\nexamples:\n")
     yield f"## {name}\n"
     yield about.strip() + "\n"
-    yield f"```text\n{parser.format_help().strip()}\n```\n"
+    yield f"```text\n{options.strip()}\n```\n"
     if examples:
-        yield f"```text\n{examples.strip()}\n```\n"
+        yield f"```text\n{examples.rstrip()}\n```\n"
