@@ -22,7 +22,7 @@ help:
 	@echo "              (make test PYTEST_ARGS='tests/unit -k loss' runs some of them)"
 	@echo "make lint     formatting, mistakes and types: ruff and mypy"
 	@echo "make docs     the documentation as a site in build/site: seconds; a broken link ends it"
-	@echo "make wheel    builds dist/*.whl and tries it in an empty environment: minutes"
+	@echo "make wheel    builds dist/*.whl and tries it in an empty environment, build/wheel: minutes, and two gigabytes"
 	@echo "make bench    the benchmarks in tests/benchmarks, about a quarter of an hour on two cores; needs GUIDINO_TUNE_DATA"
 	@echo "              (make bench BENCHMARKS='driver inference' runs some of them)"
 	@echo "make gpu      six minutes on one GPU: does it compute the same there as on the CPU, and how fast; needs no data"
