@@ -26,7 +26,7 @@ def page(folder: Path) -> str:
 def _space(file: Path) -> str:
     text = file.read_text(encoding="utf-8")
     space = yaml.safe_load(text)
-    about = "\n".join(line.lstrip("# ") for line in text.partition("\nexperiment:")[0].splitlines() if line.startswith("#"))
+    about = "  \n".join(line.lstrip("# ") for line in text.partition("\nexperiment:")[0].splitlines() if line.startswith("#"))
     trials = space.get("first_trials", [])
     varying = [name for name in space["space"] if len({as_yaml(trial.get(name)) for trial in trials}) > 1]
     parts = [
