@@ -1,16 +1,18 @@
 # Everything from a checkout, with nothing but `make`, Python 3.11 or newer and pip. The environment is made in .venv when it is needed
-# and brought up to date when pyproject.toml or constraints.txt change. Settings of pip (PIP_INDEX_URL, pip.conf, ...) are respected.
+# and brought up to date when pyproject.toml or constraints.txt change. Settings of pip (PIP_INDEX_URL, pip.conf, ...) are respected: uv,
+# which is quicker, installs only where there are none, for it would not read them (`make UV=` never takes it, `make UV=uv` always).
 
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt -e
+UV ?= $(shell command -v uv > /dev/null && test -z "$$($(PYTHON) -m pip config list 2> /dev/null)" && echo uv)
+INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet) -c constraints.txt -e
 SPACE = demo
 ARGS =
 PYTEST_ARGS =
 BENCHMARKS = start checkpoint view_making search_throughput against_plain_way epoch_overhead turnaround validation inference precision driver asking database memory
 
 .DEFAULT_GOAL := help
-.PHONY: help search test lint bench gpu overfit chaos cluster-test image-test clean
+.PHONY: help search test lint docs wheel bench gpu overfit chaos cluster-test image-test clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +21,8 @@ help:
 	@echo "make test     all tests but those below; those on real data only where GUIDINO_TUNE_DATA names the folder that holds them"
 	@echo "              (make test PYTEST_ARGS='tests/unit -k loss' runs some of them)"
 	@echo "make lint     formatting, mistakes and types: ruff and mypy"
+	@echo "make docs     the documentation as a site in build/site: seconds; a broken link ends it"
+	@echo "make wheel    builds dist/*.whl and tries it in an empty environment, build/wheel: minutes, and two gigabytes"
 	@echo "make bench    the benchmarks in tests/benchmarks, about a quarter of an hour on two cores; needs GUIDINO_TUNE_DATA"
 	@echo "              (make bench BENCHMARKS='driver inference' runs some of them)"
 	@echo "make gpu      eight minutes on one GPU: does it compute the same there as on the CPU, how fast, and what to set; needs no data"
@@ -42,9 +46,23 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy guidino_tune
 	$(BIN)/mypy tests/benchmarks
+	$(BIN)/mypy docs/builder
+
+docs: .venv/.dev # not --quiet, with which --strict overlooks warnings
+	$(BIN)/python docs/builder build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "the site begins at build/site/index.html"
+
+# Not in this checkout, whose guidino_tune would be taken instead.
+wheel: | .venv/bin/python
+	rm -rf build/wheel build/lib dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv build/wheel
+	$(if $(UV),$(UV) pip install --quiet --python build/wheel/bin/python,build/wheel/bin/python -m pip install --quiet) -c constraints.txt dist/*.whl
+	cd build/wheel && bin/guidino-tune --version && { bin/guidino-tune doctor --home home || test $$? = 1; } && bin/guidino-tune search demo --dry-run --home home
 
 bench: .venv/.dev
-	@test -d "$$GUIDINO_TUNE_DATA" || { echo "set GUIDINO_TUNE_DATA to the folder with the real images (see README, Tests)" >&2; exit 2; }
+	@test -d "$$GUIDINO_TUNE_DATA" || { echo "set GUIDINO_TUNE_DATA to the folder with the real images (see docs/code.md)" >&2; exit 2; }
 	@failed=; for name in $(BENCHMARKS); do $(BIN)/python tests/benchmarks/$$name.py || failed="$$failed $$name"; done; \
 		$(BIN)/python tests/benchmarks/measuring.py; test -z "$$failed" || { echo "did not run to their end:$$failed" >&2; exit 1; }
 

@@ -21,7 +21,7 @@ EXAMPLES = """\
                                                             a Pareto front of Dice against size, not one best trial
   guidino-tune search my_space.yaml --set data.kind=folder --data-root /data/mine
   guidino-tune search kvasir --name mine --set segmenter.kind=custom --set segmenter.target=my_parts:MyNet
-                                                            a network of your own (README, "Your own parts")
+                                                            a network of your own (docs/own-parts.md)
   ray job submit --working-dir . -- python -m guidino_tune.search kvasir
                                                             the same on a cluster
 

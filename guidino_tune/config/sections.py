@@ -160,6 +160,8 @@ class DINOGuide:
             tokens can be shared; a learned projection would change them with every step.
         train: What of the backbone is trained: ``frozen`` nothing, ``lora`` its adapters, ``full`` all of its weights, from those it comes
             with, at ``training.backbone_lr``. ``None``: ``lora`` where ``lora.rank`` is above 0, else ``frozen``.
+        tokenbook: How its tokens become the mask.
+        lora: Its adapters.
     """
 
     kind: Literal["dino"] = "dino"
@@ -303,10 +305,12 @@ class Training:
         steps_per_epoch: Optimiser steps of an epoch. ``cases``: every case once. ``None``: every case once, but at least 50 steps, for
             trials are compared after epochs, and a few steps tell nothing.
         batch_size: Images per optimiser step, over all workers.
+        optimizer: Of all weights.
         lr: Learning rate of everything but the backbone and its adapters.
         lora_lr: Learning rate of the adapters.
         backbone_lr: Learning rate of a backbone that is trained in full (``guide.train``), the same in all of its layers; the default is
             MedDINOv3's.
+        weight_decay: Of AdamW decoupled from the gradient, of SGD added to it.
         momentum: Of SGD (Nesterov).
         schedule: ``poly``: ``(1 - e/E) ** 0.9``; ``cosine`` and ``linear``: to zero; per epoch ``e`` of ``E``.
         warmup_epochs: Epochs in which the rates rise to the schedule's by equal steps; transformers may need it at high rates.

@@ -51,7 +51,11 @@ class Common:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class UNet(Common):
-    """U-Net with batch norm; widths ``base_width * (1, 2, 4, 8, 16)``. GuiDINO-U gates its bottleneck."""
+    """U-Net with batch norm. GuiDINO-U gates its bottleneck.
+
+    Attributes:
+        base_width: Width of the first stage; the five have ``base_width * (1, 2, 4, 8, 16)``.
+    """
 
     gates: ClassVar[tuple[str, ...]] = ("bottleneck", "input", "skips", "decoder")
     plain_name: ClassVar[str] = "U-Net"
@@ -95,7 +99,12 @@ class NNUNet(Common):
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class NNWNet(Common):
-    """nnWNet 2D; local widths ``base_width * (1, 2, 4, 8, 16)``, global ones half of them. GuiDINO-W gates its input image."""
+    """nnWNet 2D. GuiDINO-W gates its input image.
+
+    Attributes:
+        base_width: Local width of the first stage; the five have ``base_width * (1, 2, 4, 8, 16)``, and half of these as global widths.
+        deep_supervision: See ``NNUNet``.
+    """
 
     gates: ClassVar[tuple[str, ...]] = ("input", "bottleneck", "skips", "decoder")
     plain_name: ClassVar[str] = "nnWNet"
@@ -242,7 +251,12 @@ class SegDINO(Common):
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class SegGuiDINO(Common):
-    """Seg-GuiDINO's head: projected backbone features, multiplied by the guide mask, one more convolution, upsampling."""
+    """Seg-GuiDINO's head: projected backbone features, multiplied by the guide mask, one more convolution, upsampling.
+
+    Attributes:
+        hidden: Width of the projected features.
+        dropout: Before the last convolution, of whole channels, in training only.
+    """
 
     gates: ClassVar[tuple[str, ...]] = ("features", "decoder")
     needs_features: ClassVar[bool] = True

@@ -24,9 +24,10 @@ class Impatient:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def told_by_readme() -> str:
-    """The code of its section "From Python", as far as the comparison."""
-    return (Path(__file__).parents[2] / "README.md").read_text().partition("## From Python\n\n```python\n")[2].partition("report = ")[0]
+def told_by_page() -> str:
+    """The code of docs/python.md, as far as the comparison."""
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    return page.partition("```python\n")[2].partition("report = ")[0]
 
 
 def test_a_search_in_a_notebook_and_in_a_thread(
@@ -44,7 +45,7 @@ def test_a_search_in_a_notebook_and_in_a_thread(
         assert (stopped.ended, stopped.exit_code) == ("Interrupted", 130)
         assert [(t.state, list(t.values)) for t in stopped.trials()] == [("interrupted", [1, 2])]
         names = {"space_of": space, "values": values | {"study.trials": 2}, "own": sampler}
-        code = told_by_readme()
+        code = told_by_page()
         for old, new in {
             '"kvasir", {"data.root": "/data/Kvasir-SEG", "study.trials": 64}': "space_of, values",
             "callbacks=[Curves()]": "callbacks=[Curves()], sampler=own",

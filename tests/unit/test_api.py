@@ -182,10 +182,10 @@ def test_an_own_sampler_stays_the_studys(home: Path) -> None:
         _take_own(other.study, other.space, other.folder, sampler=None)
 
 
-def test_the_readme_speaks_of_what_is_there() -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text().partition("## From Python")[2]
+def test_the_page_speaks_of_what_is_there() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "python.md").read_text().partition("# From Python")[2]
     code = text.partition("```python\n")[2].partition("```")[0]
-    compile(code, "README", "exec")
+    compile(code, "python.md", "exec")
     names = {word.partition("(")[0] for word in code.replace("gt.", " gt.").split() if word.startswith("gt.")}
     assert names
     assert {name.removeprefix("gt.") for name in names} <= set(gt.__all__)

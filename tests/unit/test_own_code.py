@@ -67,8 +67,8 @@ def space_of(segmenter: dict[str, Any] = NET, space: dict[str, Any] | None = Non
 
 
 @pytest.mark.usefixtures("few")
-def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text().partition("### Your own parts")[2].partition("\n## ")[0]
+def test_the_example_of_the_page_works(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "own-parts.md").read_text()
     (code,), (space,) = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("python", "yaml"))
     (tmp_path / code.split()[1]).write_text(code)
     (tmp_path / "mine.yaml").write_text(space)

@@ -1,14 +1,18 @@
 """Files beside the package: pinned dependencies and the scripts for a cluster."""
 
+import re
 import shutil
 import subprocess
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import guidino_tune
 from guidino_tune.workflows import survey
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +26,18 @@ def test_constraints_pin_every_direct_dependency_inside_its_range():
     direct = [Requirement(text) for text in metadata.requires(survey.NAME)]
     outside = [r.name for r in direct if not r.specifier.contains(pinned.get(canonicalize_name(r.name), "0"))]
     assert outside == []
+
+
+def test_a_release_has_one_version_and_one_date():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "guidino_tune.__version__"}
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    latest = re.search(r"^## (\S+) \((\S+)\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert latest is not None
+    assert guidino_tune.__version__ == cited["version"] == latest[1]
+    assert cited["date-released"] == latest[2]
+    assert (cited["license"], cited["cff-version"]) == (project["project"]["license"], "1.2.0")
 
 
 @pytest.mark.parametrize("script", ["head.sh", "worker.sh", "mlflow.sh", "submit.sh", "env.sh", "backup.sh", "restore.sh"])

@@ -1,4 +1,4 @@
-"""The shell blocks of README and CONTRIBUTING are run, line after line, in a home of their own; on few images, for what fills hours."""
+"""The shell blocks of README, docs/ and CONTRIBUTING are run line after line in a home of their own, on few images."""
 
 from __future__ import annotations
 
@@ -20,6 +20,21 @@ from guidino_tune.space import recipes, space
 
 ROOT = Path(__file__).parents[2]
 
+RUN = (
+    "docs/index.md", "docs/install.md", "docs/search.md", "docs/resume.md", "docs/data.md", "docs/gpus.md", "docs/simulating.md",
+    "README.md", "docs/compare.md", "docs/tables.md", "CONTRIBUTING.md",
+)  # fmt: skip
+"""Pages whose lines are run, in an order in which each finds what it needs; a line that several show is run once."""
+
+NOT_RUN = {
+    "docs/clusters.md": "machines and clouds; tests/cluster",
+    "docs/databases.md": "PostgreSQL and S3; tests/contract, test_study_postgres.py",
+    "docs/searching.md": "simulations of half an hour; test_simulation.py",
+    "docs/slurm.md": "Slurm; tests/cluster/long/test_slurm.py",
+    "docs/team.md": "several people; test_list_and_show.py, test_backup.py",
+}
+"""Other pages with shell blocks, and what tests what they show."""
+
 ELSEWHERE = {
     "make ": "it installs, or runs this test",
     ".venv/bin/ruff ": "it changes the files of the checkout; `make lint` looks at them",
@@ -28,11 +43,12 @@ ELSEWHERE = {
     "guidino-tune prepare kvasir": "Internet; test_download.py",
     "guidino-tune simulate kvasir ": "a study of ten trials; the line after it simulates a table",
     "guidino-tune reproduce table1 ": "three data sets; test_reproduce.py",
-    "export ": "a cluster",
+    "PIP_": "it installs",
+    "UV_": "it installs",
+    "python3 -m venv ": "it installs",
+    ".venv/bin/python -m pip ": "it installs",
+    "source .venv/": "the environment of the tests is active",
     "cluster/": "a cluster; test_cluster_scripts.py",
-    "source cluster/": "a cluster; test_cluster_scripts.py",
-    "scp ": "a second machine",
-    "ray job ": "a cluster; test_cluster_scripts.py",
     "sbatch ": "Slurm; tests/cluster/long/test_slurm.py",
 }
 """Lines, by their beginning, that are not run here, and why."""
@@ -80,9 +96,14 @@ def sandbox(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
+def test_every_page_with_a_shell_block_is_run_or_says_why_not() -> None:
+    pages = {page.relative_to(ROOT).as_posix() for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
+    assert {page for page in pages if "\n```bash\n" in (ROOT / page).read_text(encoding="utf-8")} == {*RUN, *NOT_RUN}
+
+
 def test_the_shell_blocks_of_the_pages_run(home: Path, sandbox: Path, capsys: pytest.CaptureFixture[str]) -> None:
     left, larger, ran = set(ELSEWHERE), set(SMALLER), set()
-    for line in (*lines("README.md"), *lines("CONTRIBUTING.md")):
+    for line in dict.fromkeys(line for page in RUN for line in lines(page)):
         if reason := next((begin for begin in ELSEWHERE if line.startswith(begin)), None):
             left.discard(reason)
             continue
