@@ -43,6 +43,8 @@ ELSEWHERE = {
     "guidino-tune prepare kvasir": "Internet; test_download.py",
     "guidino-tune simulate kvasir ": "a study of ten trials; the line after it simulates a table",
     "guidino-tune reproduce table1 ": "three data sets; test_reproduce.py",
+    "guidino-tune ensemble kvasir": "a study of several complete trials; test_workflows_ensemble.py",
+    "guidino-tune serve ": "it ends by Ctrl-C; test_serve.py",
     "PIP_": "it installs",
     "UV_": "it installs",
     "python3 -m venv ": "it installs",
@@ -121,4 +123,4 @@ def test_the_shell_blocks_of_the_pages_run(home: Path, sandbox: Path, capsys: py
         assert code == 0 or (name == "doctor" and code == 1), (command, capsys.readouterr())  # it tells what is missing here
         ran.add(name)
     assert (left, larger) == (set(), set())  # what no page shows any more
-    assert set(COMMANDS) - ran == {"prepare", "track", "reproduce-trial"}  # shown beside the text alone
+    assert set(COMMANDS) - ran == {"prepare", "track", "reproduce-trial", "serve"}  # shown beside the text alone
