@@ -7,12 +7,11 @@ import math
 import time
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.distributed
 from torch import nn
@@ -32,6 +31,7 @@ from guidino_tune.models.backbone import Features
 from guidino_tune.models.precision import autocast_in, channels_last_pays, use_bf16
 from guidino_tune.training import checkpoints
 from guidino_tune.training.backbones import check_fingerprint
+from guidino_tune.training.case_scores import SHOWN, Shown, Validated
 from guidino_tune.training.compiling import Compiled
 from guidino_tune.training.costs import forget_peak, forward_seconds, peak_gigabytes
 from guidino_tune.training.failures import Diverged
@@ -45,18 +45,6 @@ log = logging.getLogger(__name__)
 
 OVERLAP = 0.25
 """Of the windows in which patches are validated in a search; the full protocol takes its own."""
-
-SHOWN = 4
-"""Validation cases whose predictions are kept for people to look at."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A validation case's ``prediction`` (S, S) of 0 and 1 or of labels, and ``guide`` (h, w) in [0, 1], or ``None`` without a gate."""
-
-    id: str
-    prediction: np.ndarray
-    guide: np.ndarray | None
 
 
 class TrainingRun:
@@ -112,6 +100,10 @@ class TrainingRun:
         self.best_shown: list[Shown] = []
         """Of the validation that gave the best objective in this process."""
         self.num_shown = SHOWN
+        self.validation = Validated()
+        """Of the last validation: the scores of every case, and the worst and the best of them."""
+        self.best_validation: tuple[int, Validated] | None = None
+        """The epoch that gave the best objective in this process, and its validation."""
         training = experiment.training
         bf16 = use_bf16(training.precision, self.device)
         self.autocast = autocast_in(training.precision, self.device)
@@ -213,7 +205,7 @@ class TrainingRun:
             metrics |= self._costs()
         improved = metrics.get(OBJECTIVE, -math.inf) > self.best
         if improved:
-            self.best_shown = self.shown
+            self.best_shown, self.best_validation = self.shown, (self.epoch + 1, self.validation)
         record = EpochRecord(self.epoch + 1, metrics, time.time())
         self.history.append(record)
         if self.rank == 0:
@@ -322,7 +314,7 @@ class TrainingRun:
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
         section, rows, finite = self.experiment.data, [], True
-        self.shown = []
+        self.shown, self.validation, ids = [], Validated(), list[str]()
         for batch in validation_batches(
             self.data.validation, section, self.experiment.training.batch_size, store=self.store, encoder=self.encoder,
             rank=self.rank, world_size=self.world_size, pin=self.device.type == "cuda",
@@ -333,19 +325,22 @@ class TrainingRun:
             # The label of what is no number would be background, and its score like any other.
             finite &= bool(logits.isfinite().all())
             predictions, truths = to_labels(logits.float()).cpu().numpy(), batch.masks[:, 0].numpy()
-            for prediction, truth in zip(predictions, truths, strict=True):
+            guides = None if guides is None else guides[:, 0].float().cpu().numpy()
+            for index, (prediction, truth) in enumerate(zip(predictions, truths, strict=True)):
                 if distances:
                     rows.append(values(score_case(prediction, truth, num_classes=section.num_classes, ignore=section.has_ignored)))
                 else:
                     rows.append(overlap_scores(prediction, truth, num_classes=section.num_classes, ignore=section.has_ignored))
+                ids.append(batch.ids[index])
+                self.validation.add(ids[-1], rows[-1], prediction, None if guides is None else guides[index])
             for index in range(min(len(batch.ids), self.num_shown - len(self.shown))):
-                guide = None if guides is None else guides[index, 0].float().cpu().numpy()
-                self.shown.append(Shown(batch.ids[index], predictions[index], guide))
+                self.shown.append(Shown(batch.ids[index], predictions[index], None if guides is None else guides[index]))
         if self.world_size > 1:
             gathered: list = [None] * self.world_size
-            torch.distributed.all_gather_object(gathered, (rows, finite))
-            rows = [row for part, _ in gathered for row in part]
-            finite = all(good for _, good in gathered)
+            torch.distributed.all_gather_object(gathered, (rows, finite, ids))
+            rows, ids = ([one for part in gathered for one in part[at]] for at in (0, 2))
+            finite = all(good for _, good, _ in gathered)
+            self.validation.scores = dict(zip(ids, rows, strict=True))
         if not finite:
             raise Diverged(f"the predictions for the validation cases are not finite after epoch {self.epoch + 1}")
         return {f"val_{name}": value for name, value in with_classes(mean_values(rows), section.class_keys).items()}

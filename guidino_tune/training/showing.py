@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from guidino_tune.framing import viewable
-from guidino_tune.training.loop import Shown, TrainingRun
+from guidino_tune.training.case_scores import Shown
+from guidino_tune.training.loop import TrainingRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class ShownCase:
 
 
 def shown_cases(run: TrainingRun, shown: Sequence[Shown]) -> list[ShownCase]:
-    """Validation cases with the predictions that ``run.shown`` or ``run.best_shown`` kept; nothing is computed for it."""
+    """Validation cases with the predictions that ``run.shown``, ``run.best_shown`` or a validation kept; nothing is computed for it."""
     table = run.data.validation
     places = [(table.positions[case.id], case) for case in shown]
     return [ShownCase(s.id, np.array(viewable(table.image(i))), np.array(table.mask(i)), s.guide, s.prediction) for i, s in places]

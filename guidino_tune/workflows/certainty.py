@@ -31,6 +31,7 @@ class Certainty:
         alike = "training.epochs" not in space.parameters
         self.trials = [t for t in tried(study) if t.intermediate_values and alike and t.user_attrs.get("epochs") == epochs]
         self.rungs = rungs(space.study, epochs)
+        self._known: dict[tuple[int, int | None], dict[str, Estimate]] = {}
 
     @functools.cached_property
     def agreement(self) -> dict[int, Estimate]:
@@ -38,12 +39,20 @@ class Certainty:
         reached = [{rung: value for rung in self.rungs if (value := value_at(trial, rung)) is not None} for trial in self.trials]
         return rung_agreement(reached, self.rungs)
 
-    def importance(self, epoch: int) -> dict[str, Estimate]:
+    def importance(self, epoch: int, most: int | None = None) -> dict[str, Estimate]:
         """Of each parameter for the best Dice until ``epoch``, among all trials that came so far; see ``analysis.certainty.importance``.
 
-        A parameter that others depend on (``when``) is shuffled together with them: a rank means nothing to a frozen backbone.
+        A parameter that others depend on (``when``) is shuffled together with them: a rank means nothing to a frozen backbone. With
+        ``most``, of more trials so many are looked at, evenly by number.
         """
+        if (epoch, most) not in self._known:
+            self._known[epoch, most] = self._importance(epoch, most)
+        return self._known[epoch, most]
+
+    def _importance(self, epoch: int, most: int | None) -> dict[str, Estimate]:
         at = [(trial, value) for trial in self.trials if (value := value_at(trial, epoch)) is not None]
+        if most and len(at) > most:
+            at = [at[place * len(at) // most] for place in range(most)]
         inputs = np.array([encode(self.space, trial.params) for trial, _ in at])
         return importance(inputs, self._groups, np.array([value for _, value in at]))
 
