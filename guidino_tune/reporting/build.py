@@ -46,8 +46,8 @@ def build(material: Material, known: Known) -> Document:
         is_running=known.state == "running",
         figures=_figures(material),
         sections=sections,
-        colophon=f"Made by guidino-tune {known.version} on {known.at:%Y-%m-%d at %H:%M} ({known.at.astimezone().tzname()}). This file needs "
-        "no network and nothing beside it. Times are those of the machine that searched.",
+        colophon=f"Made by guidino-tune {known.version} on {known.at:%Y-%m-%d at %H:%M} ({known.at.astimezone().tzname()}). "
+        "This file needs no network and nothing beside it. Times are those of the machine that searched.",
     )
 
 
@@ -71,8 +71,10 @@ def _figures(material: Material) -> list[tuple[str, str, str]]:
         ("best validation Dice", dice(best.dice if best else None), over),
         ("best trial", str(best.number) if best else NONE, best.name if best else "none has run its whole budget"),
         ("trials", f"{len(states):,}", f"{len(material.ranked)} complete, {stopped} stopped early, {states.count(FAILED)} failed"),
-        ("time", duration(found.span) if found.lanes else NONE, f"on {many(len(found.lanes), 'place')} at once" if found.lanes else "not stored"),
+        (
+            "time",
+            duration(found.span) if found.lanes else NONE,
+            f"on {many(len(found.lanes), 'place')} at once" if found.lanes else "not stored",
+        ),
         ("trained", duration(hours * 3600) if found.lanes else NONE, many(sum(trial.reached for trial in material.trials), "epoch")),
     ]
-
-

@@ -72,7 +72,11 @@ def history(trials: Sequence[Trial], best: int | None, lines: Sequence[tuple[str
     for x, trial in rows:  # only trials that ran their whole budget may become the best
         if trial.state == COMPLETE and (trial.dice or 0.0) > highest:
             at = drawing.x(across(x * factor))
-            stairs += [(at, stairs[-1][1]), (at, drawing.y(upright(trial.dice or 0.0)))] if stairs else [(at, drawing.y(upright(trial.dice or 0.0)))]
+            stairs += (
+                [(at, stairs[-1][1]), (at, drawing.y(upright(trial.dice or 0.0)))]
+                if stairs
+                else [(at, drawing.y(upright(trial.dice or 0.0)))]
+            )
             highest = trial.dice or 0.0
     if stairs:
         drawing.path([*stairs, (drawing.right - 5, stairs[-1][1])], "stairs")
@@ -188,7 +192,7 @@ def _upright(drawing: Drawing, x: float, name: str, path: str, scale: Scale, *, 
     ticks = scale.ticks()
     for value, text in ticks[:: max(1, len(ticks) // 6)]:
         drawing.text(x + (6 if right else -5), drawing.y(scale(value)) + 3, text[:12], "note" if right else "note end")
-    drawing.add(f'<g><title>{_escaped(path)}</title>')
+    drawing.add(f"<g><title>{_escaped(path)}</title>")
     drawing.text(x, 12 if raised else 27, name[:18], "label mid")
     drawing.add("</g>")
 
@@ -199,7 +203,9 @@ def _escaped(text: str) -> str:
     return escape(text)
 
 
-def timeline(lanes: Sequence[tuple[str, Sequence[tuple[float, float, Trial]]]], span: float, breaks: Sequence[float], best: int | None) -> str:
+def timeline(
+    lanes: Sequence[tuple[str, Sequence[tuple[float, float, Trial]]]], span: float, breaks: Sequence[float], best: int | None
+) -> str:
     """What each place worked on; ``lanes`` have names and stretches in seconds, ``breaks`` are where time was cut out."""
     height = 14 if len(lanes) <= 24 else max(3, 340 // len(lanes))
     drawing = Drawing("Timeline: when each place trained which trial", 1080, 58 + (height + 4) * len(lanes), (150, 14, 6, 46))

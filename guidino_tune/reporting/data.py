@@ -36,10 +36,11 @@ def searched(material: Material, known: Known) -> Section:
     """Question, data, split."""
     lead = "What was searched and on which images, and what of them the search has never seen."
     space = material.space
+    training = space.base.training
     rows = [
         ("looks for", known.objective),
         ("settings of the search", known.settings),
-        ("network", f"{space.base.name}, up to {space.longest} epochs, batches of {space.base.training.batch_size}, seed {space.base.training.seed}"),
+        ("network", f"{space.base.name}, up to {space.longest} epochs, batches of {training.batch_size}, seed {training.seed}"),
         ("data", known.data),
         *_split(material),
         ("best constant mask", f"Dice {material.baseline:.4f}" if material.baseline is not None else "not stored"),
@@ -74,7 +75,10 @@ def _split(material: Material) -> Iterator[tuple[str, str]]:
         yield "sealed test", "there are no test cases"
     elif opened:
         told = "; ".join(f"{plain(one['time'])}: {plain(one['reason'])}" for one in opened[:5])
-        yield "sealed test", f"{many(len(split.test), 'case')}, which no search can read; opened {many(len(opened), 'time')} afterwards: {told}"
+        yield (
+            "sealed test",
+            f"{many(len(split.test), 'case')}, which no search can read; opened {many(len(opened), 'time')} afterwards: {told}",
+        )
     else:
         yield "sealed test", f"{many(len(split.test), 'case')}, which no search can read; never opened, as far as is recorded here"
 

@@ -59,6 +59,7 @@ class Known:
         unsure: Why nothing is said of the three before; empty where something is.
         failures: By kind.
         comparisons: Of its best configurations, retrained.
+        pages: Other reports of the study, such as a paper's table: text by name of the file.
         commands: What to do with it, by what that does.
         links: Where its parts are.
         price: Of computing; ``None`` where nobody named one.
@@ -79,6 +80,7 @@ class Known:
     unsure: str = ""
     failures: Sequence[Failure] = ()
     comparisons: Sequence[Comparison] = ()
+    pages: Mapping[str, str] = field(default_factory=dict)
     commands: Mapping[str, str] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)
     price: Price | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from guidino_tune.reporting import charts
 from guidino_tune.reporting.document import Block, Cell, Chart, Code, Facts, Folded, Section, Table, Text
 from guidino_tune.reporting.known import Known
 from guidino_tune.reporting.material import Material, Trial, plain
-from guidino_tune.reporting.words import duration, figure, listed, many, number_cell
+from guidino_tune.reporting.words import duration, listed, many, number_cell
 
 PAUSE = 300.0
 """Seconds without any training anywhere, after which the search itself has paused."""
@@ -111,25 +112,25 @@ def timeline(material: Material, known: Known) -> Section:
         caption=f"Blue: ran to the end; grey: stopped early; red: failed; orange: the best trial. {source}{merged}",
         wide=True,
     )
-    return Section("time", "Time and cost", lead, [chart, *_nodes(found), Facts(_cost(material, known, found))])
+    return Section("time", "Time and cost", lead, [chart, *_nodes(found, material.trials), Facts(_cost(material, known, found))])
 
 
 def _crowded(found: Times) -> bool:
     return any(len(lane.stretches) * len(found.lanes) > 1500 for lane in found.lanes)
 
 
-def _nodes(found: Times) -> list[Block]:
+def _nodes(found: Times, every: Sequence[Trial]) -> list[Block]:
     nodes = Counter(lane.node for lane in found.lanes)
     rows = []
     for node, places in sorted(nodes.items()):
         stretches = [row for lane in found.lanes if lane.node == node for row in lane.stretches]
         busy = sum(end - start for start, end, _ in stretches)
-        trials = {trial.number: trial for *_, trial in stretches}
-        failed = sum(bool(trial.failure) for trial in trials.values())
+        here = [trial for trial in every if trial.node == node]
+        failed = sum(bool(trial.failure) for trial in here)
         rows.append(
             (
-                node or "not stored", Cell(str(places), places), Cell(str(len(trials)), len(trials)), Cell(str(failed), failed),
-                Cell(duration(busy), busy), Cell(f"{1 - busy / (places * found.span):.0%}" if found.span else "–", busy),
+                node or "not stored", Cell(str(places), places), Cell(str(len(here)), len(here)), Cell(str(failed), failed),
+                Cell(duration(busy), busy), Cell(f"{max(0.0, 1 - busy / (places * found.span)):.0%}" if found.span else "–", busy),
             )
         )  # fmt: skip
     caption = "A place is what one trial takes; as many are counted on a node as ever worked there at once."
@@ -142,8 +143,8 @@ def _cost(material: Material, known: Known, found: Times) -> list[tuple[str, str
     hours, booked = found.busy * workers / 3600, found.span * len(found.lanes) * workers / 3600
     rows = [
         ("search ran for", duration(found.span) + (f", in {len(found.breaks) + 1} runs" if found.breaks else "")),
-        ("trained", f"{figure(hours)} trial-hours ({many(epochs, 'epoch')}; {many(workers, 'worker')} a trial)"),
-        ("idle", f"{figure(max(0.0, booked - hours))} of {figure(booked)} hours of all places ({found.idle / (found.span * len(found.lanes) or 1):.0%})"),
+        ("trained", f"{duration(hours * 3600)} of {'all workers' if workers > 1 else 'all trials'} together, {many(epochs, 'epoch')}"),
+        ("idle", f"{duration(max(0.0, booked - hours) * 3600)} of {duration(booked * 3600)} of all places together"),
     ]
     stopped = sum(max(0, trial.budget - trial.reached) for trial in material.trials if trial.state == "stopped early")
     if stopped:
@@ -162,9 +163,7 @@ def failures(material: Material, known: Known) -> Section:
     lead = "Which trials failed, how often in each way, and what to do about it; configurations that diverge are results of the search."
     if not known.failures:
         return Section("failures", "Failures", lead, [Text("No trial failed.")])
-    rows = [
-        (f.kind, Cell(str(f.count), f.count), str(f.trial), f.message[:600], f.node or "–", f.todo) for f in known.failures
-    ]
+    rows = [(f.kind, Cell(str(f.count), f.count), str(f.trial), f.message[:600], f.node or "–", f.todo) for f in known.failures]
     table = Table(headings=("kind", "trials", "first", "reason of the first", "node", "what to do"), rows=rows)
     every = [trial for trial in material.trials if trial.failure]
     blocks: list[Block] = [table]
@@ -182,8 +181,9 @@ def repeat(material: Material, known: Known) -> Section:
     lead = "By what and on what this was computed, the commands that go on with it, and all that is needed to search it again."
     blocks: list[Block] = [Facts(_computed(material, known)), *_commands(known)]
     definition = yaml.safe_dump(material.space.to_dict(), sort_keys=False, allow_unicode=True, width=120)
-    hint = f"Save it as {material.name}.yaml; then, with the same version and the same images:\nguidino-tune search {_quoted(material.name)}.yaml"
-    blocks.append(Folded("The study's whole definition (study.yaml)", [Code(definition, hint.replace("\n", " "))]))
+    again = shlex.join(["guidino-tune", "search", "study.yaml", "--name", f"{material.name}-again"])
+    label = f"Saved as study.yaml, with the same version and the same images it is searched again by: {again}"
+    blocks.append(Folded("The study's whole definition (study.yaml)", [Code(definition, label)]))
     best = material.folder.best if material.folder else None
     if best is not None and best.is_file() and material.ranked:
         with contextlib.suppress(OSError, UnicodeDecodeError):
@@ -191,12 +191,6 @@ def repeat(material: Material, known: Known) -> Section:
             label = f"Of trial {material.ranked[0]}; saved as best.yaml it is trained again with: guidino-tune retrain best.yaml"
             blocks.append(Folded("The best configuration (best.yaml)", [Code(text, label)]))
     return Section("repeat", "How to repeat it", lead, blocks)
-
-
-def _quoted(name: str) -> str:
-    import shlex
-
-    return shlex.quote(name)
 
 
 def _commands(known: Known) -> list[Block]:
@@ -216,7 +210,11 @@ def _computed(material: Material, known: Known) -> list[tuple[str, str]]:
     packages = ", ".join(f"{name} {of(name)}" for name in ("torch", "transformers", "peft", "monai", "numpy", "python"))
     resources = material.space.resources
     precision = {"True": "bf16", "False": "no bf16"}
-    told = listed([precision.get(value, value) for value in sorted({plain(found.get("bf16")) for found in machines})]) if machines else "not stored"
+    told = (
+        listed([precision.get(value, value) for value in sorted({plain(found.get("bf16")) for found in machines})])
+        if machines
+        else "not stored"
+    )
     return [
         ("guidino-tune", f"{of('guidino_tune')} searched; {known.version} made this report"),
         ("packages", packages if machines else "not stored"),

@@ -27,7 +27,10 @@ def _blocks(blocks: Iterable[Block]) -> Iterator[str]:
         match block:
             case Text():
                 question = f"**{_text(block.question)}** " if block.question else ""
-                yield from (f"- {question}{MARKS[block.kind]}{_text(block.text)}" if block.kind in MARKS else question + _text(block.text), "")
+                yield from (
+                    f"- {question}{MARKS[block.kind]}{_text(block.text)}" if block.kind in MARKS else question + _text(block.text),
+                    "",
+                )
             case Table():
                 yield from _table(block)
             case Chart():

@@ -25,6 +25,9 @@ from guidino_tune.reporting.document import (
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """What the browser may load for the page: nothing."""
 
+LONG = 70
+"""Letters in a cell, from which it needs room."""
+
 
 def html(document: Document) -> str:
     """The file; every text of the document is escaped here."""
@@ -77,7 +80,7 @@ def _block(block: Block) -> str:
             return f'<div class="charts{" small" if block.small else ""}">{_blocks(block.charts)}</div>'
         case Picture():
             data = base64.b64encode(block.data).decode()
-            image = f'<img src="data:{block.kind};base64,{data}" alt="{escape(block.alt)}">'
+            image = f'<div class="frame"><img src="data:{block.kind};base64,{data}" alt="{escape(block.alt)}"></div>'
             return f'<figure class="photo">{image}<figcaption>{escape(block.caption)}</figcaption></figure>'
         case Code():
             label = f'<p class="code">{escape(block.label)}</p>' if block.label else ""
@@ -105,7 +108,8 @@ def _table(table: Table) -> str:
         for n, name in enumerate(table.headings)
     )
     rows = "".join(
-        f'<tr{" class=marked" if number in table.marked else ""}>{"".join(_cells(row, numeric))}</tr>' for number, row in enumerate(table.rows)
+        f"<tr{' class=marked' if number in table.marked else ''}>{''.join(_cells(row, numeric))}</tr>"
+        for number, row in enumerate(table.rows)
     )
     frame = f'<div class="scroll{" tall" if table.tall else ""}" tabindex="0">'
     return f"{frame}<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
@@ -115,7 +119,8 @@ def _cells(row: Iterable[str | Cell], numeric: list[bool]) -> Iterator[str]:
     for number, cell in enumerate(row):
         text, value = cell if isinstance(cell, Cell) else (cell, None)
         data = "" if value is None else f' data-value="{value!r}"'
-        yield f"<td{_number(numeric[number])}{data}>{escape(text)}</td>"
+        kind = ' class="long"' if len(text) > LONG else _number(numeric[number])
+        yield f"<td{kind}{data}>{escape(text)}</td>"
 
 
 def _number(numeric: bool) -> str:

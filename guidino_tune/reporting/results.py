@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from guidino_tune.analysis.certainty import FEWEST
 from guidino_tune.config.study import OBJECTIVES
 from guidino_tune.reporting import charts
 from guidino_tune.reporting.document import Block, Cell, Chart, Charts, Section, Table, Text
@@ -30,7 +31,9 @@ def history(material: Material) -> Section:
     best = material.ranked[0] if material.ranked else None
     lines = [("best constant mask", material.baseline)] if material.baseline is not None else []
     numbers = Table(
-        headings=("trial", "last epoch", "Dice", "best so far"), rows=_steps(scored), caption="Trials that became the best, in order of their end."
+        headings=("trial", "last epoch", "Dice", "best so far"),
+        rows=_steps(scored),
+        caption="Trials that became the best, in order of their end.",
     )
     shown = f" {charts.POINTS} of {len(scored)} trials are drawn, among them the best." if len(scored) > charts.POINTS else ""
     drawings = [
@@ -59,7 +62,9 @@ def _steps(trials: list[Trial]) -> list[tuple[str | Cell, ...]]:
 
 def learning(material: Material, known: Known) -> Section:
     """Curves, and what was stopped at which rung."""
-    lead = "How the Dice of each trial rose with its epochs, and at which rungs trials were stopped early to spend their time on better ones."
+    lead = (
+        "How the Dice of each trial rose with its epochs, and at which rungs trials were stopped early to spend their time on better ones."
+    )
     if not any(trial.curve for trial in material.trials):
         return Section("curves", "Learning curves", lead, [Text("No trial has been validated yet.", "absent")])
     best = material.ranked[0] if material.ranked else None
@@ -95,8 +100,8 @@ def _rungs(material: Material, known: Known) -> Table:
             )
         )  # fmt: skip
     caption = (
-        "Agreement: Kendall's tau between the order at this rung and at the end, 1 = the same order, with its 95 % interval; from 10 trials "
-        "on that came to the end."
+        "Agreement: Kendall's tau between the order at this rung and at the end, 1 = the same order, with its 95 % interval; "
+        f"from {FEWEST} trials on that came to the end."
     )
     headings = ("rung (epoch)", "trials that came", "ended here", "median Dice", "best Dice", "agreement with the end")
     return Table(headings=headings, rows=rows, caption=caption)
@@ -107,15 +112,17 @@ def front(material: Material) -> Section:
     lead = "What a higher Dice costs: no trial on the front is better in one objective and as good in all others."
     others = [name for name in material.space.study.objectives if name != "val_dice"]
     if not others:
-        return Section("front", "Pareto front", lead, [Text("This study has one objective, the validation Dice: there is no front.", "absent")])
-    complete = [trial for trial in material.trials if trial.number in set(material.ranked)]
+        why = "This study has one objective, the validation Dice: there is no front."
+        return Section("front", "Pareto front", lead, [Text(why, "absent")])
+    ranked = set(material.ranked)
+    complete = [trial for trial in material.trials if trial.number in ranked]
     if not complete:
         return Section("front", "Pareto front", lead, [Text("No trial has run its whole budget yet.", "absent")])
     drawings = [
         Chart(
             title=f"Dice against {UNITS.get(name, name)}",
             svg=charts.front(complete, material.front, name, UNITS.get(name, name), FACTORS.get(name, 1.0)),
-            caption=f"Numbered discs: the front ({'higher' if OBJECTIVES[name] == 'maximize' else 'lower'} is better); rings: other trials.",
+            caption=f"Numbered discs: the front ({_better(name)} is better); rings: other trials.",
         )
         for name in others
     ]
@@ -123,12 +130,21 @@ def front(material: Material) -> Section:
     table = Table(
         headings=("trial", "system", "Dice", *(UNITS.get(name, name) for name in others)),
         rows=[
-            (str(t.number), t.name, dice_cell(t.dice), *(number_cell(t.values[n] / FACTORS.get(n, 1.0) if n in t.values else None) for n in others))
+            (
+                str(t.number),
+                t.name,
+                dice_cell(t.dice),
+                *(number_cell(t.values[n] / FACTORS.get(n, 1.0) if n in t.values else None) for n in others),
+            )
             for t in leading
         ],
         caption="The front, best Dice first.",
     )
     return Section("front", "Pareto front", lead, [Charts(drawings), table])
+
+
+def _better(objective: str) -> str:
+    return "higher" if OBJECTIVES[objective] == "maximize" else "lower"
 
 
 def leaderboard(material: Material) -> Section:
@@ -157,5 +173,3 @@ def leaderboard(material: Material) -> Section:
         rows=rows, caption=f"{caption}{hidden}. A click on a heading sorts.", sortable=True, tall=True, marked=marked,
     )  # fmt: skip
     return Section("trials", "Leaderboard", lead, [table])
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 from guidino_tune.analysis.certainty import FEWEST, Estimate
 from guidino_tune.reporting import charts
@@ -31,7 +32,8 @@ def importance(material: Material, known: Known) -> Section:
     lead = "Which settings decide the Dice, at each rung: dark bars are beyond noise, for pale ones the interval holds zero."
     found = {rung: told for rung in material.rungs if (told := _told(material, rung, known.importance.get(rung, {})))}
     if not found:
-        why = known.unsure or f"fewer than {FEWEST} trials came to any rung, or their settings do not predict the Dice better than its mean"
+        came = ", ".join(f"{many(len(reached(material, rung)), 'trial')} came to epoch {rung}" for rung in material.rungs)
+        why = known.unsure or f"{came or 'there are no common rungs'}; fewer than {FEWEST}, or their settings do not predict the Dice"
         return Section("importance", "What mattered", lead, [Text(f"Not told: {why}.", "absent"), Text(METHOD)])
     blocks: list[Block] = []
     for rung, told in found.items():
@@ -133,14 +135,16 @@ def tried(material: Material) -> Section:
 def _coverage(parameter: Parameter, values: list[object]) -> tuple[str, str]:
     if parameter.type == "choice":
         counts = {setting(choice): sum(setting(value) == setting(choice) for value in values) for choice in parameter.choices}
-        return ", ".join(f"{name} ({n})" for name, n in counts.items() if n) or "nothing", ", ".join(n for n, c in counts.items() if not c) or "–"
+        return ", ".join(f"{name} ({n})" for name, n in counts.items() if n) or "nothing", ", ".join(
+            n for n, c in counts.items() if not c
+        ) or "–"
     numbers = sorted(float(value) for value in values if isinstance(value, int | float))
     if not numbers:
         return "nothing", "all of it"
     scale, _ = charts.axis_of(parameter, numbers)
     low, high = map(float, parameter.limits)
     points = [low, *numbers, high]
-    gap, start, end = max((scale(b) - scale(a), a, b) for a, b in zip(points, points[1:], strict=False))
+    gap, start, end = max((scale(b) - scale(a), a, b) for a, b in pairwise(points))
     widest = f"nothing between {setting(start)} and {setting(end)} ({gap:.0%} of the range)" if gap > GAP else "–"
     return f"{setting(numbers[0])} to {setting(numbers[-1])}", widest
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from guidino_tune.reporting.document import Block, Chart, Charts, Section, Table, Text
+from guidino_tune.reporting.document import Block, Chart, Charts, Code, Folded, Section, Table, Text
 from guidino_tune.reporting.known import Comparison, Known
 from guidino_tune.reporting.material import COMPLETE, Material, Trial
 from guidino_tune.reporting.words import dice, dice_cell, interval, many
@@ -21,8 +21,8 @@ FEWEST = 6
 """Cases below which no interval is made of them."""
 
 CAUTION = (
-    "An interval over cases says how sure a difference is for these trained models on other images. It does not know what another seed would "
-    "have given, for each configuration was trained once, nor that the best of many trials is chosen on these very cases, which flatters it."
+    "An interval over cases says how sure a difference is for these trained models on other images. It does not know what another seed "
+    "would have given, for each configuration was trained once, nor that the best of many is chosen on these very cases, which flatters it."
 )
 
 
@@ -82,7 +82,9 @@ def _against_default(material: Material, best: Trial) -> Iterator[Text]:
         yield Text("This study has no first trial with default values to hold the best one against.", "open", question)
         return
     if material.default == best.number:
-        yield Text("The best trial is the default itself, the first of the space's first trials: nothing better was found.", "bad", question)
+        yield Text(
+            "The best trial is the default itself, the first of the space's first trials: nothing better was found.", "bad", question
+        )
         return
     default = material.trial(material.default)
     name = f"trial {default.number}, the first of the space's first trials"
@@ -140,7 +142,8 @@ def _gain(known: Known) -> Iterator[Text]:
         yield Text(f"Not told: {known.unsure or 'too few trials'}.", "open", question)
         return
     more, gain = known.gain
-    told = f"{many(more, 'further trial')} like these would probably gain {gain.value:.3f} Dice (95 % interval {interval(gain.low, gain.high, 3)})"
+    sure = f"95 % interval {interval(gain.low, gain.high, 3)}"
+    told = f"{many(more, 'further trial')} like these would probably gain {gain.value:.3f} Dice ({sure})"
     judged = "hardly worth it" if gain.value < SMALL else "more than nothing"
     yield Text(f"{told}; {judged}, where {SMALL} is the line.", "good" if gain.value < SMALL else "open", question)
 
@@ -152,7 +155,7 @@ def comparisons(known: Known) -> Section:
     lead = "The best configurations, trained again with several seeds and measured on the same cases: the fair comparison."
     if not known.comparisons:
         hint = "No comparison has been made of this study; guidino-tune compare makes one."
-        return Section("compare", "Comparison", lead, [Text(hint, "absent")])
+        return Section("compare", "Comparison", lead, [Text(hint, "absent"), *_pages(known)])
     blocks: list[Block] = []
     for found in known.comparisons:
         blocks += [Text(f"{found.page}: {' '.join(found.answers)}"), *_scores(found)]
@@ -160,7 +163,12 @@ def comparisons(known: Known) -> Section:
         caption = "Disc: mean over seeds; line: 95 % interval over the cases; rings: single seeds."
         chart = Chart(title=f"{found.page}, validation", svg=charts.intervals(rows), caption=caption, numbers=None)
         blocks.append(Charts([chart]))
-    return Section("compare", "Comparison", lead, blocks)
+    return Section("compare", "Comparison", lead, [*blocks, *_pages(known)])
+
+
+def _pages(known: Known) -> Iterator[Folded]:
+    for name, text in known.pages.items():
+        yield Folded(f"Another report of this study: {name}", [Code(text)])
 
 
 def _scores(found: Comparison) -> Iterator[Table]:

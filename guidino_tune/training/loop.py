@@ -321,11 +321,11 @@ class TrainingRun:
             begun=not any(OBJECTIVE in record.metrics for record in self.history),
         ):  # fmt: skip
             on_device = self._to_device(batch)
-            logits, guides = self._predict(on_device)
+            logits, masks = self._predict(on_device)
             # The label of what is no number would be background, and its score like any other.
             finite &= bool(logits.isfinite().all())
             predictions, truths = to_labels(logits.float()).cpu().numpy(), batch.masks[:, 0].numpy()
-            guides = None if guides is None else guides[:, 0].float().cpu().numpy()
+            guides = None if masks is None else masks[:, 0].float().cpu().numpy()
             for index, (prediction, truth) in enumerate(zip(predictions, truths, strict=True)):
                 if distances:
                     rows.append(values(score_case(prediction, truth, num_classes=section.num_classes, ignore=section.has_ignored)))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial
 
 from guidino_tune.analysis.certainty import FEWEST, Estimate, expected_gain, importance, rung_agreement
 from guidino_tune.space.encoding import columns, encode
@@ -31,7 +32,7 @@ class Certainty:
         alike = "training.epochs" not in space.parameters
         self.trials = [t for t in tried(study) if t.intermediate_values and alike and t.user_attrs.get("epochs") == epochs]
         self.rungs = rungs(space.study, epochs)
-        self._known: dict[tuple[int, int | None], dict[str, Estimate]] = {}
+        self._known: dict[tuple[int, int], dict[str, Estimate]] = {}
 
     @functools.cached_property
     def agreement(self) -> dict[int, Estimate]:
@@ -45,14 +46,14 @@ class Certainty:
         A parameter that others depend on (``when``) is shuffled together with them: a rank means nothing to a frozen backbone. With
         ``most``, of more trials so many are looked at, evenly by number.
         """
-        if (epoch, most) not in self._known:
-            self._known[epoch, most] = self._importance(epoch, most)
-        return self._known[epoch, most]
-
-    def _importance(self, epoch: int, most: int | None) -> dict[str, Estimate]:
         at = [(trial, value) for trial in self.trials if (value := value_at(trial, epoch)) is not None]
         if most and len(at) > most:
             at = [at[place * len(at) // most] for place in range(most)]
+        if (epoch, len(at)) not in self._known:
+            self._known[epoch, len(at)] = self._importance(at)
+        return self._known[epoch, len(at)]
+
+    def _importance(self, at: Sequence[tuple[FrozenTrial, float]]) -> dict[str, Estimate]:
         inputs = np.array([encode(self.space, trial.params) for trial, _ in at])
         return importance(inputs, self._groups, np.array([value for _, value in at]))
 

@@ -11,7 +11,7 @@ from typing import Literal
 from rich.console import Console
 
 from guidino_tune import __version__
-from guidino_tune.analysis.certainty import FEWEST
+from guidino_tune.analysis.certainty import FEWEST, Estimate
 from guidino_tune.errors import UserError
 from guidino_tune.reporting.build import build
 from guidino_tune.reporting.document import Document
@@ -25,6 +25,7 @@ from guidino_tune.study.store import StoredStudy, StudyFolder
 from guidino_tune.training.folder import write_text
 from guidino_tune.workflows.certainty import Certainty
 from guidino_tune.workflows.study_page import StudyPage, page_of, page_of_stored
+from guidino_tune.workflows.track import send_where_free
 
 Format = Literal["html", "markdown"]
 
@@ -32,6 +33,9 @@ ENDINGS: Mapping[Format, str] = {"html": ".html", "markdown": ".md"}
 
 NAME = "report"
 """Of the file, in the study's ``reports/``."""
+
+LONGEST = 100_000
+"""Letters of another report that are taken in."""
 
 SAMPLE = 400
 """Trials from which importance is estimated: of more, these would take minutes and tell hardly more."""
@@ -66,6 +70,7 @@ def make_document(page: StudyPage, *, certainty: Certainty | None = None, price:
         unsure=unsure or (f"fewer than {FEWEST} trials have a Dice" if len(sure.trials) < FEWEST else ""),
         failures=[Failure(kind=f.kind, count=f.count, trial=f.trial, message=f.message, node=f.node, todo=f.todo) for f in page.failures],
         comparisons=_comparisons(material.folder) if material.folder else (),
+        pages=_pages(material.folder) if material.folder else {},
         commands=page.commands,
         links={what: where for what, where in page.links.items() if what != "reports"},
         price=price,
@@ -82,7 +87,7 @@ def _unsure(stored: StoredStudy) -> str:
     return ""
 
 
-def _gain(certainty: Certainty) -> tuple[int, object] | None:
+def _gain(certainty: Certainty) -> tuple[int, Estimate] | None:
     more = len(certainty.trials)
     gain = certainty.expected_gain(more)
     return (more, gain) if gain else None
@@ -95,6 +100,12 @@ def _comparisons(folder: StudyFolder) -> list[Comparison]:
         with contextlib.suppress(OSError, ValueError, KeyError):  # of another version, or edited
             found.append(_comparison(file))
     return found
+
+
+def _pages(folder: StudyFolder) -> dict[str, str]:
+    """Reports of other commands, such as a paper's table."""
+    mine = [file for file in sorted(folder.reports.glob("*.md")) if not file.name.startswith((".", "compare", NAME))]
+    return {file.name: file.read_text(encoding="utf-8", errors="replace")[:LONGEST] for file in mine}
 
 
 def _comparison(file: Path) -> Comparison:
@@ -157,13 +168,22 @@ def report_of(
         raise UserError("is a folder", where=f"--output {output}", todo="name a file")
     file = write_report(page, output, format=format, price=price)
     console.print(f"written: {file} ({file.stat().st_size / 1e6:.2f} MB)", highlight=False, soft_wrap=True)
+    if file.parent == page.stored.folder.reports:
+        send_where_free(page.stored, storage, console)
     return file
 
 
-def report_at_end(stored: StoredStudy, console: Console, certainty: Certainty | None = None) -> Path | None:
-    """The report at the end of a search or a comparison; what goes wrong is a warning, for nothing else depends on it."""
+def report_at_end(stored: StoredStudy, console: Console, certainty: Certainty | None = None, *, held: bool = True) -> Path | None:
+    """The report at the end of a search or a comparison; what goes wrong is a warning, for nothing else depends on it.
+
+    Args:
+        stored: The study.
+        console: For the warning.
+        certainty: Its statistics, if they are known already.
+        held: Whether this process still holds the study, and the search has ended.
+    """
     try:
-        return write_report(page_of_stored(stored), certainty=certainty, ended=True)
+        return write_report(page_of_stored(stored), certainty=certainty, ended=held)
     except Exception as error:
         text = f"warning: no report was written ({type(error).__name__}: {error}); nothing else is missing"
         console.print(text, style="yellow", highlight=False, soft_wrap=True, markup=False)

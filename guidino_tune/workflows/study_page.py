@@ -160,7 +160,11 @@ def _links(stored: StoredStudy, url: str | None, folder: str) -> dict[str, str]:
     uri, study_id = tracking_uri(paths.home() / "mlflow.db"), str(stored.study.user_attrs.get("id") or stored.study.study_name)
     opened = page_address(uri, experiment_name(), study_id.replace("'", "_"))
     found = {"folder": folder, "storage": redacted(url) if url else str(stored.folder.journal)}
-    reports = [file.name for file in sorted(Path(folder).glob("reports/*")) if file.suffix in (".md", ".html")] if stored.folder.definition.exists() else []
+    reports = (
+        [file.name for file in sorted(Path(folder).glob("reports/*")) if file.suffix in (".md", ".html")]
+        if stored.folder.definition.exists()
+        else []
+    )
     if reports:
         found["reports"] = f"{folder}/reports: {', '.join(reports)}"
     if opened:
