@@ -13,6 +13,9 @@ from guidino_tune.space.parameters import Parameter
 POINTS, LINES = 400, 120
 """Trials in a drawing of points, and in one of lines."""
 
+NAMES = 34
+"""Letters below an axis of a small drawing; more are written slanted."""
+
 KINDS = {COMPLETE: "complete", FAILED: "failed"}
 """Classes of marks; those of all other trials are ``stopped``."""
 
@@ -64,10 +67,9 @@ def history(trials: Sequence[Trial], best: int | None, lines: Sequence[tuple[str
     across, upright = Linear(0, max(longest * factor, 1e-6)), dice_scale([*scores, *(value for _, value in lines)])
     drawing = Drawing("Dice of every trial and the best so far, over " + (unit if by_time else "trials"))
     drawing.axes(across, upright, f"{unit} since the start, at the last epoch of each trial" if by_time else "trial", "validation Dice")
-    for name, value in lines:
+    for _, value in lines:
         y = drawing.y(upright(value))
         drawing.line(drawing.left, y, drawing.right, y, "reference")
-        drawing.text(drawing.right, y - 5, name, "note end")
     stairs, highest = list[tuple[float, float]](), 0.0
     for x, trial in rows:  # only trials that ran their whole budget may become the best
         if trial.state == COMPLETE and (trial.dice or 0.0) > highest:
@@ -82,6 +84,8 @@ def history(trials: Sequence[Trial], best: int | None, lines: Sequence[tuple[str
         drawing.path([*stairs, (drawing.right - 5, stairs[-1][1])], "stairs")
     for trial in thinned([t for _, t in rows], POINTS):
         mark(drawing, trial, drawing.x(across(place(trial) * factor)), drawing.y(upright(trial.dice or 0.0)), best)
+    for name, value in lines:
+        drawing.text(drawing.right, drawing.y(upright(value)) - 5, name, "note end")
     return str(drawing)
 
 
@@ -145,8 +149,11 @@ def slice_of(path: str, parameter: Parameter, trials: Sequence[Trial], best: int
     scale, places = axis_of(parameter, [t.params[path] for t in rows])
     upright = dice_scale([t.dice or 0.0 for t in rows])
     upright.most = 5
-    drawing = Drawing(f"Dice over {path}", 340, 220, (50, 10, 8, 42))
-    drawing.axes(scale, upright, path + (" (log)" if parameter.log else ""), "Dice")
+    slanted = isinstance(scale, Steps) and sum(map(len, scale.names)) > NAMES
+    longest = max(map(len, scale.names)) if isinstance(scale, Steps) else 0
+    margins = (56, 10, 8, 42 + min(60, 5 * longest)) if slanted else (56, 10, 8, 42)
+    drawing = Drawing(f"Dice over {path}", 340, 178 + margins[-1], margins)
+    drawing.axes(scale, upright, path + (" (log)" if parameter.log else ""), "Dice", slanted=slanted)
     width = (drawing.right - drawing.left) / (3 * len(scale.names)) if isinstance(scale, Steps) else 0.0
     for number, trial in sorted(enumerate(rows), key=lambda row: (row[1].number == best, row[1].state == COMPLETE)):
         if number in places:
@@ -160,7 +167,7 @@ def slice_of(path: str, parameter: Parameter, trials: Sequence[Trial], best: int
 def parallel(parameters: Sequence[tuple[str, Parameter]], trials: Sequence[Trial], best: int | None) -> str:
     """A line for each trial over all parameters to its Dice; below an axis where a trial does not have the parameter."""
     rows = [t for t in thinned(trials, LINES) if t.dice is not None]
-    width = max(760, 104 * (len(parameters) + 1))
+    width = max(1080, 104 * (len(parameters) + 1))
     drawing = Drawing("Parallel coordinates: the values of each trial and its Dice", width, 330, (92, 56, 40, 34))
     gap = (drawing.right - drawing.left) / len(parameters)
     order = sorted((t.dice or 0.0 for t in rows), reverse=True)
@@ -237,8 +244,8 @@ def timeline(
     return str(drawing)
 
 
-def front(trials: Sequence[Trial], on_front: Sequence[int], other: str, label: str, factor: float = 1.0) -> str:
-    """Dice against another objective; the front is joined and numbered."""
+def front(trials: Sequence[Trial], on_front: Sequence[int], other: str, label: str, factor: float = 1.0, *, joined: bool = True) -> str:
+    """Dice against another objective; the front is numbered, and ``joined`` where there is no third one."""
     rows = [t for t in trials if other in t.values and t.dice is not None]
     across = scale_of([t.values[other] / factor for t in rows])
     upright = dice_scale([t.dice or 0.0 for t in rows])
@@ -249,7 +256,8 @@ def front(trials: Sequence[Trial], on_front: Sequence[int], other: str, label: s
         return drawing.x(across(trial.values[other] / factor)), drawing.y(upright(trial.dice or 0.0))
 
     leading = sorted((t for t in rows if t.number in on_front), key=lambda t: t.values[other])
-    drawing.path([place(trial) for trial in leading], "stairs")
+    if joined:
+        drawing.path([place(trial) for trial in leading], "stairs")
     for trial in thinned([t for t in rows if t.number not in on_front], POINTS):
         drawing.dot(*place(trial), "stopped", about(trial, f"{label} {figure(trial.values[other] / factor)}"))
     for trial in leading:

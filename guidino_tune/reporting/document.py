@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
+Kind: TypeAlias = Literal["plain", "good", "bad", "open", "absent"]
+
 
 class Cell(NamedTuple):
     """What stands in a table, and the number that it is sorted by; ``None`` stands last, whichever way."""
@@ -69,7 +71,7 @@ class Text:
     """A paragraph: ``good``, ``bad`` or ``open`` answers its ``question``; an ``absent`` one says what is not here and why."""
 
     text: str
-    kind: Literal["plain", "good", "bad", "open", "absent"] = "plain"
+    kind: Kind = "plain"
     question: str = ""
 
 

@@ -25,7 +25,7 @@ from guidino_tune.reporting.document import (
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """What the browser may load for the page: nothing."""
 
-LONG = 70
+LONG = 40
 """Letters in a cell, from which it needs room."""
 
 

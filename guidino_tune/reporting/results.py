@@ -20,6 +20,7 @@ MARKS = "Disc: whole budget; ring: stopped early or still running; star: the bes
 UNITS = {"val_hd95": "validation HD95, pixels", "seconds": "seconds of training × workers", "parameters": "parameters, millions",
          "operations": "operations per image, 10⁹"}  # fmt: skip
 FACTORS = {"parameters": 1e6, "operations": 1e9}
+HEADINGS = {"val_hd95": "HD95, px", "parameters": "parameters, 10⁶", "operations": "operations, 10⁹"}
 
 
 def history(material: Material) -> Section:
@@ -35,7 +36,7 @@ def history(material: Material) -> Section:
         rows=_steps(scored),
         caption="Trials that became the best, in order of their end.",
     )
-    shown = f" {charts.POINTS} of {len(scored)} trials are drawn, among them the best." if len(scored) > charts.POINTS else ""
+    shown = f" {charts.POINTS} of {len(scored):,} trials are drawn, among them the best." if len(scored) > charts.POINTS else ""
     drawings = [
         Chart(
             title=f"Over {'time' if by_time else 'trials'}",
@@ -69,7 +70,7 @@ def learning(material: Material, known: Known) -> Section:
         return Section("curves", "Learning curves", lead, [Text("No trial has been validated yet.", "absent")])
     best = material.ranked[0] if material.ranked else None
     told = sum(1 for trial in material.trials if trial.curve)
-    shown = f" {charts.LINES} of {told} curves are drawn, the best half of them and of the others evenly." if told > charts.LINES else ""
+    shown = f" {charts.LINES} of {told:,} curves are drawn, the best half of them and of the others evenly." if told > charts.LINES else ""
     blocks: list[Block] = [
         Chart(
             title="Validation Dice over epochs",
@@ -121,7 +122,7 @@ def front(material: Material) -> Section:
     drawings = [
         Chart(
             title=f"Dice against {UNITS.get(name, name)}",
-            svg=charts.front(complete, material.front, name, UNITS.get(name, name), FACTORS.get(name, 1.0)),
+            svg=charts.front(complete, material.front, name, UNITS.get(name, name), FACTORS.get(name, 1.0), joined=not others[1:]),
             caption=f"Numbered discs: the front ({_better(name)} is better); rings: other trials.",
         )
         for name in others
@@ -134,13 +135,17 @@ def front(material: Material) -> Section:
                 str(t.number),
                 t.name,
                 dice_cell(t.dice),
-                *(number_cell(t.values[n] / FACTORS.get(n, 1.0) if n in t.values else None) for n in others),
+                *(number_cell(_in_units(t, n)) for n in others),
             )
             for t in leading
         ],
         caption="The front, best Dice first.",
     )
     return Section("front", "Pareto front", lead, [Charts(drawings), table])
+
+
+def _in_units(trial: Trial, name: str) -> float | None:
+    return trial.values[name] / FACTORS.get(name, 1.0) if name in trial.values else None
 
 
 def _better(objective: str) -> str:
@@ -160,16 +165,16 @@ def leaderboard(material: Material) -> Section:
         (
             Cell(str(rank), rank) if (rank := place.get(t.number)) else Cell("–"),
             Cell(str(t.number), t.number), t.name or "–", t.failure or t.state, Cell(str(t.reached), t.reached), dice_cell(t.dice),
-            *(number_cell(t.values.get(name)) for name in more),
+            *(number_cell(_in_units(t, name)) for name in more),
             *(setting_cell(t.params[path]) if path in t.params else Cell("–") for path in paths),
         )
         for t in order[:ROWS]
     ]  # fmt: skip
-    caption = f"{len(rows)} of {len(order)} trials" if len(order) > ROWS else many(len(order), "trial")
+    caption = f"{len(rows)} of {len(order):,} trials" if len(order) > ROWS else many(len(order), "trial")
     hidden = "; all others: guidino-tune show with --format csv" if len(order) > ROWS else ""
     marked = frozenset(n for n, t in enumerate(order[:ROWS]) if t.number in (material.front or material.ranked[:1]))
     table = Table(
-        headings=("rank", "trial", "system", "state", "epochs", "Dice", *more, *paths),
+        headings=("rank", "trial", "system", "state", "epochs", "Dice", *(HEADINGS.get(name, name) for name in more), *paths),
         rows=rows, caption=f"{caption}{hidden}. A click on a heading sorts.", sortable=True, tall=True, marked=marked,
     )  # fmt: skip
     return Section("trials", "Leaderboard", lead, [table])

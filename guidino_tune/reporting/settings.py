@@ -50,12 +50,12 @@ def importance(material: Material, known: Known) -> Section:
         for rung, told in found.items()
     ]
     table = Table(
-        headings=("setting", "exists when", *(f"epoch {rung}: share (trials that have it)" for rung in material.rungs)),
+        headings=("setting", "exists when", *(f"epoch {rung} (trials)" for rung in material.rungs)),
         rows=[
             (path, _condition(parameter), *(_share(material, known, rung, path) for rung in material.rungs))
             for path, parameter in material.space.parameters.items()
         ],
-        caption=f"Shares of the variance with 95 % intervals; nothing is told of fewer than {FEWEST} trials that have a setting.",
+        caption=f"Shares of the variance with 95 % intervals, and how many trials have it; of fewer than {FEWEST} nothing is told.",
     )
     return Section("importance", "What mattered", lead, [*blocks, Charts(drawings), table, Text(METHOD)])
 
@@ -92,7 +92,7 @@ def together(material: Material) -> Section:
     if len(scored) < 2 or not varied:
         return Section("settings", "Settings and Dice", lead, [Text("Fewer than two trials have a Dice, or nothing was varied.", "absent")])
     best = material.ranked[0] if material.ranked else None
-    shown = f" {charts.LINES} of {len(scored)} trials are drawn." if len(scored) > charts.LINES else ""
+    shown = f" {charts.LINES} of {len(scored):,} trials are drawn." if len(scored) > charts.LINES else ""
     blocks: list[Block] = [
         Chart(
             title="All settings of each trial",

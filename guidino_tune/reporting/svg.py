@@ -115,8 +115,10 @@ class Drawing:
         """Pixel of a place on the upright axis."""
         return self.bottom - INNER - share * (self.bottom - self.top - 2 * INNER)
 
-    def axes(self, across: Scale | None, upright: Scale | None, across_label: str = "", upright_label: str = "") -> None:
-        """Axes with ticks, a light grid and what they measure."""
+    def axes(
+        self, across: Scale | None, upright: Scale | None, across_label: str = "", upright_label: str = "", *, slanted: bool = False
+    ) -> None:
+        """Axes with ticks, a light grid and what they measure; ``slanted`` texts below take less width."""
         for value, text in upright.ticks() if upright else ():
             y = self.y(upright(value))  # type: ignore[misc]
             self.line(self.left, y, self.right, y, "grid")
@@ -124,7 +126,12 @@ class Drawing:
         for value, text in across.ticks() if across else ():
             x = self.x(across(value))  # type: ignore[misc]
             self.line(x, self.bottom, x, self.bottom + 4, "axis")
-            self.text(x, self.bottom + 18, text, "tick mid")
+            if slanted:
+                self.add(
+                    f'<text class="tick end" transform="translate({x + 4:.1f} {self.bottom + 14}) rotate(-35)">{escape(text[:16])}</text>'
+                )
+            else:
+                self.text(x, self.bottom + 18, text, "tick mid")
         self.line(self.left, self.bottom, self.right, self.bottom, "axis")
         self.text((self.left + self.right) / 2, self.height - 6, across_label, "label mid")
         if upright_label:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from guidino_tune.reporting.document import Block, Chart, Charts, Code, Folded, Section, Table, Text
+from guidino_tune.reporting.document import Block, Chart, Charts, Code, Folded, Kind, Section, Table, Text
 from guidino_tune.reporting.known import Comparison, Known
 from guidino_tune.reporting.material import COMPLETE, Material, Trial
 from guidino_tune.reporting.words import dice, dice_cell, interval, many
@@ -133,7 +133,10 @@ def _compared(known: Known) -> Iterator[Text]:
         yield Text("Nobody has retrained the best configurations with several seeds yet.", "open", "Better with other seeds too?")
     for comparison in known.comparisons:
         for answer in comparison.answers:
-            yield Text(f"{answer} ({comparison.page})", "good" if " is better than " in answer and "may turn" not in answer else "plain")
+            sure = " is better than " in answer and "may turn it round" not in answer
+            doubtful = "cannot" in answer or "may turn it round" in answer
+            kind: Kind = "good" if sure else "open" if doubtful else "plain"
+            yield Text(f"{answer} ({comparison.page})", kind, "" if kind == "plain" else "Better with other seeds too?")
 
 
 def _gain(known: Known) -> Iterator[Text]:
@@ -182,7 +185,7 @@ def _scores(found: Comparison) -> Iterator[Table]:
             rows.append(
                 (
                     s.name, str(len(s.seeds)), dice_cell(s.mean), interval(s.low, s.high), dice_cell(c.difference if c else None),
-                    f"{c.p_holm:.3g}" if c else "–", c.verdict if c else "the winner",
+                    f"{c.p_holm:.3g}" if c else "–", c.verdict if c else "–",
                 )
             )  # fmt: skip
         headings = ("configuration", "seeds", "mean Dice", "95 % interval over cases", "behind the winner", "p (Holm)", "the winner is")

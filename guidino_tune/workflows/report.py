@@ -12,7 +12,7 @@ from rich.console import Console
 
 from guidino_tune import __version__
 from guidino_tune.analysis.certainty import FEWEST, Estimate
-from guidino_tune.errors import UserError
+from guidino_tune.errors import UserError, storage_error
 from guidino_tune.reporting.build import build
 from guidino_tune.reporting.document import Document
 from guidino_tune.reporting.known import Comparison, Failure, Known, Price
@@ -166,7 +166,11 @@ def report_of(
     page = page_of(Reader(storage), name)
     if output is not None and output.is_dir():
         raise UserError("is a folder", where=f"--output {output}", todo="name a file")
-    file = write_report(page, output, format=format, price=price)
+    try:
+        file = write_report(page, output, format=format, price=price)
+    except OSError as error:
+        why = storage_error(error) or error
+        raise UserError(f"cannot be written ({why})", where=str(output or error.filename), todo="name another file with --output") from None
     console.print(f"written: {file} ({file.stat().st_size / 1e6:.2f} MB)", highlight=False, soft_wrap=True)
     if file.parent == page.stored.folder.reports:
         send_where_free(page.stored, storage, console)
