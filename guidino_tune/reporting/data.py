@@ -54,7 +54,7 @@ def searched(material: Material, known: Known) -> Section:
     blocks.append(
         Picture(sheet, "image/jpeg", "Cases as they were read, each with its mask", "Cases from the smallest foreground to the largest.")
         if sheet
-        else Text("No contact sheet of the data is kept here; guidino-tune doctor draws one.", "absent")
+        else Text("No contact sheet of the data is kept here; guidino-tune doctor --images draws one.", "absent")
     )
     return Section("data", "Question and data", lead, blocks)
 
@@ -94,7 +94,12 @@ def _sheet(material: Material) -> bytes | None:
     fingerprint = material.attributes.get("data_fingerprint")
     if not isinstance(fingerprint, str):
         return None
-    return encoded(paths.cache() / "sheets" / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:12]}.png")
+    return encoded(sheet_file(fingerprint))
+
+
+def sheet_file(fingerprint: str) -> Path:
+    """Where the contact sheet of a data set is kept, once somebody had it drawn; may be deleted at any time."""
+    return paths.cache() / "sheets" / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:12]}.png"
 
 
 def cases(material: Material) -> Section:
