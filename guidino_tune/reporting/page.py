@@ -103,7 +103,7 @@ def _table(table: Table) -> str:
     numeric = [any(isinstance(row[n], Cell) and row[n].value is not None for row in table.rows) for n in range(len(table.headings))]  # type: ignore[union-attr]
     heads = "".join(
         f'<th scope="col"{_number(numeric[n])}>'
-        + (f'<button type="button">{escape(name)}</button>' if table.sortable else escape(name))
+        + (f'<button type="button">{_breakable(name)}</button>' if table.sortable else _breakable(name))
         + "</th>"
         for n, name in enumerate(table.headings)
     )
@@ -113,6 +113,11 @@ def _table(table: Table) -> str:
     )
     frame = f'<div class="scroll{" tall" if table.tall else ""}" tabindex="0">'
     return f"{frame}<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+
+
+def _breakable(name: str) -> str:
+    """A heading that may be broken within the path of a setting, where paper is narrow."""
+    return escape(name).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def _cells(row: Iterable[str | Cell], numeric: list[bool]) -> Iterator[str]:

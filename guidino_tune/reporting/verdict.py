@@ -132,11 +132,12 @@ def _compared(known: Known) -> Iterator[Text]:
     if not known.comparisons:
         yield Text("Nobody has retrained the best configurations with several seeds yet.", "open", "Better with other seeds too?")
     for comparison in known.comparisons:
-        for answer in comparison.answers:
+        for number, answer in enumerate(comparison.answers):
             sure = " is better than " in answer and "may turn it round" not in answer
             doubtful = "cannot" in answer or "may turn it round" in answer
             kind: Kind = "good" if sure else "open" if doubtful else "plain"
-            yield Text(f"{answer} ({comparison.page})", kind, "" if kind == "plain" else "Better with other seeds too?")
+            first = f"Better with other seeds too ({comparison.page})?" if number == 0 else ""
+            yield Text(answer[:1].upper() + answer[1:], kind, first)
 
 
 def _gain(known: Known) -> Iterator[Text]:

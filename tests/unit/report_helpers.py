@@ -81,7 +81,7 @@ def split_file(folder: StudyFolder) -> None:
 class Parts(HTMLParser):
     """What is in a page: its texts, its tags, and what it would load."""
 
-    VOID = frozenset({"meta", "img", "br", "link", "input", "line", "circle", "path", "rect", "polygon"})
+    VOID = frozenset({"meta", "img", "br", "wbr", "link", "input", "line", "circle", "path", "rect", "polygon"})
 
     def __init__(self, page: str) -> None:
         super().__init__()
