@@ -23,7 +23,7 @@ METHOD = (
     "Method: extremely randomised trees learn the best Dice until a rung from a bootstrap sample of the trials and predict the others; the "
     "importance of a setting is the share of the variance that is no longer predicted when its values are shuffled (permutation importance "
     "on held-out trials, Breiman 2001). A setting that exists only beside another one is shuffled among the trials that have it, and "
-    "together with the one it depends on. fANOVA and PED-ANOVA are not used: both look only at what all trials have."
+    "together with the one it depends on. fANOVA and PED-ANOVA are not used: they give neither an interval nor a check on unseen trials."
 )
 
 

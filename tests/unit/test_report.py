@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import threading
 import time
 from pathlib import Path
 
@@ -21,14 +20,14 @@ from PIL import Image
 from report_helpers import EPOCH, START, Parts, failed, simulated, split_file, stored, write_history
 from synthetic_curves import synthetic_space
 
-from guidino_tune import report as command
 from guidino_tune.analysis import statistics
+from guidino_tune.reporting.data import sheet_file
 from guidino_tune.reporting.known import Price
 from guidino_tune.reporting.material import collect
 from guidino_tune.space.space import override
 from guidino_tune.study.store import StoredStudy
 from guidino_tune.training.case_scores import FILE, write_cases
-from guidino_tune.workflows.report import make_document, report_at_end, write_report
+from guidino_tune.workflows.report import make_document, write_report
 from guidino_tune.workflows.study_page import page_of_stored
 
 
@@ -326,40 +325,11 @@ def test_pauses_are_no_idle_time(tmp_path: Path) -> None:
     assert re.search(r"idle\n0 s of 27 min", told)
 
 
-# ------------------------------------------------------------------------------------------------------------ the command and the end
-
-
-def test_the_command_writes_where_it_is_told(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from test_list_and_show import make
-
-    make("whole")
-    output = tmp_path / "one.html"
-    assert command.main(["whole", "--output", str(output), "--price-per-hour", "3", "--currency", "USD"]) == 0
-    assert f"written: {output}" in capsys.readouterr().out
-    assert "3 USD an hour of one worker" in Parts(output.read_text()).text
-    assert command.main(["whole", "--format", "markdown", "--output", str(tmp_path / "one.md")]) == 0
-    assert (tmp_path / "one.md").read_text().startswith("# whole\n")
-    for argv, message in (
-        (["whol"], "no study 'whol'"),
-        (["whole", "--output", str(tmp_path)], "is a folder"),
-        (["whole", "--output", "/proc/none/x.html"], "/proc/none"),
-    ):
-        assert command.main(argv) == 2
-        error = capsys.readouterr().err
-        assert message in error
-        assert "Traceback" not in error
-
-
-def test_what_spoils_a_report_spoils_no_search(study: StoredStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
-
-    from rich.console import Console
-
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("broken [bold]")
-
-    monkeypatch.setattr("guidino_tune.workflows.report.build", fail)
-    text = io.StringIO()
-    assert report_at_end(study, Console(file=text, width=200)) is None
-    assert "warning: no report was written (RuntimeError: broken [bold])" in text.getvalue()
-    assert threading.active_count() < 20
+def test_the_contact_sheet_of_the_data_is_shown(study: StoredStudy, home: Path) -> None:
+    study.study.set_user_attr("data_fingerprint", "f" * 64)
+    file = sheet_file("f" * 64)
+    file.parent.mkdir(parents=True)
+    Image.new("RGB", (300, 200), (9, 90, 9)).save(file)
+    assert sum(address.startswith("data:image/jpeg;base64,") for address in page(study).loads) == 2
+    file.write_text("no picture")
+    assert "No contact sheet" in page(study).text
