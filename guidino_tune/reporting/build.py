@@ -54,7 +54,7 @@ def build(material: Material, known: Known) -> Document:
 def _state(known: Known) -> str:
     at = f"{known.at:%Y-%m-%d %H:%M}"
     if known.state == "running":
-        return f"running, as of {at}; {many(known.left, 'trial')} to go"
+        return f"running, as of {at}; {many(known.left, 'trial')} to go; driven by {known.driver or 'nobody known'}"
     if known.state == "stopped":
         return f"stopped, as of {at}; {many(known.left, 'trial')} not run yet"
     return f"ended, as of {at}"

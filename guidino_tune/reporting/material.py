@@ -136,7 +136,8 @@ def collect(stored: StoredStudy) -> Material:
     study, space = stored.study, stored.space
     folder = stored.folder if stored.folder.definition.exists() else None
     found = tried(study)
-    alike = "training.epochs" not in space.parameters and not space.recipes
+    budgets = {made.training.epochs for made in space.recipes.values() or (space.base,)}
+    alike = "training.epochs" not in space.parameters and len(budgets) == 1
     return Material(
         name=study.study_name,
         space=space,
@@ -145,7 +146,7 @@ def collect(stored: StoredStudy) -> Material:
         trials=[_trial(space, trial, folder) for trial in found],
         ranked=[trial.number for trial in ranking(study)],
         front=[trial.number for trial in front(study)],
-        rungs=rungs(space.study, space.base.training.epochs) if alike else (),
+        rungs=rungs(space.study, budgets.pop()) if alike else (),
         default=_default(space, found),
     )
 

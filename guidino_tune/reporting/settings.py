@@ -11,13 +11,15 @@ from guidino_tune.reporting.document import Block, Cell, Chart, Charts, Section,
 from guidino_tune.reporting.known import Known
 from guidino_tune.reporting.material import Material, Trial, reached
 from guidino_tune.reporting.words import listed, many, setting
-from guidino_tune.space.parameters import Parameter
+from guidino_tune.space.parameters import Bounds, Parameter
 
 EDGE = 0.05
 """Share of a range, in its own scale, within which a value lies at its edge."""
 
 GAP = 0.2
 """Share of a range between two neighbouring values that is told as never tried."""
+
+SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
 METHOD = (
     "Method: extremely randomised trees learn the best Dice until a rung from a bootstrap sample of the trials and predict the others; the "
@@ -80,8 +82,20 @@ def _share(material: Material, known: Known, rung: int, path: str) -> str:
 
 
 def _condition(parameter: Parameter) -> str:
-    text = parameter.describe()
-    return text.partition(", when ")[2] or "always"
+    """Where a setting exists, in words."""
+    return " and ".join(f"{path} {_wanted(wanted)}" for path, wanted in (parameter.when or {}).items()) or "always"
+
+
+def _wanted(wanted: object) -> str:
+    if isinstance(wanted, Bounds):
+        return " and ".join(f"{sign} {limit:g}" for name, sign in SIGNS.items() if (limit := getattr(wanted, name)) is not None)
+    return f"is {' or '.join(map(setting, wanted if isinstance(wanted, list) else [wanted]))}"
+
+
+def _described(parameter: Parameter) -> str:
+    """What a setting may be, and where it exists."""
+    text = parameter.describe().partition(", when ")[0]
+    return f"{text}; where {_condition(parameter)}" if parameter.when else text
 
 
 def together(material: Material) -> Section:
@@ -102,7 +116,7 @@ def together(material: Material) -> Section:
         ),
         Charts(
             [
-                Chart(title=path, svg=charts.slice_of(path, parameter, scored, best), caption=parameter.describe())
+                Chart(title=path, svg=charts.slice_of(path, parameter, scored, best), caption=_described(parameter))
                 for path, parameter in varied
             ],
             small=True,
@@ -124,7 +138,7 @@ def tried(material: Material) -> Section:
         values = _values(list(material.trials), path)
         best = material.best.params.get(path) if material.best and path in material.best.params else None
         has = material.best is not None and path in material.best.params
-        known = path, parameter.describe(), Cell(str(len(values)), len(values)), *_coverage(parameter, values)
+        known = path, _described(parameter), Cell(str(len(values)), len(values)), *_coverage(parameter, values)
         rows.append((*known, setting(best) if has else "–", _edge(parameter, best) if has else ""))
     headings = ("setting", "may be", "trials with it", "tried", "never tried", "best trial", "remark")
     if not rows:
