@@ -156,13 +156,13 @@ def comparisons(known: Known) -> Section:
     """What ``compare`` found."""
     from guidino_tune.reporting import charts
 
-    lead = "The best configurations, trained again with several seeds and measured on the same cases: the fair comparison."
+    lead = "The best configurations, trained again with several seeds and measured on the same cases: the fair comparison, whose answers stand in the verdict."
     if not known.comparisons:
         hint = "No comparison has been made of this study; guidino-tune compare makes one."
         return Section("compare", "Comparison", lead, [Text(hint, "absent"), *_pages(known)])
     blocks: list[Block] = []
     for found in known.comparisons:
-        blocks += [Text(f"{found.page}: {' '.join(found.answers)}"), *_scores(found)]
+        blocks += _scores(found)
         rows = [(s.name, s.mean, s.low, s.high, list(s.seeds.values())) for s in found.validation.summaries]
         caption = "Disc: mean over seeds; line: 95 % interval over the cases; rings: single seeds."
         chart = Chart(title=f"{found.page}, validation", svg=charts.intervals(rows), caption=caption, numbers=None)
@@ -190,4 +190,4 @@ def _scores(found: Comparison) -> Iterator[Table]:
                 )
             )  # fmt: skip
         headings = ("configuration", "seeds", "mean Dice", "95 % interval over cases", "behind the winner", "p (Holm)", "the winner is")
-        yield Table(headings=headings, rows=rows, caption=f"{part}: {result.cases}")
+        yield Table(headings=headings, rows=rows, caption=f"{found.page}, {part}: {result.cases}")

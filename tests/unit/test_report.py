@@ -297,8 +297,9 @@ def test_a_comparison_is_told_with_its_intervals(tmp_path: Path) -> None:
             writer.writerows([*row, row[-1], mean + random.normal(0, 0.02)] for row in rows)
     parts = page(made)
     told = section(parts, "Comparison", "Time and cost")
-    assert "Winner on validation: trial 5" in told
-    assert "On the sealed test: trial 5 is better than default" in told
+    verdict = section(parts, "Verdict", "Question and data")
+    assert "Winner on validation: trial 5" in verdict
+    assert "On the sealed test: trial 5 is better than default" in verdict
     assert re.search(r"default\n3\n0\.[56]\d{3}\n0\.\d{4} to 0\.\d{4}\n0\.[12]\d{3}\n", told)
     assert "Nobody has retrained" not in parts.text
 
