@@ -156,7 +156,7 @@ def comparisons(known: Known) -> Section:
     """What ``compare`` found."""
     from guidino_tune.reporting import charts
 
-    lead = "The best configurations, trained again with several seeds and measured on the same cases: the fair comparison, whose answers stand in the verdict."
+    lead = "The best configurations, trained again with several seeds and measured on the same cases; the answers stand in the verdict."
     if not known.comparisons:
         hint = "No comparison has been made of this study; guidino-tune compare makes one."
         return Section("compare", "Comparison", lead, [Text(hint, "absent"), *_pages(known)])

@@ -326,6 +326,16 @@ def test_pauses_are_no_idle_time(tmp_path: Path) -> None:
     assert re.search(r"idle\n0 s of 27 min", told)
 
 
+def test_what_was_stopped_at_which_rung(study: StoredStudy, parts: Parts) -> None:
+    told = section(parts, "Learning curves", "What mattered")
+    trials = study.study.get_trials(deepcopy=False)
+    for rung in (3, 9, 27):
+        best = sorted(max(v for e, v in t.intermediate_values.items() if e <= rung) for t in trials if rung in t.intermediate_values)
+        here = [t for t in trials if t.state.name in ("PRUNED", "FAIL") and max(t.intermediate_values, default=0) == rung]
+        row = f"\n{rung}\n{len(best)}\n{len(here)}\n{best[len(best) // 2]:.4f}\n{best[-1]:.4f}\n"
+        assert row in told
+
+
 def test_the_contact_sheet_of_the_data_is_shown(study: StoredStudy, home: Path) -> None:
     study.study.set_user_attr("data_fingerprint", "f" * 64)
     file = sheet_file("f" * 64)
