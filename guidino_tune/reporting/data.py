@@ -75,10 +75,8 @@ def _split(material: Material) -> Iterator[tuple[str, str]]:
         yield "sealed test", "there are no test cases"
     elif opened:
         told = "; ".join(f"{plain(one['time'])}: {plain(one['reason'])}" for one in opened[:5])
-        yield (
-            "sealed test",
-            f"{many(len(split.test), 'case')}, which no search can read; opened {many(len(opened), 'time')} afterwards: {told}",
-        )
+        often = "once" if len(opened) == 1 else f"{len(opened)} times"
+        yield "sealed test", f"{many(len(split.test), 'case')}, which no search can read; opened {often} afterwards: {told}"
     else:
         yield "sealed test", f"{many(len(split.test), 'case')}, which no search can read; never opened, as far as is recorded here"
 

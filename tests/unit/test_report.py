@@ -162,7 +162,7 @@ def test_what_was_sealed(study: StoredStudy, tmp_path: Path) -> None:
     line = {"time": "2026-11-30T09:00:00+00:00", "reason": "the <b>end</b>", "cases": 3, "split": str(study.folder.split)}
     openings.write_text(json.dumps(line) + "\n")
     try:
-        assert "opened 1 time afterwards: 2026-11-30T09:00:00+00:00: the <b>end</b>" in page(study).text
+        assert "opened once afterwards: 2026-11-30T09:00:00+00:00: the <b>end</b>" in page(study).text
     finally:
         openings.unlink()
 
