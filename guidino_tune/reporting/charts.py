@@ -10,8 +10,8 @@ from guidino_tune.reporting.svg import Drawing, Linear, Scale, Steps, dice_scale
 from guidino_tune.reporting.words import dice, duration, figure, setting
 from guidino_tune.space.parameters import Parameter
 
-POINTS, LINES = 400, 120
-"""Trials in a drawing of points, and in one of lines."""
+POINTS, LINES, EPOCHS = 400, 120, 100
+"""Trials in a drawing of points, and in one of lines; and points of a line, besides its last and its highest."""
 
 NAMES = 34
 """Letters below an axis of a small drawing; more are written slanted."""
@@ -101,7 +101,10 @@ def curves(trials: Sequence[Trial], best: int | None, rungs: Sequence[int]) -> s
         drawing.line(x, drawing.top, x, drawing.bottom, "rung")
         drawing.text(x - 4, drawing.top + 10, f"rung {rung}", "note end")
     for trial in sorted(shown, key=lambda t: (t.number == best, t.state == COMPLETE)):
-        points = [(drawing.x(across(epoch)), drawing.y(upright(value))) for epoch, value in trial.curve.items()]
+        epochs = sorted(trial.curve)
+        every = -(-len(epochs) // EPOCHS)
+        kept = sorted({*epochs[::every], epochs[-1], trial.epoch})
+        points = [(drawing.x(across(epoch)), drawing.y(upright(trial.curve[epoch]))) for epoch in kept]
         kind = "best" if trial.number == best else KINDS.get(trial.state, "stopped")
         drawing.path(points, f"curve {kind}", about(trial, f"{trial.reached} epochs"))
         if trial.number == best:

@@ -9,7 +9,7 @@ import numpy as np
 from guidino_tune.reporting.document import Block, Chart, Charts, Code, Folded, Kind, Section, Table, Text
 from guidino_tune.reporting.known import Comparison, Known
 from guidino_tune.reporting.material import COMPLETE, Material, Trial
-from guidino_tune.reporting.words import dice, dice_cell, interval, many
+from guidino_tune.reporting.words import NONE, dice, dice_cell, interval, many, setting
 
 SMALL = 0.005
 """A gain in Dice below which more trials are hardly worth their time."""
@@ -33,7 +33,7 @@ def verdict(material: Material, known: Known) -> Section:
     if best is None:
         return Section("verdict", "Verdict", lead, [Text(_nothing(material, known), "bad")])
     blocks: list[Block] = [Text(_found(material, best), "plain"), *_against_mask(material, best), *_against_default(material, best)]
-    blocks += [*_against_next(material, best), *_compared(known), *_gain(known)]
+    blocks += [*_against_next(material, best), *_compared(known), *_gain(known), _values(material, best)]
     if known.ending:
         blocks.append(Text(known.ending))
     if not known.comparisons:
@@ -61,6 +61,21 @@ def _found(material: Material, best: Trial) -> str:
         f"{best.budget or best.reached}. It is the best of {many(complete, 'trial')} that ran the whole budget, of "
         f"{many(len(material.trials), 'trial')} in all.{front}"
     )
+
+
+def _values(material: Material, best: Trial) -> Table:
+    """What the best trial has, beside the default."""
+    default = material.trial(material.default) if material.default not in (None, best.number) else None
+    shown = [best, *([default] if default else ())]
+    rows = []
+    for path in material.space.parameters:
+        values = [setting(trial.params[path]) if path in trial.params else NONE for trial in shown]
+        if set(values) != {NONE}:
+            rows.append((path, *values))
+    names = [f"trial {best.number}, the best", *([f"trial {default.number}, the default"] if default else ())]
+    marked = frozenset(n for n, row in enumerate(rows) if len(set(row[1:])) > 1)
+    caption = "What the best trial has" + ("; bold: other than the default." if default else ".")
+    return Table(headings=("setting", *names), rows=rows, caption=caption, marked=marked)
 
 
 def _against_mask(material: Material, best: Trial) -> Iterator[Text]:

@@ -104,6 +104,14 @@ def test_is_the_best_beyond_noise(study: StoredStudy, parts: Parts) -> None:
     assert "not beyond the chance" in told
 
 
+def test_what_the_best_trial_has_that_the_default_has_not(study: StoredStudy, parts: Parts) -> None:
+    told = section(parts, "Verdict", "Question and data")
+    trials, best = study.study.get_trials(deepcopy=False), collect(study).ranked[0]
+    for path in ("segmenter.kind", "training.lr"):
+        values = [trials[number].params[path] for number in (best, 0)]
+        assert "\n".join((path, *(f"{value:.3g}" if isinstance(value, float) else value for value in values))) in told
+
+
 def test_what_failed_and_why(study: StoredStudy, parts: Parts) -> None:
     told = section(parts, "Failures", "How to repeat it")
     kinds = [t.user_attrs["failure"] for t in study.study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.FAIL]
