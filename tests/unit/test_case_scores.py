@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
 from PIL import Image
 from training_helpers import Listener, make_data, make_experiment
 
@@ -71,3 +74,24 @@ def test_what_cannot_be_read_is_nothing(tmp_path: Path) -> None:
         assert read_cases(tmp_path / "bad.csv") == {}
     write_cases(tmp_path / "x.csv", 3, {'a,\n"b': {"dice": 1 / 3, "iou": 0.2}}, {'a,\n"b': 0.5})
     assert read_cases(tmp_path / "x.csv") == {'a,\n"b': {"epoch": 3, "foreground": 0.5, "dice": 0.333333, "iou": 0.2}}
+
+
+def _train(rank: int, folder: str) -> None:
+    """One of two workers."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    (Path(folder) / f"data-{rank}").mkdir()
+    data = make_data(Path(folder) / f"data-{rank}", validation=9)
+    run = TrainingRun(make_experiment(epochs=1, batch_size=2), data, Listener(Path(folder) / "trial"), rank=rank, world_size=2)
+    run.run_epoch()
+    if rank == 0:
+        draw_where_due(run, {})
+        (Path(folder) / "mean").write_text(str(run.history[-1].metrics["val_dice"]))
+    run.close()
+    torch.distributed.destroy_process_group()
+
+
+def test_of_several_workers_the_first_has_the_scores_of_all_cases(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_train, args=(str(tmp_path),), nprocs=2)
+    found = read_cases(tmp_path / "trial" / FILE)
+    assert sorted(found) == [f"case_{n:02d}" for n in range(6, 15)]
+    assert np.mean([row["dice"] for row in found.values()]) == pytest.approx(float((tmp_path / "mean").read_text()), abs=1e-5)
