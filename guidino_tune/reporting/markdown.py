@@ -35,6 +35,9 @@ def _blocks(blocks: Iterable[Block]) -> Iterator[str]:
                 yield from _table(block)
             case Chart():
                 yield from _chart(block)
+            case Charts(small=True):
+                names = ", ".join(chart.title for chart in block.charts if isinstance(chart, Chart))
+                yield from (f"*{len(block.charts)} figures in the HTML report: {_text(names)}*", "")
             case Charts():
                 yield from _blocks(block.charts)
             case Picture():
@@ -62,8 +65,10 @@ def _table(table: Table) -> Iterator[str]:
     numeric = [any(isinstance(row[n], Cell) for row in table.rows) for n in range(len(table.headings))]
     yield f"| {' | '.join(map(_text, table.headings))} |"
     yield f"|{'|'.join('--:' if number else '---' for number in numeric)}|"
-    for row in table.rows[:ROWS]:
-        yield f"| {' | '.join(_text(cell.text if isinstance(cell, Cell) else cell) for cell in row)} |"
+    for number, row in enumerate(table.rows[:ROWS]):
+        strong = "**" if number in table.marked else ""
+        texts = (_text(cell.text if isinstance(cell, Cell) else cell) for cell in row)
+        yield f"| {' | '.join(f'{strong}{text}{strong}' if text else text for text in texts)} |"
     if len(table.rows) > ROWS:
         yield from ("", f"{len(table.rows) - ROWS} more rows are in the HTML report.")
     yield ""

@@ -163,8 +163,8 @@ def _gain(known: Known) -> Iterator[Text]:
     more, gain = known.gain
     sure = f"95 % interval {interval(gain.low, gain.high, 3)}"
     told = f"{many(more, 'further trial')} like these would probably gain {gain.value:.3f} Dice ({sure})"
-    judged = "hardly worth it" if gain.value < SMALL else "more than nothing"
-    yield Text(f"{told}; {judged}, where {SMALL} is the line.", "good" if gain.value < SMALL else "open", question)
+    judged = f"less than {SMALL}, so hardly worth it" if gain.value < SMALL else f"at least {SMALL}, so it may pay to go on"
+    yield Text(f"{told}: {judged}.", "good" if gain.value < SMALL else "open", question)
 
 
 def comparisons(known: Known) -> Section:
