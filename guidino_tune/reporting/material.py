@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,7 +17,7 @@ from guidino_tune.study.nodes import shown as node_in_words
 from guidino_tune.study.objectives import as_dict, feasible
 from guidino_tune.study.pruners import rungs
 from guidino_tune.study.store import StoredStudy, StudyFolder
-from guidino_tune.study.trials import best_value, front, ranking, tried
+from guidino_tune.study.trials import front, ranking, tried
 from guidino_tune.training.case_scores import FILE, read_cases
 from guidino_tune.training.reporter import EpochRecord
 
@@ -164,7 +165,8 @@ def plain(text: Any) -> str:
 
 
 def _trial(space: Space, trial: FrozenTrial, folder: StudyFolder | None) -> Trial:
-    attributes, curve = trial.user_attrs, dict(sorted(trial.intermediate_values.items()))
+    # A distance is not finite where nothing is predicted, and nothing can be drawn of it.
+    attributes, curve = trial.user_attrs, _finite(dict(sorted(trial.intermediate_values.items())))
     history = folder.trial(trial.number).history() if folder else []
     reached = max([*curve, *(record.epoch for record in history)], default=0)
     budget = attributes.get("epochs", 0)
@@ -176,11 +178,11 @@ def _trial(space: Space, trial: FrozenTrial, folder: StudyFolder | None) -> Tria
         state=state_of(trial),
         params=dict(trial.params),
         curve=curve,
-        dice=best_value(trial),
+        dice=max(curve.values(), default=None),
         epoch=max(curve, key=lambda epoch: curve[epoch], default=0),
         reached=reached,
         budget=budget if isinstance(budget, int) else 0,
-        values=as_dict(space.study, trial) | values,
+        values=_finite(as_dict(space.study, trial) | values),
         failure=plain(attributes.get("failure", "")) if failed else "",
         message=plain(attributes.get("message", "")) if failed or not feasible(trial) else "",
         node=node_in_words(plain(attributes.get(NODE, ""))),
@@ -188,6 +190,10 @@ def _trial(space: Space, trial: FrozenTrial, folder: StudyFolder | None) -> Tria
         ended=trial.datetime_complete,
         busy=list(_stretches(history)),
     )
+
+
+def _finite(values: Mapping[Any, float]) -> dict[Any, float]:
+    return {key: value for key, value in values.items() if math.isfinite(value)}
 
 
 def _stretches(history: Sequence[EpochRecord]) -> Iterator[tuple[float, float]]:

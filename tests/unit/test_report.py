@@ -293,6 +293,21 @@ def test_several_objectives_have_a_front(tmp_path: Path) -> None:
     assert "the search looks for several objectives" in parts.text
 
 
+def test_what_is_not_finite_is_not_drawn(tmp_path: Path) -> None:
+    made = simulated(tmp_path / "one", 120)
+    space = override(made.space, {"study.objectives": ["val_dice", "val_hd95"], "study.pruner": "none", "study.name": "front"})
+    whole = next(t for t in made.study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.COMPLETE)
+    odd = [
+        optuna.trial.create_trial(
+            values=[0.5, distance], params=whole.params, distributions=whole.distributions, intermediate_values={1: dice, 27: 0.5}
+        )
+        for distance, dice in ((float("inf"), 0.1), (3.0, float("nan")))
+    ]
+    parts = page(stored(tmp_path / "front", space, odd))
+    assert "nan" not in parts.text.lower()
+    assert "has the best validation Dice: 0.5000" in section(parts, "Verdict", "Question and data")
+
+
 def test_a_comparison_is_told_with_its_intervals(tmp_path: Path) -> None:
     made = simulated(tmp_path / "compared", 120)
     made.folder.reports.mkdir()
