@@ -13,7 +13,7 @@ import yaml
 from guidino_tune.reporting import charts
 from guidino_tune.reporting.document import Block, Cell, Chart, Code, Facts, Folded, Section, Table, Text
 from guidino_tune.reporting.known import Known
-from guidino_tune.reporting.material import Material, Trial, plain
+from guidino_tune.reporting.material import FAILED, Material, Trial, plain
 from guidino_tune.reporting.words import duration, listed, many, number_cell
 
 PAUSE = 300.0
@@ -63,7 +63,8 @@ def times(trials: Sequence[Trial]) -> Times:
     measured = any(trial.busy for trial in trials)
     rows: list[tuple[float, float, Trial]] = []
     for trial in trials:
-        stretches = trial.busy if measured else _whole(trial)
+        # What failed before its first epoch took its place as well.
+        stretches = trial.busy or (_whole(trial) if not measured or trial.state == FAILED else [])
         rows += [(start, end, trial) for start, end in stretches]
     rows.sort(key=lambda row: row[0])
     if not rows:
@@ -101,7 +102,8 @@ def timeline(material: Material, known: Known) -> Section:
         return Section("time", "Time and cost", lead, [Text("No times are stored: no trial has ended an epoch.", "absent")])
     best = material.ranked[0] if material.ranked else None
     source = (
-        "From the epochs in the trials' histories; what starts, ends and saves a trial counts as idle."
+        "From the epochs in the trials' histories, and of what failed before the first from its begin to its end; what starts, ends and "
+        "saves a trial counts as idle."
         if found.measured
         else "From the begin and end of each trial, for no histories are here: waiting at rungs is part of it."
     )

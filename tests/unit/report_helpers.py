@@ -22,6 +22,9 @@ START = datetime(2026, 11, 30, 8, 0)
 EPOCH = 30.0
 """Seconds of one epoch."""
 
+START_UP = 5.0
+"""Seconds of a trial besides its epochs."""
+
 
 def simulated(folder: Path, epochs: int = 600, *, name: str = "synthetic", histories: bool = True, **study: Any) -> StoredStudy:
     """A search over curves by formula, four trials side by side, whose trials have the times and histories that real ones have."""
@@ -40,7 +43,7 @@ def stored(folder: Path, space: Space, trials: list[FrozenTrial], *, histories: 
     for trial in trials:
         worker = free.index(min(free))
         begun = free[worker]
-        free[worker] = ended = begun + timedelta(seconds=EPOCH * max(trial.intermediate_values, default=0) + 5)
+        free[worker] = ended = begun + timedelta(seconds=EPOCH * max(trial.intermediate_values, default=0) + START_UP)
         attributes = {"name": "GuiDINO-U", "epochs": 27, "node": f"node-{worker % 2} 0123456789abcdef", **trial.user_attrs}
         copy = create_trial(
             state=trial.state, params=trial.params, distributions=trial.distributions, values=trial.values, user_attrs=attributes,

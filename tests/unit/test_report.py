@@ -17,7 +17,7 @@ import numpy as np
 import optuna
 import pytest
 from PIL import Image
-from report_helpers import EPOCH, START, Parts, failed, simulated, split_file, stored, write_history
+from report_helpers import EPOCH, START, START_UP, Parts, failed, simulated, split_file, stored, write_history
 from synthetic_curves import synthetic_space
 
 from guidino_tune.analysis import statistics
@@ -120,9 +120,11 @@ def test_what_failed_and_why(study: StoredStudy, parts: Parts) -> None:
 
 
 def test_what_it_cost(study: StoredStudy, parts: Parts) -> None:
-    epochs = sum(len(t.intermediate_values) for t in study.study.get_trials(deepcopy=False))
+    trials = study.study.get_trials(deepcopy=False)
+    epochs = sum(len(t.intermediate_values) for t in trials)
+    at_once = sum(not t.intermediate_values for t in trials)  # failed before their first epoch, after so many seconds
     told = section(parts, "Time and cost", "Failures")
-    hours = epochs * EPOCH / 3600
+    hours = (epochs * EPOCH + at_once * START_UP) / 3600
     assert f"{2 * hours:,.2f} CHF for training" in told
     assert f"{epochs:,} epochs" in told
     assert {"node-0 (01234567)", "node-1 (01234567)"} <= set(told.split("\n"))
