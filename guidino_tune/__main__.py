@@ -12,6 +12,7 @@ COMMANDS = {
     "search": "search hyper-parameters on Ray; start, continue or extend a study",
     "list": "all studies of the home folder or of a database: who drives them, how far they are",
     "show": "one study: what it searched, its best trials, its failures, and how to go on",
+    "report": "one study as one page: what was found, how sure that is, how to repeat it",
     "export": "write the best (or any) trial of a study as a YAML file",
     "reproduce": "train and test the rows of the papers' tables, or a scaling study",
     "reproduce-trial": "train one trial of a study once more, and print the difference per epoch",

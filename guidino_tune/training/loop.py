@@ -23,13 +23,13 @@ from guidino_tune.data.store import ChunkStore
 from guidino_tune.data.views import TrainViews, validation_batches, view_seed
 from guidino_tune.inference import slide, to_labels
 from guidino_tune.losses import SegmentationLoss
-from guidino_tune.metrics import mean_values, overlap_scores, score_case, values, with_classes
 from guidino_tune.models import build_model, start_pretrained
 from guidino_tune.models.backbone import Features
 from guidino_tune.models.parts.convolutions import batch_counter
 from guidino_tune.models.precision import autocast_in, channels_last_pays, use_bf16
 from guidino_tune.training import checkpoints
 from guidino_tune.training.backbones import check_fingerprint
+from guidino_tune.training.case_scores import SHOWN, Shown, Validated, scores_of
 from guidino_tune.training.compile_choice import make_chooser
 from guidino_tune.training.compiling import Compiled
 from guidino_tune.training.costs import costs_of, forget_peak
@@ -40,16 +40,12 @@ from guidino_tune.training.pace import Pace
 from guidino_tune.training.ranks import Ranks
 from guidino_tune.training.reporter import Decision, EpochRecord, Reporter
 from guidino_tune.training.saving import Saver
-from guidino_tune.training.showing import Shown
 from guidino_tune.training.tokens import make_encoder, shared_backbone, to_features
 
 log = logging.getLogger(__name__)
 
 OVERLAP = 0.25
 """Of the windows in which patches are validated in a search; the full protocol takes its own."""
-
-SHOWN = 4
-"""Validation cases whose predictions are kept for people to look at."""
 
 
 class TrainingRun:
@@ -105,6 +101,10 @@ class TrainingRun:
         self.best_shown: list[Shown] = []
         """Of the validation that gave the best objective in this process."""
         self.num_shown = SHOWN
+        self.validation = Validated()
+        """Of the last validation: the scores of every case, and the worst and the best of them."""
+        self.best_validation: tuple[int, Validated] | None = None
+        """The epoch that gave the best objective in this process, and its validation."""
         training = experiment.training
         bf16 = use_bf16(training.precision, self.device)
         self.autocast = autocast_in(training.precision, self.device)
@@ -213,7 +213,7 @@ class TrainingRun:
             metrics |= self.chooser.news()
         improved = metrics.get(OBJECTIVE, -math.inf) > self.best
         if improved:
-            self.best_shown = self.shown
+            self.best_shown, self.best_validation = self.shown, (self.epoch + 1, self.validation)
         record = EpochRecord(self.epoch + 1, metrics, time.time())
         self.history.append(record)
         if self.rank == 0:
@@ -327,31 +327,29 @@ class TrainingRun:
             # Batch norm's running statistics differ between workers after the last step; those of rank 0 are the ones saved.
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        section, rows, finite = self.experiment.data, [], True
-        self.shown = []
+        section, finite = self.experiment.data, True
+        self.shown, self.validation = [], Validated()
         for batch in validation_batches(
             self.data.validation, section, self.experiment.training.batch_size, store=self.store, encoder=self.encoder,
             rank=self.rank, world_size=self.world_size, pin=self.device.type == "cuda",
             begun=not any(OBJECTIVE in record.metrics for record in self.history),
         ):  # fmt: skip
             on_device = self._to_device(batch)
-            logits, guides = self._predict(on_device)
+            logits, masks = self._predict(on_device)
             # The label of what is no number would be background, and its score like any other.
             finite &= bool(logits.isfinite().all())
             predictions, truths = to_labels(logits.float()).cpu().numpy(), batch.masks[:, 0].numpy()
-            for prediction, truth in zip(predictions, truths, strict=True):
-                if distances:
-                    rows.append(values(score_case(prediction, truth, num_classes=section.num_classes, ignore=section.has_ignored)))
-                else:
-                    rows.append(overlap_scores(prediction, truth, num_classes=section.num_classes, ignore=section.has_ignored))
+            guides = None if masks is None else masks[:, 0].float().cpu().numpy()
+            for index, (prediction, truth) in enumerate(zip(predictions, truths, strict=True)):
+                scores = scores_of(prediction, truth, section, distances=distances)
+                self.validation.add(batch.ids[index], scores, prediction, None if guides is None else guides[index])
             for index in range(min(len(batch.ids), self.num_shown - len(self.shown))):
-                guide = None if guides is None else guides[index, 0].float().cpu().numpy()
-                self.shown.append(Shown(batch.ids[index], predictions[index], guide))
-        gathered = self.ranks.gathered((rows, finite))
-        rows = [row for part, _ in gathered for row in part]
+                self.shown.append(Shown(batch.ids[index], predictions[index], None if guides is None else guides[index]))
+        gathered = self.ranks.gathered((self.validation.scores, finite))
+        self.validation.scores = {name: scores for part, _ in gathered for name, scores in part.items()}
         if not all(good for _, good in gathered):
             raise Diverged(f"the predictions for the validation cases are not finite after epoch {self.epoch + 1}")
-        return {f"val_{name}": value for name, value in with_classes(mean_values(rows), section.class_keys).items()}
+        return {f"val_{name}": value for name, value in self.validation.means(section).items()}
 
     def _predict(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits and guide mask: of one forward pass, or of patches from windows over the image at its own scale."""

@@ -16,9 +16,7 @@ from guidino_tune.models.precision import use_bf16
 from guidino_tune.training.compiling import NONE
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.loop import TrainingRun
-
-FILE = "environment.json"
-"""In a trial's folder: a list of what ``describe`` gave, each with the epochs that were finished before it, as ``after_epoch``."""
+from guidino_tune.training.noted_machines import FILE, read_machines
 
 PACKAGES = ("torch", "transformers", "peft", "monai", "numpy")
 
@@ -52,15 +50,6 @@ def note_machine(folder: Path, run: TrainingRun) -> None:
     known, now = read_machines(folder), describe(run)
     if not known or {**known[-1], "after_epoch": 0} != {**now, "after_epoch": 0}:
         write_text(folder / FILE, json.dumps([*known, {"after_epoch": run.epoch, **now}], indent=1) + "\n")
-
-
-def read_machines(folder: Path) -> list[dict[str, Any]]:
-    """The noted machines, oldest first; empty where there are none, or where the list cannot be read."""
-    try:
-        found: list[dict[str, Any]] = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return found
 
 
 @cache

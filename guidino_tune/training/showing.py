@@ -4,23 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from guidino_tune.framing import viewable
-
-if TYPE_CHECKING:
-    from guidino_tune.training.loop import TrainingRun
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A validation case's ``prediction`` (S, S) of 0 and 1 or of labels, and ``guide`` (h, w) in [0, 1], or ``None`` without a gate."""
-
-    id: str
-    prediction: np.ndarray
-    guide: np.ndarray | None
+from guidino_tune.training.case_scores import Shown
+from guidino_tune.training.loop import TrainingRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +24,7 @@ class ShownCase:
 
 
 def shown_cases(run: TrainingRun, shown: Sequence[Shown]) -> list[ShownCase]:
-    """Validation cases with the predictions that ``run.shown`` or ``run.best_shown`` kept; nothing is computed for it."""
+    """Validation cases with the predictions that ``run.shown``, ``run.best_shown`` or a validation kept; nothing is computed for it."""
     table = run.data.validation
     places = [(table.positions[case.id], case) for case in shown]
     return [ShownCase(s.id, np.array(viewable(table.image(i))), np.array(table.mask(i)), s.guide, s.prediction) for i, s in places]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial
 
 from guidino_tune.analysis.certainty import FEWEST, Estimate, expected_gain, importance, rung_agreement
 from guidino_tune.space.encoding import columns, encode
@@ -31,6 +32,7 @@ class Certainty:
         alike = "training.epochs" not in space.parameters
         self.trials = [t for t in tried(study) if t.intermediate_values and alike and t.user_attrs.get("epochs") == epochs]
         self.rungs = rungs(space.study, epochs)
+        self._known: dict[tuple[int, int], dict[str, Estimate]] = {}
 
     @functools.cached_property
     def agreement(self) -> dict[int, Estimate]:
@@ -38,12 +40,20 @@ class Certainty:
         reached = [{rung: value for rung in self.rungs if (value := value_at(trial, rung)) is not None} for trial in self.trials]
         return rung_agreement(reached, self.rungs)
 
-    def importance(self, epoch: int) -> dict[str, Estimate]:
+    def importance(self, epoch: int, most: int | None = None) -> dict[str, Estimate]:
         """Of each parameter for the best Dice until ``epoch``, among all trials that came so far; see ``analysis.certainty.importance``.
 
-        A parameter that others depend on (``when``) is shuffled together with them: a rank means nothing to a frozen backbone.
+        A parameter that others depend on (``when``) is shuffled together with them: a rank means nothing to a frozen backbone. With
+        ``most``, of more trials so many are looked at, evenly by number.
         """
         at = [(trial, value) for trial in self.trials if (value := value_at(trial, epoch)) is not None]
+        if most and len(at) > most:
+            at = [at[place * len(at) // most] for place in range(most)]
+        if (epoch, len(at)) not in self._known:
+            self._known[epoch, len(at)] = self._importance(at)
+        return self._known[epoch, len(at)]
+
+    def _importance(self, at: Sequence[tuple[FrozenTrial, float]]) -> dict[str, Estimate]:
         inputs = np.array([encode(self.space, trial.params) for trial, _ in at])
         return importance(inputs, self._groups, np.array([value for _, value in at]))
 

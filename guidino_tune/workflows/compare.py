@@ -30,7 +30,7 @@ from guidino_tune.errors import UserError
 from guidino_tune.known_backbones import key_of
 from guidino_tune.models import check_backbone, check_segmenter
 from guidino_tune.space.space import Space
-from guidino_tune.study.store import StudyFolder, stored_study
+from guidino_tune.study.store import StoredStudy, StudyFolder, stored_study
 from guidino_tune.training.backbones import read_known, write_known
 from guidino_tune.training.folder import TrialFolder, write_text
 from guidino_tune.training.measured import Measured, Part, asked_key, cases_file
@@ -41,8 +41,9 @@ from guidino_tune.workflows.finalists import DEFAULT, Configuration, finalists
 from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.listed import Training, measure_all, train_all, with_seed
 from guidino_tune.workflows.progress import silent_console
+from guidino_tune.workflows.report import report_at_end
 from guidino_tune.workflows.retrain import SeedResult, register
-from guidino_tune.workflows.track import send_results
+from guidino_tune.workflows.track import send_where_free
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,9 @@ def compare_study(
             notes.append("the data set has no test cases: nothing was tested")
         page = folder.reports / f"{_report_name(epochs, protocol)}.md"
         answers = _report(configurations, seeds, validation, test, folder, page, [*notes, *measuring.remarks], console)
-        _send(space, folder, storage, console)
+        stored = StoredStudy(folder, opened, space)
+        report_at_end(stored, console, held=False)
+        send_where_free(stored, storage, console)
         model = _export(winner, trained[winner], measuring, validation, folder, home, console)
     return Compared(winner, validation, test, answers, left_out, page, model)
 
@@ -303,17 +306,6 @@ def _table(title: str, result: comparison.Result) -> Table:
             f"{c.difference:.4f}" if c else "-", f"{c.p_holm:.3g}" if c else "-",
         )  # fmt: skip
     return table
-
-
-def _send(space: Space, folder: StudyFolder, storage: str | None, console: Console) -> None:
-    """Brings the report to the study's run in MLflow."""
-    try:
-        lock = folder.lock()
-    except UserError:
-        console.print("the study is being searched: its driver sends the report to MLflow", highlight=False)
-        return
-    with lock:
-        send_results(space, console, storage, folder)
 
 
 def _export(

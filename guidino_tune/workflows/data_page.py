@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from guidino_tune import paths
 from guidino_tune.analysis.pictures import case_picture, contact_sheet, save_png
 from guidino_tune.config.data import IGNORED, Data
 from guidino_tune.data.opening import LOW_CEILING, SearchData, open_for_search
@@ -20,6 +18,7 @@ from guidino_tune.data.sources import apply_implied, find_cases
 from guidino_tune.data.table import CaseTable
 from guidino_tune.findings import Finding
 from guidino_tune.framing import viewable
+from guidino_tune.reporting.data import sheet_file
 
 SHOWN = 6
 """Cases on the sheet."""
@@ -59,8 +58,8 @@ def data_page(data: Data) -> Iterator[Finding]:
             if not damaged and "--set " in note:  # it brings its own remedy
                 todo = ""
             yield Finding("missing" if damaged else "note", "images", note.removeprefix("left out "), todo)
-        file = paths.cache() / "sheets" / f"{hashlib.sha256(opened.fingerprint.encode()).hexdigest()[:12]}.png"
-        yield Finding("ok", "six cases", f"as they were read: {save_png(_sheet(opened, lenient), file)}")
+        sheet = save_png(_sheet(opened, lenient), sheet_file(opened.fingerprint))
+        yield Finding("ok", "six cases", f"as they were read: {sheet}")
 
 
 def _named(data: Data) -> str:

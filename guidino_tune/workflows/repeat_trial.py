@@ -23,7 +23,8 @@ from guidino_tune.study.pruners import validated_epochs
 from guidino_tune.study.store import stored_study
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.loop import TrainingRun
-from guidino_tune.training.machine import describe, note_machine, read_machines
+from guidino_tune.training.machine import describe, note_machine
+from guidino_tune.training.noted_machines import read_machines
 from guidino_tune.training.reporter import Decision, EpochRecord
 from guidino_tune.workflows.backbones import moved, recalled
 from guidino_tune.workflows.view_ways import as_settled

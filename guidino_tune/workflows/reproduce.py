@@ -23,11 +23,12 @@ from guidino_tune.running.measuring import measure_models
 from guidino_tune.space.parameters import Values
 from guidino_tune.space.recipes import FRAMES, PaperTable, Row, paper_sizes
 from guidino_tune.space.space import RECIPE, Space
-from guidino_tune.study.store import as_begun, folder_of, load_study
+from guidino_tune.study.store import StoredStudy, as_begun, folder_of, load_study
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.measured import Measured
 from guidino_tune.workflows.backbones import continued
 from guidino_tune.workflows.checks import check_search
+from guidino_tune.workflows.report import report_at_end
 from guidino_tune.workflows.search import run_search
 from guidino_tune.workflows.track import send_results
 
@@ -104,6 +105,7 @@ def run_table(
             write_text(folder.reports / f"{table.name}.md", tables.markdown(mine, f"{table.title} on {dataset}", remarks))
             caption = f"{protocol.describe()}, {_cases(trained)} cases"
             write_text(folder.reports / f"{table.name}.csv", tables.csv_text(mine, caption))
+            report_at_end(StoredStudy(folder, load_study(folder), space), console)
             send_results(space, console)
         console.print(f"written: {folder.reports / table.name}.md and .csv", highlight=False, soft_wrap=True)
         found += mine
@@ -156,6 +158,7 @@ def run_scaling(space: Space, protocol: Protocol, console: Console, *, dataset: 
             write_text(folder.reports / "scaling.csv", scaling.csv_text(points, f"{protocol.describe()}, {_cases(trained)} cases"))
             console.print(page, highlight=False, markup=False)
             console.print(f"written: {folder.reports}/scaling.md, .csv and .png", highlight=False, soft_wrap=True)
+        report_at_end(StoredStudy(folder, load_study(folder), space), console)
         send_results(space, console)
     return code or (0 if points else 1)
 

@@ -53,6 +53,7 @@ from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.precision import settle
 from guidino_tune.workflows.progress import Progress, conclusions, leaderboard, silent_console
 from guidino_tune.workflows.recorder import Recorder
+from guidino_tune.workflows.report import report_at_end
 from guidino_tune.workflows.resolve import resolve_data
 from guidino_tune.workflows.result import Callback, Listener, StudyResult, callback_listener
 from guidino_tune.workflows.track import Tracking, await_mlflow, open_tracker, remember_data, study_snapshot
@@ -158,13 +159,18 @@ def run_search(
         )
         recorder = Recorder(study, space, folder, tracker, snapshot)
         tracker.start()
-        end, patience = INTERRUPTED, STOPPING
+        end, patience, report, certainty = INTERRUPTED, STOPPING, None, None
         known.enter_context(_told_when_interrupted(console))
         try:
             recorder.sync()
             end = _run_trials(study, space, folder, data, recorder, console, listener)
             recorder.draw_front()
             patience = STOPPING if end == INTERRUPTED else SENDING
+            cluster.close()  # no GPU waits for a report
+            if end != INTERRUPTED:
+                certainty = Certainty(study, space)
+                report = report_at_end(stored, console, certainty)
+                recorder.refresh()
         except KeyboardInterrupt:
             patience = AT_ONCE
             raise
@@ -178,7 +184,8 @@ def run_search(
             for number in KeptWeights(study, space.study).others(trials):
                 folder.trial(number).drop_weights()
             tracker.close(timeout=patience, interrupted=bool(end))
-        _closing(study, space, folder, console, baseline=baseline, tracking=tracker, end=end)
+        certainty = certainty or Certainty(study, space)
+        _closing(study, space, folder, console, baseline=baseline, tracking=tracker, end=end, certainty=certainty, report=report)
     return StudyResult(stored, end, storage)
 
 
@@ -333,8 +340,9 @@ def _same_data(study: optuna.Study, data: SearchData, folder: StudyFolder) -> No
 
 
 def _closing(
-    study: optuna.Study, space: Space, folder: StudyFolder, console: Console, *, baseline: float, tracking: MLflowTracker, end: str
-) -> None:
+    study: optuna.Study, space: Space, folder: StudyFolder, console: Console, *, baseline: float, tracking: MLflowTracker, end: str,
+    certainty: Certainty, report: Path | None,
+) -> None:  # fmt: skip
     console.print(leaderboard(study, space))
     ranked = ranking(study)
     failed = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.FAIL and REPEATS not in t.user_attrs]
@@ -350,7 +358,7 @@ def _closing(
         console.print(
             f"Best validation Dice {best:.4f} {verdict} the best constant mask ({baseline:.4f}); worst complete trial {worst:.4f}."
         )
-    for line in filter(None, (sentence(study, space, folder), *conclusions(study, space), *Certainty(study, space).sentences())):
+    for line in filter(None, (sentence(study, space, folder), *conclusions(study, space), *certainty.sentences())):
         console.print(line, highlight=False, soft_wrap=True)
     if tracking.pending or tracking.last_error:
         console.print(tracking.message, style="yellow", highlight=False, soft_wrap=True)
@@ -362,7 +370,7 @@ def _closing(
             style="yellow", highlight=False, soft_wrap=True,
         )  # fmt: skip
     name = space.study.name
-    steps = [("browse", tracking.ui_command), ("open", tracking.url)]
+    steps = [("report", str(report or "")), ("browse", tracking.ui_command), ("open", tracking.url)]
     if end:
         console.print(f"{end}. {CONTINUES}", style="yellow", highlight=False, soft_wrap=True)
     if ranked:

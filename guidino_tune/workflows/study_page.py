@@ -61,7 +61,11 @@ def page_of(reader: Reader, name: str) -> StudyPage:
     Raises:
         UserError: There is no such study, or it cannot be read.
     """
-    stored = reader.open(name)
+    return page_of_stored(reader.open(name), reader.url)
+
+
+def page_of_stored(stored: StoredStudy, url: str | None = None) -> StudyPage:
+    """The same of a study that is open; ``url`` is that of its database."""
     about, study = overview(stored), stored.space.study
     where, folder = _place(stored)
     limits = ", ".join(f"{what} at most {value:g}" for what, value in study.constraints.items())
@@ -73,9 +77,9 @@ def page_of(reader: Reader, name: str) -> StudyPage:
         objective="; ".join(filter(None, (in_words(study), limits))),
         settings=f"sampler {study.sampler}, pruner {study.pruner}, {study.trials} trials of up to {stored.space.longest} epochs",
         failures=first_failures(tried(stored.study)),
-        commands=_commands(stored, about, folder, reader, away=bool(where)),
+        commands=_commands(stored, about, folder, url, away=bool(where)),
         where=where,
-        links=_links(stored, reader, f"{where}:{folder}" if where else folder),
+        links=_links(stored, url, f"{where}:{folder}" if where else folder),
     )
 
 
@@ -133,10 +137,10 @@ def _place(stored: StoredStudy) -> tuple[str, str]:
     return machine or "the machine that began it", folder or f"$GUIDINO_TUNE_HOME/studies/{stored.study.study_name}"
 
 
-def _commands(stored: StoredStudy, about: Overview, folder: str, reader: Reader, *, away: bool) -> dict[str, str]:
+def _commands(stored: StoredStudy, about: Overview, folder: str, url: str | None, *, away: bool) -> dict[str, str]:
     definition = f"{folder}/study.yaml"
     space = definition if folder.startswith("$") else shlex.quote(definition)
-    storage = f" --storage {shlex.quote(reader.url)}" if reader.url and redacted(reader.url) == reader.url else ""
+    storage = f" --storage {shlex.quote(url)}" if url and redacted(url) == url else ""
     trials = f" --trials {2 * stored.space.study.trials}" if about.state == "ended" and not stored.space.study.is_list else ""
 
     def command(words: str) -> str:
@@ -152,11 +156,15 @@ def _commands(stored: StoredStudy, about: Overview, folder: str, reader: Reader,
     return found
 
 
-def _links(stored: StoredStudy, reader: Reader, folder: str) -> dict[str, str]:
+def _links(stored: StoredStudy, url: str | None, folder: str) -> dict[str, str]:
     uri, study_id = tracking_uri(paths.home() / "mlflow.db"), str(stored.study.user_attrs.get("id") or stored.study.study_name)
     opened = page_address(uri, experiment_name(), study_id.replace("'", "_"))
-    found = {"folder": folder, "storage": redacted(reader.url) if reader.url else str(stored.folder.journal)}
-    reports = [file.name for file in sorted(Path(folder).glob("reports/*.md"))] if stored.folder.definition.exists() else []
+    found = {"folder": folder, "storage": redacted(url) if url else str(stored.folder.journal)}
+    reports = (
+        [file.name for file in sorted(Path(folder).glob("reports/*")) if file.suffix in (".md", ".html")]
+        if stored.folder.definition.exists()
+        else []
+    )
     if reports:
         found["reports"] = f"{folder}/reports: {', '.join(reports)}"
     if opened:

@@ -17,7 +17,7 @@ from guidino_tune.data.splits import read_split
 from guidino_tune.errors import UserError, redacted
 from guidino_tune.space.space import Space
 from guidino_tune.study.journal import mend_journal
-from guidino_tune.study.store import StudyFolder, folder_of, load_study, stored_study
+from guidino_tune.study.store import StoredStudy, StudyFolder, folder_of, load_study, stored_study
 from guidino_tune.study.trials import remaining
 from guidino_tune.tracking import DatasetInfo, MLflowTracker, StudySnapshot, TrialSnapshot, flatten, tracking_uri
 from guidino_tune.tracking.inspection import experiment_name, reach, unreachable
@@ -155,6 +155,22 @@ def send_results(space: Space, console: Console, storage: str | None = None, fol
             tracker.message if not arrived else f"note: {tracker.last_error}", style="yellow", markup=False, highlight=False, soft_wrap=True
         )
     return arrived
+
+
+def send_where_free(stored: StoredStudy, storage: str | None, console: Console) -> None:
+    """Brings what was written beside a study to its run in MLflow; where a search works on it, that does so at its end."""
+    try:
+        lock = stored.folder.lock()
+    except UserError:
+        console.print("the study is being searched: its driver sends the report to MLflow", highlight=False)
+        return
+    with lock:
+        if reason := unreachable(mlflow_uri(), PROBE):
+            console.print(
+                f"not sent to MLflow ({reason}); guidino-tune track sends it later", highlight=False, soft_wrap=True, markup=False
+            )
+            return
+        send_results(stored.space, console, storage, stored.folder)
 
 
 def send(names: Sequence[str], console: Console, storage: str | None = None) -> int:

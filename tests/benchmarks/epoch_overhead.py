@@ -38,7 +38,7 @@ from guidino_tune.losses import SegmentationLoss
 from guidino_tune.models import build_model
 from guidino_tune.models.precision import use_bf16
 from guidino_tune.running import executors
-from guidino_tune.running.drawing import draw
+from guidino_tune.running.drawing import VALIDATION, draw
 from guidino_tune.space.space import load_space
 from guidino_tune.study.pruners import rungs, validated_epochs
 from guidino_tune.training.loop import TrainingRun
@@ -185,8 +185,7 @@ def shared_views(setting: Setting, options: argparse.Namespace) -> Bare:
     step = statistics.median(times[1])
     alone = statistics.median(seconds_of(lambda: run._validate(distances=False)) for _ in range(3))
     saving = statistics.median(seconds_of(lambda: run.reporter.save(run.epoch, run._writer(), best=False)) for _ in range(3))
-    run.best_shown = run.shown
-    picture = statistics.median(seconds_of(lambda: draw(run)) for _ in range(3))
+    picture = statistics.median(seconds_of(lambda: draw(run, run.shown, VALIDATION)) for _ in range(3))
     run.close()
     without, with_ = ratios(times[0], times[1]), ratios(times[2], times[1])
     study, budget = load_space("kvasir").study, experiment.training.epochs

@@ -14,6 +14,7 @@ from guidino_tune.tracking.client import connect
 
 CHROMIUM = shutil.which("chromium")
 CHROMEDRIVER = shutil.which("chromedriver")
+ABSENT = "no Chromium here: apt-get update && apt-get install -y chromium chromium-driver"
 OPTIONS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync --disable-dev-shm-usage --window-size=2200,950"""
 
@@ -21,7 +22,7 @@ OPTIONS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
     if not (CHROMIUM and CHROMEDRIVER):
-        pytest.skip("no Chromium here: apt-get update && apt-get install -y chromium chromium-driver")
+        pytest.skip(ABSENT)
     folder = tmp_path_factory.mktemp("home")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     picture = draw(folder / "validation.png")
@@ -42,14 +43,24 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
 
 
 @pytest.fixture(scope="session")
-def driver(pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+    """The browser alone."""
+    if not (CHROMIUM and CHROMEDRIVER):
+        pytest.skip(ABSENT)
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     for argument in (*OPTIONS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(argument)
     driver = webdriver.Chrome(options=options, service=Service(str(CHROMEDRIVER)))  # with a path, selenium looks for no download
     yield driver
     driver.quit()
+
+
+@pytest.fixture(scope="session")
+def driver(pages: Pages, chromium: WebDriver) -> WebDriver:
+    """The same, once there are pages to look at."""
+    return chromium
 
 
 @pytest.fixture

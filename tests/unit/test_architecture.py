@@ -62,13 +62,14 @@ LAYERS = {
     "simulation": layer("config", "space", "training", "study", heavy="optuna pyarrow"),
     "tracking": layer("config", "training.reporter", heavy="mlflow"),
     "analysis": layer("config", heavy="matplotlib pandas"),
+    "reporting": layer("config", "space", "data", "training", "study", "analysis", heavy="optuna"),
     "running": layer(*BELOW_RUNNING, heavy="torch optuna ray"),
-    "workflows": layer(*BELOW_RUNNING, "simulation", "tracking", "running", heavy="torch optuna pandas"),
+    "workflows": layer(*BELOW_RUNNING, "simulation", "tracking", "reporting", "running", heavy="torch optuna pandas"),
     "api": layer("config", "space"),
 }
 """By folder or top-level module. Only ``monai_parts`` has monai, only ``tracking`` mlflow and only ``running`` ray."""
 
-COMMAND_FILES = {*map(module_of, COMMANDS), "report"}
+COMMAND_FILES = {*map(module_of, COMMANDS)}
 """Top-level modules with a command each: they import their library inside functions, so that ``--help`` is quick."""
 
 SEALED = "data.sealed"

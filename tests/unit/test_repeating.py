@@ -22,7 +22,7 @@ from guidino_tune.reproduce_trial import main
 from guidino_tune.running.executors import TrialActor
 from guidino_tune.study.driver import Driver
 from guidino_tune.study.store import StudyFolder, open_study
-from guidino_tune.training.machine import read_machines
+from guidino_tune.training.noted_machines import read_machines
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.repeat_trial import repeat_trial
 
