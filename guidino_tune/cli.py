@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import difflib
 import gc
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from guidino_tune import paths
 from guidino_tune.errors import UserError, passwords, redacted, storage_error
 from guidino_tune.stopping import stop_signals
 
 
+class Parser(argparse.ArgumentParser):
+    """Says in two lines what is wrong with a command line; argparse would print every option before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """See ``ArgumentParser``: ends the process with exit code 2."""
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown and (close := difflib.get_close_matches(unknown[1], options, n=1)):
+            message += f"; did you mean {close[0]!r}?"
+        command = self.prog.partition(" ")[2]
+        self.exit(2, f"error: {redacted(message)}\n  -> see: {paths.next_command(f'{command} --help')}\n")
+
+
 def parser(name: str, about: str, examples: str) -> argparse.ArgumentParser:
     """An argument parser that keeps the layout of its examples and knows ``--home``."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog=f"guidino-tune {name}",
         description=about,
         epilog=f"examples:\n{examples}",

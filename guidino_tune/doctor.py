@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from guidino_tune import paths
 from guidino_tune.cli import add_storage_option, parser, run
 
 EXAMPLES = """\
@@ -65,7 +66,9 @@ def _doctor(options: argparse.Namespace) -> int:
         console.print(Text(f"\n{num_missing} missing: see the lines marked so.", "red"))
         return 1
     verdict = (
-        "Nothing needed is missing. Try: guidino-tune search demo" if chosen == CHECKS else "Nothing of what you asked for is missing."
+        f"Nothing needed is missing. Try: {paths.next_command('search demo')}"
+        if chosen == CHECKS
+        else "Nothing of what you asked for is missing."
     )
     console.print(Text(f"\n{verdict}"))
     return 0

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from guidino_tune import paths
 from guidino_tune.cli import add_storage_option, parser, run
 from guidino_tune.errors import UserError
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _track(options: argparse.Namespace) -> int:
     if options.all == (options.study is not None):
-        raise UserError("name one study, or say --all", todo="guidino-tune track --help shows examples")
+        raise UserError("name one study, or say --all", todo=f"see: {paths.next_command('track --help')}")
 
     from guidino_tune.study.store import known_studies
     from guidino_tune.workflows.home import follow_home

@@ -140,7 +140,7 @@ def _commands(stored: StoredStudy, about: Overview, folder: str, reader: Reader,
     trials = f" --trials {2 * stored.space.study.trials}" if about.state == "ended" and not stored.space.study.is_list else ""
 
     def command(words: str) -> str:
-        return f"python -m guidino_tune.{words}{storage}" if away else paths.next_command(f"{words}{storage}")
+        return f"guidino-tune {words}{storage}" if away else paths.next_command(f"{words}{storage}")
 
     found = {}
     if about.state in ("stopped", "ended") and (trials or about.state == "stopped"):
