@@ -129,7 +129,7 @@ def add_storage_option(arguments: argparse.ArgumentParser) -> None:
 
 
 def add_format_option(arguments: argparse.ArgumentParser) -> None:
-    """Adds ``--format``: how studies are printed."""
+    """Adds ``--format``: how tables are printed."""
     arguments.add_argument(
         "--format", choices=["table", "json", "csv", "markdown"], default="table", help="table for people (default), or for a program"
     )

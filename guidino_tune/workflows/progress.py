@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from guidino_tune.config.experiment import KNOWN
+from guidino_tune import paths
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import SHORT, beyond, feasible, in_words
@@ -24,12 +24,7 @@ from guidino_tune.study.promotion import BASELINES, is_waiting
 from guidino_tune.study.pruners import planned_epochs
 from guidino_tune.study.tally import Tally
 from guidino_tune.study.trials import best_value, front, ranking, remaining
-
-
-def columns(space: Space) -> dict[str, str]:
-    """Headings of what is searched, by path, in the space's order."""
-    known = {path: KNOWN[path.removesuffix(".kind")] for path in space.parameters if path.removesuffix(".kind") in KNOWN}
-    return {path: about.heading for path, about in known.items() if about.heading}
+from guidino_tune.workflows.tables import UNLIMITED, fitting, headings, most_telling, plain_table
 
 
 class Progress:
@@ -74,23 +69,19 @@ class Progress:
 
     def draw(self) -> Group:
         """The table as it is now: what runs, what leads, and how long it will take."""
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("", "trial", "", *self._columns(), "epoch", "Dice"):
-            table.add_column(column, justify="right" if column in ("trial", "epoch", "Dice") else "left", no_wrap=True)
-        for trial in ranking(self.study)[:3]:
-            table.add_row("best", *self._row(trial), style="green")
-        for trial in sorted(self._running(), key=is_waiting)[:8]:
-            table.add_row("now", *self._row(trial))
+        best, now = ranking(self.study)[:3], sorted(self._running(), key=is_waiting)[:8]
+        trials = [*best, *now]
+        before = [["", *["best"] * len(best), *["now"] * len(now)], ["trial", *(str(t.number) for t in trials)]]
+        after = [
+            ["epoch", *(f"{max(t.intermediate_values, default=0)}/{t.user_attrs.get('epochs', '?')}" for t in trials)],
+            ["Dice", *(dice_cell(best_value(t)) for t in trials)],
+        ]
+        searched = searched_columns(self.space, trials)
+        columns = [*before, *searched[: fitting([*before, *after], searched, self.console.width)], *after]
+        table = plain_table([column[0] for column in columns])
+        for row, cells in enumerate(zip(*(column[1:] for column in columns), strict=True)):
+            table.add_row(*map(Text, cells), style="green" if row < len(best) else None)
         return Group(Text(self._summary(), style="bold"), table)
-
-    def _columns(self) -> list[str]:
-        return list(columns(self.space).values())
-
-    def _row(self, trial: FrozenTrial) -> list[str]:
-        value = best_value(trial)
-        cells = [cell(trial.params[path]) if path in trial.params else "-" for path in columns(self.space)]
-        epoch = f"{max(trial.intermediate_values, default=0)}/{trial.user_attrs.get('epochs', '?')}"
-        return [str(trial.number), trial.user_attrs.get("name", ""), *cells, epoch, "-" if value is None else f"{value:.4f}"]
 
     def _summary(self) -> str:
         states, waiting = self.tally.states, len(self.tally.waiting)
@@ -147,14 +138,17 @@ def placed(study: optuna.Study) -> list[tuple[int | None, FrozenTrial]]:
     return [*enumerate(complete, 1), *((None, t) for t in others)]
 
 
-def leaderboard(study: optuna.Study, space: Space, rows: int = 10, searched: Mapping[str, str] | None = None) -> Table:
+def leaderboard(study: optuna.Study, space: Space, rows: int = 10, width: int = UNLIMITED) -> tuple[Table, list[str]]:
     """The best trials with what was searched, then those that were stopped early or failed; a Pareto front stands before all others.
 
     Args:
         study: The study.
         space: What it searches.
         rows: So many of the best trials are shown.
-        searched: Headings of the parameters to show, by path; ``None``: see ``columns``.
+        width: Characters in a line. What does not fit of the searched parameters is left out, first what differs least between the trials.
+
+    Returns:
+        The table, and the headings of the parameters that are left out.
     """
     every = placed(study)
     complete = [row for row in every if row[0] is not None]
@@ -163,26 +157,45 @@ def leaderboard(study: optuna.Study, space: Space, rows: int = 10, searched: Map
     shown = complete[:rows]
     if len(complete) > rows:
         shown = [*shown, complete[-1]]
-    table = Table(title=f"Study {study.study_name}", title_justify="left", header_style="bold")
-    paths = columns(space) if searched is None else searched
+    shown = [*shown, *every[len(complete) :][: max(0, rows + 2 - len(shown))]]
+    trials = [trial for _, trial in shown]
     more = {name: place for place, name in enumerate(space.study.objectives) if name != OBJECTIVE}
-    numbers = ("rank", "trial", "epochs", *SHORT.values())
-    for column in ("rank", "trial", "system", *paths.values(), "epochs", "val Dice", *(SHORT[n] for n in more), ""):
-        table.add_column(column, justify="right" if column in numbers else "left")
-    for rank, trial in [*shown, *every[len(complete) :][: max(0, rows + 2 - len(shown))]]:
-        value = best_value(trial)
-        table.add_row(
-            str(rank or ""),
-            str(trial.number),
-            trial.user_attrs.get("name", ""),
-            *(cell(trial.params[p]) if p in trial.params else "-" for p in paths),
-            str(max(trial.intermediate_values, default=0)),
-            "-" if value is None else f"{value:.4f}",
-            *(shown_value(name, trial.values[place]) if rank else "-" for name, place in more.items()),
-            "Pareto front" if trial.number in on_front else word(trial),
-            style="green" if trial.number in leaders else "dim" if trial.state != TrialState.COMPLETE else None,
-        )
-    return table
+    before = [["rank", *(str(rank or "") for rank, _ in shown)], ["trial", *(str(t.number) for t in trials)]]
+    after = [
+        ["epochs", *(str(max(t.intermediate_values, default=0)) for t in trials)],
+        [SHORT[OBJECTIVE], *(dice_cell(best_value(t)) for t in trials)],
+        *(
+            [SHORT[name], *(shown_value(name, t.values[place]) if rank else "-" for rank, t in shown)]
+            for name, place in more.items()
+        ),
+        ["state", *("Pareto front" if t.number in on_front else word(t) for t in trials)],
+    ]  # fmt: skip
+    searched = searched_columns(space, trials)
+    fit = fitting([*before, *after], searched, width)
+    columns = [*before, *searched[:fit], *after]
+    table = plain_table([column[0] for column in columns])
+    for trial, *cells in zip(trials, *(column[1:] for column in columns), strict=True):
+        style = "green" if trial.number in leaders else "dim" if trial.state != TrialState.COMPLETE else None
+        table.add_row(*map(Text, cells), style=style)
+    return table, [column[0] for column in searched[fit:]]
+
+
+def searched_columns(space: Space, trials: Sequence[FrozenTrial]) -> list[list[str]]:
+    """Heading and cells of each searched parameter, the most telling first; the system leads them where the trials have several."""
+    names = headings(space)
+    found = [
+        [names[path], *(cell(t.params[path]) if path in t.params else "-" for t in trials)] for path in most_telling(space, trials)
+    ]  # fmt: skip
+    system = ["system", *(str(t.user_attrs.get("name", "")) for t in trials)]
+    return [system, *found] if len(set(system[1:])) > 1 else [*found, system]
+
+
+def hidden_line(hidden: Sequence[str], name: str, file: str = "") -> str:
+    """Which columns did not fit, and where all of them are; empty where none is missing."""
+    if not hidden:
+        return ""
+    what = "1 column does" if len(hidden) == 1 else f"{len(hidden)} columns do"
+    return f"{what} not fit ({', '.join(hidden)}); all: {paths.next_command(f'show {name} --format csv')}" + (f", {file}" if file else "")
 
 
 def conclusions(study: optuna.Study, space: Space) -> list[str]:
@@ -217,6 +230,11 @@ def word(trial: FrozenTrial) -> str:
 def cell(value: object) -> str:
     """The value of a parameter in a table."""
     return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+def dice_cell(value: float | None) -> str:
+    """A Dice in a table."""
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _clock(seconds: float) -> str:

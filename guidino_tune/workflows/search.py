@@ -51,10 +51,11 @@ from guidino_tune.workflows.certainty import Certainty
 from guidino_tune.workflows.checks import changed_code, check_content, check_settings
 from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.precision import settle
-from guidino_tune.workflows.progress import Progress, conclusions, leaderboard, silent_console
+from guidino_tune.workflows.progress import Progress, conclusions, hidden_line, leaderboard, silent_console
 from guidino_tune.workflows.recorder import Recorder
 from guidino_tune.workflows.resolve import resolve_data
 from guidino_tune.workflows.result import Callback, Listener, StudyResult, callback_listener
+from guidino_tune.workflows.tables import UNLIMITED, print_table
 from guidino_tune.workflows.track import Tracking, await_mlflow, open_tracker, remember_data, study_snapshot
 
 CONTINUES = "Nothing is lost: run it again to go on from here."
@@ -326,7 +327,13 @@ def _same_data(study: optuna.Study, data: SearchData, folder: StudyFolder) -> No
 def _closing(
     study: optuna.Study, space: Space, folder: StudyFolder, console: Console, *, baseline: float, tracking: MLflowTracker, end: str
 ) -> None:
-    console.print(leaderboard(study, space))
+    name, file = space.study.name, folder.path / "leaderboard.txt"
+    write_text(file, _plain(study, space))
+    table, hidden = leaderboard(study, space, width=console.width)
+    console.print(f"Study {name}", style="bold", highlight=False)
+    print_table(console, table)
+    if line := hidden_line(hidden, name, str(file)):
+        console.print(line, style="dim", highlight=False, soft_wrap=True)
     ranked = ranking(study)
     failed = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.FAIL and REPEATS not in t.user_attrs]
     if failed:
@@ -352,7 +359,6 @@ def _closing(
             "search for more goes on with them.",
             style="yellow", highlight=False, soft_wrap=True,
         )  # fmt: skip
-    name = space.study.name
     steps = [("browse", tracking.ui_command), ("open", tracking.url)]
     if end:
         console.print(f"{end}. {CONTINUES}", style="yellow", highlight=False, soft_wrap=True)
@@ -364,10 +370,14 @@ def _closing(
         ]
     for label, command in (step for step in steps if step[1]):
         console.print(f"{label:>8}: {command}", highlight=False, soft_wrap=True)
-    write_text(folder.path / "leaderboard.txt", _plain(study, space))
 
 
 def _plain(study: optuna.Study, space: Space) -> str:
-    console = Console(width=200, record=True, file=io.StringIO(), force_jupyter=False)  # a notebook shows what is printed anywhere
-    console.print(leaderboard(study, space, rows=1000))
-    return console.export_text()
+    """Everything in whole lines; a notebook would show what is printed anywhere."""
+    table, _ = leaderboard(study, space, rows=1000)
+    for column in table.columns:
+        column.max_width = None
+    console = Console(width=UNLIMITED, record=True, file=io.StringIO(), force_jupyter=False)
+    console.print(f"Study {study.study_name}", highlight=False)
+    console.print(table)
+    return "".join(f"{line.rstrip()}\n" for line in console.export_text().splitlines())
