@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal, get_args
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -14,10 +14,7 @@ from guidino_tune.analysis.plain_tables import csv_table, markdown_table
 from guidino_tune.workflows.overview import Overview
 from guidino_tune.workflows.progress import dice_cell, hidden_line, leaderboard
 from guidino_tune.workflows.study_page import StudyPage, trial_rows
-from guidino_tune.workflows.tables import plain_table, print_table
-
-Format = Literal["table", "json", "csv", "markdown"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+from guidino_tune.workflows.tables import Format, plain_table, print_table
 
 HEADINGS = ("study", "data", "state", "complete", "stopped", "failed", "running", "best", "last trial")
 FIELDS = (

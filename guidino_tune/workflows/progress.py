@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Sequence
 
@@ -24,7 +25,7 @@ from guidino_tune.study.promotion import BASELINES, is_waiting
 from guidino_tune.study.pruners import planned_epochs
 from guidino_tune.study.tally import Tally
 from guidino_tune.study.trials import best_value, front, ranking, remaining
-from guidino_tune.workflows.tables import UNLIMITED, fitting, headings, most_telling, plain_table
+from guidino_tune.workflows.tables import UNLIMITED, Format, fitting, headings, most_telling, plain_table
 
 
 class Progress:
@@ -248,8 +249,10 @@ def silent_console() -> Console:
     return Console(quiet=True, file=io.StringIO(), force_jupyter=False)
 
 
-def make_console() -> Console:
-    """Standard output; as wide as the tables need where it is no terminal."""
+def make_console(form: Format = "table") -> Console:
+    """Standard output, or standard error where that is for a program; as wide as tables need where it is no terminal."""
     # Without markup and emoji: brackets and colons in the name of a file are that name.
-    console = Console(soft_wrap=True, markup=False, emoji=False)
-    return console if console.is_terminal else Console(width=160, soft_wrap=True, markup=False, emoji=False)
+    console = Console(soft_wrap=True, markup=False, emoji=False, stderr=form != "table")
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160
+    return console

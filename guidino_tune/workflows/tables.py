@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 from optuna.trial import FrozenTrial
@@ -13,11 +17,15 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from guidino_tune.analysis.plain_tables import csv_table, markdown_table
 from guidino_tune.config.experiment import KNOWN
 from guidino_tune.space.encoding import columns as places
 from guidino_tune.space.encoding import encode
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import SHORT
+
+Format = Literal["table", "json", "csv", "markdown"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 UNLIMITED = 10_000
 """Characters in a line that goes into a pipe: whoever reads it there can cut it."""
@@ -82,11 +90,11 @@ def _needed(column: Sequence[str]) -> int:
     return max(heading, min(max(cells, default=0), FOLDED), 0 if column[0] in COUNTS else NARROW)
 
 
-def plain_table(headings: Sequence[str]) -> Table:
-    """A table without rows and without lines."""
+def plain_table(headings: Sequence[str], numbers: Container[str] = COUNTS) -> Table:
+    """A table without rows and without lines, of columns with ``numbers`` and others."""
     table = Table(box=None, pad_edge=False, collapse_padding=False, padding=(0, 1, 0, 0), header_style="bold")
     for heading in headings:
-        number = heading in COUNTS
+        number = heading in numbers
         wide = None if number or heading == "state" else max(FOLDED, len(heading))
         table.add_column(
             heading, justify="right" if number else "left", overflow="fold", no_wrap=wide is None, max_width=wide,
@@ -115,7 +123,16 @@ def table_width(console: Console, table: Table) -> int:
     return Measurement.get(console, console.options.update(max_width=UNLIMITED), table).maximum
 
 
-def terminal(*, stderr: bool = False) -> Console:
+def terminal() -> Console:
     """Standard output: as wide as ``COLUMNS`` or the terminal says, and without limit in a pipe."""
-    width = shutil.get_terminal_size((UNLIMITED, 25)).columns
-    return Console(width=width, soft_wrap=True, markup=False, emoji=False, highlight=False, stderr=stderr)
+    return Console(width=shutil.get_terminal_size((UNLIMITED, 25)).columns, soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+
+def print_data(form: Format, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Rows on standard output for a program: as JSON a list of objects; see ``csv_table`` and ``markdown_table``."""
+    if form == "json":
+        known = ([None if isinstance(v, float) and not math.isfinite(v) else v for v in row] for row in rows)  # JSON has no NaN
+        text = json.dumps([dict(zip(headings, row, strict=True)) for row in known], indent=1, ensure_ascii=False) + "\n"
+    else:
+        text = csv_table(headings, rows) if form == "csv" else markdown_table(headings, rows)
+    sys.stdout.write(text)
