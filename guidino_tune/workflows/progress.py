@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import time
 from collections.abc import Sequence
 
@@ -15,21 +16,28 @@ from rich.table import Table
 from rich.text import Text
 
 from guidino_tune import paths
+from guidino_tune.config import Experiment
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import SHORT, beyond, feasible, in_words
 from guidino_tune.study.objectives import shown as shown_value
 from guidino_tune.study.optuna_private import stored_trial
 from guidino_tune.study.outcomes import REPEATS
-from guidino_tune.study.promotion import BASELINES, is_waiting
-from guidino_tune.study.pruners import planned_epochs
+from guidino_tune.study.promotion import is_waiting
 from guidino_tune.study.tally import Tally
+from guidino_tune.study.time_left import TimeLeft
+from guidino_tune.study.time_left import in_words as in_words_left
 from guidino_tune.study.trials import best_value, front, ranking, remaining
+from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.tables import UNLIMITED, Format, fitting, headings, most_telling, plain_table
+from guidino_tune.workflows.trial_lines import TrialLines
+
+UNKNOWN = "time left unknown"
+"""Before an epoch has told how long one takes."""
 
 
 class Progress:
-    """A table that redraws itself on a terminal; elsewhere a line for each finished trial.
+    """A table that redraws itself on a terminal; elsewhere lines, see ``TrialLines``.
 
     Args:
         study: The study.
@@ -41,32 +49,49 @@ class Progress:
     def __init__(self, study: optuna.Study, space: Space, console: Console, interval: float = 1.0) -> None:
         self.study, self.space, self.console = study, space, console
         self.started = time.monotonic()
-        self.tally = Tally(study)
+        self.tally, self.time_left = Tally(study), TimeLeft(study, space)
         self.total = self.tally.done + remaining(study, space)
-        self.epochs_at_start = self._epochs()
-        self.interval, self._estimate, self._estimated = interval, "", 0.0
+        self.epochs: dict[int, int] = {}
+        self.interval, self._estimate, self._look_again = interval, UNKNOWN, 0.0
+        self._lock = threading.Lock()
+        self.lines = None if console.is_terminal else TrialLines(space, console, self._summary, self._going)
         self.live = Live(console=console, refresh_per_second=1 / interval, get_renderable=self.draw) if console.is_terminal else None
 
     def __enter__(self) -> Progress:
-        if self.live:
-            self.live.start()
+        shown = self.live or self.lines
+        if shown:
+            shown.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self.live:
-            self.live.stop()
+        shown = self.live or self.lines
+        if shown:
+            shown.stop()
 
-    def changed(self, number: int) -> None:
-        """A trial has started or ended; prints a line about one that ended, when there is no terminal to draw on."""
-        trial = stored_trial(self.study, number)
-        if not self.tally.take(trial) or self.live or not trial.state.is_finished():
+    def changed(self, number: int, experiment: Experiment | None = None, record: EpochRecord | None = None) -> None:
+        """A trial has told an epoch, or else has started, ended, or begun to wait."""
+        now = time.monotonic()
+        if record is not None:
+            self.epochs[number] = record.epoch
+            with self._lock:
+                self.time_left.trained(number, now, record.metrics.get("epoch_seconds"))
             return
-        value = best_value(trial)
-        score = "no result" if value is None else f"Dice {value:.4f}"
-        why = f" ({trial.user_attrs['failure']}: {trial.user_attrs.get('message', '')[:200]})" if "failure" in trial.user_attrs else ""
-        name = trial.user_attrs.get("name", "")
-        line = f"trial {number:>3} {name:<17} {word(trial):<13} {score} after {max(trial.intermediate_values, default=0)} epochs{why}"
-        self.console.print(f"{line} | {self._summary()}", highlight=False, soft_wrap=True)
+        trial = stored_trial(self.study, number)
+        starts = trial.state == TrialState.RUNNING and number not in self.epochs
+        if starts:
+            self.epochs[number] = max(trial.intermediate_values, default=0)
+            kind = (experiment.name, experiment.data.image_size) if experiment else trial.user_attrs.get("name")
+            with self._lock:
+                self.time_left.started(number, kind, now)
+        else:
+            self.epochs.pop(number, None)
+            with self._lock:
+                self.time_left.ended(number)
+        is_new = self.tally.take(trial)
+        if self.lines and starts:
+            self.lines.begins(trial, self.epochs[number])
+        elif self.lines and is_new and trial.state.is_finished():
+            self.lines.ends(trial, word(trial))
 
     def draw(self) -> Group:
         """The table as it is now: what runs, what leads, and how long it will take."""
@@ -74,7 +99,7 @@ class Progress:
         trials = [*best, *now]
         before = [["", *["best"] * len(best), *["now"] * len(now)], ["trial", *(str(t.number) for t in trials)]]
         after = [
-            ["epoch", *(f"{max(t.intermediate_values, default=0)}/{t.user_attrs.get('epochs', '?')}" for t in trials)],
+            ["epoch", *(f"{self._epoch(t)}/{t.user_attrs.get('epochs', '?')}" for t in trials)],
             ["Dice", *(dice_cell(best_value(t)) for t in trials)],
         ]
         searched = searched_columns(self.space, trials)
@@ -83,6 +108,15 @@ class Progress:
         for row, cells in enumerate(zip(*(column[1:] for column in columns), strict=True)):
             table.add_row(*map(Text, cells), style="green" if row < len(best) else None)
         return Group(Text(self._summary(), style="bold"), table)
+
+    def _epoch(self, trial: FrozenTrial) -> int:
+        return self.epochs.get(trial.number) or max(trial.intermediate_values, default=0)
+
+    def _running(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    def _going(self) -> list[tuple[FrozenTrial, int]]:
+        return [(trial, self._epoch(trial)) for trial in self._running() if trial.number in self.epochs]
 
     def _summary(self) -> str:
         states, waiting = self.tally.states, len(self.tally.waiting)
@@ -99,32 +133,24 @@ class Progress:
             parts.append(f"{states[TrialState.FAIL]} failed ({kinds})")
         if self.tally.best:
             parts.append(f"best Dice {best_value(self.tally.best) or 0.0:.4f}")
-        # It looks at running trials, so it is not made anew for each of many trials that end in the same second.
-        if self.tally.done >= self.total or time.monotonic() > self._estimated + self.interval:
-            self._estimate, self._estimated = self._time_left(), time.monotonic()
-        return " · ".join([*parts, self._estimate])
-
-    def _time_left(self) -> str:
         elapsed = time.monotonic() - self.started
-        epochs = self._epochs()
-        new, done = epochs - self.epochs_at_start, self.tally.done
-        study = self.space.study
-        if done >= self.total:
-            return f"{_clock(elapsed)} in all"
-        if not new or not (done or study.waits):
-            return f"{_clock(elapsed)} so far"
-        # Finished trials tell how many epochs a trial costs on average, early stops included; where trials wait, the few that are finished
-        # are the long ones, and how many go on at each rung is a rule.
-        baselines = min(BASELINES, len(self.space.first_trials))
-        planned = planned_epochs(study, self.space.longest, self.total, baselines) if study.waits else self.tally.epochs / done * self.total
-        left = max(0.0, planned - epochs)
-        return f"{_clock(elapsed)} so far, about {_clock(elapsed / new * left)} left"
+        if self.tally.done >= self.total and not self.epochs:
+            return " · ".join([*parts, f"{_clock(elapsed)} in all"])
+        return " · ".join([*parts, f"{_clock(elapsed)} so far", self._left(elapsed)])
 
-    def _running(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-
-    def _epochs(self) -> int:
-        return self.tally.epochs + sum(max(t.intermediate_values, default=0) for t in self._running())
+    def _left(self, elapsed: float) -> str:
+        """How long it will go on; it costs time to find out, so at most a twentieth is spent on that."""
+        begun = time.monotonic()
+        if begun >= self._look_again:
+            with self._lock:
+                state = self.time_left.state(begun)
+            left = state.left() if state else None
+            budget = self.space.study.time_budget
+            if left and budget:
+                left = left.capped(max(0.0, budget - elapsed))
+            self._estimate = in_words_left(left) if left else UNKNOWN
+            self._look_again = time.monotonic() + max(self.interval, 20 * (time.monotonic() - begun))
+        return self._estimate
 
 
 def placed(study: optuna.Study) -> list[tuple[int | None, FrozenTrial]]:

@@ -269,8 +269,7 @@ def _search(
 
         def listener(number: int, experiment: Experiment, record: EpochRecord | None) -> None:
             recorder.changed(number, experiment, record)
-            if record is None:
-                progress.changed(number)
+            progress.changed(number, experiment, record)
             if callback:
                 callback(number, record)
 
