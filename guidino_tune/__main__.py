@@ -21,9 +21,12 @@ COMMANDS = {
     "predict": "masks and overlays for a folder of images",
     "record": "record learning curves of random configurations, as a table",
     "simulate": "compare samplers and pruners on recorded curves, in minutes",
+    "ui": "look at studies in a browser: MLflow's pages, until Ctrl-C",
+    "delete": "delete a study, its checkpoints and its runs in MLflow",
     "track": "show what MLflow lacks of a study, and send it",
     "prepare": "download, check and unpack a data set, or convert backbone weights",
     "doctor": "what is here, and what to do about what is not",
+    "completion": "print a script that lets bash, zsh or fish complete all this",
 }
 
 

@@ -186,12 +186,29 @@ def _check_home() -> None:
         raise UserError(what, where=home, todo=f"install SQLAlchemy 2.1, or {todo}")
 
 
+_asked_for: list[list[argparse.ArgumentParser]] = []
+
+
+def parser_of(main: Callable[[Sequence[str] | None], int]) -> argparse.ArgumentParser:
+    """The parser that a command's ``main`` makes; the command is not run."""
+    found: list[argparse.ArgumentParser] = []
+    _asked_for.append(found)
+    try:
+        main([])
+    finally:
+        _asked_for.pop()
+    return found[0]
+
+
 def run(command: Callable[[argparse.Namespace], int], arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parses, runs, and turns a user's mistake into one message on standard error.
 
     Returns:
         The exit code: the command's own, 2 for a mistake or a disk that cannot be written, 130 for Ctrl-C, SIGTERM and SIGHUP.
     """
+    if _asked_for:
+        _asked_for[-1].append(arguments)
+        return 0
     sys.excepthook = _show_redacted
     # Imports leave half a million objects that stay. To look through them again and again, and at the end, was a quarter of the start.
     gc.set_threshold(20_000, 20, 20)

@@ -44,6 +44,7 @@ from guidino_tune.study.stopping import sentence
 from guidino_tune.study.store import BEGUN_BY, StoredStudy, StudyFolder, folder_of, open_study
 from guidino_tune.study.trials import best_value, finished, ranking, remaining, without_result
 from guidino_tune.tracking import MLflowTracker
+from guidino_tune.tracking.client import is_server
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.backbones import continued, note
@@ -163,7 +164,7 @@ def run_search(
         try:
             recorder.sync()
             end = _run_trials(study, space, folder, recorder, console, listener)
-            recorder.draw_front()
+            recorder.conclude()
             patience = STOPPING if end == INTERRUPTED else SENDING
         except KeyboardInterrupt:
             patience = AT_ONCE
@@ -358,7 +359,7 @@ def _closing(
             "search for more goes on with them.",
             style="yellow", highlight=False, soft_wrap=True,
         )  # fmt: skip
-    steps = [("browse", tracking.ui_command), ("open", tracking.url)]
+    steps = [("open", tracking.url)] if is_server(tracking.uri) else [("browse", paths.next_command(f"ui {name}"))]
     if end:
         console.print(f"{end}. {CONTINUES}", style="yellow", highlight=False, soft_wrap=True)
     if ranked:

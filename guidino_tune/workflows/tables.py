@@ -63,14 +63,16 @@ def _ends(path: str) -> list[str]:
 
 def most_telling(space: Space, trials: Sequence[FrozenTrial]) -> list[str]:
     """The paths of all searched parameters: first those whose values differ most between these trials, in the scale of the space."""
-    values = np.array([encode(space, trial.params) for trial in trials]).reshape(len(trials), -1)
+    if len(trials) < 2:
+        return list(space.parameters)
+    values = np.array([encode(space, trial.params) for trial in trials])
 
     def spread(path: str) -> float:
         at = values[:, places(space)[path]]
         apart = np.abs(at[:, None] - at[None]).sum(2) / (2 if space.parameters[path].type == "choice" else 1)
         return float(np.minimum(apart, 1.0).mean())
 
-    spreads = {path: spread(path) if len(trials) > 1 else 0.0 for path in space.parameters}
+    spreads = {path: spread(path) for path in space.parameters}
     return sorted(spreads, key=lambda path: -round(spreads[path], 6))
 
 

@@ -214,6 +214,18 @@ def shown(renderable: Any) -> str:
     return console.export_text()
 
 
+def test_the_note_of_the_study_in_mlflow_has_its_best_trials_and_what_is_next(setup: Setup) -> None:
+    setup.recorder.sync()
+    setup.trial([0.2, 0.5, 0.1, 0.1], TrialState.COMPLETE)
+    setup.trial([0.9], TrialState.PRUNED)
+    setup.recorder.conclude()
+    note = setup.tracker.studies[-1].tags["mlflow.note.content"]
+    first, second = [line for line in note.splitlines() if (line.startswith("| ") and "GuiDINO" in line) or "0.9000" in line]
+    assert "0.5000" in first
+    assert "stopped early" in second
+    assert "guidino-tune export small --output best.yaml" in note
+
+
 def test_the_leaderboard_ranks_complete_trials_before_all_others(setup: Setup) -> None:
     setup.trial([0.9], TrialState.PRUNED)
     setup.trial([0.2, 0.5, 0.1, 0.1], TrialState.COMPLETE)
