@@ -98,7 +98,10 @@ class Progress:
         """The table as it is now: what runs, what leads, and how long it will take."""
         best, now = ranking(self.study)[:3], sorted(self._running(), key=is_waiting)[:8]
         trials = [*best, *now]
-        before = [["", *["best"] * len(best), *["now"] * len(now)], ["trial", *(str(t.number) for t in trials)]]
+        before = [
+            ["", *["best"] * len(best), *("waits" if is_waiting(t) else "now" for t in now)],
+            ["trial", *(str(t.number) for t in trials)],
+        ]
         after = [
             ["epoch", *(f"{self._epoch(t)}/{t.user_attrs.get('epochs', '?')}" for t in trials)],
             ["Dice", *(dice_cell(best_value(t)) for t in trials)],

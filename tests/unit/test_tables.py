@@ -143,7 +143,7 @@ def test_the_live_table_fits_too(width: int) -> None:
     space = space_of(FIFTEEN)
     console = Console(width=width, file=io.StringIO(), force_terminal=True)
     lines = printed(Progress(study_of(space), space, console).draw(), width).splitlines()
-    table = [line.rstrip() for line in lines if line[:4] in ("best", "now ")]
+    table = [line.rstrip() for line in lines if line[:4] in ("best", "now ")]  # none of them waits
     heading = next(line for line in lines if line.split()[:1] == ["trial"])
     assert len(table) == 4
     assert max(map(len, table)) <= width
