@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import difflib
 import gc
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from guidino_tune import paths
 from guidino_tune.errors import UserError, passwords, redacted, storage_error
 from guidino_tune.stopping import stop_signals
 
 
+class Parser(argparse.ArgumentParser):
+    """Says in two lines what is wrong with a command line; argparse would print every option before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """See ``ArgumentParser``: ends the process with exit code 2."""
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown and (close := difflib.get_close_matches(unknown[1], options, n=1)):
+            message += f"; did you mean {close[0]!r}?"
+        command = self.prog.partition(" ")[2]
+        self.exit(2, f"error: {redacted(message)}\n  -> see: {paths.next_command(f'{command} --help')}\n")
+
+
 def parser(name: str, about: str, examples: str) -> argparse.ArgumentParser:
     """An argument parser that keeps the layout of its examples and knows ``--home``."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog=f"guidino-tune {name}",
         description=about,
         epilog=f"examples:\n{examples}",
@@ -114,7 +129,7 @@ def add_storage_option(arguments: argparse.ArgumentParser) -> None:
 
 
 def add_format_option(arguments: argparse.ArgumentParser) -> None:
-    """Adds ``--format``: how studies are printed."""
+    """Adds ``--format``: how tables are printed."""
     arguments.add_argument(
         "--format", choices=["table", "json", "csv", "markdown"], default="table", help="table for people (default), or for a program"
     )
@@ -171,12 +186,29 @@ def _check_home() -> None:
         raise UserError(what, where=home, todo=f"install SQLAlchemy 2.1, or {todo}")
 
 
+_asked_for: list[list[argparse.ArgumentParser]] = []
+
+
+def parser_of(main: Callable[[Sequence[str] | None], int]) -> argparse.ArgumentParser:
+    """The parser that a command's ``main`` makes; the command is not run."""
+    found: list[argparse.ArgumentParser] = []
+    _asked_for.append(found)
+    try:
+        main([])
+    finally:
+        _asked_for.pop()
+    return found[0]
+
+
 def run(command: Callable[[argparse.Namespace], int], arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parses, runs, and turns a user's mistake into one message on standard error.
 
     Returns:
         The exit code: the command's own, 2 for a mistake or a disk that cannot be written, 130 for Ctrl-C, SIGTERM and SIGHUP.
     """
+    if _asked_for:
+        _asked_for[-1].append(arguments)
+        return 0
     sys.excepthook = _show_redacted
     # Imports leave half a million objects that stay. To look through them again and again, and at the end, was a quarter of the start.
     gc.set_threshold(20_000, 20, 20)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from guidino_tune.cli import (
     add_backbone_option,
+    add_format_option,
     add_protocol_options,
     add_storage_option,
     add_trust_option,
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_storage_option(made)
     add_trust_option(made)
     add_protocol_options(made, scores=True)
+    add_format_option(made)
     return run(_compare, made, argv)
 
 
@@ -61,15 +63,18 @@ def _compare(options: argparse.Namespace) -> int:
     targets.trust(*([targets.EVERYTHING] if options.trust else ()))
     protocol = parse(Protocol, protocol_values(options), "--inference and others")
 
-    from guidino_tune.workflows.compare import compare_study
+    from guidino_tune.workflows.compare import RESULT_HEADINGS, compare_study, result_rows
     from guidino_tune.workflows.progress import make_console
+    from guidino_tune.workflows.tables import print_data
 
     names = ("workers", "cpus_per_worker", "gpus_per_worker", "concurrent")
-    compare_study(
+    found = compare_study(
         options.study, top=options.top, seeds=options.seeds, epochs=options.epochs, against=options.against,
         data_root=options.data_root, resources={name: getattr(options, name) for name in names}, protocol=protocol,
-        storage=options.storage, backbones=options.backbone, console=make_console(),
+        storage=options.storage, backbones=options.backbone, console=make_console(options.format),
     )  # fmt: skip
+    if options.format != "table":
+        print_data(options.format, RESULT_HEADINGS, result_rows(found))
     return 0
 
 

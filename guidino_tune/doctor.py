@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from guidino_tune.cli import add_storage_option, parser, run
+from guidino_tune import paths
+from guidino_tune.cli import add_format_option, add_storage_option, parser, run
 
 EXAMPLES = """\
   guidino-tune doctor                                       can a demo search run, and what else is here?
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="PATH=VALUE", help="another value for --space, or of the data set (data.labels=...)"
     )
     add_storage_option(made)
+    add_format_option(made)
     return run(_doctor, made, argv)
 
 
@@ -55,6 +57,12 @@ def _doctor(options: argparse.Namespace) -> int:
     console = Console(markup=False, emoji=False)
     num_missing = 0
     chosen = asked(CHECKS, options)
+    if options.format != "table":
+        from guidino_tune.workflows.tables import print_data
+
+        found = list(survey(chosen, options))
+        print_data(options.format, ["mark", "name", "found", "todo"], [[f.mark, f.name, " ".join(f.found.split()), f.todo] for f in found])
+        return int(any(row.mark == "missing" for row in found))
     for row in survey(chosen, options):
         num_missing += row.mark == "missing"
         line = Text.assemble((f"{row.mark:<8} ", COLOURS[row.mark]), (f"{row.name:<14} ", "bold"), " ".join(row.found.split()))
@@ -65,7 +73,9 @@ def _doctor(options: argparse.Namespace) -> int:
         console.print(Text(f"\n{num_missing} missing: see the lines marked so.", "red"))
         return 1
     verdict = (
-        "Nothing needed is missing. Try: guidino-tune search demo" if chosen == CHECKS else "Nothing of what you asked for is missing."
+        f"Nothing needed is missing. Try: {paths.next_command('search demo')}"
+        if chosen == CHECKS
+        else "Nothing of what you asked for is missing."
     )
     console.print(Text(f"\n{verdict}"))
     return 0

@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _list(options: argparse.Namespace) -> int:
     from guidino_tune.study.reading import Reader
     from guidino_tune.workflows.overview import overviews
-    from guidino_tune.workflows.printing import print_list, terminal
+    from guidino_tune.workflows.printing import print_list
+    from guidino_tune.workflows.tables import terminal
 
     reader = Reader(options.storage)
     print_list(overviews(reader), reader.place, options.format, terminal())

@@ -120,17 +120,25 @@ def use_home(folder: str | None) -> None:
 
 
 def next_command(words: str) -> str:
-    """A command of this package as it works when copied: with this Python, and with the home folder where ``--home`` named one.
+    """A command of this package as it works when copied: the ``guidino-tune`` beside this Python, and the home that ``--home`` named.
 
     Args:
         words: The command and its arguments, quoted for a shell where they need it.
     """
-    executable = Path(sys.executable)
-    python = "python" if shutil.which("python") == sys.executable else str(executable)
-    if executable.is_relative_to(Path.cwd()):
-        python = python if python == "python" else str(executable.relative_to(Path.cwd()))
-    name, _, rest = words.partition(" ")
     home = ""
     if _named_home:
         home = f" --home{'=' if _named_home[0].startswith('-') else ' '}{shlex.quote(_named_home[0])}"
-    return f"{shlex.quote(python)} -m guidino_tune.{name} {rest}{home}"
+    return f"{_program()} {words}{home}"
+
+
+def _program() -> str:
+    """``guidino-tune`` as a shell finds the one of this Python; ``python -m guidino_tune`` where it has none."""
+    python = Path(sys.executable)
+    script = python.with_name("guidino-tune")
+    program, words = (script, "") if script.is_file() else (python, " -m guidino_tune")
+    if shutil.which(program.name) == str(program):
+        return f"{program.name}{words}"
+    place = str(program)
+    with contextlib.suppress(ValueError, OSError):  # elsewhere than below this folder, or this folder is gone
+        place = os.path.join(program.parent.relative_to(Path.cwd()) or ".", program.name)
+    return f"{shlex.quote(place)}{words}"

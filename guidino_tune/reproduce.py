@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from guidino_tune.cli import add_protocol_options, parser, positive, protocol_values, run
+from guidino_tune.cli import add_format_option, add_protocol_options, parser, positive, protocol_values, run
 
 EXAMPLES = """\
   guidino-tune reproduce all --budget tiny --data-root /data/Kvasir-SEG
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--executor", choices=["auto", "actor", "train"], help="see: guidino-tune search --help")
     made.add_argument("--dry-run", action="store_true", help="list what would be trained, and spend nothing")
     add_protocol_options(made, scores=True, frames=True)
+    add_format_option(made)
     return run(_reproduce, made, argv)
 
 
@@ -61,7 +62,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
     from guidino_tune.workflows.progress import make_console
 
-    console = make_console()
+    console = make_console(options.format)
     if options.dry_run:
         from guidino_tune.workflows.dry_run import show_plan
 
@@ -70,9 +71,9 @@ def _reproduce(options: argparse.Namespace) -> int:
 
     if plan.table is None:
         ((dataset, space),) = plan.spaces.items()
-        return run_scaling(space, protocol, console, dataset=dataset, about=plan.about, limit=plan.test_cases)
+        return run_scaling(space, protocol, console, dataset=dataset, about=plan.about, limit=plan.test_cases, form=options.format)
     protocols = {dataset: framed(protocol, dataset, options.resolution) for dataset in plan.spaces}
-    return run_table(plan.table, plan.rows, plan.spaces, protocols, console, about=plan.about, limit=plan.test_cases)
+    return run_table(plan.table, plan.rows, plan.spaces, protocols, console, about=plan.about, limit=plan.test_cases, form=options.format)
 
 
 def _names(text: str) -> tuple[str, ...]:

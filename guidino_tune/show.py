@@ -29,8 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     from guidino_tune.study.reading import Reader
-    from guidino_tune.workflows.printing import print_study, terminal
+    from guidino_tune.workflows.printing import print_study
     from guidino_tune.workflows.study_page import page_of
+    from guidino_tune.workflows.tables import terminal
 
     print_study(page_of(Reader(options.storage), options.study), options.format, terminal(), options.rows)
     return 0

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from guidino_tune.cli import not_negative, parser, positive, run
+from guidino_tune.cli import add_format_option, not_negative, parser, positive, run
 
 EXAMPLES = """\
   guidino-tune simulate recorded/kvasir                     random with ASHA, what auto does, random alone, on a table that comes along
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--no-first-trials", action="store_true", help="as where nothing is known beforehand")
     made.add_argument("--jobs", type=positive, default=1, help="processes (default: 1)")
     made.add_argument("--output", default="simulation", metavar="DIR", help="for simulation.md, .csv and .png (default: simulation)")
+    add_format_option(made)
     return run(_simulate, made, argv)
 
 
@@ -55,14 +56,19 @@ def _counts(text: str) -> list[int]:
 
 
 def _simulate(options: argparse.Namespace) -> int:
+    from guidino_tune.analysis.searches import HEADINGS, method_rows
     from guidino_tune.workflows.progress import make_console
-    from guidino_tune.workflows.simulate import simulate_searches
+    from guidino_tune.workflows.simulate import REFERENCE, simulate_searches
+    from guidino_tune.workflows.tables import print_data
 
-    simulate_searches(
-        options.curves_of, options.methods.split(","), console=make_console(), output=Path(options.output), seeds=options.seeds,
+    searches = simulate_searches(
+        options.curves_of, options.methods.split(","), console=make_console(options.format), output=Path(options.output),
+        seeds=options.seeds,
         workers=options.workers, epochs=options.epochs, curves=options.curves, losses=options.losses, luck=options.luck,
         first_trials=not options.no_first_trials, jobs=options.jobs,
     )  # fmt: skip
+    if options.format != "table":
+        print_data(options.format, HEADINGS, method_rows(searches, REFERENCE))
     return 0
 
 

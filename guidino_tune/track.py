@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from guidino_tune.cli import add_storage_option, parser, run
+from guidino_tune import paths
+from guidino_tune.cli import add_format_option, add_storage_option, parser, run
 from guidino_tune.errors import UserError
 
 EXAMPLES = """\
@@ -27,25 +28,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--all", action="store_true", help="every study in the home folder")
     made.add_argument("--flush", action="store_true", help="send everything that MLflow lacks")
     add_storage_option(made)
+    add_format_option(made)
     return run(_track, made, argv)
 
 
 def _track(options: argparse.Namespace) -> int:
     if options.all == (options.study is not None):
-        raise UserError("name one study, or say --all", todo="guidino-tune track --help shows examples")
+        raise UserError("name one study, or say --all", todo=f"see: {paths.next_command('track --help')}")
 
     from guidino_tune.study.store import known_studies
     from guidino_tune.workflows.home import follow_home
     from guidino_tune.workflows.progress import make_console
-    from guidino_tune.workflows.track import send, show
+    from guidino_tune.workflows.tables import print_data
+    from guidino_tune.workflows.track import WAITING_HEADINGS, send, show, waiting_rows
 
     names = known_studies() if options.all else [options.study]
-    console = make_console()
+    console = make_console(options.format)
     if options.flush:
         follow_home(console)
     if not names:
         console.print("no studies yet; `guidino-tune search` makes one")
-    return (send if options.flush else show)(names, console, options.storage) if names else 0
+    code = (send if options.flush else show)(names, console, options.storage) if names else 0
+    if options.format != "table":
+        print_data(options.format, WAITING_HEADINGS, waiting_rows(names, options.storage))
+    return code
 
 
 if __name__ == "__main__":

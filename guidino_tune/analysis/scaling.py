@@ -106,15 +106,22 @@ def markdown(points: Sequence[Point], title: str, remarks: Sequence[str], figure
     )
 
 
+HEADINGS = ("backbone", "image_size", "seeds", "dice_mean", "dice_sd", "gigaflops", "parameters", "seconds_per_epoch")
+"""Of ``rows``."""
+
+
+def rows(points: Sequence[Point]) -> list[list[object]]:
+    """One row per combination; what is not known is ``None``."""
+    return [[p.backbone, p.image_size, len(p.dice), p.mean, p.sd, float(p.gigaflops), p.parameters, p.seconds] for p in _ordered(points)]
+
+
 def csv_text(points: Sequence[Point], protocol: str) -> str:
     """One line per combination."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    columns = ["backbone", "image_size", "seeds", "dice_mean", "dice_sd", "gigaflops", "parameters", "seconds_per_epoch", "protocol"]
-    writer.writerow(columns)
-    for p in _ordered(points):
-        sd, seconds = ("" if value is None else f"{value:.6g}" for value in (p.sd, p.seconds))
-        writer.writerow([p.backbone, p.image_size, len(p.dice), f"{p.mean:.6g}", sd, f"{p.gigaflops:.6g}", p.parameters, seconds, protocol])
+    writer.writerow([*HEADINGS, "protocol"])
+    for row in rows(points):
+        writer.writerow([*("" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in row), protocol])
     return text.getvalue()
 
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,24 +89,45 @@ def grouped(searches: Sequence[Search]) -> dict[tuple[int, str], list[Search]]:
     return groups
 
 
+HEADINGS = (
+    "workers", "method", "seeds", "regret_at_half", "regret", "regret_low", "regret_high", "compared", "compared_low", "compared_high",
+    "simulated_hours", "trials", "diverged", "ratio", "ratio_low", "ratio_high",
+)  # fmt: skip
+"""Of ``method_rows``."""
+
+
+def method_rows(searches: Sequence[Search], reference: str) -> list[list[Any]]:
+    """A row for each method and number of workers; a ratio, see ``epochs_ratio``, is ``None`` where the reference was not simulated."""
+    groups = grouped(searches)
+    rows = []
+    for (workers, method), group in groups.items():
+        other = groups.get((workers, reference))
+        numbers = (
+            float(np.mean([s.regret(s.total_epochs / 2) for s in group])),
+            *mean_interval([s.regret(s.total_epochs) for s in group]),
+            *mean_interval([s.compared for s in group]),
+            float(np.mean([s.total_seconds for s in group])) / 3600,
+            float(np.mean([s.trials for s in group])),
+            float(np.mean([s.diverged for s in group])),
+        )
+        rows.append([workers, method, len(group), *numbers, *(epochs_ratio(group, other) if other else (None, None, None))])
+    return rows
+
+
 def markdown(searches: Sequence[Search], reference: str, remarks: Sequence[str], figure: str) -> str:
     """A page: what was simulated, the table, the picture."""
-    groups = grouped(searches)
     lines = [
         "| workers | method | seeds | regret at half | regret at the end [95 %] | after compare [95 %] | simulated hours | trials "
         f"| diverged | epochs to the quality of {reference}, ratio [95 %] |",
         "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for (workers, method), group in groups.items():
-        half = np.mean([s.regret(s.total_epochs / 2) for s in group])
-        mean, low, high = mean_interval([s.regret(s.total_epochs) for s in group])
-        compared = "{:.4f} [{:.4f}, {:.4f}]".format(*mean_interval([s.compared for s in group]))
-        other = groups.get((workers, reference))
-        ratio = "-" if other is None else "{:.2f} [{:.2f}, {:.2f}]".format(*epochs_ratio(group, other))
+    for workers, method, seeds, half, *rest in method_rows(searches, reference):
+        mean, low, high, *compared = rest[:6]
+        hours, trials, diverged, *ratio = rest[6:]
+        factor = "-" if ratio[0] is None else "{:.2f} [{:.2f}, {:.2f}]".format(*ratio)
         lines.append(
-            f"| {workers} | {method} | {len(group)} | {half:.4f} | {mean:.4f} [{low:.4f}, {high:.4f}] | {compared} "
-            f"| {np.mean([s.total_seconds for s in group]) / 3600:.2f} | {np.mean([s.trials for s in group]):.0f} "
-            f"| {np.mean([s.diverged for s in group]):.0%} | {ratio} |"
+            f"| {workers} | {method} | {seeds} | {half:.4f} | {mean:.4f} [{low:.4f}, {high:.4f}] "
+            f"| {'{:.4f} [{:.4f}, {:.4f}]'.format(*compared)} | {hours:.2f} | {trials:.0f} | {diverged:.0%} | {factor} |"
         )
     return "\n".join(["# Simulated searches", "", *(f"- {r}" for r in remarks), "", *lines, "", f"![Regret]({figure})", ""])
 

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 
+from guidino_tune import paths
 from guidino_tune.config import Resources
 from guidino_tune.errors import UserError
 from guidino_tune.running.cluster import may_change, note_own, uses_actors
@@ -163,7 +164,7 @@ def _join(resources: Resources | None) -> None:
         raise UserError(
             f"cannot join the Ray cluster: {str(error).splitlines()[0]}",
             where=os.environ.get("RAY_ADDRESS", "this machine"),
-            todo="check RAY_ADDRESS and RAY_AUTH_MODE, or see: guidino-tune doctor",
+            todo=f"check RAY_ADDRESS and RAY_AUTH_MODE, or see: {paths.next_command('doctor')}",
         ) from None
     protect_token()
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import yaml
 from optuna.trial import TrialState
 
-from guidino_tune import __version__
+from guidino_tune import __version__, paths
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.errors import UserError
 from guidino_tune.space.parameters import Values
@@ -128,7 +128,7 @@ def read_table(file: Path) -> CurveTable:
     Raises:
         UserError: There is no such file, or it is no table of curves; says what is missing.
     """
-    todo = "record one: guidino-tune record SPACE --configurations 100 --output TABLE"
+    todo = f"record one: {paths.next_command('record SPACE --configurations 100 --output TABLE')}"
     try:
         read = pq.read_table(file)
     except FileNotFoundError:

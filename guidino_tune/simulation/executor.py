@@ -208,6 +208,7 @@ def simulate(
             end(key, running[key].curve.state)
             continue
         training, dice = running[key], record.metrics.get(OBJECTIVE)
+        record = dataclasses.replace(record, time=clock)
         goes_on = driver.report(key, [record])
         if dice is not None:
             training.best = max(training.best, dice)

@@ -79,19 +79,16 @@ def rungs(study: Study, epochs: int) -> tuple[int, ...]:
     return (*(_halvings(study, epochs) if study.has_rungs else ()), epochs)
 
 
-def planned_epochs(study: Study, epochs: int, trials: int, baselines: int) -> int:
-    """About how many epochs all trials train together where they wait at rungs.
-
-    At each rung one in so many goes on, with the last trial the best of each rung, and all baselines.
+def planned_epochs(study: Study, epochs: int, trials: int) -> int:
+    """About how many epochs all trials train together where they wait at rungs: at each, one in so many goes on.
 
     Args:
         study: Its settings.
         epochs: Budget of a trial.
         trials: In all; of a list as many as it has, whatever ``study.trials`` says.
-        baselines: Trials that run to their end whatever a rung says.
     """
     spans = itertools.pairwise((0, *rungs(study, epochs)))
-    counts = [trials, *(trials // study.reduction_factor**passed + 1 + baselines for passed in range(1, epochs))]
+    counts = [trials, *(trials // study.reduction_factor**passed + 1 for passed in range(1, epochs))]
     return sum(min(count, trials) * (end - begun) for count, (begun, end) in zip(counts, spans, strict=False))
 
 

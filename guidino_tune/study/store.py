@@ -164,6 +164,9 @@ def open_study(space: Space, folder: StudyFolder, storage: str | None = None, se
             study.set_user_attr(VIEWS, {"way": before, "why": ""})
     if "definition" not in study.user_attrs:
         study.set_user_attr(BEGUN_BY, 1)
+        with warnings.catch_warnings():  # for people who look with Optuna's own tools
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(space.study.objectives))
     if settled:  # before the definition, with which a study is no longer new
         study.set_user_attr(SETTLED, settled)
     study.set_user_attr("definition", wanted)

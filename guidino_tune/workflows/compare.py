@@ -43,6 +43,7 @@ from guidino_tune.workflows.listed import Training, measure_all, train_all, with
 from guidino_tune.workflows.progress import silent_console
 from guidino_tune.workflows.report import report_at_end
 from guidino_tune.workflows.retrain import SeedResult, register
+from guidino_tune.workflows.tables import plain_table, print_table
 from guidino_tune.workflows.track import send_where_free
 
 
@@ -275,7 +276,8 @@ def _report(
     write_text(page.with_suffix(".csv"), comparison.csv_text(validation, test))
     for part, result in (("validation", validation), ("sealed test", test)):
         if result:
-            console.print(_table(f"{study}: {result.cases}, {part}", result))
+            console.print(f"{study}: {result.cases}, {part}", style="bold", highlight=False)
+            print_table(console, _table(result))
     answers = tuple(line.replace("**", "") for line in comparison.answers(validation, test))
     for line in answers:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -294,10 +296,24 @@ def _report_name(epochs: int | None, protocol: Protocol) -> str:
     return f"compare{budget}" + (f"-{asked_key(asked)}" if protocol != DEFAULT_PROTOCOL else "")
 
 
-def _table(title: str, result: comparison.Result) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for column in ("configuration", "seeds", "Dice", "interval over cases", "behind the winner", "p (Holm)"):
-        table.add_column(column, justify="left" if column == "configuration" else "right")
+RESULT_HEADINGS = ("part", "configuration", "seeds", "dice", "low", "high", "behind", "p_holm", "winner")
+"""Of ``result_rows``."""
+
+
+def result_rows(found: Compared) -> list[list[object]]:
+    """A row for each configuration and part; ``low`` and ``high`` are of the interval over cases."""
+    rows = list[list[object]]()
+    for part, result in (("validation", found.validation), ("test", found.test)):
+        compared = {c.second: c for c in result.comparisons} if result else {}
+        for s in result.summaries if result else ():
+            c = compared.get(s.name)
+            rows.append([part, s.name, len(s.seeds), s.mean, s.low, s.high, c and c.difference, c and c.p_holm, s.name == found.winner])
+    return rows
+
+
+def _table(result: comparison.Result) -> Table:
+    numbers = ("seeds", "Dice", "interval over cases", "behind the winner", "p (Holm)")
+    table = plain_table(["configuration", *numbers], numbers)
     compared = {c.second: c for c in result.comparisons}
     for summary in result.summaries:
         c = compared.get(summary.name)

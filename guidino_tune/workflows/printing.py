@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal, get_args
+from typing import Any
 
-from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 from rich.text import Text
 
 from guidino_tune.analysis.plain_tables import csv_table, markdown_table
-from guidino_tune.space.space import Space
 from guidino_tune.workflows.overview import Overview
-from guidino_tune.workflows.progress import columns, leaderboard
+from guidino_tune.workflows.progress import dice_cell, hidden_line, leaderboard
 from guidino_tune.workflows.study_page import StudyPage, trial_rows
-
-Format = Literal["table", "json", "csv", "markdown"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-
-UNLIMITED = 10_000
-"""Characters in a line that goes into a pipe: whoever reads it there can cut it."""
-
-NARROW, FOLDED = 6, 24
-"""Characters in a line of a cell of text, at least and at most; the rest of it follows below."""
+from guidino_tune.workflows.tables import Format, plain_table, print_table
 
 HEADINGS = ("study", "data", "state", "complete", "stopped", "failed", "running", "best", "last trial")
-COUNTS = ("complete", "stopped", "failed", "running", "best", "rank", "trial", "epochs")
 FIELDS = (
     "study",
     "data",
@@ -48,11 +34,6 @@ FIELDS = (
 )
 
 
-def terminal() -> Console:
-    """Standard output: as wide as ``COLUMNS`` or the terminal says, and without limit in a pipe."""
-    return Console(width=shutil.get_terminal_size((UNLIMITED, 25)).columns, soft_wrap=True, markup=False, emoji=False, highlight=False)
-
-
 # ------------------------------------------------------------------------------------------------------------------- all studies
 
 
@@ -68,10 +49,10 @@ def print_list(studies: Sequence[Overview], place: str, form: Format, console: C
     elif not studies:
         console.print(f"no studies in {place}; a search makes one")
     else:
-        table = _table(HEADINGS)
+        table = plain_table(HEADINGS)
         for study in studies:
             table.add_row(*map(Text, _cells(study)), style="green" if study.state == "running" else "red" if study.problem else None)
-        _print_table(console, table)
+        print_table(console, table)
         for study in studies:
             if study.driver:
                 console.print(f"{study.name}: {'was' if study.driver.is_dead else 'is'} driven by {study.driver}")
@@ -83,7 +64,7 @@ def _cells(study: Overview) -> list[str]:
     if study.problem:
         return [study.name, "", study.state, *[""] * (len(HEADINGS) - 3)]
     counts = (study.complete, study.stopped, study.failed, study.running)
-    return [study.name, study.data, study.state, *map(str, counts), _dice(study.best), _time(study)]
+    return [study.name, study.data, study.state, *map(str, counts), dice_cell(study.best), _time(study)]
 
 
 def _fields(study: Overview) -> list[Any]:
@@ -119,33 +100,13 @@ def print_study(page: StudyPage, form: Format, console: Console, rows: int = 10)
         console.print(_title(page), style="bold")
         for line in _about(page):
             console.print(f"  {line}")
-        table, hidden = fitted(page, rows, console)
+        table, hidden = leaderboard(page.stored.study, page.stored.space, rows, console.width)
         if table.row_count:
-            _print_table(console, table)
-        if hidden:
-            what = "1 searched parameter does" if len(hidden) == 1 else f"{len(hidden)} searched parameters do"
-            console.print(f"{what} not fit ({', '.join(hidden)}): --format csv has all", style="dim")
+            print_table(console, table)
+            if line := hidden_line(hidden, page.overview.name):
+                console.print(line, style="dim")
         for line in (*_failures(page), *_next(page)):
             console.print(line)
-
-
-def fitted(page: StudyPage, rows: int, console: Console) -> tuple[Table, list[str]]:
-    """The leaderboard with as many of the searched parameters as fit, from the left, and the headings of those that do not."""
-    searched = headings_of(page.stored.space)
-    for number in range(len(searched), -1, -1):
-        some = dict(list(searched.items())[:number])
-        table = leaderboard(page.stored.study, page.stored.space, rows, some)
-        _laid_out(table)
-        if _width(console, table) <= console.width:
-            break
-    return table, list(searched.values())[number:]
-
-
-def headings_of(space: Space) -> dict[str, str]:
-    """A heading for every searched parameter: its own, or the end of its path where that is no other's."""
-    own = columns(space)
-    ends = [path.rpartition(".")[2] for path in space.parameters]
-    return {p: own.get(p) or (end if ends.count(end) == 1 else p) for p, end in zip(space.parameters, ends, strict=True)}
 
 
 def _title(page: StudyPage) -> str:
@@ -159,7 +120,7 @@ def _about(page: StudyPage) -> list[str]:
     about = page.overview
     counts = f"{about.complete} complete, {about.stopped} stopped early, {about.failed} failed, {about.running} running or to go on"
     widest = max(map(len, page.searched), default=0)
-    best = f"; best val Dice {_dice(about.best)}" if about.best is not None else ""
+    best = f"; best val Dice {dice_cell(about.best)}" if about.best is not None else ""
     return [
         f"trials: {counts}{best}" + (f"; last one {_time(about)}" if about.latest else ""),
         f"data: {page.data}",
@@ -183,54 +144,8 @@ def _next(page: StudyPage) -> list[str]:
     return [*commands, *(f"{what}: {where}" for what, where in page.links.items())]
 
 
-# ------------------------------------------------------------------------------------------------------------------------ tables
-
-
-def _table(headings: Sequence[str]) -> Table:
-    table = Table(header_style="bold")
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in COUNTS else "left")
-    _laid_out(table)
-    return table
-
-
-def _laid_out(table: Table) -> None:
-    """Lean, with numbers whole and texts folded: nothing is cut."""
-    table.title, table.box, table.pad_edge, table.collapse_padding = None, None, False, False
-    table.padding = (0, 1)
-    for column in table.columns:
-        heading = str(column.header)
-        column.overflow, column.min_width = "fold", max(len(heading), NARROW)
-        column.no_wrap = column.justify == "right" or heading == "state"
-        if not column.no_wrap:
-            column.max_width = max(FOLDED, len(heading))
-
-
-def _print_table(console: Console, table: Table) -> None:
-    """As wide as the console at most, or where its numbers need more than that, as they need; texts are folded, the widest first."""
-    excess = _width(console, table) - console.width
-    texts = [column for column in table.columns if not column.no_wrap]
-    widths = [min(column.max_width or 0, max([column.min_width or 0, *(cell_len(str(c)) for c in column.cells)])) for column in texts]
-    while excess > 0 and (wide := [n for n, column in enumerate(texts) if widths[n] > (column.min_width or 0)]):
-        widths[max(wide, key=lambda n: widths[n])] -= 1
-        excess -= 1
-    for column, width in zip(texts, widths, strict=True):
-        column.max_width = width
-    if excess > 0:
-        table.width = console.width + excess
-    console.print(table)
-
-
-def _width(console: Console, table: Table) -> int:
-    return Measurement.get(console, console.options.update(max_width=UNLIMITED), table).maximum
-
-
 def _raw(console: Console, text: str) -> None:
     console.file.write(text if text.endswith("\n") else f"{text}\n")
-
-
-def _dice(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _time(study: Overview) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -13,27 +15,30 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from guidino_tune.config.experiment import KNOWN
+from guidino_tune import paths
+from guidino_tune.analysis.plain_tables import markdown_table
+from guidino_tune.config import Experiment
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import SHORT, beyond, feasible, in_words
 from guidino_tune.study.objectives import shown as shown_value
 from guidino_tune.study.optuna_private import stored_trial
 from guidino_tune.study.outcomes import REPEATS
-from guidino_tune.study.promotion import BASELINES, is_waiting
-from guidino_tune.study.pruners import planned_epochs
+from guidino_tune.study.promotion import is_waiting
 from guidino_tune.study.tally import Tally
+from guidino_tune.study.time_left import TimeLeft
+from guidino_tune.study.time_left import in_words as in_words_left
 from guidino_tune.study.trials import best_value, front, ranking, remaining
+from guidino_tune.training.reporter import EpochRecord
+from guidino_tune.workflows.tables import UNLIMITED, Format, fitting, headings, most_telling, plain_table
+from guidino_tune.workflows.trial_lines import TrialLines
 
-
-def columns(space: Space) -> dict[str, str]:
-    """Headings of what is searched, by path, in the space's order."""
-    known = {path: KNOWN[path.removesuffix(".kind")] for path in space.parameters if path.removesuffix(".kind") in KNOWN}
-    return {path: about.heading for path, about in known.items() if about.heading}
+UNKNOWN = "time left unknown"
+"""Before an epoch has told how long one takes."""
 
 
 class Progress:
-    """A table that redraws itself on a terminal; elsewhere a line for each finished trial.
+    """A table that redraws itself on a terminal; elsewhere lines, see ``TrialLines``.
 
     Args:
         study: The study.
@@ -45,52 +50,77 @@ class Progress:
     def __init__(self, study: optuna.Study, space: Space, console: Console, interval: float = 1.0) -> None:
         self.study, self.space, self.console = study, space, console
         self.started = time.monotonic()
-        self.tally = Tally(study)
+        self.tally, self.time_left = Tally(study), TimeLeft(study, space)
         self.total = self.tally.done + remaining(study, space)
-        self.epochs_at_start = self._epochs()
-        self.interval, self._estimate, self._estimated = interval, "", 0.0
+        self.epochs: dict[int, int] = {}
+        self.interval, self._estimate, self._look_again = interval, UNKNOWN, 0.0
+        self._lock = threading.Lock()
+        self.lines = None if console.is_terminal else TrialLines(space, console, self._summary, self._going)
         self.live = Live(console=console, refresh_per_second=1 / interval, get_renderable=self.draw) if console.is_terminal else None
 
     def __enter__(self) -> Progress:
-        if self.live:
-            self.live.start()
+        shown = self.live or self.lines
+        if shown:
+            shown.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self.live:
-            self.live.stop()
+        shown = self.live or self.lines
+        if shown:
+            shown.stop()
 
-    def changed(self, number: int) -> None:
-        """A trial has started or ended; prints a line about one that ended, when there is no terminal to draw on."""
-        trial = stored_trial(self.study, number)
-        if not self.tally.take(trial) or self.live or not trial.state.is_finished():
+    def changed(self, number: int, experiment: Experiment | None = None, record: EpochRecord | None = None) -> None:
+        """A trial has told an epoch, or else has started, ended, or begun to wait."""
+        now = time.monotonic()
+        if record is not None:
+            self.epochs[number] = record.epoch
+            with self._lock:
+                self.time_left.trained(number, now, record.metrics.get("epoch_seconds"))
             return
-        value = best_value(trial)
-        score = "no result" if value is None else f"Dice {value:.4f}"
-        why = f" ({trial.user_attrs['failure']}: {trial.user_attrs.get('message', '')[:200]})" if "failure" in trial.user_attrs else ""
-        name = trial.user_attrs.get("name", "")
-        line = f"trial {number:>3} {name:<17} {word(trial):<13} {score} after {max(trial.intermediate_values, default=0)} epochs{why}"
-        self.console.print(f"{line} | {self._summary()}", highlight=False, soft_wrap=True)
+        trial = stored_trial(self.study, number)
+        starts = trial.state == TrialState.RUNNING and number not in self.epochs
+        if starts:
+            self.epochs[number] = max(trial.intermediate_values, default=0)
+            kind = (experiment.name, experiment.data.image_size) if experiment else trial.user_attrs.get("name")
+            with self._lock:
+                self.time_left.started(number, kind, now)
+        else:
+            self.epochs.pop(number, None)
+            with self._lock:
+                self.time_left.ended(number)
+        is_new = self.tally.take(trial)
+        if self.lines and starts:
+            self.lines.begins(trial, self.epochs[number])
+        elif self.lines and is_new and trial.state.is_finished():
+            self.lines.ends(trial, word(trial))
 
     def draw(self) -> Group:
         """The table as it is now: what runs, what leads, and how long it will take."""
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("", "trial", "", *self._columns(), "epoch", "Dice"):
-            table.add_column(column, justify="right" if column in ("trial", "epoch", "Dice") else "left", no_wrap=True)
-        for trial in ranking(self.study)[:3]:
-            table.add_row("best", *self._row(trial), style="green")
-        for trial in sorted(self._running(), key=is_waiting)[:8]:
-            table.add_row("now", *self._row(trial))
+        best, now = ranking(self.study)[:3], sorted(self._running(), key=is_waiting)[:8]
+        trials = [*best, *now]
+        before = [
+            ["", *["best"] * len(best), *("waits" if is_waiting(t) else "now" for t in now)],
+            ["trial", *(str(t.number) for t in trials)],
+        ]
+        after = [
+            ["epoch", *(f"{self._epoch(t)}/{t.user_attrs.get('epochs', '?')}" for t in trials)],
+            ["Dice", *(dice_cell(best_value(t)) for t in trials)],
+        ]
+        searched = searched_columns(self.space, trials)
+        columns = [*before, *searched[: fitting([*before, *after], searched, self.console.width)], *after]
+        table = plain_table([column[0] for column in columns])
+        for row, cells in enumerate(zip(*(column[1:] for column in columns), strict=True)):
+            table.add_row(*map(Text, cells), style="green" if row < len(best) else None)
         return Group(Text(self._summary(), style="bold"), table)
 
-    def _columns(self) -> list[str]:
-        return list(columns(self.space).values())
+    def _epoch(self, trial: FrozenTrial) -> int:
+        return self.epochs.get(trial.number) or max(trial.intermediate_values, default=0)
 
-    def _row(self, trial: FrozenTrial) -> list[str]:
-        value = best_value(trial)
-        cells = [cell(trial.params[path]) if path in trial.params else "-" for path in columns(self.space)]
-        epoch = f"{max(trial.intermediate_values, default=0)}/{trial.user_attrs.get('epochs', '?')}"
-        return [str(trial.number), trial.user_attrs.get("name", ""), *cells, epoch, "-" if value is None else f"{value:.4f}"]
+    def _running(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    def _going(self) -> list[tuple[FrozenTrial, int]]:
+        return [(trial, self._epoch(trial)) for trial in self._running() if trial.number in self.epochs]
 
     def _summary(self) -> str:
         states, waiting = self.tally.states, len(self.tally.waiting)
@@ -107,32 +137,24 @@ class Progress:
             parts.append(f"{states[TrialState.FAIL]} failed ({kinds})")
         if self.tally.best:
             parts.append(f"best Dice {best_value(self.tally.best) or 0.0:.4f}")
-        # It looks at running trials, so it is not made anew for each of many trials that end in the same second.
-        if self.tally.done >= self.total or time.monotonic() > self._estimated + self.interval:
-            self._estimate, self._estimated = self._time_left(), time.monotonic()
-        return " · ".join([*parts, self._estimate])
-
-    def _time_left(self) -> str:
         elapsed = time.monotonic() - self.started
-        epochs = self._epochs()
-        new, done = epochs - self.epochs_at_start, self.tally.done
-        study = self.space.study
-        if done >= self.total:
-            return f"{_clock(elapsed)} in all"
-        if not new or not (done or study.waits):
-            return f"{_clock(elapsed)} so far"
-        # Finished trials tell how many epochs a trial costs on average, early stops included; where trials wait, the few that are finished
-        # are the long ones, and how many go on at each rung is a rule.
-        baselines = min(BASELINES, len(self.space.first_trials))
-        planned = planned_epochs(study, self.space.longest, self.total, baselines) if study.waits else self.tally.epochs / done * self.total
-        left = max(0.0, planned - epochs)
-        return f"{_clock(elapsed)} so far, about {_clock(elapsed / new * left)} left"
+        if self.tally.done >= self.total and not self.epochs:
+            return " · ".join([*parts, f"{_clock(elapsed)} in all"])
+        return " · ".join([*parts, f"{_clock(elapsed)} so far", self._left(elapsed)])
 
-    def _running(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-
-    def _epochs(self) -> int:
-        return self.tally.epochs + sum(max(t.intermediate_values, default=0) for t in self._running())
+    def _left(self, elapsed: float) -> str:
+        """How long it will go on; it costs time to find out, so at most a twentieth is spent on that."""
+        begun = time.monotonic()
+        if begun >= self._look_again:
+            with self._lock:
+                state = self.time_left.state(begun)
+            left = state.left() if state else None
+            budget = self.space.study.time_budget
+            if left and budget:
+                left = left.capped(max(0.0, budget - elapsed))
+            self._estimate = in_words_left(left) if left else UNKNOWN
+            self._look_again = time.monotonic() + max(self.interval, 20 * (time.monotonic() - begun))
+        return self._estimate
 
 
 def placed(study: optuna.Study) -> list[tuple[int | None, FrozenTrial]]:
@@ -147,14 +169,17 @@ def placed(study: optuna.Study) -> list[tuple[int | None, FrozenTrial]]:
     return [*enumerate(complete, 1), *((None, t) for t in others)]
 
 
-def leaderboard(study: optuna.Study, space: Space, rows: int = 10, searched: Mapping[str, str] | None = None) -> Table:
+def leaderboard(study: optuna.Study, space: Space, rows: int = 10, width: int = UNLIMITED) -> tuple[Table, list[str]]:
     """The best trials with what was searched, then those that were stopped early or failed; a Pareto front stands before all others.
 
     Args:
         study: The study.
         space: What it searches.
         rows: So many of the best trials are shown.
-        searched: Headings of the parameters to show, by path; ``None``: see ``columns``.
+        width: Characters in a line. What does not fit of the searched parameters is left out, first what differs least between the trials.
+
+    Returns:
+        The table, and the headings of the parameters that are left out.
     """
     every = placed(study)
     complete = [row for row in every if row[0] is not None]
@@ -163,26 +188,63 @@ def leaderboard(study: optuna.Study, space: Space, rows: int = 10, searched: Map
     shown = complete[:rows]
     if len(complete) > rows:
         shown = [*shown, complete[-1]]
-    table = Table(title=f"Study {study.study_name}", title_justify="left", header_style="bold")
-    paths = columns(space) if searched is None else searched
+    shown = [*shown, *every[len(complete) :][: max(0, rows + 2 - len(shown))]]
+    trials = [trial for _, trial in shown]
     more = {name: place for place, name in enumerate(space.study.objectives) if name != OBJECTIVE}
-    numbers = ("rank", "trial", "epochs", *SHORT.values())
-    for column in ("rank", "trial", "system", *paths.values(), "epochs", "val Dice", *(SHORT[n] for n in more), ""):
-        table.add_column(column, justify="right" if column in numbers else "left")
-    for rank, trial in [*shown, *every[len(complete) :][: max(0, rows + 2 - len(shown))]]:
-        value = best_value(trial)
-        table.add_row(
-            str(rank or ""),
-            str(trial.number),
-            trial.user_attrs.get("name", ""),
-            *(cell(trial.params[p]) if p in trial.params else "-" for p in paths),
-            str(max(trial.intermediate_values, default=0)),
-            "-" if value is None else f"{value:.4f}",
-            *(shown_value(name, trial.values[place]) if rank else "-" for name, place in more.items()),
-            "Pareto front" if trial.number in on_front else word(trial),
-            style="green" if trial.number in leaders else "dim" if trial.state != TrialState.COMPLETE else None,
-        )
-    return table
+    before = [["rank", *(str(rank or "") for rank, _ in shown)], ["trial", *(str(t.number) for t in trials)]]
+    after = [
+        ["epochs", *(str(max(t.intermediate_values, default=0)) for t in trials)],
+        [SHORT[OBJECTIVE], *(dice_cell(best_value(t)) for t in trials)],
+        *(
+            [SHORT[name], *(shown_value(name, t.values[place]) if rank else "-" for rank, t in shown)]
+            for name, place in more.items()
+        ),
+        ["state", *("Pareto front" if t.number in on_front else word(t) for t in trials)],
+    ]  # fmt: skip
+    searched = searched_columns(space, trials)
+    fit = fitting([*before, *after], searched, width)
+    columns = [*before, *searched[:fit], *after]
+    table = plain_table([column[0] for column in columns])
+    for trial, *cells in zip(trials, *(column[1:] for column in columns), strict=True):
+        style = "green" if trial.number in leaders else "dim" if trial.state != TrialState.COMPLETE else None
+        table.add_row(*map(Text, cells), style=style)
+    return table, [column[0] for column in searched[fit:]]
+
+
+def study_note(study: optuna.Study, space: Space) -> str:
+    """What stands on the page of a study in MLflow, as Markdown: its best trials, and what to do next."""
+    table, _ = leaderboard(study, space)
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    name = study.study_name
+    commands = [f"show {name}", *([f"export {name} --output best.yaml", f"compare {name}"] if ranking(study) else [])]
+    return "\n".join(
+        [
+            f"## Study {name}",
+            "",
+            markdown_table([str(column.header) for column in table.columns], zip(*columns, strict=True)),
+            *(f"    guidino-tune {command}" for command in commands),
+            "",
+            "Pictures of a trial are among the artifacts of its run.",
+        ]
+    )
+
+
+def searched_columns(space: Space, trials: Sequence[FrozenTrial]) -> list[list[str]]:
+    """Heading and cells of each searched parameter, the most telling first; the system leads them where the trials have several."""
+    names = headings(space)
+    found = [
+        [names[path], *(cell(t.params[path]) if path in t.params else "-" for t in trials)] for path in most_telling(space, trials)
+    ]  # fmt: skip
+    system = ["system", *(str(t.user_attrs.get("name", "")) for t in trials)]
+    return [system, *found] if len(set(system[1:])) > 1 else [*found, system]
+
+
+def hidden_line(hidden: Sequence[str], name: str, file: str = "") -> str:
+    """Which columns did not fit, and where all of them are; empty where none is missing."""
+    if not hidden:
+        return ""
+    what = "1 column does" if len(hidden) == 1 else f"{len(hidden)} columns do"
+    return f"{what} not fit ({', '.join(hidden)}); all: {paths.next_command(f'show {name} --format csv')}" + (f", {file}" if file else "")
 
 
 def conclusions(study: optuna.Study, space: Space) -> list[str]:
@@ -219,6 +281,11 @@ def cell(value: object) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
+def dice_cell(value: float | None) -> str:
+    """A Dice in a table."""
+    return "-" if value is None else f"{value:.4f}"
+
+
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -230,8 +297,10 @@ def silent_console() -> Console:
     return Console(quiet=True, file=io.StringIO(), force_jupyter=False)
 
 
-def make_console() -> Console:
-    """Standard output; as wide as the tables need where it is no terminal."""
+def make_console(form: Format = "table") -> Console:
+    """Standard output, or standard error where that is for a program; as wide as tables need where it is no terminal."""
     # Without markup and emoji: brackets and colons in the name of a file are that name.
-    console = Console(soft_wrap=True, markup=False, emoji=False)
-    return console if console.is_terminal else Console(width=160, soft_wrap=True, markup=False, emoji=False)
+    console = Console(soft_wrap=True, markup=False, emoji=False, stderr=form != "table")
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160
+    return console

@@ -28,6 +28,7 @@ from guidino_tune.training.folder import write_text
 from guidino_tune.training.measured import cases_file, read_measured
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.export import export_yaml
+from guidino_tune.workflows.progress import study_note
 
 STATES: dict[TrialState, TrackedState] = {
     TrialState.RUNNING: "running",
@@ -36,6 +37,9 @@ STATES: dict[TrialState, TrackedState] = {
     TrialState.FAIL: "fail",
 }
 
+
+NOTE = "mlflow.note.content"
+"""The tag that MLflow's pages show as the description of a run, as Markdown."""
 
 PARETO = "guidino.pareto"
 """Tag of the run of a complete trial in a study with several objectives: whether it is on the front now."""
@@ -67,6 +71,7 @@ class Recorder:
     def sync(self) -> None:
         """Hands over every trial and the study: what an earlier run could not send is sent now. Nobody runs a trial at that moment."""
         self.hand_over()
+        self.describe()
         self.refresh()
 
     def hand_over(self) -> None:
@@ -97,6 +102,10 @@ class Recorder:
             self._fixed.pop(number, None)
             self.refresh()
 
+    def describe(self) -> None:
+        """Writes the note of the study's run anew: with another best trial, and when a search begins or ends."""
+        self.snapshot = dataclasses.replace(self.snapshot, tags={**self.snapshot.tags, NOTE: study_note(self.study, self.space)})
+
     def refresh(self) -> None:
         """Writes ``best.yaml`` when another trial is the best, and brings the parent run and the runs on the front up to date."""
         now = {t.number for t in front(self.study)}
@@ -109,6 +118,7 @@ class Recorder:
             if (best.number, now) != self._exported:
                 write_text(self.folder.best, export_yaml(self.study, self.space, self.folder, best))
                 self._exported = best.number, now
+                self.describe()
             metrics |= {"best_val_dice": best_value(best) or 0.0, "best_trial": float(best.number)}
         self.snapshot = dataclasses.replace(
             self.snapshot,
@@ -118,6 +128,12 @@ class Recorder:
             time=max(self.snapshot.time, self._tally.latest),
         )
         self.tracker.update_study(self.snapshot)
+
+    def conclude(self) -> None:
+        """At the end of a search."""
+        self.describe()
+        self.draw_front()
+        self.refresh()
 
     def draw_front(self) -> None:
         """Writes ``reports/pareto.csv`` and ``pareto.png``, where there are several objectives and trials to show."""

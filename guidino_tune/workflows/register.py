@@ -12,8 +12,9 @@ from rich.console import Console
 
 from guidino_tune import paths
 from guidino_tune.config import Experiment
-from guidino_tune.tracking import SeedRun, flatten, log_model_run, ui_command
-from guidino_tune.tracking.client import place, same_place
+from guidino_tune.errors import redacted
+from guidino_tune.tracking import SeedRun, flatten, log_model_run
+from guidino_tune.tracking.client import is_server, place, same_place
 from guidino_tune.tracking.inspection import experiment_name
 from guidino_tune.tracking.views import model_page
 from guidino_tune.training.folder import write_text
@@ -70,7 +71,7 @@ def register_model(
     for line in (
         about,
         f"registered in MLflow as {registered!r}, version {version}",
-        f"  browse: {ui_command(uri)}",
+        f"  browse: {redacted(uri) if is_server(uri) else paths.next_command('ui')}",
         f"    open: {model_page(uri, registered)}",
         " predict: " + paths.next_command(f"predict {shlex.quote(str(model))} IMAGES --output masks"),
         "evaluate: " + paths.next_command(f"evaluate {shlex.quote(str(evaluated or model))}"),

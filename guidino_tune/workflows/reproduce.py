@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from guidino_tune.analysis import scaling, tables
 from guidino_tune.config import Experiment, Protocol
@@ -30,6 +31,7 @@ from guidino_tune.workflows.backbones import continued
 from guidino_tune.workflows.checks import check_search
 from guidino_tune.workflows.report import report_at_end
 from guidino_tune.workflows.search import run_search
+from guidino_tune.workflows.tables import Format, plain_table, print_data, print_table
 from guidino_tune.workflows.track import send_results
 
 UNNAMED = "unnamed"
@@ -63,6 +65,7 @@ def run_table(
     *,
     about: str,
     limit: int | None = None,
+    form: Format = "table",
 ) -> int:
     """Trains, tests and prints a table over one or several data sets; the same call continues what was interrupted.
 
@@ -74,6 +77,7 @@ def run_table(
         console: For progress and the table.
         about: The budget in words, for the page.
         limit: Only the first so many test cases.
+        form: How the table is printed; another one than ``table`` goes to standard output, whatever the console is.
 
     Returns:
         Exit code: 0; that of a search which did not end well; 1 when no row has a result.
@@ -109,7 +113,11 @@ def run_table(
             send_results(space, console)
         console.print(f"written: {folder.reports / table.name}.md and .csv", highlight=False, soft_wrap=True)
         found += mine
-    console.print(_shown(table, found))
+    if form == "table":
+        console.print(f"{table.title} ({table.name})", style="bold", highlight=False)
+        print_table(console, _shown(found))
+    else:
+        print_data(form, tables.headings(), map(tables.cells, found))
     described = {dataset: protocols[dataset].describe() for dataset in spaces}
     for text in dict.fromkeys(described.values()):
         where = ", ".join(dataset for dataset, metrics in described.items() if metrics == text)
@@ -127,7 +135,9 @@ def framed(protocol: Protocol, dataset: str, asked: str | None = None) -> Protoc
     return protocol
 
 
-def run_scaling(space: Space, protocol: Protocol, console: Console, *, dataset: str, about: str, limit: int | None = None) -> int:
+def run_scaling(
+    space: Space, protocol: Protocol, console: Console, *, dataset: str, about: str, limit: int | None = None, form: Format = "table"
+) -> int:
     """Trains and tests every backbone at every image size, and draws Dice against cost; see ``run_table``."""
     folder = folder_of(space.study.name)
     with contextlib.ExitStack() as known:
@@ -156,7 +166,10 @@ def run_scaling(space: Space, protocol: Protocol, console: Console, *, dataset: 
             page = scaling.markdown(points, title, remarks, "scaling.png")
             write_text(folder.reports / "scaling.md", page)
             write_text(folder.reports / "scaling.csv", scaling.csv_text(points, f"{protocol.describe()}, {_cases(trained)} cases"))
-            console.print(page, highlight=False, markup=False)
+            if form == "table":
+                console.print(page, highlight=False, markup=False)
+            else:
+                print_data(form, scaling.HEADINGS, scaling.rows(points))
             console.print(f"written: {folder.reports}/scaling.md, .csv and .png", highlight=False, soft_wrap=True)
         report_at_end(StoredStudy(folder, load_study(folder), space), console)
         send_results(space, console)
@@ -251,10 +264,9 @@ def _table_row(dataset: str, row: Row, protocol: Protocol, trained: Sequence[Tra
     return tables.TableRow(dataset, row.system, scores, row.paper.get(dataset), "; ".join(notes), frame, like)
 
 
-def _shown(table: PaperTable, rows: Sequence[tables.TableRow]) -> Table:
-    shown = Table(title=f"{table.title} ({table.name})", title_justify="left", header_style="bold")
-    for column in tables.headings():
-        shown.add_column(column, justify="left" if column in ("data set", "system", "note") else "right")
+def _shown(rows: Sequence[tables.TableRow]) -> Table:
+    texts = ("data set", "system", "HD95 frame", "note")
+    shown = plain_table(tables.headings(), [heading for heading in tables.headings() if heading not in texts])
     for row in rows:
-        shown.add_row(*tables.cells(row))
+        shown.add_row(*map(Text, tables.cells(row)))
     return shown

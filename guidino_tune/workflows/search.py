@@ -44,6 +44,7 @@ from guidino_tune.study.stopping import sentence
 from guidino_tune.study.store import BEGUN_BY, StoredStudy, StudyFolder, folder_of, open_study
 from guidino_tune.study.trials import best_value, finished, ranking, remaining, without_result
 from guidino_tune.tracking import MLflowTracker
+from guidino_tune.tracking.client import is_server
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.backbones import continued, note
@@ -51,11 +52,12 @@ from guidino_tune.workflows.certainty import Certainty
 from guidino_tune.workflows.checks import changed_code, check_content, check_settings
 from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.precision import settle
-from guidino_tune.workflows.progress import Progress, conclusions, leaderboard, silent_console
+from guidino_tune.workflows.progress import Progress, conclusions, hidden_line, leaderboard, silent_console
 from guidino_tune.workflows.recorder import Recorder
 from guidino_tune.workflows.report import report_at_end
 from guidino_tune.workflows.resolve import resolve_data
 from guidino_tune.workflows.result import Callback, Listener, StudyResult, callback_listener
+from guidino_tune.workflows.tables import UNLIMITED, print_table
 from guidino_tune.workflows.track import Tracking, await_mlflow, open_tracker, remember_data, study_snapshot
 from guidino_tune.workflows.view_ways import settle_views
 
@@ -164,7 +166,7 @@ def run_search(
         try:
             recorder.sync()
             end = _run_trials(study, space, folder, data, recorder, console, listener)
-            recorder.draw_front()
+            recorder.conclude()
             patience = STOPPING if end == INTERRUPTED else SENDING
             cluster.close()  # no GPU waits for a report
             if end != INTERRUPTED:
@@ -284,8 +286,7 @@ def _search(
 
         def listener(number: int, experiment: Experiment, record: EpochRecord | None) -> None:
             recorder.changed(number, experiment, record)
-            if record is None:
-                progress.changed(number)
+            progress.changed(number, experiment, record)
             if callback:
                 callback(number, record)
 
@@ -343,7 +344,13 @@ def _closing(
     study: optuna.Study, space: Space, folder: StudyFolder, console: Console, *, baseline: float, tracking: MLflowTracker, end: str,
     certainty: Certainty, report: Path | None,
 ) -> None:  # fmt: skip
-    console.print(leaderboard(study, space))
+    name, file = space.study.name, folder.path / "leaderboard.txt"
+    write_text(file, _plain(study, space))
+    table, hidden = leaderboard(study, space, width=console.width)
+    console.print(f"Study {name}", style="bold", highlight=False)
+    print_table(console, table)
+    if line := hidden_line(hidden, name, str(file)):
+        console.print(line, style="dim", highlight=False, soft_wrap=True)
     ranked = ranking(study)
     failed = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.FAIL and REPEATS not in t.user_attrs]
     if failed:
@@ -352,9 +359,8 @@ def _closing(
         if kind := same_way(t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING):
             console.print(f"No trial has a result: all of them failed the same way ({kind}).", style="red", highlight=False)
     if ranked:
-        best = best_value(ranked[0]) or 0.0
+        best, worst = (best_value(trial) or 0.0 for trial in (ranked[0], ranked[-1]))
         verdict = "beats" if best > baseline else "does NOT beat"
-        worst = best_value(ranked[-1]) or 0.0
         console.print(
             f"Best validation Dice {best:.4f} {verdict} the best constant mask ({baseline:.4f}); worst complete trial {worst:.4f}."
         )
@@ -369,10 +375,10 @@ def _closing(
             "search for more goes on with them.",
             style="yellow", highlight=False, soft_wrap=True,
         )  # fmt: skip
-    name = space.study.name
-    steps = [("report", str(report or "")), ("browse", tracking.ui_command), ("open", tracking.url)]
+    pages = ("open", tracking.url) if is_server(tracking.uri) else ("browse", paths.next_command(f"ui {name}"))
     if end:
         console.print(f"{end}. {CONTINUES}", style="yellow", highlight=False, soft_wrap=True)
+    steps = [("report", str(report or "")), pages]
     if ranked:
         steps += [
             ("export", paths.next_command(f"export {name} --output best.yaml")),
@@ -381,10 +387,14 @@ def _closing(
         ]
     for label, command in (step for step in steps if step[1]):
         console.print(f"{label:>8}: {command}", highlight=False, soft_wrap=True)
-    write_text(folder.path / "leaderboard.txt", _plain(study, space))
 
 
 def _plain(study: optuna.Study, space: Space) -> str:
-    console = Console(width=200, record=True, file=io.StringIO(), force_jupyter=False)  # a notebook shows what is printed anywhere
-    console.print(leaderboard(study, space, rows=1000))
-    return console.export_text()
+    """Everything in whole lines; a notebook would show what is printed anywhere."""
+    table, _ = leaderboard(study, space, rows=1000)
+    for column in table.columns:
+        column.max_width = None
+    console = Console(width=UNLIMITED, record=True, file=io.StringIO(), force_jupyter=False)
+    console.print(f"Study {study.study_name}", highlight=False)
+    console.print(table)
+    return "".join(f"{line.rstrip()}\n" for line in console.export_text().splitlines())

@@ -19,7 +19,8 @@ from guidino_tune.study.outcomes import INTERRUPTION
 from guidino_tune.study.reading import Reader
 from guidino_tune.study.store import StoredStudy
 from guidino_tune.study.trials import best_value, ranking, tried
-from guidino_tune.tracking import tracking_uri, ui_command
+from guidino_tune.tracking import tracking_uri
+from guidino_tune.tracking.client import is_server
 from guidino_tune.tracking.inspection import experiment_name
 from guidino_tune.tracking.links import page_address
 from guidino_tune.workflows.overview import FirstFailure, Overview, data_in_words, first_failures, overview, plain
@@ -144,7 +145,7 @@ def _commands(stored: StoredStudy, about: Overview, folder: str, url: str | None
     trials = f" --trials {2 * stored.space.study.trials}" if about.state == "ended" and not stored.space.study.is_list else ""
 
     def command(words: str) -> str:
-        return f"python -m guidino_tune.{words}{storage}" if away else paths.next_command(f"{words}{storage}")
+        return f"guidino-tune {words}{storage}" if away else paths.next_command(f"{words}{storage}")
 
     found = {}
     if about.state in ("stopped", "ended") and (trials or about.state == "stopped"):
@@ -168,5 +169,5 @@ def _links(stored: StoredStudy, url: str | None, folder: str) -> dict[str, str]:
     if reports:
         found["reports"] = f"{folder}/reports: {', '.join(reports)}"
     if opened:
-        found |= {"browse": ui_command(uri), "open": opened}
+        found |= {"open": opened} if is_server(uri) else {"browse": paths.next_command(f"ui {stored.study.study_name}")}
     return found

@@ -253,6 +253,22 @@ def waiting(name: str, storage: str | None = None) -> Missing:
     return missing(Ledger(folder.ledger, read_only=True), found.trials, study_files(folder), mlflow_uri())
 
 
+WAITING_HEADINGS = ("study", "trials", "epochs", "files", "study_run", "sent_elsewhere", "problem")
+"""Of ``waiting_rows``."""
+
+
+def waiting_rows(names: Sequence[str], storage: str | None = None) -> list[list[object]]:
+    """What MLflow lacks of each study, see ``Missing``; or why that cannot be told."""
+    rows = list[list[object]]()
+    for name in names:
+        try:
+            waits = waiting(name, storage)
+            rows.append([name, waits.trials, waits.epochs, waits.files, waits.study, waits.elsewhere or None, None])
+        except UserError as error:
+            rows.append([name, *[None] * 5, " ".join(str(error).split())])
+    return rows
+
+
 class _Collected:
     """In the place of a tracker: keeps the snapshots."""
 

@@ -97,7 +97,7 @@ def new_share(space: Space, found: list[Experiment], images: list[Kind], cases: 
     trials = len(space.first_trials) if space.study.is_list else space.study.trials
     training = found[0].training
     batches = max(1, batches_per_pass(cases, training.batch_size))
-    passes = planned_epochs(space.study, space.longest, trials, 0) * steps_per_epoch(training.steps_per_epoch, batches) / batches
+    passes = planned_epochs(space.study, space.longest, trials) * steps_per_epoch(training.steps_per_epoch, batches) / batches
     return min(1.0, nodes * sum(kind.passes for kind in images) / passes)
 
 

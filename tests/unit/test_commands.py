@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from guidino_tune import __main__, __version__, cli, search
+from guidino_tune import __main__, __version__, cli, paths, search
 from guidino_tune.__main__ import COMMANDS
 from guidino_tune.errors import UserError
 
@@ -47,8 +50,9 @@ def test_the_list_of_commands(argv: list[str], monkeypatch: pytest.MonkeyPatch, 
     assert all(any(line.split()[:1] == [command] for line in lines) for command in COMMANDS)
 
 
-def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["guidino-tune", "--version"])
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_version(option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["guidino-tune", option])
     assert __main__.main() == 0
     assert capsys.readouterr().out == f"guidino-tune {__version__}\n"
 
@@ -60,8 +64,55 @@ def test_a_command_gets_the_rest_of_the_line(monkeypatch: pytest.MonkeyPatch, ca
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_unknown_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"guidino-tune {command}" in fails(command, ["--no-such-option"], capsys)
+def test_a_wrong_command_line_is_told_in_two_lines(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    what, see = fails(command, ["--no-such-option", "--hme", "x"], capsys).splitlines()
+    assert what.startswith("error: ")
+    assert see == f"  -> see: {paths.next_command(f'{command} --help')}"
+
+
+def test_a_misspelt_option_is_told_with_the_nearest_and_without_a_password(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = fails("search", ["demo", "--trails", "3", "postgresql://me:sesame@host/db"], capsys)
+    assert "--trails" in shown
+    assert "did you mean '--trials'?" in shown
+    assert "sesame" not in shown
+
+
+@pytest.mark.parametrize("before", [["--home", "{}"], ["--home={}"]])
+def test_the_home_may_stand_before_the_command(
+    before: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GUIDINO_TUNE_HOME", "/nowhere")
+    monkeypatch.setattr(paths, "_named_home", [])
+    monkeypatch.setattr(sys, "argv", ["guidino-tune", *(word.format(tmp_path / "other") for word in before), "list"])
+    assert __main__.main() == 0
+    assert capsys.readouterr().out == f"no studies in {tmp_path / 'other' / 'studies'}; a search makes one\n"
+
+
+@pytest.mark.parametrize("install", ["here", "on the path", "elsewhere", "without script"])
+def test_a_printed_command_works_when_copied(install: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is run by a shell, and what it finds is the program of this Python."""
+    binaries = tmp_path / "a b" / "bin"
+    binaries.mkdir(parents=True)
+    for name in ("python", "guidino-tune")[: 1 if install == "without script" else 2]:
+        (binaries / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        (binaries / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(binaries / "python"))
+    monkeypatch.setattr(paths, "_named_home", ["my home"])
+    monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}" if install == "on the path" else os.environ["PATH"])
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path if install == "here" else tmp_path / "x")
+    command = paths.next_command("export demo --output best.yaml")
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=10)
+    words = "export demo --output best.yaml --home my home\n"
+    assert done.stdout == (f"python -m guidino_tune {words}" if install == "without script" else f"guidino-tune {words}")
+    assert command.startswith({"on the path": "guidino-tune ", "here": "'a b/bin/guidino-tune' "}.get(install, f"'{binaries}/"))
+
+
+def test_commands_are_written_in_one_way() -> None:
+    """In what the program prints; ``ray job submit`` runs where only the working folder is sure to be."""
+    for file in sorted(Path(cli.__file__).parent.rglob("*.py")):
+        shown = [line for line in file.read_text(encoding="utf-8").splitlines() if re.search(r"python -m guidino_tune\.", line)]
+        assert [line for line in shown if "ray job" not in line and "``" not in line] == [], file
 
 
 # ---------------------------------------------------------------------------------------------------------------------- search

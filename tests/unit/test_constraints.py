@@ -159,7 +159,7 @@ def test_the_best_trial_keeps_to_the_constraints(home: Path) -> None:
     assert "beyond latency 0.2 above 0.05" in export_trial("small", 0)[1]
     assert driver.tracker.trials[0].state == "running"
     assert {t.number: t.reason for t in driver.tracker.trials}[0] == "latency 0.2 above 0.05"
-    table = shown(leaderboard(driver.study, space))
+    table = shown(leaderboard(driver.study, space)[0])
     assert "beyond latency 0.2 above 0.05" in table
     assert conclusions(driver.study, space) == [
         "1 trials broke a constraint and were not trained, or no further (trial 0: latency 0.2 above 0.05); the best trial keeps to all of "

@@ -158,4 +158,4 @@ def test_prepare_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     out = capsys.readouterr().out
     assert f"demo: 7 images with masks in {tmp_path / 'datasets/demo'}" in out
     assert "split: 4 train, 2 validation, 1 test (published)" in out
-    assert "-m guidino_tune.search demo\n" in out
+    assert "guidino-tune search demo\n" in out

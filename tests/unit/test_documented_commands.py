@@ -16,7 +16,7 @@ import pytest
 from guidino_tune.__main__ import COMMANDS, module_of
 
 ROOT = Path(__file__).parents[2]
-CALL = re.compile(r"(?:guidino-tune|python -m guidino_tune\.)\s*(?P<name>[a-z_-]+)\b(?!`)(?P<words>[^`\n]*)")
+CALL = re.compile(r"(?<!-n )(?:guidino-tune|python -m guidino_tune\.)\s*(?P<name>[a-z_-]+)\b(?!`)(?P<words>[^`\n]*)")
 MADE_UP = {"N": "3", "NUMBER": "3"}
 """What stands for a number there; other capitals may be any text."""
 
@@ -26,7 +26,7 @@ def command_lines(text: str) -> Iterator[tuple[str, list[str]]]:
     for found in CALL.finditer(re.sub(r"\s*\\\n\s*", " ", text)):
         name = found["name"].replace("_", "-")
         if name in COMMANDS:
-            yield name, [MADE_UP.get(word, word) for word in shlex.split(re.split("  +", found["words"])[0], comments=True)]
+            yield name, [MADE_UP.get(word, word) for word in shlex.split(re.split("  +| > ", found["words"])[0], comments=True)]
 
 
 PAGES = {

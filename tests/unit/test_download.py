@@ -358,7 +358,7 @@ def test_prepare_fetches_unpacks_checks_and_says_what_is_next(
     assert prepare.main(["kvasir"]) == 0
     out, err = capsys.readouterr()
     assert f"kvasir: 3 images with masks in {root}" in out
-    assert out.rstrip().endswith("-m guidino_tune.search kvasir")
+    assert out.rstrip().endswith("guidino-tune search kvasir")
     assert "fetching x.zip: 100 %" in err
     assert tree(root) == {f"{folder}/{n}.jpg" for folder in ("images", "masks") for n in names}
     assert prepare.main(["kvasir"]) == 0

@@ -321,7 +321,7 @@ def test_a_database_is_read_from_a_laptop_without_any_folder(
     assert time.monotonic() - begun < 5
     assert code == 0
     assert "1 diverged, first trial 1 on gpu-7 (01234567)" in out
-    assert f"python -m guidino_tune.search {cluster}/study.yaml" in out
+    assert f"guidino-tune search {cluster}/study.yaml" in out
     found = json.loads(shown(showing, "kvasir", "--format", "json")[1])
     assert [t["trial"] for t in found["trials"]] == [4, 3, 2, 0, 1, 5]
     assert found["commands_on"] == found["links"]["folder"].partition(":")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,11 @@ import pytest
 from rich.console import Console
 from space_helpers import search_space
 from study_helpers import dice, drive, states
-from synthetic_curves import PAPER, Formula, synthetic_space
 
-from guidino_tune.simulation.executor import simulate
-from guidino_tune.space.space import Space, override
+from guidino_tune.config import Experiment
+from guidino_tune.space.space import Space
 from guidino_tune.study.driver import Driver
-from guidino_tune.study.pruners import planned_epochs
+from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.progress import Progress
 
 BUDGET = 4
@@ -87,30 +87,29 @@ def test_at_a_rung_the_best_epoch_so_far_counts(tmp_path: Path) -> None:
     assert (asked["number"], asked["reported"]) == (0, 3)
 
 
-@pytest.mark.parametrize(("trials", "baselines"), [(64, 0), (64, 1), (30, 1), (200, 1)])
-def test_planned_epochs_are_about_those_of_a_search(trials: int, baselines: int) -> None:
-    first = tuple({**PAPER, "training.lr": 1e-4 * (1 + n)} for n in range(baselines))
-    space = override(synthetic_space(100), {"study.sampler": "random", "study.pruner": "promotion", "study.trials": trials})
-    space = dataclasses.replace(space, first_trials=first)
-    found, _ = simulate(space, Formula(), workers=2, epochs=10**6, trials=trials)
-    assert planned_epochs(space.study, 100, trials, baselines) == pytest.approx(found.total_epochs, rel=0.15)
-
-
-def test_the_time_left_counts_what_waits_and_what_is_still_to_come(tmp_path: Path) -> None:
-    """Six trials, the rung after two of four epochs: 12 epochs, and the best of two and one more go on for two."""
+def test_the_time_left_counts_what_waits_and_what_is_still_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six trials, the rung after two of four epochs: 6 epochs of 10 s were trained, as many are to come, and some go on for two."""
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     driver = drive(tmp_path, space_of())
     progress = Progress(driver.study, driver.space, Console(quiet=True))
-    progress.started -= 60
+    assert progress._summary().endswith("0m00s so far · time left unknown")
+
+    def listener(number: int, experiment: Experiment, record: EpochRecord | None) -> None:
+        clock[0] += 10.0 if record else 0.0
+        progress.changed(number, experiment, record)
+
+    driver.listener = listener
     for number in range(3):
         assert play(driver, 0.7 - number / 10) == (number, 0, 2)
-    assert progress._time_left() == "1m00s so far, about 2m00s left"
-    listed = Progress(
-        driver.study, dataclasses.replace(driver.space, study=dataclasses.replace(driver.space.study, trials=99)), Console(quiet=True)
-    )
-    listed.started, listed.total, listed.epochs_at_start = progress.started, 6, 0  # of a list ``study.trials`` says nothing
-    assert listed._time_left() == "1m00s so far, about 2m00s left"
+    state = progress.time_left.state(clock[0])
+    assert state is not None
+    assert (state.to_begin, len(state.waiting), state.running) == (3, 3, [])
+    assert 60 < state.left().middle < 160
+    clock[0] += 1
+    assert progress._summary().endswith(" min left")
     progress.total = progress.tally.done
-    assert progress._summary().endswith("1m00s in all")
+    assert progress._summary().endswith("1m01s in all")
 
 
 def test_the_best_of_too_few_trials_runs_to_its_end(tmp_path: Path) -> None:

@@ -288,3 +288,9 @@ def test_the_pruner_decides_at_the_rungs_alone(minimum: int, factor: int, tmp_pa
     rungs = [minimum * factor**k for k in range(6) if minimum * factor**k < epochs]
     assert set(ends[0].values()) <= set(rungs)
     assert len(set(ends[0].values())) >= 2
+
+
+def test_the_study_names_its_objectives_for_other_tools(tmp_path: Path) -> None:
+    space = search_space(study={"trials": 2, "objectives": ["val_dice", "parameters"], "pruner": "none", "name": "named"})
+    assert open_study(space, StudyFolder(tmp_path / "named")).metric_names == ["val_dice", "parameters"]
+    assert open_study(space, StudyFolder(tmp_path / "named")).metric_names == ["val_dice", "parameters"]

@@ -1,5 +1,8 @@
 """What observers are told of a study: tracking snapshots, the best configuration as a file, the tables."""
 
+import io
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from guidino_tune.space.suggest import suggest
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.tracking.snapshots import EndedTrial, StudySnapshot, TrialSnapshot
 from guidino_tune.training.reporter import EpochRecord
+from guidino_tune.workflows import trial_lines
 from guidino_tune.workflows.export import export_trial
 from guidino_tune.workflows.progress import Progress, leaderboard
 from guidino_tune.workflows.recorder import Recorder, study_files
@@ -210,40 +214,74 @@ def shown(renderable: Any) -> str:
     return console.export_text()
 
 
+def test_the_note_of_the_study_in_mlflow_has_its_best_trials_and_what_is_next(setup: Setup) -> None:
+    setup.recorder.sync()
+    setup.trial([0.2, 0.5, 0.1, 0.1], TrialState.COMPLETE)
+    setup.trial([0.9], TrialState.PRUNED)
+    setup.recorder.conclude()
+    note = setup.tracker.studies[-1].tags["mlflow.note.content"]
+    first, second = [line for line in note.splitlines() if (line.startswith("| ") and "GuiDINO" in line) or "0.9000" in line]
+    assert "0.5000" in first
+    assert "stopped early" in second
+    assert "guidino-tune export small --output best.yaml" in note
+
+
 def test_the_leaderboard_ranks_complete_trials_before_all_others(setup: Setup) -> None:
     setup.trial([0.9], TrialState.PRUNED)
     setup.trial([0.2, 0.5, 0.1, 0.1], TrialState.COMPLETE)
     setup.trial([0.2, 0.6, 0.1, 0.1], TrialState.COMPLETE)
     setup.trial([], TrialState.FAIL, failure="out-of-memory", message="too big")
-    lines = [line.split() for line in shown(leaderboard(setup.study, setup.space)).splitlines() if "GuiDINO" in line]
-    numbers = [[cell for cell in line if cell not in "│┃"] for line in lines]
+    numbers = [line.split() for line in shown(leaderboard(setup.study, setup.space)[0]).splitlines() if "GuiDINO" in line]
     assert [row[:2] for row in numbers[:2]] == [["1", "2"], ["2", "1"]]
     assert "stopped early" in " ".join(numbers[2])
     assert "0.9000" in numbers[2]
     assert "out-of-memory" in numbers[3]
 
 
-def test_progress_prints_one_line_for_each_ended_trial(setup: Setup) -> None:
+def test_progress_prints_a_line_for_each_beginning_and_end_of_a_trial(setup: Setup) -> None:
     setup.trial([0.2], TrialState.PRUNED)  # known before
-    console = Console(width=200, record=True, file=open("/dev/null", "w"), force_terminal=False)  # noqa: SIM115
-    with Progress(setup.study, setup.space, console) as progress:
-        running = setup.trial([0.3], None)
-        progress.changed(running.number)
+    out = io.StringIO()
+    with Progress(setup.study, setup.space, Console(file=out, width=200)) as progress:
+        progress.changed(setup.trial([], None).number)
         setup.trial([0.2, 0.6, 0.1, 0.1], TrialState.COMPLETE)
         setup.trial([], TrialState.FAIL, failure="diverged", message="nan")
-        for _ in range(2):
-            for number in range(4):
-                progress.changed(number)
+        for number in (0, 2, 3, 2, 3, setup.trial([0.3], None).number):
+            progress.changed(number)
         table = shown(progress.draw())
-    lines = console.export_text().strip().splitlines()
-    assert len(lines) == 2
-    assert "complete" in lines[0]
-    assert "0.6000" in lines[0]
-    assert "diverged: nan" in lines[1]
+        beat = progress.lines.heartbeat() if progress.lines else ""
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 4
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d trial \d ", line) for line in lines)
+    assert "trial 1 begins: GuiDINO-U, " in lines[0]
+    assert ", lr 0.0" in lines[0]
+    assert "trial 2 ends: complete, Dice 0.6000 after 4 of " in lines[1]
+    assert "trial 3 ends: diverged, no result after 0 of " in lines[2]
+    assert "(diverged: nan) | 3/6 trials" in lines[2]
+    assert lines[3].endswith(" trial 4 goes on after epoch 1")
+    assert beat.startswith("running: trial 1 epoch 0/")
+    assert ", trial 4 epoch 1/" in beat
+    assert " Dice 0.3000 | 3/6 trials · 2 running" in beat
     assert "3/6 trials" in table
-    assert "1 running" in table
     assert "1 failed" in table
     assert "best Dice 0.6000" in table
+
+
+def test_what_runs_is_told_soon_and_then_every_few_minutes_in_whole_lines(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into a pipe, as under Slurm: whoever reads it has each line at once, and no codes of a terminal."""
+    monkeypatch.setattr(trial_lines, "SOON", 0.05)
+    monkeypatch.setattr(trial_lines, "OFTEN", 0.05)
+    read, write = os.pipe()
+    with open(write, "w", buffering=1 << 16) as pipe, Progress(setup.study, setup.space, Console(file=pipe, width=80)) as progress:
+        progress.changed(setup.trial([0.3], None).number)
+        first = os.read(read, 1 << 16).decode()
+        told = first
+        while told.count("running: ") < 2:
+            told += os.read(read, 1 << 16).decode()
+    assert first.endswith("\n")
+    assert "\x1b" not in told
+    assert "\r" not in told
+    assert "time left unknown" in told
+    os.close(read)
 
 
 def test_a_trial_whose_driver_died_before_its_parameters_is_not_handed_over() -> None:

@@ -9,6 +9,7 @@ from guidino_tune.data.cases import Case, Listing
 from guidino_tune.data.files import ending, stem
 from guidino_tune.data.sources.tree import composed, entries
 from guidino_tune.errors import UserError, first_names
+from guidino_tune.paths import next_command
 
 MASK_SUFFIXES = ("", "_mask", "_segmentation")
 LISTS = {"train.txt": "train", "validation.txt": "validation", "val.txt": "validation", "test.txt": "test"}
@@ -26,7 +27,7 @@ def require(root: Path, folders: tuple[str, ...], kind: str) -> None:
         what = f"found no {' and no '.join(f'{name}/' for name in missing)}" if root.is_dir() else "there is no such folder"
         todo = f"give the folder that holds {', '.join(f'{name}/' for name in folders)} with --data-root (data.root)"
         if kind != "folder":
-            todo += f", or fetch the data set with: guidino-tune prepare {kind}"
+            todo += f", or fetch the data set with: {next_command(f'prepare {kind}')}"
         raise UserError(f"{what} (data.kind is {kind!r})", where=str(root), todo=todo)
 
 
