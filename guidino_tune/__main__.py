@@ -20,6 +20,7 @@ COMMANDS = {
     "retrain": "train an exported configuration with several seeds and test it once",
     "ensemble": "several trained models as one: the best of a study, or those that are named",
     "evaluate": "score a model on the validation or the sealed test split",
+    "export-model": "write a trained model as ONNX, torch, MONAI or Hugging Face files that run without this package",
     "predict": "masks and overlays for a folder of images",
     "serve": "a page on which a model is tried: drop an image, see its mask",
     "record": "record learning curves of random configurations, as a table",

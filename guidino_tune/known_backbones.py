@@ -79,6 +79,11 @@ def place_of(backbone: str) -> str:
     return backbone if here == folder else str(here)
 
 
+def is_placed() -> bool:
+    """Whether a person says where the folder of the one backbone is now (``--backbone DIR``)."""
+    return any(layer[ANY].place for layer in _layers if ANY in layer)
+
+
 def check(guide: DINOGuide, fingerprint: str) -> None:
     """Compares a backbone with what is known of it.
 

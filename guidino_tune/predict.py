@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from guidino_tune.cli import add_backbone_option, add_protocol_options, add_trust_option, parser, protocol_values, run
 
@@ -12,6 +13,8 @@ EXAMPLES = """\
   guidino-tune predict ~/guidino_tune/retrained/kvasir-12/model images/ --output masks
   guidino-tune predict MODEL images/ --output masks --inference sliding --mirror --largest-component always
   guidino-tune predict MODEL one.jpg --output masks --threshold 0.4
+  guidino-tune predict MODEL images/ --output masks --csv areas.csv --polygons coco.json --probabilities
+  guidino-tune predict MODEL incoming/ --output masks --watch
   guidino-tune predict models:/guidino-tune-kvasir-12/1 images/ --output masks
 
 Writes OUTPUT/masks/NAME.png and OUTPUT/overlays/NAME.png, for images of sub-folders in the same sub-folders, for
@@ -34,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_trust_option(made)
     add_protocol_options(made, scores=False)
     made.add_argument("--no-overlays", action="store_true", help="masks only")
+    made.add_argument("--probabilities", action="store_true", help="also OUTPUT/probabilities/NAME.png, 16 bits, one a class")
+    made.add_argument("--csv", metavar="FILE", help="also a table: area, objects and mean probability of each class in each image")
+    made.add_argument("--polygons", metavar="FILE", help="also the objects as COCO's JSON, as polygons and exactly as run lengths")
+    made.add_argument("--watch", action="store_true", help="stay, and segment images as they come into the folder, until Ctrl-C")
     return run(_predict, made, argv)
 
 
@@ -47,22 +54,28 @@ def _predict(options: argparse.Namespace) -> int:
     from guidino_tune.config.parsing import parse
     from guidino_tune.errors import UserError
     from guidino_tune.workflows.predict import load_model, predict_folder
+    from guidino_tune.workflows.watching import watch_folder
 
     for where, text in (("MODEL", options.model), ("IMAGES", options.images), ("--output", options.output)):
         if not text:
             raise UserError("is empty", where=where, todo="name a path; an empty one would be the present folder")
+    if options.watch and (options.csv or options.polygons):
+        raise UserError("are written at the end, which --watch does not have", where="--csv, --polygons", todo="leave one of them out")
     targets.trust(*([targets.EVERYTHING] if options.trust else ()))
     protocol = parse(Protocol, protocol_values(options), "options")
     console = Console(markup=False, emoji=False)
     with console.status("predicting") as status:
         model = load_model(options.model, protocol=protocol, backbone=options.backbone[-1] if options.backbone else None)
         notes = [] if model.protocol == protocol else ["the model was trained on patches: images are seen in windows at their own scale"]
+        place = Path(options.images), Path(options.output)
+        extras = {name: getattr(options, name) for name in ("probabilities", "csv", "polygons")}
+        how: dict[str, Any] = {"threshold": options.threshold, "overlays": not options.no_overlays, "extras": extras}
+        if options.watch:
+            return _watch(console, watch_folder, model, place, how)
         done, failed = predict_folder(
             model,
-            Path(options.images),
-            Path(options.output),
-            threshold=options.threshold,
-            overlays=not options.no_overlays,
+            *place,
+            **how,
             progress=lambda number, total: status.update(f"predicting: {number} of {total} images"),
             tell=notes.append,
         )
@@ -77,6 +90,24 @@ def _predict(options: argparse.Namespace) -> int:
     for message in failed:
         print(f"left out: {message}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _watch(console: Any, watch: Callable[..., None], model: Any, place: tuple[Any, Any], how: Mapping[str, Any]) -> int:
+    """Until it is interrupted, which is its end and no failure."""
+    written = 0
+
+    def told(done: int, failed: list[str]) -> None:
+        nonlocal written
+        written += done
+        console.print(f"{done} mask{'' if done == 1 else 's'} in {place[1] / 'masks'}", highlight=False, soft_wrap=True)
+        for message in failed:
+            print(f"left out: {message}", file=sys.stderr)
+
+    try:
+        watch(model, *place, told=told, tell=lambda _: None, **how)
+    except KeyboardInterrupt:
+        console.print(f"stopped after {written} masks", highlight=False)
+    return 0
 
 
 if __name__ == "__main__":

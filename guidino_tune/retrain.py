@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--cpus-per-worker", type=positive, help="CPU cores of each (default: 1 without GPUs, else their share)")
     made.add_argument("--gpus-per-worker", type=float, help="a part of one with one worker (default: 1 where there are GPUs)")
     made.add_argument("--concurrent", type=positive, help="trainings side by side (default: as many as fit)")
+    made.add_argument(
+        "--with-backbone", action="store_true", help="put the frozen backbone's weights into the model, which then needs nothing else"
+    )
     add_protocol_options(made, scores=True)
     return run(_retrain, made, argv)
 
@@ -59,6 +62,7 @@ def _retrain(options: argparse.Namespace) -> int:
     retrain_model(
         options.file, seeds=options.seeds, folds=options.folds, epochs=options.epochs, name=options.name, data_root=options.data_root,
         settings=options.set, backbones=options.backbone, split_file=options.split_file, protocol=protocol,
+        with_backbone=options.with_backbone,
         resources={name: getattr(options, name) for name in names}, console=make_console(),
     )  # fmt: skip
     return 0

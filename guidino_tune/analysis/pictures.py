@@ -16,20 +16,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from guidino_tune.config.data import IGNORED
-
-Colour = tuple[int, int, int]
+from guidino_tune.config.data import CLASS_COLOURS as CLASSES
+from guidino_tune.config.data import IGNORED, Colour
 
 TRUTH: Colour = (0, 230, 90)
 PREDICTION: Colour = (255, 45, 210)
 TRUTH_BELOW: Colour = (255, 255, 255)
 """Of the truth's line below a prediction of several classes, whose own colours it would hide among."""
-
-CLASSES: tuple[Colour, ...] = (
-    (255, 165, 0), (0, 200, 255), (255, 45, 210), (150, 255, 60), (150, 110, 255), (255, 255, 90), (0, 150, 110), (255, 90, 90),
-    (60, 110, 255), (200, 150, 110),
-)  # fmt: skip
-"""Of classes 1, 2, ...; they begin again after the last."""
 
 UNKNOWN: Colour = (150, 150, 150)
 """Of the hatching where the truth is not known."""

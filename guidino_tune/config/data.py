@@ -28,6 +28,13 @@ Colour = tuple[int, int, int]
 """Red, green, blue: 0 to 255."""
 
 
+CLASS_COLOURS: tuple[Colour, ...] = (
+    (255, 165, 0), (0, 200, 255), (255, 45, 210), (150, 255, 60), (150, 110, 255), (255, 255, 90), (0, 150, 110), (255, 90, 90),
+    (60, 110, 255), (200, 150, 110),
+)  # fmt: skip
+"""In which classes 1, 2, ... are drawn; they begin again after the last."""
+
+
 class Labels(dict[str, tuple[int | Colour, ...]]):
     """Class name -> the values and colours that stand for it in the files; not to be changed, and so it can be hashed."""
 
@@ -206,6 +213,16 @@ class Data:
         if self.labels is not None:
             return tuple(name for name in self.labels if name != BACKGROUND)
         return ("foreground",) if self.num_classes == 1 else tuple(f"class {number}" for number in range(1, self.num_classes + 1))
+
+    @property
+    def class_colours(self) -> tuple[Colour, ...]:
+        """Of the foreground classes 1, 2, ...: the first colour that ``labels`` gives a class, else one of ``CLASS_COLOURS``."""
+        given = self.labels or {}
+        found = []
+        for number, name in enumerate(self.class_names):
+            own = next((value for value in given.get(name, ()) if isinstance(value, tuple)), None)
+            found.append(own or CLASS_COLOURS[number % len(CLASS_COLOURS)])
+        return tuple(found)
 
     @property
     def class_keys(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -67,8 +68,13 @@ def mean_logits(logits: Tensor, weights: Sequence[float] | None = None) -> Tenso
     Returns:
         (B, 1, H, W), log p - log(1 - p); or (B, num_classes + 1, H, W), log p. Worked out from logarithms, so that sure pixels stay finite.
     """
-    shares = torch.tensor([1 / len(logits)] * len(logits) if weights is None else list(weights), dtype=logits.dtype, device=logits.device)
-    shares = shares.log().view(-1, 1, 1, 1, 1)
+    shares = [
+        math.log(weight) for weight in weights or [1 / len(logits)] * len(logits)
+    ]  # numbers, not a tensor, for exports to other formats
+
+    def mean(logarithms: Tensor) -> Tensor:
+        return torch.stack([one + share for one, share in zip(logarithms, shares, strict=True)]).logsumexp(0)
+
     if logits.shape[2] == 1:
-        return (F.logsigmoid(logits) + shares).logsumexp(0) - (F.logsigmoid(-logits) + shares).logsumexp(0)
-    return (F.log_softmax(logits, 2) + shares).logsumexp(0)
+        return mean(F.logsigmoid(logits)) - mean(F.logsigmoid(-logits))
+    return mean(F.log_softmax(logits, 2))

@@ -13,6 +13,7 @@ from typing import Any
 
 from guidino_tune.errors import UserError
 from guidino_tune.tracking.client import as_key, as_tags, as_text, code_tags, connect, explain, find_experiment, is_server
+from guidino_tune.tracking.flavour import SCORE, crown, example_files, example_info, python_function, signature
 from guidino_tune.tracking.snapshots import Plain
 from guidino_tune.training.reporter import EpochRecord
 
@@ -55,6 +56,9 @@ def log_model_run(
     *,
     seeds: Sequence[SeedRun] = (),
     loader_module: str | None = None,
+    example: Any = None,
+    description: str = "",
+    score: float | None = None,
     artifact_location: Path | None = None,
 ) -> tuple[str, str]:
     """Logs a run with an exported model and makes it a new version in the model registry. Every call adds a run and a version.
@@ -72,6 +76,9 @@ def log_model_run(
         seeds: The trainings behind the model.
         loader_module: Python module with ``_load_pyfunc(path)``, so that ``mlflow.pyfunc.load_model`` works; ``None`` leaves the model
             to this package's own commands. No code is pickled either way.
+        example: An image as nested lists, for whoever wants to try the model on MLflow's pages or its server.
+        description: Of the version, for a person.
+        score: On validation; the best version of all has the alias ``flavour.CHAMPION``.
         artifact_location: Folder for the artifacts of a new experiment in a database.
 
     Returns:
@@ -94,8 +101,13 @@ def log_model_run(
         for seed in seeds:
             _log_seed(client, experiment_id, run_id, seed)
         client.log_artifacts(run_id, str(model_dir), MODEL)
-        client.log_dict(run_id, _description(run_id, model_dir, loader_module), f"{MODEL}/MLmodel")
-        version = _register(client, registered_name, f"{run.info.artifact_uri}/{MODEL}", run_id, tags)
+        if example is not None:
+            for name, text in example_files(example).items():
+                client.log_text(run_id, text, f"{MODEL}/{name}")
+        client.log_dict(run_id, _description(run_id, model_dir, loader_module, example is not None), f"{MODEL}/MLmodel")
+        known = {**tags, SCORE: repr(score)} if score is not None else tags
+        version = _register(client, registered_name, f"{run.info.artifact_uri}/{MODEL}", run_id, known, description)
+        crown(client, registered_name)
         client.set_terminated(run_id)
         return run_id, version
     except UserError:
@@ -147,14 +159,16 @@ def _log(
             client.log_artifact(run_id, str(path))
 
 
-def _description(run_id: str, model_dir: Path, loader_module: str | None) -> dict[str, Any]:
+def _description(run_id: str, model_dir: Path, loader_module: str | None, example: bool) -> dict[str, Any]:
     """The content of ``MLmodel``: MLflow's pages and ``mlflow.models`` read it."""
     files = sorted(p for p in model_dir.rglob("*") if p.is_file())
     ours = {"files": [p.relative_to(model_dir).as_posix() for p in files], "version": metadata.version("guidino-tune")}
     flavors: dict[str, Any] = {"guidino_tune": ours}
     if loader_module:
-        flavors["python_function"] = {"loader_module": loader_module, "python_version": _python()}
+        flavors["python_function"] = python_function(loader_module)
     return {
+        **(signature() if loader_module else {}),
+        **(example_info() if example else {}),
         "artifact_path": MODEL,
         "flavors": flavors,
         "mlflow_version": metadata.version("mlflow"),
@@ -165,19 +179,13 @@ def _description(run_id: str, model_dir: Path, loader_module: str | None) -> dic
     }
 
 
-def _python() -> str:
-    import platform
-
-    return platform.python_version()
-
-
-def _register(client: Any, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> str:
+def _register(client: Any, name: str, source: str, run_id: str, tags: Mapping[str, str], description: str) -> str:
     try:
         client.create_registered_model(name)
     except Exception as error:
         if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
             raise
-    return str(client.create_model_version(name, source, run_id, tags=as_tags(tags)).version)
+    return str(client.create_model_version(name, source, run_id, tags=as_tags(tags), description=description or None).version)
 
 
 def _give_up(client: Any, run_id: str) -> None:

@@ -21,10 +21,14 @@ from guidino_tune.data.carrying import DIGEST
 from guidino_tune.data.openings import copied_from
 from guidino_tune.data.rules import RULES
 from guidino_tune.errors import UserError
+from guidino_tune.known_backbones import expecting
 from guidino_tune.models.ensemble import Ensemble
+from guidino_tune.training.backbones import known_of_model
+from guidino_tune.training.card import Scores
 from guidino_tune.training.checkpoints import WEIGHTS
 from guidino_tune.training.folder import write_text
-from guidino_tune.training.model_folder import ENSEMBLE, PROVENANCE, SPLIT, export_model, find_weights, load_single
+from guidino_tune.training.model_folder import ENSEMBLE, PROVENANCE, SPLIT, describe, export_model, find_rules, find_weights, load_single
+from guidino_tune.training.stored_backbone import store_backbone
 
 ALIKE = ("kind", "image_size", "num_classes", "labels", "channels", "window", "resize", "view", "normalisation")
 """Fields of ``data`` in which members must not differ: they see the same image, and mean the same classes."""
@@ -32,12 +36,13 @@ ALIKE = ("kind", "image_size", "num_classes", "labels", "channels", "window", "r
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A trained network that goes into an ensemble: its checkpoint, what was trained, its split and where it comes from."""
+    """A trained network that goes into an ensemble: its checkpoint, what was trained, its split, where it comes from, and its scores."""
 
     source: Path
     experiment: Experiment
     split_file: Path
     provenance: Mapping[str, Any]
+    scores: Scores | None = None
 
 
 def find_ensemble(folder: Path) -> Path | None:
@@ -125,7 +130,14 @@ def one_split(folder: Path) -> bool:
 
 
 def export_ensemble(
-    members: Sequence[Member], target: Path, provenance: Mapping[str, Any], split_file: Path, weights: Sequence[float] | None = None
+    members: Sequence[Member],
+    target: Path,
+    provenance: Mapping[str, Any],
+    split_file: Path,
+    weights: Sequence[float] | None = None,
+    *,
+    scores: Scores | None = None,
+    with_backbone: bool = False,
 ) -> Path:
     """Copies members into one model folder, whole or not at all.
 
@@ -135,12 +147,17 @@ def export_ensemble(
         provenance: Of the whole, in plain YAML types.
         split_file: Its test cases are those of every member.
         weights: See ``list_members``.
+        scores: What is known of its quality, for its card.
+        with_backbone: The frozen backbone's weights go along, once for all members.
+
+    Raises:
+        UserError: As ``export_model``.
     """
     draft = target.with_name(f".{target.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     names = [f"member-{number}" for number in range(len(members))]
     for name, member in zip(names, members, strict=True):
-        export_model(member.source, member.experiment, draft / name, member.provenance, member.split_file)
+        export_model(member.source, member.experiment, draft / name, member.provenance, member.split_file, scores=member.scores)
     if (target / SPLIT).is_file():
         copied_from(target / SPLIT, split_file)
     for name, member in zip(names, members, strict=True):
@@ -152,6 +169,11 @@ def export_ensemble(
     copied_from(draft / SPLIT, split_file)
     (draft / PROVENANCE).write_text(yaml.safe_dump(dict(provenance), sort_keys=False), encoding="utf-8")
     list_members(draft, names, weights)
+    first = members[0].experiment
+    if with_backbone:
+        with expecting(known_of_model(draft / names[0], first)):
+            store_backbone(first, draft)
+    describe(draft, first, find_rules(draft, first.data), provenance, scores=scores)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
     return target

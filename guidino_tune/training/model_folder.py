@@ -1,4 +1,8 @@
-"""A trained model as a folder: ``weights.safetensors``, ``experiment.yaml`` and ``provenance.yaml``; no pickle, no code."""
+"""A trained model as a folder: ``weights.safetensors``, ``experiment.yaml`` and ``provenance.yaml``; no pickle, no code.
+
+Beside them stands what this package does not need, and others do: ``config.json``, ``preprocessor_config.json``, ``scores.json`` and
+``README.md``. Folders of earlier versions lack these.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +16,23 @@ import torch
 import yaml
 
 from guidino_tune import targets
-from guidino_tune.config import Data, Experiment
+from guidino_tune.config import Data, DINOGuide, Experiment
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.data.carrying import DIGEST
 from guidino_tune.data.openings import copied_from
 from guidino_tune.data.rules import RULES, Rules, plain_rules, read_rules
 from guidino_tune.data.splits import read_split, split_digest
 from guidino_tune.errors import UserError
-from guidino_tune.known_backbones import check_of_use, expecting
+from guidino_tune.known_backbones import check_of_use, expecting, key_of
 from guidino_tune.models import GuidedSegmenter, build_model
 from guidino_tune.models.ensemble import Ensemble
 from guidino_tune.models.precision import channels_last_pays, use_bf16
 from guidino_tune.training.backbones import is_unnoted, known_of_model, provenance_of
+from guidino_tune.training.card import Scores, card_of
 from guidino_tune.training.checkpoints import WEIGHTS, check_finite, checksum_of, load_weights, noted_checksum
+from guidino_tune.training.description import CARD, CONFIG, PREPROCESSOR, SCORES, as_json, config_of, numbers_in, preprocessor_of
 from guidino_tune.training.folder import HISTORY
+from guidino_tune.training.stored_backbone import find_stored, load_stored, store_backbone
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +45,16 @@ OWN_CODE = "own_code"
 EXPERIMENT, PROVENANCE, SPLIT, ENSEMBLE = "experiment.yaml", "provenance.yaml", "split.json", "ensemble.yaml"
 
 
-def export_model(source: Path, experiment: Experiment, target: Path, provenance: Mapping[str, Any], split_file: Path | None = None) -> Path:
+def export_model(
+    source: Path,
+    experiment: Experiment,
+    target: Path,
+    provenance: Mapping[str, Any],
+    split_file: Path | None = None,
+    *,
+    scores: Scores | None = None,
+    with_backbone: bool = False,
+) -> Path:
     """Copies the weights of a checkpoint into a model folder, whole or not at all.
 
     Args:
@@ -49,9 +65,11 @@ def export_model(source: Path, experiment: Experiment, target: Path, provenance:
             checksum are added.
         split_file: What it was trained, chosen and tested on: the ids go along, so that another machine tests on no other cases; and with
             them the rules of reading beside it.
+        scores: What is known of its quality, for its card.
+        with_backbone: The frozen backbone's weights go along.
 
     Raises:
-        UserError: The weights are not as the training wrote them.
+        UserError: The weights are not as the training wrote them, or the backbone that is to go along cannot be had.
     """
     check_unchanged(source / WEIGHTS)
     draft = target.with_name(f".{target.name}.draft")
@@ -70,9 +88,40 @@ def export_model(source: Path, experiment: Experiment, target: Path, provenance:
         copied_from(draft / SPLIT, split_file)
         if (split_file.parent / RULES).is_file():
             shutil.copy2(split_file.parent / RULES, draft / RULES)
+    if with_backbone:
+        with expecting(known_of_model(draft, experiment)):
+            store_backbone(experiment, draft)
+    rules = (read_rules(draft / RULES) if split_file is not None else None) or find_rules(source, experiment.data)
+    describe(draft, experiment, rules, whole, scores=scores)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
     return target
+
+
+def describe(folder: Path, experiment: Experiment, rules: Rules, provenance: Mapping[str, Any], *, scores: Scores | None = None) -> None:
+    """Writes what tells people and other programs about a model: architecture, preprocessing, scores and a card.
+
+    Args:
+        folder: Of the model or the ensemble; its other files are there.
+        experiment: What was trained (of an ensemble: its first member).
+        rules: How its images are read.
+        provenance: As the folder has it.
+        scores: What is known of its quality.
+    """
+    noted = provenance.get("backbone")
+    inside = {"inside": find_stored(folder) is not None}
+    backbone = {**noted, **inside} if isinstance(noted, Mapping) else None
+    if backbone is None and isinstance(experiment.guide, DINOGuide):
+        backbone = {"name": key_of(experiment.guide), "fingerprint": "", **inside}
+    files = [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else sorted(folder.glob(f"*/{WEIGHTS}"))
+    config = config_of(experiment, backbone=backbone, parameters=sum(map(numbers_in, files)))
+    split = read_split(folder / SPLIT) if (folder / SPLIT).is_file() else None
+    (folder / CONFIG).write_text(as_json(config), encoding="utf-8")
+    (folder / PREPROCESSOR).write_text(as_json(preprocessor_of(experiment, rules)), encoding="utf-8")
+    if scores:
+        (folder / SCORES).write_text(as_json(scores), encoding="utf-8")
+    card = card_of(experiment, rules, config, scores=scores or {}, split=split, provenance=provenance)
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def find_weights(folder: Path) -> tuple[Path, Experiment]:
@@ -130,7 +179,7 @@ def load_single(folder: Path, device: str = "cpu") -> tuple[GuidedSegmenter, Exp
         log.warning("note: %s", unnoted)
     check_of_use(experiment.guide)
     with expecting(known_of_model(file.parent, experiment)):
-        model = build_model(experiment)
+        model = build_model(experiment, load_stored(find_stored(file.parent), experiment.guide))
     noted = read_yaml(file.parent / PROVENANCE).get(OWN_CODE) if (file.parent / PROVENANCE).is_file() else None
     for target, digest in targets.digests(experiment.targets.values()).items():
         if isinstance(noted, dict) and noted.get(target, digest) != digest:

@@ -40,6 +40,7 @@ from guidino_tune.workflows.checks import check_workers
 from guidino_tune.workflows.finalists import DEFAULT, Configuration, finalists
 from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.listed import Training, measure_all, train_all, with_seed
+from guidino_tune.workflows.model_scores import scores_of
 from guidino_tune.workflows.progress import silent_console
 from guidino_tune.workflows.report import report_at_end
 from guidino_tune.workflows.retrain import SeedResult, register
@@ -352,6 +353,9 @@ def _export(
             "guidino_tune": __version__,
         },
         folder.split,
+        scores=scores_of(
+            chosen.folder, experiment.data, best=chosen.validation, split_file=folder.split, measured=chosen.measured, part=part
+        ),
     )
     if part == "test":
         first = with_seed(experiment, min(trained))

@@ -29,10 +29,12 @@ from guidino_tune.errors import UserError
 from guidino_tune.metrics import NAMES, mean_values
 from guidino_tune.running.connection import connected
 from guidino_tune.tracking import SeedRun
+from guidino_tune.training.card import Scores
 from guidino_tune.training.ensemble_folder import Member, export_ensemble, list_members
 from guidino_tune.training.folder import TrialFolder, write_text
 from guidino_tune.training.measured import Measured, cases_file
 from guidino_tune.workflows.listed import Training, measure_all, with_seed
+from guidino_tune.workflows.model_scores import groups_of, measured_scores, scores_of, with_intervals
 from guidino_tune.workflows.register import register_model
 from guidino_tune.workflows.retrain import Job
 
@@ -125,12 +127,22 @@ def cross_validate(job: Job, folds: int, seeds: int) -> CrossValidated:
                 m.training.experiment,
                 m.training.split_file,
                 {**about, **provenance_of(m.training.split_file), "fold": m.fold, "validation": dict(m.scores), "test": None},
+                scores_of(
+                    m.training.folder,
+                    m.training.experiment.data,
+                    best=m.training.best,
+                    split_file=m.training.split_file,
+                    measured=m.measured,
+                    part="validation",
+                ),
             )
             for m in models
         ],
         home / "model",
         {**about, **provenance_of(split_file)},
         split_file,
+        scores=_scores(experiment, models, every, tested, home),
+        with_backbone=job.with_backbone,
     )
     _register(experiment, models, every, tested, model, home, job.name, console)
     return CrossValidated(job.name, model, tuple(models), every, home / OUT_OF_FOLD, tested)
@@ -241,6 +253,22 @@ def _write_out_of_fold(models: Sequence[FoldModel], file: Path) -> dict[str, flo
     return mean_values([{name: float(row[name]) for name in scores} for row in rows])
 
 
+def _scores(experiment: Experiment, models: Sequence[FoldModel], every: Mapping[str, float], tested: Measured | None, home: Path) -> Scores:
+    """For the card of the ensemble."""
+    groups = groups_of(experiment.data)
+    cases = sum(m.measured.cases for m in models if m.measured and m.seed == models[0].seed)
+    found = {
+        "out_of_fold": {
+            "cases": cases,
+            "how": "each case by the members that have not seen it",
+            "scores": with_intervals(every, home / OUT_OF_FOLD, groups),
+        }
+    }
+    if tested:
+        found["test"] = measured_scores(tested, cases_file(TrialFolder(home / "ensemble"), tested), groups)
+    return found
+
+
 def _fold_means(models: Sequence[FoldModel], metric: str) -> list[float]:
     """Of each fold, over its seeds."""
     folds = sorted({model.fold for model in models})
@@ -303,6 +331,7 @@ def _register(
         tags={"protocol": measured[0].protocol, **({"test_protocol": tested.protocol} if tested else {})},
         about=f"ensemble of {len(models)} models: {model}",
         seeds=runs,
+        score=every["dice"],
         evaluated=model / "member-0",
         artifacts=[home / OUT_OF_FOLD, *([cases_file(TrialFolder(home / "ensemble"), tested)] if tested else [])],
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -35,6 +35,7 @@ from guidino_tune.tracking import tracking_uri
 from guidino_tune.tracking.downloads import downloaded, is_in_mlflow
 from guidino_tune.training import model_folder
 from guidino_tune.training.ensemble_folder import find_ensemble
+from guidino_tune.workflows.prediction_extras import make_extras
 from guidino_tune.workflows.prediction_files import by_channels, check_output, find_images, mark_of, png
 
 Picture = np.ndarray | Image.Image | str | Path
@@ -284,6 +285,8 @@ def predict_folder(
     *,
     threshold: float = 0.5,
     overlays: bool = True,
+    extras: Mapping[str, Any] = MappingProxyType({}),
+    only: Container[Path] | None = None,
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> tuple[int, list[str]]:
@@ -298,6 +301,8 @@ def predict_folder(
         output: Gets ``masks`` and ``overlays``. What an earlier call wrote there is replaced, and nothing else.
         threshold: Of the probability; for binary masks only.
         overlays: Whether to draw them.
+        extras: See ``prediction_extras.make_extras``.
+        only: Images that are meant; ``None``: all.
         progress: Told (done, in all).
         tell: Told what was passed over, what is named otherwise than its image, and what was replaced.
 
@@ -311,8 +316,12 @@ def predict_folder(
     tell = tell or (lambda _: None)
     found = find_images(images, output)
     data = model.experiment.data
-    names, failed = by_channels(found.names, len(model.rules.intensity.depths))
+    meant = {file: name for file, name in found.names.items() if only is None or file in only}
+    names, failed = by_channels(meant, len(model.rules.intensity.depths))
     replaced = check_output(output, names.values(), overlays=overlays)
+    more = make_extras(model.class_names, output, extras)
+    if more:
+        more.check(names.values())
     for note in found.notes:
         tell(note)
     done = 0
@@ -329,9 +338,13 @@ def predict_folder(
         levels = Image.fromarray(result.mask * 255 if data.num_classes == 1 else result.mask)
         save_png(levels, output / MASKS / png(name), mark_of(levels))
         done += 1
+        if more:
+            more.add(files[0], name, result)
         if overlays:
             picture = overlay(viewable(image), None, result.guide, result.mask, title=name.name, names=data.class_names)
             save_png(picture, output / OVERLAYS / png(name), mark_of(picture))
+    for file in more.finish() if more else ():
+        tell(f"written: {file}")
     if replaced:
         tell(f"{replaced} masks of an earlier run were replaced")
     return done, failed

@@ -18,6 +18,8 @@ from guidino_tune.tracking.client import is_server, place, same_place
 from guidino_tune.tracking.inspection import experiment_name
 from guidino_tune.tracking.views import model_page
 from guidino_tune.training.folder import write_text
+from guidino_tune.training.model_folder import find_rules
+from guidino_tune.workflows.serving import LOADER, example_image
 from guidino_tune.workflows.track import mlflow_uri
 
 
@@ -35,6 +37,7 @@ def register_model(
     seeds: Sequence[SeedRun],
     artifacts: Sequence[Path] = (),
     evaluated: Path | None = None,
+    score: float | None = None,
 ) -> None:
     """Registers a model, unless that was done before, and says what to do with it.
 
@@ -51,6 +54,7 @@ def register_model(
         seeds: The trainings behind it.
         artifacts: Other files to keep with the run.
         evaluated: What can be evaluated on validation cases; by default the model.
+        score: On validation, by which the versions of a model are compared.
 
     Raises:
         UserError: MLflow is away or refuses.
@@ -65,7 +69,9 @@ def register_model(
         title, artifacts_at = f"retrain {name} {experiment.name}", paths.home() / "mlartifacts"
         _, version = log_model_run(
             uri, experiment_name(), title, flatten(experiment.to_dict()), summary, artifacts, model, registered,
-            {"experiment_hash": experiment.hash, **tags}, seeds=seeds, artifact_location=artifacts_at,
+            {"experiment_hash": experiment.hash, **tags}, seeds=seeds, artifact_location=artifacts_at, loader_module=LOADER,
+            example=example_image(experiment.data.channels, find_rules(model, experiment.data).intensity.kind != "8-bit"),
+            description=about, score=score,
         )  # fmt: skip
         write_text(marker, json.dumps({**known, json.dumps({**it, "uri": place(uri)}): version}, indent=1))
     for line in (

@@ -37,6 +37,7 @@ from guidino_tune.workflows.backbones import retrained_backbone
 from guidino_tune.workflows.checks import check_own_code, check_workers
 from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.listed import Training, measure_all, train_all, with_seed
+from guidino_tune.workflows.model_scores import scores_of
 from guidino_tune.workflows.progress import silent_console
 from guidino_tune.workflows.register import register_model
 from guidino_tune.workflows.resolve import resolve_data
@@ -91,6 +92,7 @@ class Job:
     console: Console
     file: Path
     given: Path | None = None
+    with_backbone: bool = False
 
     @property
     def home(self) -> Path:
@@ -149,6 +151,7 @@ def retrain_model(
     settings: Sequence[str] = (),
     backbones: Sequence[str] = (),
     split_file: str | Path | None = None,
+    with_backbone: bool = False,
     console: Console | None = None,
 ) -> Retrained | CrossValidated:
     """Trains, tests, exports and registers a configuration; the same call continues what was interrupted.
@@ -165,6 +168,7 @@ def retrain_model(
         settings: Other values in the experiment, such as ``training.lr=0.001``.
         backbones: Where the folder of its backbone is now.
         split_file: The split of its search; ``None`` looks beside the file and in the study's folder.
+        with_backbone: The weights of the frozen backbone go into the model's folder, which then needs nothing else.
         console: For progress and results; ``None`` prints nothing.
 
     Raises:
@@ -195,7 +199,7 @@ def retrain_model(
     with expecting(chosen(backbones)), retrained_backbone(space.base, provenance, home, console) as experiment:
         job = Job(
             experiment=experiment, provenance=provenance, name=name, resources=space.resources, console=console, file=file or Path(name),
-            protocol=protocol.of(experiment.data), given=Path(split_file) if split_file else None,
+            protocol=protocol.of(experiment.data), given=Path(split_file) if split_file else None, with_backbone=with_backbone,
         )  # fmt: skip
         if folds:
             from guidino_tune.workflows.cross_validate import cross_validate
@@ -263,6 +267,8 @@ def _retrain(job: Job, seeds: int) -> Retrained:
             "guidino_tune": __version__,
         },
         job.split_file,
+        scores=scores_of(best.folder, experiment.data, best=best.validation, split_file=job.split_file, measured=best.measured),
+        with_backbone=job.with_backbone,
     )
     register(experiment, results, best, model, home, job.name, console)
     return Retrained(job.name, model, results, best)
@@ -309,6 +315,7 @@ def register(
         summary=summary,
         known_by={"chosen": chosen.seed, "measured": weights},
         tags={"test_protocol": chosen.measured.protocol},
+        score=chosen.validation,
         about=f"model of seed {chosen.seed} (best on validation): {model}",
         seeds=[
             SeedRun(

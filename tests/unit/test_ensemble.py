@@ -142,7 +142,8 @@ def test_an_ensemble_goes_to_another_machine_whole(made: tuple[Path, list[Member
     moved = tmp_path / "elsewhere"
     shutil.copytree(folder, moved)
     assert sorted(path.name for path in moved.iterdir() if path.name != "test-openings.jsonl") == [
-        "ensemble.yaml", "member-0", "member-1", "member-2", "provenance.yaml", "rules.json", "split-source.json", "split.json",
+        "README.md", "config.json", "ensemble.yaml", "member-0", "member-1", "member-2", "preprocessor_config.json", "provenance.yaml",
+        "rules.json", "split-source.json", "split.json",
     ]  # fmt: skip
     for number, member in enumerate(members):
         assert read_split(moved / f"member-{number}" / "split.json") == read_split(member.split_file)

@@ -326,7 +326,7 @@ def test_models_of_the_registry(models: Any, tmp_path: Path, monkeypatch: pytest
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     assert refused("models:/kvasir/2").startswith(f"models:/kvasir/2/{WEIGHTS}: the weights are not as they were written")
     weights.unlink()
-    assert f"its files are incomplete: 1 of 4 are missing, such as {WEIGHTS}" in refused("models:/kvasir/2")
+    assert f"its files are incomplete: 1 of 7 are missing, such as {WEIGHTS}" in refused("models:/kvasir/2")
     shutil.rmtree(weights.parent)
     assert "models:/kvasir/2: the model cannot be fetched" in refused("models:/kvasir/2")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

@@ -77,7 +77,8 @@ def model(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_comes_back_bit_by_bit(kind: str, guide: dict | None, data: Data, tmp_path: Path) -> None:
     experiment = experiment_on(data, kind, guide)
     folder = make_model(tmp_path, experiment)
-    assert sorted(p.name for p in folder.iterdir()) == ["experiment.yaml", "provenance.yaml", "weights.safetensors"]
+    described = {"README.md", "config.json", "preprocessor_config.json"}
+    assert {p.name for p in folder.iterdir()} == {"experiment.yaml", "provenance.yaml", "weights.safetensors"} | described
     loaded, described = load_model(folder)
     assert described == experiment
     checksum = zlib.crc32((folder / WEIGHTS).read_bytes())

@@ -81,6 +81,11 @@ def test_export_retrain_test_evaluate(
         return len(client.search_model_versions(f"name='guidino-tune-small-{winner.number}'"))
 
     assert versions() == 1
+    name = f"guidino-tune-small-{winner.number}"
+    assert str(connect(f"sqlite:///{home}/mlflow.db").get_model_version_by_alias(name, "champion").version) == "1"
+    card = (folder / "model" / "README.md").read_text()
+    assert f"| Sealed test | {results[chosen].cases} | {results[chosen].scores['dice']:.4f} [" in card
+    assert f"| {validation[chosen]:.4f} |" in card
     files = {p: p.stat().st_mtime_ns for p in folder.rglob("history.jsonl")}
     assert retrain([*command, "--hd95", "pooled", "--largest-component", "validation"]) == 0
     assert [len(read_measured(run)) for run in seeds.values()] == [2, 2]

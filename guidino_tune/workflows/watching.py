@@ -1,0 +1,76 @@
+"""``predict --watch``: a folder into which images come is segmented as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from guidino_tune.data.files import slice_of
+from guidino_tune.errors import UserError
+from guidino_tune.workflows.predict import TrainedModel, predict_folder
+from guidino_tune.workflows.prediction_files import find_images
+
+Stamp = tuple[int, int]
+"""Size in bytes and time of the last change."""
+
+
+def watch_folder(
+    model: TrainedModel,
+    images: Path,
+    output: Path,
+    *,
+    every: float = 2.0,
+    told: Callable[[int, list[str]], None],
+    tell: Callable[[str], None],
+    goes_on: Callable[[], bool] = lambda: True,
+    **how: Any,
+) -> None:
+    """Segments what is in a folder, and then what comes or changes, until it is interrupted.
+
+    A file is taken when it is as it was at the look before: one that is still being written waits. What cannot be read is told once, and
+    tried again when it changes.
+
+    Args:
+        model: Of ``load_model``.
+        images: The folder, with its sub-folders; it may be empty.
+        output: As of ``predict_folder``.
+        every: Seconds between two looks.
+        told: Given after each round how many masks were written, and a message for each image that could not be read.
+        tell: As of ``predict_folder``.
+        goes_on: Asked before each look.
+        how: More options of ``predict_folder``.
+
+    Raises:
+        UserError: It is no folder; or as ``predict_folder``.
+    """
+    if not images.is_dir():
+        raise UserError("is no folder that could be watched", where=str(images), todo="name a folder, or leave --watch out")
+    seen: dict[Path, Stamp] = {}
+    done: dict[Path, Stamp] = {}
+    while goes_on():
+        now = _stamps(images, output)
+        ready = {file for file, stamp in now.items() if seen.get(file) == stamp and done.get(file) != stamp}
+        seen = now
+        if ready:
+            told(*predict_folder(model, images, output, only=ready, tell=tell, **how))
+            done |= {file: now[file] for file in ready}
+        else:
+            time.sleep(every)
+
+
+def _stamps(images: Path, output: Path) -> dict[Path, Stamp]:
+    """Of every image in the folder; a slice of a volume has that of its file."""
+    try:
+        names = find_images(images, output).names
+    except UserError:  # none yet
+        return {}
+    found = {}
+    for file in names:
+        try:
+            status = slice_of(file)[0].stat()
+        except OSError:  # moved away meanwhile
+            continue
+        found[file] = (status.st_size, status.st_mtime_ns)
+    return found
