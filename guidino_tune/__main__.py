@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": "retrain a study's best configurations, tell them apart, test the winner",
     "retrain": "train an exported configuration with several seeds and test it once",
     "evaluate": "score a model on the validation or the sealed test split",
+    "export-model": "write a trained model as ONNX, torch, MONAI or Hugging Face files that run without this package",
     "predict": "masks and overlays for a folder of images",
     "record": "record learning curves of random configurations, as a table",
     "simulate": "compare samplers and pruners on recorded curves, in minutes",

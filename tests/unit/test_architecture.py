@@ -58,15 +58,17 @@ LAYERS = {
     "metrics": layer("config", heavy="torch"),
     "inference": layer("config", "normalisation", "framing", "monai_parts", heavy="torch"),
     "training": layer(*BELOW_TRAINING, heavy="torch"),
+    "exporting": layer(*BELOW_TRAINING, "training", heavy="torch transformers monai"),
     "study": layer("config", "space", "data", "training", heavy="optuna"),
     "simulation": layer("config", "space", "training", "study", heavy="optuna pyarrow"),
     "tracking": layer("config", "training.reporter", heavy="mlflow"),
     "analysis": layer("config", heavy="matplotlib pandas"),
     "running": layer(*BELOW_RUNNING, heavy="torch optuna ray"),
-    "workflows": layer(*BELOW_RUNNING, "simulation", "tracking", "running", heavy="torch optuna pandas"),
+    "workflows": layer(*BELOW_RUNNING, "exporting", "simulation", "tracking", "running", heavy="torch optuna pandas"),
     "api": layer("config", "space"),
 }
-"""By folder or top-level module. Only ``monai_parts`` has monai, only ``tracking`` mlflow and only ``running`` ray."""
+"""By folder or top-level module. Only ``monai_parts`` (and files copied into exports) has monai, only ``tracking`` mlflow, only
+``running`` ray."""
 
 COMMAND_FILES = {*map(module_of, COMMANDS), "report"}
 """Top-level modules with a command each: they import their library inside functions, so that ``--help`` is quick."""

@@ -25,6 +25,8 @@ def bspline_bases(x: Tensor, grid: int, order: int) -> Tensor:
     Returns:
         (*x.shape, grid + order), of the type of ``x``. First derivatives only.
     """
+    if not torch.is_grad_enabled():  # the same without a derivative, which TorchScript can follow
+        return _powers(_offsets(x, grid, order).abs_(), order, order)
     bases: Tensor = _Bases.apply(x, grid, order)  # type: ignore[no-untyped-call]
     return bases
 

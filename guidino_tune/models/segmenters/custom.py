@@ -59,13 +59,14 @@ class Custom(Segmenter):
             return x if place == "input" else gate(place, x)  # the image is gated here already
 
         gated = gate("input", images)
+        # Here, and below, the length of a batch is not its len(): a number would be written into exported graphs.
         output = self.network(gated, inner) if self.takes_gate else self.network(gated)
         heads = output if isinstance(output, list | tuple) else (output,)
         for head in heads:
             if not isinstance(head, Tensor):
                 raise self._wrong(f"the network gives a {_named(output)}", "return the logits, a tensor, or a list of them, finest first")
-            if head.dim() != 4 or head.shape[:2] != (len(images), self.num_outputs) or not head.is_floating_point():
-                expected = f"({len(images)}, {self.num_outputs}, height, width)"
+            if head.dim() != 4 or head.shape[:2] != (images.shape[0], self.num_outputs) or not head.is_floating_point():
+                expected = f"({images.shape[0]}, {self.num_outputs}, height, width)"
                 what = f"the network gives {head.dtype} of shape {tuple(head.shape)} for images of shape {tuple(images.shape)}"
                 raise self._wrong(what, f"logits have shape {expected}: one channel for binary masks, else background and classes")
         if not heads:
