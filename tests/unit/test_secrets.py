@@ -16,7 +16,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from guidino_tune import cli, compare, doctor, export, reproduce_trial, search, show, track
+from guidino_tune import cli, compare, delete, doctor, export, reproduce_trial, search, show, track, ui
 from guidino_tune import list as listing
 from guidino_tune.errors import UserError, passwords, redacted
 from guidino_tune.running.environment import protect_token
@@ -129,7 +129,7 @@ def test_the_traceback_of_a_bug_is_complete_but_for_the_password() -> None:
 # ------------------------------------------------------------------------------------------------------- the database of a study
 
 
-TAKE_A_DATABASE = (search, listing, show, export, compare, track, doctor, reproduce_trial)
+TAKE_A_DATABASE = (search, listing, show, export, compare, track, doctor, reproduce_trial, ui, delete)
 
 
 @pytest.mark.parametrize("command", TAKE_A_DATABASE)
