@@ -153,6 +153,21 @@ def test_a_small_trial_compiles_nothing(data: SearchData, memory: Memory, tmp_pa
     trial.run.close()
 
 
+@COMPILER
+def test_a_trial_whose_memory_counts_compiles_once_that_is_measured(data: SearchData, memory: Memory, tmp_path: Path) -> None:
+    """A constraint must not depend on what the trial before it has found."""
+    memory.write(Figures(1.0, {"default": Way(step=0.25, compiling=10.0)}))
+    trial = Trial(data, tmp_path / "run", Clock(eager=1.0, quick=0.25, compiling=10.0), memory)
+    trial.leave(1000)
+    trial.run.measure = True
+    trial.steps(2)
+    assert trial.run.compiled.way == "none"
+    trial.run.measure = False
+    trial.steps(1)
+    assert trial.run.compiled.way == "default"
+    trial.run.close()
+
+
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     ours = [record for record in caplog.records if record.name.startswith("guidino_tune")]
     return [record.getMessage() for record in ours if record.levelname == "WARNING"]
