@@ -322,8 +322,9 @@ class Training:
             enough to repay it, times the compiled ones, and goes back where they are no quicker; what it finds, failures of the compiler
             too, is kept in ``cache/compiling`` of the home for the next trial of that kind. A trial whose batch goes in parts gets no CUDA
             graphs, one of several workers with synchronised batch norms is not compiled, one whose memory or latency is bounded is not
-            before it has told them, and a study that was begun with another value keeps that. On a CPU compiling does not pay: in bf16 at 128 pixels a step takes 0.96 (U-Net), 1.0 to 1.1 (Seg-GuiDINO) and 1.3
-            to 1.4 (nnWNet) of its time without, after 32, 11 and 221 seconds of compilation.
+            before it has told them, and a study that was begun with another value keeps that. On a CPU compiling does not pay: in bf16 at
+            128 pixels a step takes 0.96 (U-Net), 1.0 to 1.1 (Seg-GuiDINO) and 1.3 to 1.4 (nnWNet) of its time without, after 32, 11 and 221
+            seconds of compilation.
         grad_clip: Largest gradient norm; ``None`` does not clip.
         seed: Of initial weights, order of cases and augmentation.
     """
