@@ -160,7 +160,15 @@ class Chooser:
             self._remember()
 
     def news(self) -> dict[str, float]:
-        """Seconds of steps and of compiling that were found or taken since the last call, as metrics of an epoch."""
+        """Seconds of steps and of compiling that were found or taken since the last call, as metrics of an epoch.
+
+        Also takes over what trials beside this one have found since: of those that begin together only some try.
+        """
+        if self.compiled.way == NONE and self.figures.eager is not None:
+            for name, found in self.ranks.first(self.memory.read()).ways.items():
+                own = self.figures.ways.get(name, found)
+                if own.step is None and not own.error:
+                    self.figures.ways[name] = found
         news, self._news = self._news, {}
         return news
 

@@ -227,6 +227,24 @@ def test_a_way_that_ended_two_processes_is_left_alone(data: SearchData, memory: 
     last.run.close()
 
 
+@COMPILER
+def test_who_came_third_takes_what_the_first_has_found(data: SearchData, memory: Memory, tmp_path: Path) -> None:
+    memory.write(Figures(1.0, {"default": Way(begun=2)}))  # two trials are compiling
+    trial = Trial(data, tmp_path / "run", Clock(eager=1.0, quick=0.25, compiling=10.0), memory)
+    trial.leave(1000)
+    trial.steps(2)
+    trial.chooser.news()
+    trial.steps(1)
+    assert trial.compiled_calls == 0
+    memory.write(Figures(1.0, {"default": Way(step=0.25, compiling=10.0)}))
+    trial.steps(1)
+    assert trial.compiled_calls == 0  # not before the epoch has ended
+    trial.chooser.news()
+    trial.steps(1)
+    assert trial.run.compiled.way == "default"
+    trial.run.close()
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "3", '{"eager": 1.0}', '{"eager": "x", "ways": {}}', '{"eager": 1.0, "ways": {"default": {"speed": 1}}}',
