@@ -231,8 +231,8 @@ class Chooser:
                 measure()
         except Exception as failure:
             error = redacted(str(failure)).strip() or type(failure).__name__
-        if not self.ranks.all_good(torch.tensor(not error, device=self.device)):
-            way.error = error[:500] or "another worker of the trial could not compile it"
+        if any(errors := self.ranks.gathered(error)):
+            way.error = next(filter(None, errors))[:500]  # the same in all workers, for each of them writes it
             self.compiled.take(NONE)
             self._remember()
             log.log(
