@@ -314,7 +314,8 @@ class Training:
             all of its nodes have, and keeps it: in its definition, its trials and their exports; on GPUs that have tensor cores and no
             bf16 (V100, T4) it settles for fp16 autocast with a scaled loss. A node that joins later and does not compute in what a study
             settled for takes no part in it; a study that names ``bf16`` or ``fp16`` has it emulated there, slowly. In fp16 a frozen
-            guide's tokens, which trials share, are computed in fp32, as are the predictions of an exported model.
+            guide's tokens, which trials share, are computed in fp32, as are the predictions of an exported model. Trainings in fp32 on a
+            GPU multiply in TF32.
         channels_last: Memory format of the segmenter: channels_last where it pays, which is everywhere but for some segmenters in fp32 on a
             CPU without AVX-512; ``false``: never.
         compile: ``torch.compile`` of the segmenter: ``default``, ``cuda-graphs`` (mode ``reduce-overhead``, on a GPU), ``none``, or

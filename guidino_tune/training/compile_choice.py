@@ -30,7 +30,7 @@ from torch import nn
 from guidino_tune import __version__, paths
 from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.errors import redacted
-from guidino_tune.training.compiling import GRAPHS, NONE, Compiled
+from guidino_tune.training.compiling import GRAPHS, NONE, Compiled, way_of
 from guidino_tune.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -295,12 +295,11 @@ def kind_of(experiment: Experiment, device: torch.device, *, batch: int, channel
 def ways_for(segmenter: nn.Module, device: torch.device, parts: int) -> tuple[str, ...]:
     """The ways that are worth a measurement, best first; none on CPUs, whose trials repeat bit by bit and gain nothing.
 
-    Gradients of micro-batches are added up in memory that the next replay of a graph would write over. Batch norms over several workers
-    wait for each other within a pass: one that failed to compile would leave the others waiting.
+    Batch norms over several workers wait for each other within a pass: one that failed to compile would leave the others waiting.
     """
     if device.type != "cuda" or any(isinstance(part, nn.SyncBatchNorm) for part in segmenter.modules()):
         return ()
-    return (GRAPHS, "default") if parts == 1 else ("default",)
+    return tuple(dict.fromkeys(way_of(way, parts) for way in (GRAPHS, "default")))
 
 
 def make_chooser(

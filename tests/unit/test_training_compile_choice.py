@@ -291,6 +291,14 @@ def test_ways() -> None:
     assert ways_for(nn.SyncBatchNorm.convert_sync_batchnorm(net), gpu, 1) == ()
 
 
+def test_a_batch_in_parts_gets_no_graphs_though_they_were_asked_for(data: SearchData, tmp_path: Path) -> None:
+    """The graph of the second part would write over the gradients of the first."""
+    for how, parts, way in (("cuda-graphs", 1, "cuda-graphs"), ("cuda-graphs", 2, "default"), ("none", 2, "none")):
+        run = TrainingRun(make_experiment("unet", compile=how), data, Listener(tmp_path / f"{how} {parts}"), micro_batches=parts)
+        assert run.compiled.way == way
+        run.close()
+
+
 def test_unchanged() -> None:
     net, x = nn.BatchNorm2d(3), torch.randn(4, 3, 2, 2)
     net(x)
