@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -236,18 +237,22 @@ class Scored:
 
     def add(self, network: nn.Module, progress: Callable[[int], object]) -> None:
         """Takes in one more model; ``progress`` is told the number of the image."""
-        said, times, truths = [], [], []
-        for number, case in enumerate(self._cases, 1):
-            progress(number)
-            begun = time.perf_counter()
-            found, truth = predict_case(network, case, self._data, self._protocol, self._rules)
-            times.append(time.perf_counter() - begun)
-            file = self._folder / f"{len(self._said)}-{number}.npy"
-            np.save(file, _said(found))
-            said.append(np.load(file, mmap_mode="r"))
-            truths.append(truth)
+        shapes, times, truths = [], [], []
+        file = self._folder / f"{len(self._said)}.float16"
+        with file.open("wb") as stream:
+            for number, case in enumerate(self._cases, 1):
+                progress(number)
+                begun = time.perf_counter()
+                found, truth = predict_case(network, case, self._data, self._protocol, self._rules)
+                times.append(time.perf_counter() - begun)
+                said = _said(found)
+                stream.write(said.tobytes())
+                shapes.append(said.shape)
+                truths.append(truth)
+        whole = np.memmap(file, np.float16, "r")  # one for all images: each such view holds a file open
+        ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
         self._truths = truths
-        self._said.append(said)
+        self._said.append([part.reshape(shape) for part, shape in zip(np.split(whole, ends), shapes, strict=True)])
         self.seconds.append(statistics.median(times))
 
     def _dice(self, members: Members) -> np.ndarray:
