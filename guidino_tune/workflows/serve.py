@@ -9,7 +9,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from guidino_tune.analysis.pictures import CLASSES, PREDICTION, heat_colours
+from guidino_tune.data.files import ending
 from guidino_tune.errors import UserError
 from guidino_tune.framing import viewable
 from guidino_tune.inference import ImagePrediction
@@ -116,7 +117,7 @@ def answer(model: TrainedModel, content: bytes, name: str, threshold: float) -> 
         UserError: It is no image of the kind that the model was trained on, or the threshold does not fit.
     """
     with tempfile.TemporaryDirectory(prefix="guidino-tune-") as scratch:
-        file = Path(scratch) / f"image{''.join(PurePosixPath(name).suffixes[-2:])[:16]}"  # of the name nothing else: it is a stranger's
+        file = Path(scratch) / f"image{ending(Path(name))}"  # of the name nothing else: it is a stranger's
         file.write_bytes(content)
         begun = time.perf_counter()
         try:
@@ -199,7 +200,7 @@ def bound(host: str, port: int | None) -> socket.socket:
         try:
             listening.bind((host.strip("[]"), number))
             listening.listen()  # a browser that comes before the server is up waits
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:  # the last of a name that no machine can have
             listening.close()
             if number == wanted[-1]:
                 raise UserError(
@@ -208,6 +209,13 @@ def bound(host: str, port: int | None) -> socket.socket:
         else:
             return listening
     raise AssertionError
+
+
+def _in_address(host: str) -> str:
+    """A host as browsers take it."""
+    if host in ("0.0.0.0", "::"):
+        return "localhost"
+    return f"[{host.strip('[]')}]" if ":" in host else host
 
 
 def serve(model: TrainedModel, name: str, *, host: str, port: int | None, ready: Callable[[str], None]) -> None:
@@ -226,7 +234,7 @@ def serve(model: TrainedModel, name: str, *, host: str, port: int | None, ready:
     """
     with bound(host, port) as listening:
         app = make_app(model, name, host=host)
-        address = f"http://{'localhost' if host == '0.0.0.0' else host}:{listening.getsockname()[1]}"
+        address = f"http://{_in_address(host)}:{listening.getsockname()[1]}"
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
         ready(address)
         server.run(sockets=[listening])

@@ -111,3 +111,28 @@ def test_an_image_is_dropped_and_its_mask_is_seen_and_taken_away(chrome: WebDriv
     chrome.set_window_size(500, 1000)
     time.sleep(0.3)
     assert chrome.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_late_answer_to_an_earlier_threshold_is_not_shown(chrome: WebDriver, page: tuple[str, TrainedModel], tmp_path: Path) -> None:
+    address, model = page
+    image = generate(0, 60)[0]
+    Image.fromarray(image).save(tmp_path / "one.png")
+    chrome.get(address)
+    chrome.find_element(By.ID, "files").send_keys(str(tmp_path / "one.png"))
+    wait = WebDriverWait(chrome, 30)
+    wait.until(lambda _: chrome.find_elements(By.CSS_SELECTOR, "#areas td"))
+    # The answer to 0.95 comes after that to 0.05.
+    chrome.execute_script("""
+      const real = window.fetch;
+      window.late = 0;
+      window.fetch = async (where, how) => {
+        const reply = await real(where, how);
+        if (String(where).endsWith("=0.95")) { await new Promise((done) => setTimeout(done, 1500)); setTimeout(() => { window.late = 1; }, 200); }
+        return reply;
+      };""")
+    for value in ("0.95", "0.05"):
+        chrome.execute_script(f"const t = get('threshold'); t.value = '{value}'; t.dispatchEvent(new Event('input'));")
+        time.sleep(0.5)
+    wait.until(lambda _: chrome.execute_script("return window.late"))
+    chrome.execute_script("show(shown)")
+    assert pixels(chrome) == int((model.predict_proba(image)[1] > 0.05).sum())

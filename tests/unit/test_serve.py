@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -25,7 +26,7 @@ from guidino_tune.data.sources.demo import generate
 from guidino_tune.errors import UserError
 from guidino_tune.serve import main as serve_command
 from guidino_tune.workflows.predict import TrainedModel, load_model
-from guidino_tune.workflows.serve import MARK, bound, is_loopback, make_app
+from guidino_tune.workflows.serve import MARK, bound, is_loopback, make_app, serve
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,23 @@ def test_what_is_no_image_is_one_clear_sentence_without_a_path_of_this_machine(s
         assert json.loads(text)["error"]
         assert "guidino-tune-" not in text
         assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("name", ["a.%00png", "a.png%2300", "..%2F..%2Fa.png", "x" * 400, "a." + "y" * 400, "a.png%0A", ""])
+def test_a_strange_name_changes_nothing(name: str, served: tuple[str, TrainedModel]) -> None:
+    address, _ = served
+    assert ask(f"{address}/predict?name={name}", png(generate(1, 20)[0]), **{MARK: "1"})[0] == 200
+
+
+def test_addresses_of_every_kind(monkeypatch: pytest.MonkeyPatch, served: tuple[str, TrainedModel]) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
+    for host in ("127.0.0.1", "0.0.0.0", *(["::1", "[::1]", "::"] if socket.has_ipv6 else [])):
+        serve(served[1], "mine", host=host, port=0, ready=told.append)
+    assert [address.rpartition(":")[0] for address in told[:2]] == ["http://127.0.0.1", "http://localhost"]
+    assert [address.rpartition(":")[0] for address in told[2:]] in ([], ["http://[::1]", "http://[::1]", "http://localhost"])
+    with pytest.raises(UserError, match="nothing can be served there"):
+        bound("a" * 70, 0)
 
 
 def test_no_other_site_reaches_the_model(served: tuple[str, TrainedModel]) -> None:
