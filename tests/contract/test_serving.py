@@ -31,7 +31,7 @@ from guidino_tune.errors import UserError
 from guidino_tune.models import build_model
 from guidino_tune.tracking import log_model_run
 from guidino_tune.tracking.client import connect
-from guidino_tune.tracking.flavour import CHAMPION
+from guidino_tune.tracking.flavour import CHAMPION, SCORE, crown
 from guidino_tune.training.checkpoints import WEIGHTS, save_weights
 from guidino_tune.training.model_folder import export_model
 from guidino_tune.workflows.export_model import export
@@ -208,3 +208,14 @@ def ask(port: int, request: dict[str, Any]) -> list[Any]:
     with urllib.request.urlopen(asked, timeout=60) as answer:
         found: list[Any] = json.load(answer)["predictions"]
     return found
+
+
+def test_a_score_that_is_no_number_is_no_champion(tmp_path: Path) -> None:
+    """Tags can be changed on MLflow's pages: no later model may fail for it."""
+    client = connect(f"sqlite:///{tmp_path}/m.db", timeout=60)
+    client.create_registered_model("net")
+    found = []
+    for score in ("", "nan", "0.5", "inf", "good", "0.7", "0.6"):
+        client.create_model_version("net", f"file://{tmp_path}", tags={SCORE: score} if score else {})
+        found.append(crown(client, "net"))
+    assert found == ["", "", "3", "3", "3", "6", "6"]
