@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import ipaddress
 import secrets
 import socket
 import tempfile
@@ -177,9 +178,23 @@ def _refused(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": message}, status_code=status)
 
 
+def _is_everywhere(host: str) -> bool:
+    """Whether it stands for all addresses of this machine."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return False
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches it."""
     return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
+
+
+def address_of(host: str, port: int) -> str:
+    """Of the page, for a browser on this machine."""
+    named = "localhost" if _is_everywhere(host) else host
+    return f"http://[{named.strip('[]')}]:{port}" if ":" in named else f"http://{named}:{port}"
 
 
 def bound(host: str, port: int | None) -> socket.socket:
@@ -211,13 +226,6 @@ def bound(host: str, port: int | None) -> socket.socket:
     raise AssertionError
 
 
-def _in_address(host: str) -> str:
-    """A host as browsers take it."""
-    if host in ("0.0.0.0", "::"):
-        return "localhost"
-    return f"[{host.strip('[]')}]" if ":" in host else host
-
-
 def serve(model: TrainedModel, name: str, *, host: str, port: int | None, ready: Callable[[str], None]) -> None:
     """Serves the page until it is interrupted.
 
@@ -234,7 +242,7 @@ def serve(model: TrainedModel, name: str, *, host: str, port: int | None, ready:
     """
     with bound(host, port) as listening:
         app = make_app(model, name, host=host)
-        address = f"http://{_in_address(host)}:{listening.getsockname()[1]}"
+        address = address_of(host, listening.getsockname()[1])
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
         ready(address)
         server.run(sockets=[listening])
