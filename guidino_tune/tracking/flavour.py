@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -66,11 +67,22 @@ def crown(client: Any, name: str) -> str:
     current = str(model.aliases.get(CHAMPION, ""))
     if current and current != str(model.tags.get(SET, "")):
         return current
-    scored = [one for one in client.search_model_versions(f"name = '{name}'") if SCORE in one.tags]
+    scored = [
+        (score, int(one.version)) for one in client.search_model_versions(f"name = '{name}'") if (score := _score(one.tags)) is not None
+    ]
     if not scored:
         return current
-    best = str(max(scored, key=lambda one: (float(one.tags[SCORE]), int(one.version))).version)
+    best = str(max(scored)[1])
     if best != current:
         client.set_registered_model_alias(name, CHAMPION, best)
         client.set_registered_model_tag(name, SET, best)
     return best
+
+
+def _score(tags: Mapping[str, str]) -> float | None:
+    """``None`` where there is none, or no number: people can change tags."""
+    try:
+        score = float(tags.get(SCORE, ""))
+    except ValueError:
+        return None
+    return score if math.isfinite(score) else None

@@ -30,12 +30,16 @@ def config_of(experiment: Experiment, *, backbone: Mapping[str, Any] | None = No
 
     Args:
         experiment: What was trained.
-        backbone: Name, fingerprint and place of the guide's backbone, and whether its weights lie ``inside`` the folder.
+        backbone: Name and fingerprint of the guide's backbone, and whether its weights lie ``inside`` the folder. Of a folder on this
+            machine only the last part is told: what is passed on does not say how the folders here are called.
         parameters: Numbers in the model's own weights.
     """
     data, values = experiment.data, experiment.to_dict()
     names = (BACKGROUND, *data.class_names)
     colours = ((0, 0, 0), *data.class_colours)
+    guide = values["guide"]
+    if isinstance(experiment.guide, DINOGuide):
+        guide = {**guide, "backbone": _without_folders(experiment.guide.backbone)}
     return {
         "format": "guidino_tune",
         "format_version": FORMAT_VERSION,
@@ -50,13 +54,22 @@ def config_of(experiment: Experiment, *, backbone: Mapping[str, Any] | None = No
             {"label": number, "name": name, "colour": list(colour)}
             for number, (name, colour) in enumerate(zip(names, colours, strict=True))
         ],
-        "architecture": {"segmenter": values["segmenter"], "guide": values["guide"], "gate": experiment.gate},
+        "architecture": {"segmenter": values["segmenter"], "guide": guide, "gate": experiment.gate},
         "parameters": parameters,
-        "backbone": dict(backbone) if backbone else None,
+        "backbone": _without_place(backbone) if backbone else None,
         "experiment_hash": experiment.hash,
         "versions": {"guidino_tune": metadata.version("guidino-tune"), "python": platform.python_version()}
         | {name: metadata.version(name) for name in _LIBRARIES},
     }
+
+
+def _without_place(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    known = {name: value for name, value in backbone.items() if name != "place"}
+    return {**known, "name": _without_folders(str(backbone["name"]))}
+
+
+def _without_folders(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", "~")) else name
 
 
 def preprocessor_of(experiment: Experiment, rules: Rules) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from guidino_tune.config import Experiment
+from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.data.carrying import DIGEST
 from guidino_tune.data.openings import copied_from
@@ -129,6 +129,21 @@ def one_split(folder: Path) -> bool:
     return len(digests) == 1 and digests != {None}
 
 
+def store_backbones(folder: Path) -> None:
+    """Puts the frozen backbones of an ensemble's members into its folder: once where all have the same, else into each member's own.
+
+    Raises:
+        UserError: No member has one, or its weights cannot be had.
+    """
+    members = [(place, find_weights(place)[1]) for place in members_of(folder)]
+    guided = [(place, experiment) for place, experiment in members if isinstance(experiment.guide, DINOGuide)]
+    known = [{key: one.fingerprint for key, one in known_of_model(place, experiment).items()} for place, experiment in guided]
+    same = all(one == known[0] for one in known)
+    for place, experiment in (guided[:1] or members[:1]) if same else guided:
+        with expecting(known_of_model(place, experiment)):
+            store_backbone(experiment, folder if same else place)
+
+
 def export_ensemble(
     members: Sequence[Member],
     target: Path,
@@ -148,7 +163,7 @@ def export_ensemble(
         split_file: Its test cases are those of every member.
         weights: See ``list_members``.
         scores: What is known of its quality, for its card.
-        with_backbone: The frozen backbone's weights go along, once for all members.
+        with_backbone: The frozen backbone's weights go along, see ``store_backbones``.
 
     Raises:
         UserError: As ``export_model``.
@@ -171,8 +186,7 @@ def export_ensemble(
     list_members(draft, names, weights)
     first = members[0].experiment
     if with_backbone:
-        with expecting(known_of_model(draft / names[0], first)):
-            store_backbone(first, draft)
+        store_backbones(draft)
     describe(draft, first, find_rules(draft, first.data), provenance, scores=scores)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)

@@ -32,7 +32,7 @@ from guidino_tune.training.card import Scores, card_of
 from guidino_tune.training.checkpoints import WEIGHTS, check_finite, checksum_of, load_weights, noted_checksum
 from guidino_tune.training.description import CARD, CONFIG, PREPROCESSOR, SCORES, as_json, config_of, numbers_in, preprocessor_of
 from guidino_tune.training.folder import HISTORY
-from guidino_tune.training.stored_backbone import find_stored, load_stored, store_backbone
+from guidino_tune.training.stored_backbone import BACKBONE, find_stored, load_stored, store_backbone
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def describe(folder: Path, experiment: Experiment, rules: Rules, provenance: Map
         scores: What is known of its quality.
     """
     noted = provenance.get("backbone")
-    inside = {"inside": find_stored(folder) is not None}
+    inside = {"inside": any(folder.rglob(f"{BACKBONE}/config.json"))}
     backbone = {**noted, **inside} if isinstance(noted, Mapping) else None
     if backbone is None and isinstance(experiment.guide, DINOGuide):
         backbone = {"name": key_of(experiment.guide), "fingerprint": "", **inside}

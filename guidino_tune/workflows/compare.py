@@ -32,6 +32,7 @@ from guidino_tune.models import check_backbone, check_segmenter
 from guidino_tune.space.space import Space
 from guidino_tune.study.store import StoredStudy, StudyFolder, stored_study
 from guidino_tune.training.backbones import read_known, write_known
+from guidino_tune.training.card import Scores
 from guidino_tune.training.folder import TrialFolder, write_text
 from guidino_tune.training.measured import Measured, Part, asked_key, cases_file
 from guidino_tune.training.model_folder import export_model
@@ -40,7 +41,7 @@ from guidino_tune.workflows.checks import check_workers
 from guidino_tune.workflows.finalists import DEFAULT, Configuration, finalists
 from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.listed import Training, measure_all, train_all, with_seed
-from guidino_tune.workflows.model_scores import scores_of
+from guidino_tune.workflows.model_scores import measured_scores
 from guidino_tune.workflows.progress import silent_console
 from guidino_tune.workflows.report import report_at_end
 from guidino_tune.workflows.retrain import SeedResult, register
@@ -180,6 +181,11 @@ class _Measuring:
             for seed, training in by_seed.items()
         }
         return comparison.analyse(read_scores(files, self.groups), winner)
+
+    def scores(self, training: Training) -> Scores:
+        """What was measured of a training, for its model's card."""
+        found = {part: measured for (part, label), measured in self.measured.items() if label == training.label}
+        return {part: measured_scores(m, cases_file(training.folder, m, part), self.groups) for part, m in found.items()}
 
     @property
     def remarks(self) -> list[str]:
@@ -353,9 +359,7 @@ def _export(
             "guidino_tune": __version__,
         },
         folder.split,
-        scores=scores_of(
-            chosen.folder, experiment.data, best=chosen.validation, split_file=folder.split, measured=chosen.measured, part=part
-        ),
+        scores=measuring.scores(trained[chosen.seed]),
     )
     if part == "test":
         first = with_seed(experiment, min(trained))

@@ -21,8 +21,9 @@ from guidino_tune.known_backbones import chosen, expecting
 from guidino_tune.tracking import tracking_uri
 from guidino_tune.tracking.downloads import downloaded, is_in_mlflow
 from guidino_tune.training.backbones import known_of_model
+from guidino_tune.training.checkpoints import WEIGHTS
 from guidino_tune.training.description import CARD, CONFIG, PREPROCESSOR, SCORES, as_json
-from guidino_tune.training.ensemble_folder import find_ensemble, members_of
+from guidino_tune.training.ensemble_folder import find_ensemble, members_of, store_backbones
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.model_folder import PROVENANCE, describe, export_model, find_rules, find_weights, load_model
 from guidino_tune.training.stored_backbone import find_stored, store_backbone
@@ -90,9 +91,9 @@ def _described(folder: Path) -> dict[str, str]:
 
 def _describe(folder: Path, place: Path, made: Path) -> None:
     experiment = find_weights(next(iter(_parts(place))))[1]
-    for file in _parts(place):
-        (made / file.name).mkdir()
-        (made / file.name / "weights.safetensors").symlink_to(find_weights(file)[0].resolve())
+    for number, file in enumerate(_parts(place)):  # numbered: members that lie elsewhere may have one name
+        (made / str(number)).mkdir()
+        (made / str(number) / WEIGHTS).symlink_to(find_weights(file)[0].resolve())
     provenance = read_yaml(place / PROVENANCE) if (place / PROVENANCE).is_file() else {}
     describe(made, experiment, find_rules(folder, experiment.data), provenance, scores=_scores(folder))
 
@@ -112,14 +113,25 @@ def _as_folder(folder: Path, target: Path, with_backbone: bool) -> Exported:
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.draft")
     load_model(folder)  # damaged weights, and a backbone that is not here, are told before anything is written
     place = find_ensemble(folder)
+    if place and (far := [part for part in members_of(place) if place.resolve() not in part.resolve().parents]):
+        raise UserError(
+            f"its members lie elsewhere ({far[0].name} ...), and would not come along",
+            where=str(place),
+            todo="name an ensemble that holds its members: the folder `model` of `retrain --folds`, or what `ensemble` writes",
+        )
     weights, experiment = find_weights(_parts(place)[0] if place else folder)
     source = place or weights.parent
+    if source.resolve() in target.resolve().parents:
+        raise UserError("lies in the model, which would be copied into itself", where=str(target), todo="choose another --output")
     try:
         if (source / PROVENANCE).is_file():
             shutil.copytree(source, draft)
-            with expecting(known_of_model(weights.parent, experiment)):
-                if with_backbone and find_stored(weights.parent) is None:
-                    store_backbone(experiment, draft)
+            if with_backbone and find_stored(weights.parent) is None:
+                if place:
+                    store_backbones(draft)
+                else:
+                    with expecting(known_of_model(weights.parent, experiment)):
+                        store_backbone(experiment, draft)
             texts = json.loads((draft / SCORES).read_text(encoding="utf-8")) if (draft / SCORES).is_file() else None
             describe(draft, experiment, find_rules(folder, experiment.data), read_yaml(draft / PROVENANCE), scores=texts)
         else:

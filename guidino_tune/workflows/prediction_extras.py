@@ -55,6 +55,8 @@ class Extras:
         Raises:
             UserError: Names the file.
         """
+        if self.table is not None and self.table == self.objects:
+            raise UserError("are one file", where=f"--csv, --polygons {self.table}", todo="give each a name of its own")
         foreign = [file for file in self._pictures(names) if os.path.lexists(file) and not is_own(file)] if self.probabilities else []
         foreign += [file for file in (self.table, self.objects) if file is not None and os.path.lexists(file) and not _is_ours(file)]
         if foreign:
@@ -196,12 +198,13 @@ def _pixel(padded: np.ndarray, x: int, y: int, dx: int, dy: int, side: int) -> b
 
 
 def _is_ours(file: Path) -> bool:
+    """Whether it begins as ``Extras.finish`` begins; a note or a script that only speaks of the command is a person's."""
     try:
         with open(file, encoding="utf-8") as stream:
             begin = stream.read(200)
     except (OSError, UnicodeDecodeError):
         return False
-    return begin.startswith(",".join(COLUMNS)) or MADE_BY in begin
+    return not file.is_symlink() and begin.startswith((",".join(COLUMNS), json.dumps({"info": {"description": MADE_BY}})[:-1]))
 
 
 def make_extras(classes: tuple[str, ...], output: Path, options: Mapping[str, Any]) -> Extras | None:

@@ -23,6 +23,10 @@ from guidino_tune.errors import UserError, first_names
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
+class NoImages(UserError):
+    """A folder that holds none."""
+
+
 class Found(NamedTuple):
     """The images of a folder.
 
@@ -42,7 +46,8 @@ def find_images(images: Path, output: Path) -> Found:
     what ``predict`` itself wrote: a second run does not take the masks of the first for images.
 
     Raises:
-        UserError: There is no such path, the file is no image, the folder holds none, or a name is no UTF-8.
+        NoImages: The folder holds none.
+        UserError: There is no such path, the file is no image, or a name is no UTF-8.
     """
     if not os.path.lexists(slice_of(images)[0]):
         raise UserError("no such file or folder", where=str(images), todo="correct the path of the images")
@@ -69,7 +74,7 @@ def find_images(images: Path, output: Path) -> Found:
     over = ", ".join(f"{count} {end or 'without an ending'}" for end, count in sorted(passed.items()))
     if not files:
         what = f"no images ({' '.join(ENDINGS)})" + (f"; passed over: {over}" if over else "")
-        raise UserError(what, where=str(images), todo="name a folder that holds images")
+        raise NoImages(what, where=str(images), todo="name a folder that holds images")
     names = output_names([file.relative_to(images) for file in files])
     notes = [f"passed over: {over}"] if over else []
     whole = [name for file, name in names.items() if name.name == file.name]
@@ -137,6 +142,12 @@ def output_names(files: Sequence[Path]) -> dict[Path, Path]:
         if not alike:
             return names
         names |= {file: file for file in alike}
+
+
+def image_of(file: Path) -> Path:
+    """The image to which one of several files belongs, as a path without number and ending."""
+    match = _CHANNEL.fullmatch(stem(file))
+    return file.with_name(match[1] if match else stem(file))
 
 
 def by_channels(names: Mapping[Path, Path], files: int) -> tuple[dict[tuple[Path, ...], Path], list[str]]:

@@ -10,7 +10,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from guidino_tune.analysis.pictures import CLASSES, PREDICTION, heat_colours
+from guidino_tune.data.files import ending
 from guidino_tune.errors import UserError
 from guidino_tune.framing import viewable
 from guidino_tune.inference import ImagePrediction
@@ -117,7 +118,7 @@ def answer(model: TrainedModel, content: bytes, name: str, threshold: float) -> 
         UserError: It is no image of the kind that the model was trained on, or the threshold does not fit.
     """
     with tempfile.TemporaryDirectory(prefix="guidino-tune-") as scratch:
-        file = Path(scratch) / f"image{''.join(PurePosixPath(name).suffixes[-2:])[:16]}"  # of the name nothing else: it is a stranger's
+        file = Path(scratch) / f"image{ending(Path(name))}"  # of the name nothing else: it is a stranger's
         file.write_bytes(content)
         begun = time.perf_counter()
         try:
@@ -214,7 +215,7 @@ def bound(host: str, port: int | None) -> socket.socket:
         try:
             listening.bind((host.strip("[]"), number))
             listening.listen()  # a browser that comes before the server is up waits
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:  # the last of a name that no machine can have
             listening.close()
             if number == wanted[-1]:
                 raise UserError(

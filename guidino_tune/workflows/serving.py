@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import os
 from collections.abc import Mapping
@@ -14,7 +13,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from guidino_tune.data.windowing import decode_image
 from guidino_tune.errors import UserError
+from guidino_tune.framing import Array
 from guidino_tune.workflows.predict import TrainedModel, load_model
 
 LOADER = __name__
@@ -24,6 +25,9 @@ OUTPUTS = ("mask", "png", "probabilities")
 
 _SERVING = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
 """MLflow sets it in its server."""
+
+_LONGEST = 4096
+"""Characters of a path: a longer text is none."""
 
 
 def _load_pyfunc(path: str) -> Segmenter:
@@ -66,26 +70,39 @@ class Segmenter:
         return found if several else found[0]
 
     def _one(self, image: Any, output: str, threshold: float) -> Any:
-        picture = self._picture(image)
+        pixels = self._pixels(image)
         if output == "probabilities":
-            return self.model.predict_proba(picture)
-        mask = self.model.predict(picture, threshold=threshold)
+            return self.model.segment(pixels).probabilities
+        mask = self.model.segment(pixels, threshold).mask
         return mask if output == "mask" else _png(mask * np.uint8(255) if len(self.model.class_names) == 2 else mask)
 
-    def _picture(self, image: Any) -> Any:
+    def _pixels(self, image: Any) -> Array:
         if isinstance(image, bytes):
-            return _decoded(image)
+            return self._decoded(image)
         if isinstance(image, list):
-            return self._array(image)
+            return self.model.decode(self._array(image))
         if not isinstance(image, str):
-            return image
+            return self.model.decode(image)
+        served = os.environ.get(_SERVING, "").lower() == "true"
         try:
-            return _decoded(base64.b64decode(image.rpartition("base64,")[2], validate=True))
-        except (binascii.Error, UserError, ValueError):
-            if os.environ.get(_SERVING, "").lower() == "true":
+            return self._decoded(base64.b64decode(image.rpartition("base64,")[2], validate=True))
+        except UserError:
+            if served or len(image) > _LONGEST:
+                raise
+        except ValueError:
+            if served:
                 todo = "send the image file's bytes in base64; a server opens no path"
                 raise UserError("is no image in base64", where=f"inputs: {image[:40]!r}", todo=todo) from None
-            return Path(image)
+        return self.model.decode(Path(image))
+
+    def _decoded(self, content: bytes) -> Array:
+        """A file's bytes, as the training decoded files: the same formats, bits and transparency."""
+        rules = self.model.rules
+        try:
+            return decode_image([Path("bytes")], rules.intensity, rules.channels, [content])
+        except UserError as error:
+            todo = f"give the bytes of an image file like those of the training ({rules.intensity.form})"
+            raise UserError(error.what, where="bytes", todo=todo) from None
 
     def _array(self, rows: list[Any]) -> np.ndarray:
         """Nested lists as the kind of numbers that the training images had."""
@@ -113,15 +130,6 @@ def _images(data: Any) -> tuple[list[Any], bool]:
     if isinstance(data, np.ndarray) and (data.ndim == 4 or data.dtype == object or data.dtype.kind in "US"):
         return list(data.ravel() if data.ndim != 4 else data), True
     return (list(data), True) if isinstance(data, list | tuple) else ([data], False)
-
-
-def _decoded(content: bytes) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except Exception:  # of bytes that are no image decoders raise whatever comes
-        raise UserError("is no image that can be decoded", where="bytes", todo="give the bytes of a PNG, JPEG or TIFF file") from None
-    return image
 
 
 def _png(mask: np.ndarray) -> str:

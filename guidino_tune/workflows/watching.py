@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Set
 from pathlib import Path
 from typing import Any
 
 from guidino_tune.data.files import slice_of
 from guidino_tune.errors import UserError
 from guidino_tune.workflows.predict import TrainedModel, predict_folder
-from guidino_tune.workflows.prediction_files import find_images
+from guidino_tune.workflows.prediction_files import NoImages, find_images, image_of
 
 Stamp = tuple[int, int]
 """Size in bytes and time of the last change."""
@@ -29,8 +30,8 @@ def watch_folder(
 ) -> None:
     """Segments what is in a folder, and then what comes or changes, until it is interrupted.
 
-    A file is taken when it is as it was at the look before: one that is still being written waits. What cannot be read is told once, and
-    tried again when it changes.
+    A file is taken when it is as it was at the look before: one that is still being written waits. An image of several files is taken
+    when all of them are. What cannot be read is told once, and tried again when it changes.
 
     Args:
         model: Of ``load_model``.
@@ -43,7 +44,7 @@ def watch_folder(
         how: More options of ``predict_folder``.
 
     Raises:
-        UserError: It is no folder; or as ``predict_folder``.
+        UserError: It is no folder, or none any more; or as ``predict_folder``.
     """
     if not images.is_dir():
         raise UserError("is no folder that could be watched", where=str(images), todo="name a folder, or leave --watch out")
@@ -51,20 +52,29 @@ def watch_folder(
     done: dict[Path, Stamp] = {}
     while goes_on():
         now = _stamps(images, output)
-        ready = {file for file, stamp in now.items() if seen.get(file) == stamp and done.get(file) != stamp}
+        settled = {file for file, stamp in now.items() if seen.get(file) == stamp}
+        ready = {file for file in settled if done.get(file) != now[file]}
+        if len(model.rules.intensity.depths) > 1:
+            ready = _whole(ready, settled, now)
         seen = now
         if ready:
-            told(*predict_folder(model, images, output, only=ready, tell=tell, **how))
+            with contextlib.suppress(NoImages):  # moved away meanwhile
+                told(*predict_folder(model, images, output, only=ready, tell=tell, **how))
             done |= {file: now[file] for file in ready}
-        else:
-            time.sleep(every)
+        time.sleep(every)  # also after a round: a file that has rested for no longer than that may still be written
+
+
+def _whole(ready: Set[Path], settled: Set[Path], now: Collection[Path]) -> set[Path]:
+    """Files that are ready, with the others of their images; without images of which one is still being written."""
+    meant, moving = {image_of(file) for file in ready}, {image_of(file) for file in now if file not in settled}
+    return {file for file in now if image_of(file) in meant - moving}
 
 
 def _stamps(images: Path, output: Path) -> dict[Path, Stamp]:
     """Of every image in the folder; a slice of a volume has that of its file."""
     try:
         names = find_images(images, output).names
-    except UserError:  # none yet
+    except NoImages:  # none yet
         return {}
     found = {}
     for file in names:

@@ -1,6 +1,7 @@
 """A registered model as MLflow itself loads it, and serves it over HTTP."""
 
 import base64
+import dataclasses
 import io
 import json
 import os
@@ -15,24 +16,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from guidino_tune.config import Experiment
+from guidino_tune.data.intensity import IntensityRule
 from guidino_tune.data.sources.demo import generate
+from guidino_tune.errors import UserError
 from guidino_tune.models import build_model
 from guidino_tune.tracking import log_model_run
 from guidino_tune.tracking.client import connect
-from guidino_tune.tracking.flavour import CHAMPION
+from guidino_tune.tracking.flavour import CHAMPION, SCORE, crown
 from guidino_tune.training.checkpoints import WEIGHTS, save_weights
 from guidino_tune.training.model_folder import export_model
 from guidino_tune.workflows.export_model import export
 from guidino_tune.workflows.predict import load_model
-from guidino_tune.workflows.serving import LOADER, example_image
+from guidino_tune.workflows.serving import LOADER, Segmenter, example_image
 
 ROOT = Path(__file__).parents[2]
 IMAGE = generate(5, 48)[0]
@@ -101,6 +105,25 @@ def test_pyfunc_predicts_what_the_model_predicts(registered: tuple[str, Path], t
         model.predict(IMAGE, params={"output": "masks"})
     with pytest.raises(Exception, match="no such file"):
         model.predict("nowhere.png")
+
+
+def test_bytes_are_decoded_as_the_training_decodes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16-bit colours whole, and never by a program that a format starts, as PostScript would."""
+    model = load_model(make_model(tmp_path))
+    rule = IntensityRule("window", ((0.0, 4000.0),), ("deep",), "16 bits, 3 channels")
+    deep = dataclasses.replace(model, rules=dataclasses.replace(model.rules, intensity=rule))
+    file = tmp_path / "deep.png"
+    file.write_bytes(imagecodecs.png_encode(IMAGE.astype(np.uint16) * 15))
+    wanted = deep.predict(file)
+    assert 0 < wanted.mean() < 1
+    for image in (file.read_bytes(), base64.b64encode(file.read_bytes()).decode()):
+        assert np.array_equal(Segmenter(deep).predict(image), wanted)
+    with pytest.raises(UserError, match="16 bits"):
+        Segmenter(model).predict(file.read_bytes())
+    Image.fromarray(IMAGE).save(script := io.BytesIO(), "EPS")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("a program was started"))
+    with pytest.raises(UserError, match="it is no image"):
+        Segmenter(model).predict(script.getvalue())
 
 
 def test_the_registry_tells_what_it_is(registered: tuple[str, Path], tmp_path: Path) -> None:
@@ -185,3 +208,14 @@ def ask(port: int, request: dict[str, Any]) -> list[Any]:
     with urllib.request.urlopen(asked, timeout=60) as answer:
         found: list[Any] = json.load(answer)["predictions"]
     return found
+
+
+def test_a_score_that_is_no_number_is_no_champion(tmp_path: Path) -> None:
+    """Tags can be changed on MLflow's pages: no later model may fail for it."""
+    client = connect(f"sqlite:///{tmp_path}/m.db", timeout=60)
+    client.create_registered_model("net")
+    found = []
+    for score in ("", "nan", "0.5", "inf", "good", "0.7", "0.6"):
+        client.create_model_version("net", f"file://{tmp_path}", tags={SCORE: score} if score else {})
+        found.append(crown(client, "net"))
+    assert found == ["", "", "3", "3", "3", "6", "6"]

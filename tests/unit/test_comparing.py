@@ -29,8 +29,9 @@ from guidino_tune.space.space import Space
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.training.folder import TrialFolder
 from guidino_tune.training.measured import Measured, cases_file, read_measured, remember
-from guidino_tune.workflows.compare import _at, _left_out, _report_name, _resources, _trainings, compare_study
+from guidino_tune.workflows.compare import _at, _left_out, _Measuring, _report_name, _resources, _trainings, compare_study
 from guidino_tune.workflows.finalists import finalists
+from guidino_tune.workflows.listed import Training
 from guidino_tune.workflows.retrain import take_split
 
 LISTED: dict[str, Any] = {
@@ -250,3 +251,19 @@ def test_evaluate_tells_of_openings_before(tmp_path: Path, capsys: pytest.Captur
     assert evaluate([str(model), "--split", "validation"]) == 0
     assert "before" not in capsys.readouterr().out
     assert [o["reason"] for o in openings(tmp_path / "split.json")] == ["figure 3", "figure 4"]
+
+
+def test_the_card_says_how_validation_was_measured(space: Space, tmp_path: Path) -> None:
+    """By the protocol of the comparison, as the test was, and not at training size by the epoch's own validation."""
+    measuring = _Measuring(space, StudyFolder(tmp_path), DEFAULT_PROTOCOL, Resources(), Console(quiet=True))
+    training = Training("default seed 0", space.base, TrialFolder(tmp_path / "seed-0"), tmp_path / "split.json")
+    measuring.measured = {
+        ("validation", training.label): Measured("w", {}, "whole images, native size", 4, {"dice": 0.7}, {}),
+        ("test", training.label): Measured("w", {}, "whole images, native size", 4, {"dice": 0.6}, {}),
+        ("test", "another"): Measured("w", {}, "other", 4, {"dice": 0.1}, {}),
+    }
+    found = measuring.scores(training)
+    assert {part: (one["how"], one["scores"]["dice"]["mean"]) for part, one in found.items()} == {
+        "validation": ("whole images, native size", 0.7),
+        "test": ("whole images, native size", 0.6),
+    }

@@ -104,6 +104,16 @@ def test_a_model_with_its_backbone_needs_nothing_else(tmp_path: Path, trained: t
         load_model(used)
 
 
+def test_what_is_passed_on_names_no_folder_of_this_machine(tmp_path: Path, trained: tuple[Path, Path, Experiment]) -> None:
+    trial, folder, experiment = trained
+    used = export_model(trial / "best", experiment, tmp_path / "model", {})
+    config = json.loads((used / "config.json").read_text())
+    assert (config["backbone"]["name"], config["architecture"]["guide"]["backbone"]) == (folder.name, folder.name)
+    assert config["backbone"]["fingerprint"]
+    for name in ("config.json", "preprocessor_config.json", "README.md"):
+        assert str(tmp_path) not in (used / name).read_text()
+
+
 @pytest.mark.parametrize("extra", [{}, {"lora": {"rank": 2}}])
 def test_random_backbones_go_along_too(tmp_path: Path, extra: dict[str, Any]) -> None:
     experiment = make_experiment(guide={"kind": "dino", "backbone": "tiny", "weights": "random", **extra})

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from test_load_model import noisy
@@ -85,6 +87,60 @@ def test_grey_of_colours_and_files(tmp_path: Path) -> None:
         portable.to_pixels(image.astype(np.uint16), settings)
     with pytest.raises(ValueError, match="this has 2"):
         portable.to_pixels(image[..., :2], settings)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "key", "palette", "clear", "opaque"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparent_pixels_lie_on_black(mode: str, channels: int, tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)
+    if mode in ("clear", "opaque"):
+        colours[..., 3] = 0 if mode == "clear" else 255
+    picture, options = Image.fromarray(colours), {}
+    if mode in ("LA", "key"):
+        picture = picture.convert("LA" if mode == "LA" else "L")
+        options = {"transparency": int(np.asarray(picture.convert("L"))[0, 0])} if mode == "key" else {}
+    elif mode == "palette":
+        picture, options = picture.convert("RGB").quantize(8), {"transparency": 3}
+    picture.save(tmp_path / "a.png", **options)
+    rules = plain_rules(Data(kind="folder", channels=channels))
+    _, settings = settings_of(rules, channels=channels)
+    found = portable.to_pixels(portable.read_image(tmp_path / "a.png"), settings)
+    wanted = read_image(tmp_path / "a.png", rules)
+    assert np.abs(found.astype(int) - wanted).max() <= (channels == 1)  # of colours, luminance and blackness are rounded in turn
+
+
+@pytest.mark.parametrize("shape", [(9, 7, 2), (9, 7, 3), (9, 7, 4)])
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_colours_of_16_bits_are_refused_where_pillow_halves_them(shape: tuple[int, ...], ending: str, tmp_path: Path) -> None:
+    values, file = np.random.default_rng(0).integers(0, 65536, shape).astype(np.uint16), tmp_path / f"a.{ending}"
+    if ending == "png":
+        file.write_bytes(imagecodecs.png_encode(values))
+    elif shape[2] == 2:
+        return  # Pillow reads no such file
+    else:
+        tifffile.imwrite(file, values, photometric="rgb")
+    with pytest.raises(ValueError, match="8 of its 16 bits"):
+        portable.read_image(file)
+    file.write_bytes(imagecodecs.png_encode(values[..., 0].copy()))
+    assert np.array_equal(portable.read_image(file)[..., 0], values[..., 0])
+
+
+@pytest.mark.parametrize("name", ["percentiles", "window"])
+def test_eight_bits_are_refused_where_the_training_has_more(name: str) -> None:
+    rules = Rules(plain_rules(Data(kind="folder")).labels, DEEP[name], 3)
+    _, settings = settings_of(rules)
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        portable.to_pixels(np.zeros((9, 7, 3), np.uint8), settings)
+
+
+def test_no_mask_replaces_that_of_another_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, settings = settings_of(plain_rules(Data(kind="folder")))
+    for name in ("a.png", "a.bmp"):
+        Image.new("RGB", (7, 9)).save(tmp_path / name)
+    with pytest.raises(SystemExit):
+        portable.run(lambda pixels: pixels, settings, [str(tmp_path / "a.png"), str(tmp_path / "a.bmp"), "--output", str(tmp_path / "out")])
+    assert "one by one" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 DATA: list[dict[str, Any]] = [{}, {"resize": "pad"}, {"num_classes": 3}, {"normalisation": "zscore"}]

@@ -76,7 +76,12 @@ def test_extras_are_written_and_agree_with_the_masks(model: Path, images: Path, 
         assert int(row["pixels"]) == mask.sum() == sum(one["area"] for one in own)
         assert int(row["objects"]) == len(own)
         assert (image["height"], image["width"]) == mask.shape
-    (tmp_path / "t.csv").write_text("mine")
-    assert main(words) == 2
-    assert "predict did not write this file" in capsys.readouterr().err
-    assert (tmp_path / "t.csv").read_text() == "mine"
+    for mine in ("mine", "guidino-tune predict MODEL images --output out\n"):  # what only speaks of the command is not its own
+        (tmp_path / "t.csv").write_text(mine)
+        assert main(words) == 2
+        assert "predict did not write this file" in capsys.readouterr().err
+        assert (tmp_path / "t.csv").read_text() == mine
+    (tmp_path / "t.csv").unlink()
+    assert main([*words, "--polygons", str(tmp_path / "t.csv")]) == 2
+    assert "are one file" in capsys.readouterr().err
+    assert not (tmp_path / "t.csv").exists()

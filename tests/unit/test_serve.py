@@ -94,6 +94,17 @@ def test_what_is_no_image_is_one_clear_sentence_without_a_path_of_this_machine(s
         assert "Traceback" not in text
 
 
+@pytest.mark.parametrize("name", ["a.%00png", "a.png%2300", "..%2F..%2Fa.png", "x" * 400, "a." + "y" * 400, "a.png%0A", ""])
+def test_a_strange_name_changes_nothing(name: str, served: tuple[str, TrainedModel]) -> None:
+    address, _ = served
+    assert ask(f"{address}/predict?name={name}", png(generate(1, 20)[0]), **{MARK: "1"})[0] == 200
+
+
+def test_a_host_that_no_machine_can_have_is_one_message() -> None:
+    with pytest.raises(UserError, match="nothing can be served there"):
+        bound("a" * 70, 0)
+
+
 def test_no_other_site_reaches_the_model(served: tuple[str, TrainedModel]) -> None:
     address, _ = served
     image = png(generate(1, 20)[0])

@@ -1,10 +1,12 @@
 """A folder that is watched."""
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 from test_prediction_files import model as model
 
+from guidino_tune.data.intensity import IntensityRule
 from guidino_tune.errors import UserError
 from guidino_tune.predict import main
 from guidino_tune.workflows.predict import load_model
@@ -48,6 +51,64 @@ def test_images_are_segmented_as_they_come(model: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert rounds == [(1, 1), (1, 0), (2, 0)]
     assert sorted(file.name for file in (out / "masks").iterdir()) == ["a.png", "b.png", "half.png"]
+
+
+def looking(model: Any, images: Path, out: Path, at: dict[int, Callable[[], object]], until: int) -> list[tuple[int, list[str]]]:
+    """What is told after each round; ``at`` holds what happens before a look, by its number."""
+    rounds: list[tuple[int, list[str]]] = []
+    looks = 0
+
+    def goes_on() -> bool:
+        nonlocal looks
+        looks += 1
+        at.get(looks, lambda: None)()
+        return looks < until
+
+    watch_folder(
+        model, images, out, every=0, told=lambda done, failed: rounds.append((done, failed)), tell=lambda _: None, goes_on=goes_on,
+        overlays=False,
+    )  # fmt: skip
+    return rounds
+
+
+def test_files_of_an_image_may_come_one_after_the_other(model: Path, tmp_path: Path) -> None:
+    images, out = tmp_path / "in", tmp_path / "out"
+    images.mkdir()
+    trained = load_model(model)
+    rule = IntensityRule("8-bit", (), ("8", "8", "8"), "3 files of 8 bits, 1 channel each")
+    trained = dataclasses.replace(trained, rules=dataclasses.replace(trained.rules, intensity=rule))
+
+    def grey(name: str) -> None:
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 33), dtype=np.uint8)).save(images / name)
+
+    def first() -> None:
+        for name in ("a_0000.png", "a_0001.png", "b_0000.png"):
+            grey(name)
+
+    def then() -> None:
+        for name in ("a_0002.png", "b_0001.png", "b_0002.png"):
+            grey(name)
+
+    rounds = looking(trained, images, out, {2: first, 5: then, 9: lambda: os.utime(images / "a_0001.png", (1, 1))}, 13)
+    assert [done for done, _ in rounds] == [0, 2, 1]
+    assert (len(rounds[0][1]), rounds[1][1], rounds[2][1]) == (2, [], [])
+    assert sorted(file.name for file in (out / "masks").iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_file_rests_as_long_after_a_round_as_otherwise(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round may take milliseconds: that a file did not grow in that time says nothing."""
+    (tmp_path / "in").mkdir()
+    draw(tmp_path / "in" / "a.png")
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    assert looking(load_model(model), tmp_path / "in", tmp_path / "out", {}, 4) == [(1, [])]
+    assert len(slept) == 3
+
+
+def test_a_folder_that_is_gone_is_told(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UserError, match="no such file or folder"):
+        looking(load_model(model), tmp_path / "in", tmp_path / "out", {2: (tmp_path / "in").rmdir}, 4)
 
 
 def test_it_needs_a_folder_and_no_end(model: Path, tmp_path: Path, capsys: Any) -> None:

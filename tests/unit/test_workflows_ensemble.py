@@ -34,7 +34,7 @@ from guidino_tune.training.checkpoints import WEIGHTS, save_weights
 from guidino_tune.training.ensemble_folder import list_members, members_of, weights_digest, weights_of
 from guidino_tune.training.evaluation import evaluate_cases
 from guidino_tune.training.model_folder import find_rules, load_model
-from guidino_tune.workflows.ensemble import make_ensemble
+from guidino_tune.workflows.ensemble import Scored, make_ensemble
 
 
 def make_trial(folder: Path, data: Data, seed: int, **fields: Any) -> Path:
@@ -182,3 +182,15 @@ def test_what_does_not_go_together_is_refused_before_anything_is_written(
     assert "--force" in capsys.readouterr().err
     assert ensemble([str(folders[0]), str(folders[1]), *output, "--all", "--force"]) == 0
     shutil.rmtree(larger)
+
+
+def test_files_held_open_do_not_grow_with_the_images(trained: tuple[list[Path], Data], tmp_path: Path) -> None:
+    """Twenty models of a hundred images would be more than a process may hold (1024 by default)."""
+    places, data = trained
+    cases = find_cases(data).cases[:12]
+    scored = Scored(tmp_path, data, Protocol(resolution="training"), find_rules(places[0], data), cases)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for place in places:
+        scored.add(load_model(place)[0].eval(), lambda _: None)
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= len(places)
+    assert len(scored.dice((0, 1, 2))) == len(cases)

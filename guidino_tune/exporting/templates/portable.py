@@ -31,13 +31,29 @@ def read_settings(folder: str | Path) -> Settings:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """The pixels of a file that Pillow reads, as (H, W, C) in their own type; turned as its header asks, palettes as colours."""
+    """The pixels of a file that Pillow reads, as (H, W, C) in their own type; turned as its header asks, palettes as colours.
+
+    What is transparent lies on black.
+
+    Raises:
+        ValueError: Pillow would lose half of its bits.
+    """
     with Image.open(path) as opened:
+        if opened.mode[0] != "I" and any(f";16{order}" in str(part) for part in opened.tile for order in "BLN"):
+            raise ValueError(f"{path}: Pillow keeps 8 of its 16 bits; read it with another library, and give the array to `segment`")
         image = ImageOps.exif_transpose(opened)
+        if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+            return _on_black(np.asarray(image.convert("RGBA")))
         if image.mode not in ("L", "RGB", "F", "I") and not image.mode.startswith("I;16"):
             image = image.convert("RGB")
         pixels = np.asarray(image)
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _on_black(colours: np.ndarray) -> np.ndarray:
+    """(H, W, 4) to (H, W, 3); transparency that is the same everywhere says nothing."""
+    pixels, alpha = colours[..., :3], colours[..., 3:]
+    return pixels if alpha.min() == alpha.max() else np.rint(pixels * (alpha / 255)).astype(np.uint8)
 
 
 def to_pixels(image: np.ndarray, settings: Settings) -> np.ndarray:
@@ -55,6 +71,8 @@ def to_pixels(image: np.ndarray, settings: Settings) -> np.ndarray:
     deep = image.dtype != np.uint8
     if rule["kind"] == "8-bit" and deep:
         raise ValueError(f"training images have 8 bits, and this is {image.dtype}")
+    if rule["kind"] in ("window", "percentiles") and not deep and set(rule["depths"]) == {"deep"}:
+        raise ValueError("training images have more than 8 bits, and this has 8: what is black and white in it is not known")
     if rule["kind"] == "file" and deep:
         raise ValueError("each training file asks for a window of its own: apply it, and give 8 bits (0 to 255)")
     if image.shape[2] == 1 and channels == 3:
@@ -192,8 +210,10 @@ def run(network: Network, settings: Settings, arguments: list[str]) -> None:
     parser.add_argument("images", nargs="+", help="files that Pillow reads")
     parser.add_argument("--output", default=".", help="folder of the masks (default: the present one)")
     options = parser.parse_args(arguments)
+    targets = {name: Path(options.output) / f"{Path(name).stem}.mask.png" for name in options.images}
+    if len(set(targets.values())) < len(targets):
+        parser.error("two images have the same name but for folder and ending, and so would their masks: give them one by one")
     Path(options.output).mkdir(parents=True, exist_ok=True)
-    for name in options.images:
-        target = Path(options.output) / f"{Path(name).stem}.mask.png"
+    for name, target in targets.items():
         to_png(segment(read_image(name), network, settings), settings).save(target)
         print(target)
