@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -54,7 +55,9 @@ class Doomed:
         else:
             files = sum(map(size_of, self.tracked.folders))
             lines.append(f"{len(self.tracked.runs)} runs in MLflow{f', with {as_size(files)} of files' if files else ''}")
-        lines.append("stays: registered models, exports, and what was retrained from it")
+        if self.stored.folder.comparison.path.exists():
+            lines.append("what compare trained goes with the folder, and so does the model that it made (compare/model)")
+        lines.append("stays: registered models, exports, and what retrain trained")
         return [f"study {name!r}:", *(f"  {line}" for line in lines)]
 
 
@@ -65,8 +68,8 @@ def doomed(name: str, storage: str | None = None) -> Doomed:
         UserError: There is none, or a process works on it.
     """
     stored = stored_study(name, storage)
-    if holder := stored.holder:
-        raise UserError(f"study {name!r} is at work ({holder})", where=str(stored.folder.path), todo="stop it first, or wait for its end")
+    if holder := stored.holder or stored.folder.comparison.holder():
+        raise _at_work(stored, holder)
     why = unreachable(mlflow_uri(), PROBE) or ""
     tracked = None if why else runs_of(mlflow_uri(), _study_id(stored), paths.home() / "mlartifacts")
     files = [file for file in stored.folder.path.rglob("*") if file.is_file() and not file.is_symlink()]
@@ -82,7 +85,13 @@ def delete_study(what: Doomed, console: Console) -> None:
         UserError: A process works on it now.
     """
     name, folder = what.stored.study.study_name, what.stored.folder
-    with folder.lock("deletion", "wait for its end"):
+    with contextlib.ExitStack() as held:
+        for place in (folder, folder.comparison):
+            if place.path.exists():
+                held.enter_context(place.lock("deletion", "wait for its end"))
+        # The question may have stood for hours: a driver on another machine may have come to the study's database since.
+        if elsewhere := what.stored.elsewhere:
+            raise _at_work(what.stored, elsewhere)
         if what.tracked is not None:
             remove_runs(mlflow_uri(), _study_id(what.stored), what.tracked)
         if what.storage:
@@ -116,6 +125,11 @@ def as_size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+def _at_work(stored: StoredStudy, holder: str) -> UserError:
+    name = stored.study.study_name
+    return UserError(f"study {name!r} is at work ({holder})", where=str(stored.folder.path), todo="stop it first, or wait for its end")
 
 
 def _study_id(stored: StoredStudy) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -12,10 +13,13 @@ from test_track import make_study
 
 from guidino_tune import delete as deleting
 from guidino_tune import paths
-from guidino_tune.study.store import folder_of, known_studies
+from guidino_tune.errors import UserError
+from guidino_tune.study.store import StudyFolder, folder_of, known_studies, open_study
 from guidino_tune.track import main as track
 from guidino_tune.tracking import tracking_uri
 from guidino_tune.tracking.client import connect
+from guidino_tune.workflows.delete import delete_study, doomed
+from guidino_tune.workflows.progress import silent_console
 
 Shown = pytest.CaptureFixture[str]
 
@@ -68,6 +72,46 @@ def test_a_study_at_work_is_refused(home: Path, capsys: Shown) -> None:
         assert deleting.main(["busy", "--yes"]) == 2
     assert "is at work (process " in capsys.readouterr().err
     assert folder_of("busy").definition.exists()
+
+
+def test_a_study_that_is_compared_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/none.db")
+    comparison = make("compared", trials=2).folder.comparison
+    with comparison.lock("comparison"):
+        assert deleting.main(["compared", "--yes"]) == 2
+        assert "is at work (process " in capsys.readouterr().err
+    looked = doomed("compared")
+    with comparison.lock("comparison"), pytest.raises(UserError, match="another deletion works on this study"):
+        delete_study(looked, silent_console())  # it began while the question stood
+    assert folder_of("compared").definition.exists()
+    assert "compare/model" in "".join(looked.lines)
+    assert deleting.main(["compared", "--yes"]) == 0
+    assert not folder_of("compared").path.exists()
+
+
+def test_a_driver_elsewhere_that_came_while_the_question_stood_keeps_its_study(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    url = f"sqlite:///{tmp_path}/team.db"
+    make("mine", url, trials=2)
+    looked = doomed("mine", url)
+    other = StudyFolder(tmp_path / "elsewhere" / "mine")
+    with other.lock():
+        open_study(looked.stored.space, other, url)
+        with pytest.raises(UserError, match="is at work"):
+            delete_study(looked, silent_console())
+    assert folder_of("mine").definition.exists()
+
+
+def test_a_closed_input_is_a_no(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/none.db")
+    make("mine", trials=2)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", Mock(side_effect=EOFError))
+    assert deleting.main(["mine"]) == 1
+    assert "nothing was deleted" in capsys.readouterr().out
+    assert folder_of("mine").definition.exists()
 
 
 @pytest.mark.parametrize("answer", ["", "n", "yes"])
