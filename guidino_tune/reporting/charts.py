@@ -64,7 +64,7 @@ def history(trials: Sequence[Trial], best: int | None, lines: Sequence[tuple[str
     scores = [t.dice or 0.0 for t in trials]
     longest = max(x for x, _ in rows)
     unit, factor = ("hours", 1.0) if longest >= 2 or not by_time else ("minutes", 60.0)
-    across, upright = Linear(0, max(longest * factor, 1e-6)), dice_scale([*scores, *(value for _, value in lines)])
+    across, upright = Linear(0, max(longest * factor, 1e-6 if by_time else 1.0)), dice_scale([*scores, *(value for _, value in lines)])
     drawing = Drawing("Dice of every trial and the best so far, over " + (unit if by_time else "trials"))
     drawing.axes(across, upright, f"{unit} since the start, at the last epoch of each trial" if by_time else "trial", "validation Dice")
     for _, value in lines:

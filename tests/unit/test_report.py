@@ -12,6 +12,7 @@ import json
 import re
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import optuna
@@ -24,6 +25,7 @@ from guidino_tune.analysis import statistics
 from guidino_tune.reporting.data import sheet_file
 from guidino_tune.reporting.known import Price
 from guidino_tune.reporting.material import collect
+from guidino_tune.reporting.words import duration, figure
 from guidino_tune.space.space import override
 from guidino_tune.study.store import StoredStudy
 from guidino_tune.training.case_scores import FILE, write_cases
@@ -310,6 +312,48 @@ def test_what_is_not_finite_is_not_drawn(tmp_path: Path) -> None:
     assert "has the best validation Dice: 0.5000" in section(parts, "Verdict", "Question and data")
 
 
+def test_a_front_without_any_finite_value_is_no_error(tmp_path: Path) -> None:
+    made = simulated(tmp_path / "one", 120)
+    space = override(made.space, {"study.objectives": ["val_dice", "val_hd95"], "study.pruner": "none", "study.name": "front"})
+    whole = next(t for t in made.study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.COMPLETE)
+    far = optuna.trial.create_trial(
+        values=[0.5, float("inf")], params=whole.params, distributions=whole.distributions, intermediate_values={27: 0.5}
+    )
+    parts = page(stored(tmp_path / "front", space, [far]))
+    assert "The front, best Dice first." in section(parts, "Pareto front", "Leaderboard")
+
+
+def test_a_single_trial_stands_on_an_axis_of_trials(tmp_path: Path) -> None:
+    made = simulated(tmp_path / "some", 120)
+    whole = next(t for t in made.study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.COMPLETE)
+    told = section(page(stored(tmp_path / "one", made.space, [whole])), "History", "Learning curves")
+    assert "e-07" not in told
+    assert "0e+00" not in told
+
+
+def test_the_median_of_two_is_between_them(tmp_path: Path) -> None:
+    made = simulated(tmp_path / "some", 600)
+    whole = [t for t in made.study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.COMPLETE]
+    two = [whole[0], next(t for t in whole if abs(t.value - whole[0].value) > 0.01)]
+    told = section(page(stored(tmp_path / "two", made.space, two)), "Learning curves", "What mattered")
+    row = told.split("\n27\n")[-1].split("\n")
+    assert row[2] == f"{(two[0].value + two[1].value) / 2:.4f}"
+
+
+def test_markdown_says_no_only_to_a_question(tmp_path: Path) -> None:
+    empty = stored(tmp_path / "empty", override(synthetic_space(27), {"study.name": "empty"}), [])
+    text = write_report(page_of_stored(empty), format="markdown").read_text()
+    assert "No trial has begun yet." in text
+    assert "No: " not in text
+
+
+def test_long_times_and_round_numbers_are_written_out() -> None:
+    assert [duration(seconds) for seconds in (0.5, 12, 252, 31 * 3600, 999.7 * 3600, 1234 * 3600)] == [
+        "0.5 s", "12 s", "4.2 min", "31 h", "1,000 h", "1,234 h"
+    ]  # fmt: skip
+    assert [figure(value) for value in (0.1234, 99.96, 999.4, 999.7, 1e8)] == ["0.123", "100", "999", "1,000", "1e+08"]
+
+
 def test_a_comparison_is_told_with_its_intervals(tmp_path: Path) -> None:
     made = simulated(tmp_path / "compared", 120)
     made.folder.reports.mkdir()
@@ -357,7 +401,7 @@ def test_what_was_stopped_at_which_rung(study: StoredStudy, parts: Parts) -> Non
     for rung in (3, 9, 27):
         best = sorted(max(v for e, v in t.intermediate_values.items() if e <= rung) for t in trials if rung in t.intermediate_values)
         here = [t for t in trials if t.state.name in ("PRUNED", "FAIL") and max(t.intermediate_values, default=0) == rung]
-        row = f"\n{rung}\n{len(best)}\n{len(here)}\n{best[len(best) // 2]:.4f}\n{best[-1]:.4f}\n"
+        row = f"\n{rung}\n{len(best)}\n{len(here)}\n{median(best):.4f}\n{best[-1]:.4f}\n"
         assert row in told
 
 
