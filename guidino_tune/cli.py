@@ -23,6 +23,11 @@ from guidino_tune.stopping import stop_signals
 class Parser(argparse.ArgumentParser):
     """Says in two lines what is wrong with a command line; argparse would print every option before it."""
 
+    @property
+    def arguments(self) -> list[argparse.Action]:
+        """All that it takes."""
+        return list(self._actions)
+
     def error(self, message: str) -> NoReturn:
         """See ``ArgumentParser``: ends the process with exit code 2."""
         options = [option for option in self._option_string_actions if option.startswith("--")]
@@ -33,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {redacted(message)}\n  -> see: {paths.next_command(f'{command} --help')}\n")
 
 
-def parser(name: str, about: str, examples: str) -> argparse.ArgumentParser:
+def parser(name: str, about: str, examples: str) -> Parser:
     """An argument parser that keeps the layout of its examples and knows ``--home``."""
     made = Parser(
         prog=f"guidino-tune {name}",
@@ -186,12 +191,12 @@ def _check_home() -> None:
         raise UserError(what, where=home, todo=f"install SQLAlchemy 2.1, or {todo}")
 
 
-_asked_for: list[list[argparse.ArgumentParser]] = []
+_asked_for: list[list[Parser]] = []
 
 
-def parser_of(main: Callable[[Sequence[str] | None], int]) -> argparse.ArgumentParser:
+def parser_of(main: Callable[[Sequence[str] | None], int]) -> Parser:
     """The parser that a command's ``main`` makes; the command is not run."""
-    found: list[argparse.ArgumentParser] = []
+    found: list[Parser] = []
     _asked_for.append(found)
     try:
         main([])
@@ -200,7 +205,7 @@ def parser_of(main: Callable[[Sequence[str] | None], int]) -> argparse.ArgumentP
     return found[0]
 
 
-def run(command: Callable[[argparse.Namespace], int], arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+def run(command: Callable[[argparse.Namespace], int], arguments: Parser, argv: Sequence[str] | None) -> int:
     """Parses, runs, and turns a user's mistake into one message on standard error.
 
     Returns:

@@ -41,7 +41,7 @@ def everything() -> dict[str, Words]:
     from guidino_tune.workflows.completion import words_of
 
     mains = {command: importlib.import_module(f"guidino_tune.{module_of(command)}").main for command in COMMANDS}
-    return {command: words_of(parser_of(main), COMMANDS[command]) for command, main in mains.items()}
+    return {command: words_of(parser_of(main).arguments, COMMANDS[command]) for command, main in mains.items()}
 
 
 if __name__ == "__main__":

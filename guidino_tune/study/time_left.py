@@ -87,37 +87,37 @@ class TimeLeft:
 
     def __init__(self, study: optuna.Study, space: Space) -> None:
         self.study, self.space = study, space
-        self._heard: dict[int, _Heard] = {}
-        self._running: dict[int, tuple[float, bool]] = {}
-        self._side_by_side: deque[int] = deque(maxlen=200)
+        self.heard: dict[int, _Heard] = {}
+        self.running: dict[int, tuple[float, bool]] = {}
+        self.side_by_side: deque[int] = deque(maxlen=200)
 
     def started(self, number: int, kind: Hashable, now: float) -> None:
         """A trial begins, or goes on."""
-        self._heard.setdefault(number, _Heard(kind))
-        self._running[number] = (now, True)
-        self._side_by_side.append(len(self._running))
+        self.heard.setdefault(number, _Heard(kind))
+        self.running[number] = (now, True)
+        self.side_by_side.append(len(self.running))
 
     def trained(self, number: int, now: float, seconds: float | None = None) -> None:
         """A trial has told an epoch, which took so long by its own account."""
-        if number not in self._running:
+        if number not in self.running:
             return
-        since, is_first = self._running[number]
-        heard, self._running[number] = self._heard[number], (now, False)
+        since, is_first = self.running[number]
+        heard, self.running[number] = self.heard[number], (now, False)
         if is_first:
             heard.firsts.append(now - since)
             if seconds is not None and not heard.epochs:
                 heard.seconds, heard.epochs = seconds, 1
         else:
             heard.seconds, heard.epochs = heard.seconds + now - since, heard.epochs + 1
-        self._side_by_side.append(len(self._running))
+        self.side_by_side.append(len(self.running))
 
     def ended(self, number: int) -> None:
         """A trial has ended, waits, or was interrupted."""
-        self._running.pop(number, None)
+        self.running.pop(number, None)
 
     def state(self, now: float) -> State | None:
         """Where the search stands; ``None`` before the first epoch that was heard of."""
-        known = [heard for heard in list(self._heard.values())[-RECENT:] if heard.epochs or heard.firsts]
+        known = [heard for heard in list(self.heard.values())[-RECENT:] if heard.epochs or heard.firsts]
         if not known:
             return None
         return State(self, known, now)
@@ -138,19 +138,19 @@ class State:
         self.hazard = self._hazard(ended)
         self.places = [self._places(trials, rung) for rung in self.rungs]
         listed = len(told.space.first_trials)
-        kinds = {number: heard.kind for number, heard in told._heard.items()}
+        kinds = {number: heard.kind for number, heard in told.heard.items()}
         # The first trials are chosen well: what others were is what new ones will be.
         self.others = [[(kinds.get(number), place) for number, place in places.items() if number >= listed] for places in self.places]
         going = [t for t in trials if t.state == TrialState.RUNNING]
-        heard = told._heard
+        heard = told.heard
         self.running = [
-            (self._piece(t, heard[t.number]), now - told._running[t.number][0]) for t in going if t.number in told._running
+            (self._piece(t, heard[t.number]), now - told.running[t.number][0]) for t in going if t.number in told.running
         ]  # fmt: skip
-        away = [t for t in going if t.number not in told._running]
+        away = [t for t in going if t.number not in told.running]
         self.waiting = [(t, self.rungs.index(t.last_step or 0), self._piece(t, heard.get(t.number))) for t in away if self._waits(t)]
         self.to_go_on = [self._piece(t, heard.get(t.number)) for t in away if not self._waits(t)]
         self.to_begin = max(0, remaining(told.study, told.space) - len(going))
-        self.workers = max([1, len(self.running), *told._side_by_side])
+        self.workers = max([1, len(self.running), *told.side_by_side])
         self.extra = [max(0.0, first - one.pace) for one in known for first in one.firsts if one.epochs] or [0.0]
         self.size = (self.to_begin + len(going)) * (1 + len(self.rungs))
 

@@ -61,6 +61,23 @@ def save_view(client: Any, experiment_id: str, study: StudySnapshot, study_id: s
             client.set_experiment_tag(experiment_id, tag, _saved(study, study_id))
 
 
+def _charts(study: StudySnapshot, params: list[str]) -> dict[str, Any]:
+    """The page's charts: what was searched against the best score, and the score by epoch."""
+    best, section = as_key(f"best_{study.objective}"), "guidino-search"
+    common = {"metricSectionId": section, "deleted": False, "isGenerated": False, "runsCountToCompare": 100}
+    parallel = {"type": "PARALLEL", "uuid": "guidino-parallel", "selectedParams": params, "selectedMetrics": [best], **common}
+    line = {
+        "type": "LINE", "uuid": "guidino-line", "metricKey": study.objective, "selectedMetricKeys": [study.objective], "xAxisKey": "step",
+        "xAxisScaleType": "linear", "scaleType": "linear", "selectedXAxisMetricKey": "", "lineSmoothness": 0, **common,
+    }  # fmt: skip
+    return {
+        "compareRunCharts": [parallel, line],
+        "compareRunSections": [
+            {"uuid": section, "name": "Search", "display": True, "isReordered": False, "deleted": False, "isGenerated": False}
+        ],
+    }
+
+
 def _saved(study: StudySnapshot, study_id: str) -> str:
     """A view as MLflow's pages write it: JSON with a name, and the state of the page as compressed JSON."""
     best = f"metrics.`{as_key(f'best_{study.objective}')}`"
@@ -79,6 +96,8 @@ def _saved(study: StudySnapshot, study_id: str) -> str:
         "selectedColumns": list(columns),
         "columnOrder": ["0", "attributes.`Run Name`", "runDateAndNestInfo", "duration", *columns],
         "columnWidths": {"attributes.`Run Name`": 230, **columns},
+        # What only some trials have would leave all others out of the chart.
+        **_charts(study, [as_key(f"searched/{path}") for path in searched if ", when " not in str(study.params[f"space.{path}"])]),
     }
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     now = int(time.time() * 1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from guidino_tune.space.space import shipped
@@ -32,10 +32,10 @@ class Words:
     helps: dict[str, str] = field(default_factory=dict)
 
 
-def words_of(parser: argparse.ArgumentParser, about: str = "") -> Words:
-    """What a parser takes."""
+def words_of(arguments: Iterable[argparse.Action], about: str = "") -> Words:
+    """What a parser with these arguments takes."""
     found = Words(about)
-    for action in parser._actions:
+    for action in arguments:
         choices = [str(choice) for choice in action.choices or ()]
         if not action.option_strings:
             known = {"study": [STUDIES], "space": sorted(file.stem for file in shipped().glob("*.yaml"))}
@@ -44,7 +44,7 @@ def words_of(parser: argparse.ArgumentParser, about: str = "") -> Words:
         found.options += action.option_strings
         for option in action.option_strings:
             found.helps[option] = re.sub(r"[^\w .,:;/=()-]", "", (action.help or "").replace("%(default)s", str(action.default)))
-            if action.nargs != 0 and not isinstance(action, argparse._HelpAction):
+            if action.nargs != 0:
                 found.values[option] = choices
     return found
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from guidino_tune import paths
 from guidino_tune.errors import UserError, redacted
 from guidino_tune.study.journal import database
+from guidino_tune.study.optuna_private import storage
 from guidino_tune.study.store import StoredStudy, stored_study
 from guidino_tune.study.trials import tried
 from guidino_tune.tracking.inspection import unreachable
@@ -61,13 +62,13 @@ class Doomed:
         return [f"study {name!r}:", *(f"  {line}" for line in lines)]
 
 
-def doomed(name: str, storage: str | None = None) -> Doomed:
+def doomed(name: str, url: str | None = None) -> Doomed:
     """Looks at a study that is to be deleted; changes nothing.
 
     Raises:
         UserError: There is none, or a process works on it.
     """
-    stored = stored_study(name, storage)
+    stored = stored_study(name, url)
     if holder := stored.holder or stored.folder.comparison.holder():
         raise _at_work(stored, holder)
     why = unreachable(mlflow_uri(), PROBE) or ""
@@ -75,7 +76,7 @@ def doomed(name: str, storage: str | None = None) -> Doomed:
     files = [file for file in stored.folder.path.rglob("*") if file.is_file() and not file.is_symlink()]
     heavy = [file for file in files if file.suffix in (".safetensors", ".pt", ".bin")]
     size, weights = (sum(file.stat().st_size for file in some) for some in (files, heavy))
-    return Doomed(stored, database(storage), size, weights, tracked, why)
+    return Doomed(stored, database(url), size, weights, tracked, why)
 
 
 def delete_study(what: Doomed, console: Console) -> None:
@@ -86,6 +87,8 @@ def delete_study(what: Doomed, console: Console) -> None:
     """
     name, folder = what.stored.study.study_name, what.stored.folder
     with contextlib.ExitStack() as held:
+        if not folder.definition.exists():
+            raise UserError(f"study {name!r} was deleted meanwhile", where=str(folder.path), todo="nothing is left to do")
         for place in (folder, folder.comparison):
             if place.path.exists():
                 held.enter_context(place.lock("deletion", "wait for its end"))
@@ -95,7 +98,7 @@ def delete_study(what: Doomed, console: Console) -> None:
         if what.tracked is not None:
             remove_runs(mlflow_uri(), _study_id(what.stored), what.tracked)
         if what.storage:
-            optuna.delete_study(study_name=name, storage=what.stored.study._storage)
+            optuna.delete_study(study_name=name, storage=storage(what.stored.study))
         # Under another name at once: a search that begins now makes a study of its own, and half a folder is no study.
         gone = folder.path.with_name(f".{folder.path.name}.{uuid.uuid4().hex[:8]}.deleted")
         folder.path.rename(gone)

@@ -90,8 +90,8 @@ def test_every_word_of_a_printed_command_is_one_word(name: str, tmp_path: Path, 
     paths.use_home(name)
     monkeypatch.setattr(sys, "executable", f"/venv of {name}/bin/python")
     words = shlex.split(paths.next_command("track --all"))
-    assert words[:4] == [f"/venv of {name}/bin/python", "-m", "guidino_tune.track", "--all"]
-    assert cli.parser("x", "about", "").parse_args(words[4:]).home == name
+    assert words[:5] == [f"/venv of {name}/bin/python", "-m", "guidino_tune", "track", "--all"]
+    assert cli.parser("x", "about", "").parse_args(words[5:]).home == name
 
 
 @pytest.mark.parametrize(("name", "told"), [("a\nb", "line break"), ("a\x7fb", "control character"), ("a\udcffb", "no UTF-8")])

@@ -16,7 +16,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from guidino_tune import cli, compare, doctor, export, report, reproduce_trial, search, show, track
+from guidino_tune import cli, compare, delete, doctor, ensemble, export, report, reproduce_trial, search, show, track, ui
 from guidino_tune import list as listing
 from guidino_tune.errors import UserError, passwords, redacted
 from guidino_tune.running.environment import protect_token
@@ -129,7 +129,7 @@ def test_the_traceback_of_a_bug_is_complete_but_for_the_password() -> None:
 # ------------------------------------------------------------------------------------------------------- the database of a study
 
 
-TAKE_A_DATABASE = (search, listing, show, report, export, compare, track, doctor, reproduce_trial)
+TAKE_A_DATABASE = (search, listing, show, report, export, ensemble, compare, track, doctor, reproduce_trial, ui, delete)
 
 
 @pytest.mark.parametrize("command", TAKE_A_DATABASE)
@@ -313,10 +313,18 @@ def _call(node: ast.Call) -> list[str]:
     return found
 
 
+OWN_EXPORTS = {
+    "guidino_tune/exporting/templates/use_hf.py": ["trust_remote_code"],
+    "guidino_tune/exporting/templates/use_torchscript.py": ["torch.jit.load runs code of a file"],
+    "guidino_tune/exporting/torch_files.py": ["torch.jit.load runs code of a file"],
+}
+"""What reads an export that the same person has made: written a moment ago, or beside the script that reads it. The package reads no other."""
+
+
 def test_the_package_runs_no_code_from_files() -> None:
     found = {str(p.relative_to(ROOT)): hazards(p.read_text(encoding="utf-8")) for p in (ROOT / "guidino_tune").rglob("*.py")}
     assert len(found) > 80
-    assert {path: why for path, why in found.items() if why} == {}
+    assert {path: why for path, why in found.items() if why} == OWN_EXPORTS
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,19 @@ def test_view_filters_sorts_and_shows_what_is_searched() -> None:
     assert set(seen["selectedColumns"]) <= set(seen["columnOrder"])
 
 
+def test_view_has_charts_of_the_search_with_parameters_that_every_trial_has() -> None:
+    """MLflow leaves a trial that lacks one parameter out of the whole chart."""
+    client = Client()
+    some = {"space.guide.lora.alpha": "4 .. 32 (log), when guide.lora.rank gt 0"}
+    save_view(client, "7", StudySnapshot("s", params={**STUDY.params, **some}), "s")
+    seen = state(*client.tags.values())
+    parallel, line = seen["compareRunCharts"]
+    assert (parallel["type"], parallel["selectedParams"]) == ("PARALLEL", ["searched/training.lr", "searched/loss.lambda_guide"])
+    assert parallel["selectedMetrics"] == ["best_val_dice"]
+    assert (line["type"], line["metricKey"]) == ("LINE", "val_dice")
+    assert {chart["metricSectionId"] for chart in (parallel, line)} == {section["uuid"] for section in seen["compareRunSections"]}
+
+
 def test_metric_that_is_minimised_sorts_upwards() -> None:
     client = Client()
     save_view(client, "7", StudySnapshot("s", objective="val_hd95", maximize=False), "s")
