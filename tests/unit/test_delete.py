@@ -86,6 +86,8 @@ def test_a_study_that_is_compared_is_refused(home: Path, monkeypatch: pytest.Mon
     assert folder_of("compared").definition.exists()
     assert "compare/model" in "".join(looked.lines)
     assert deleting.main(["compared", "--yes"]) == 0
+    with pytest.raises(UserError, match="was deleted meanwhile"):
+        delete_study(looked, silent_console())
     assert not folder_of("compared").path.exists()
 
 
