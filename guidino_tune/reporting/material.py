@@ -24,8 +24,9 @@ from guidino_tune.training.reporter import EpochRecord
 COMPLETE, STOPPED, FAILED, RUNNING, BEYOND = "complete", "stopped early", "failed", "running", "beyond a constraint"
 """States of a trial, in words."""
 
-JOINED = 2.0
-"""Seconds between two epochs below which a trial worked without a break."""
+JOINED, SHARE = 1.0, 0.05
+"""Seconds, and besides them a share of an epoch, between two epochs up to which a trial worked without a break: to save takes as long. In a
+longer one it may have waited at a rung while another trial had its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +205,7 @@ def _stretches(history: Sequence[EpochRecord]) -> Iterator[tuple[float, float]]:
         if not isinstance(seconds, int | float):
             continue
         start = record.time - seconds
-        if last is None or begun is None or start - last > JOINED + 0.2 * seconds:
+        if last is None or begun is None or start - last > JOINED + SHARE * seconds:
             if begun is not None and last is not None:
                 yield begun, last
             begun = start

@@ -29,6 +29,7 @@ from guidino_tune.reporting.words import duration, figure
 from guidino_tune.space.space import override
 from guidino_tune.study.store import StoredStudy
 from guidino_tune.training.case_scores import FILE, write_cases
+from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.report import make_document, write_report
 from guidino_tune.workflows.study_page import page_of_stored
 
@@ -393,6 +394,19 @@ def test_pauses_are_no_idle_time(tmp_path: Path) -> None:
     told = section(page(paused), "Time and cost", "Failures")
     assert re.search(r"search ran for\n27 min, in 2 runs", told)
     assert re.search(r"idle\n0 s of 27 min", told)
+
+
+def test_a_short_wait_at_a_rung_is_no_third_place(tmp_path: Path) -> None:
+    """Two places: a trial of long epochs waits for some seconds, and one of short epochs has its place meanwhile."""
+    made = simulated(tmp_path / "some", 120, histories=False)
+    trials = made.study.get_trials(deepcopy=False)[:3]
+    study, start = stored(tmp_path / "three", made.space, trials, histories=False), START.timestamp()
+    times = {0: [(20, 20), (45, 20)], 1: [(10, 10), (20, 10), (30, 10), (40, 10)], 2: [(22, 1), (24, 1)]}  # ends and seconds of epochs
+    for number, epochs in times.items():
+        study.folder.trial(number).write_history(
+            EpochRecord(epoch, {"val_dice": 0.5, "epoch_seconds": seconds}, start + end) for epoch, (end, seconds) in enumerate(epochs, 1)
+        )
+    assert "on 2 places at once" in page(study).text
 
 
 def test_what_was_stopped_at_which_rung(study: StoredStudy, parts: Parts) -> None:
