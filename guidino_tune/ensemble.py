@@ -27,7 +27,9 @@ images that had no part in the choice. OUTPUT is a model: predict, evaluate and 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and makes the ensemble; see ``--help``."""
     made = parser("ensemble", "Average the best models of a study, or models that are named, as one model.", EXAMPLES)
-    made.add_argument("sources", nargs="+", metavar="STUDY or MODEL", help="name of a study; or folders of models or trials of one split")
+    made.add_argument(
+        "sources", nargs="+", metavar="STUDY or MODEL", help="a study, by its name or folder; or folders of models or trials of one split"
+    )
     made.add_argument("--output", required=True, metavar="DIR", help="the new model folder")
     made.add_argument("--candidates", type=positive, default=20, help="of a study: its best so many with weights (default: 20)")
     made.add_argument("--members", type=positive, default=5, help="different models that are chosen at most (default: 5)")

@@ -318,16 +318,18 @@ class Training:
             all of its nodes have, and keeps it: in its definition, its trials and their exports; on GPUs that have tensor cores and no
             bf16 (V100, T4) it settles for fp16 autocast with a scaled loss. A node that joins later and does not compute in what a study
             settled for takes no part in it; a study that names ``bf16`` or ``fp16`` has it emulated there, slowly. In fp16 a frozen
-            guide's tokens, which trials share, are computed in fp32, as are the predictions of an exported model.
+            guide's tokens, which trials share, are computed in fp32, as are the predictions of an exported model. Trainings in fp32 on a
+            GPU multiply in TF32.
         channels_last: Memory format of the segmenter: channels_last where it pays, which is everywhere but for some segmenters in fp32 on a
             CPU without AVX-512; ``false``: never.
         compile: ``torch.compile`` of the segmenter: ``default``, ``cuda-graphs`` (mode ``reduce-overhead``, on a GPU), ``none``, or
             ``auto``. ``auto`` is ``none`` on CPUs. On a GPU a trial times some of its first steps, compiles where the steps to come are
             enough to repay it, times the compiled ones, and goes back where they are no quicker; what it finds, failures of the compiler
             too, is kept in ``cache/compiling`` of the home for the next trial of that kind. A trial whose batch goes in parts gets no CUDA
-            graphs, one of several workers with synchronised batch norms is not compiled, and a study that was begun with another value
-            keeps that. On a CPU compiling does not pay: in bf16 at 128 pixels a step takes 0.96 (U-Net), 1.0 to 1.1 (Seg-GuiDINO) and 1.3
-            to 1.4 (nnWNet) of its time without, after 32, 11 and 221 seconds of compilation.
+            graphs, one of several workers with synchronised batch norms is not compiled, one whose memory or latency is bounded is not
+            before it has told them, and a study that was begun with another value keeps that. On a CPU compiling does not pay: in bf16 at
+            128 pixels a step takes 0.96 (U-Net), 1.0 to 1.1 (Seg-GuiDINO) and 1.3 to 1.4 (nnWNet) of its time without, after 32, 11 and 221
+            seconds of compilation.
         grad_clip: Largest gradient norm; ``None`` does not clip.
         seed: Of initial weights, order of cases and augmentation.
     """

@@ -85,6 +85,7 @@ class SharedViews:
         self._rows = lru_cache(maxsize=2)(self._positions)
         self._thread: ThreadPoolExecutor | None = None
         self._near: Sequence[int] = ()  # passes that the thread is to make now
+        self._tried: set[tuple[str, int, int]] = set()  # kind, pass and number of the chunks of these that it has made
         self._makers = Makers(store.folder, store.makers, store.budget) if store.makers else None
         self._once = once
         self._own: set[tuple[str, int]] = set()  # kind and pass of what was not there before this training asked for it
@@ -121,7 +122,7 @@ class SharedViews:
             self._makers.want(Wish(tuple(ahead), recipe(), self._once))
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="shared views")
-        self._near = epochs
+        self._near, self._tried = epochs, set()
         if self._once and epochs:
             # Another worker may still be at the end of the pass before. By the thread: what it is at would come back after its removal.
             self._thread.submit(self._remove, epochs[0] - 1)
@@ -140,7 +141,7 @@ class SharedViews:
         for kind, epoch, number in self._missing(epochs):
             if self.store.problem:
                 return False
-            if not self.store.has_room(f"{kind}/{epoch:05d}", [f"{kind}/{nearer:05d}" for nearer in epochs[: epochs.index(epoch)]]):
+            if not self._has_room(kind, epoch, epochs, ahead=True):
                 self._rests_until = time.monotonic() + _REST
                 return False
             if self._get(epoch, number, wait=False):
@@ -175,12 +176,25 @@ class SharedViews:
             self._own.discard((kind, epoch))
 
     def _make_near(self, thread: ThreadPoolExecutor, epochs: Sequence[int]) -> None:
-        """Makes a missing chunk, and goes on until none is missing, or until others are wanted; what makers are at is left to them."""
+        """Makes a missing chunk, and goes on until none is missing, or until others are wanted; what makers are at is left to them.
+
+        Each is made once, and takes no room of what this training needs before it: else both would be made again and again.
+        """
         try:
-            if self._near is not epochs or self.store.problem or not (missing := list(self._missing(epochs))):
+            missing = [place for place in self._missing(epochs) if place not in self._tried]
+            if self._near is not epochs or self.store.problem or not missing:
                 return
             left = self._views if self._makers and self._makers.at_work else ""
-            if not any(self._get(epoch, number, wait=False) for kind, epoch, number in missing if kind != left):
+            for place in missing:
+                kind, epoch, number = place
+                if kind == left:
+                    continue
+                if not self._has_room(kind, epoch, epochs, ahead=False):
+                    return
+                if self._get(epoch, number, wait=False):
+                    self._tried.add(place)
+                    break
+            else:
                 time.sleep(_LOOK)
         except Exception:
             # Whoever needs the chunk meets the same error where it can be told.
@@ -188,6 +202,10 @@ class SharedViews:
         else:
             with contextlib.suppress(RuntimeError):  # closed; or the interpreter ends, which would wait for a loop
                 thread.submit(self._make_near, thread, epochs)
+
+    def _has_room(self, kind: str, epoch: int, epochs: Sequence[int], *, ahead: bool) -> bool:
+        nearer = [f"{kind}/{before:05d}" for before in epochs[: epochs.index(epoch)]]
+        return self.store.has_room(f"{kind}/{epoch:05d}", nearer, ahead=ahead)
 
     def _missing(self, epochs: Sequence[int]) -> Iterator[tuple[str, int, int]]:
         """The chunks that are not there whole: the kind that is to be made first, the epoch and the number."""

@@ -109,17 +109,18 @@ class ChunkStore:
             return {name.removesuffix(".arrow") for name in os.listdir(self.folder / group) if name.endswith(".arrow")}
         return set()
 
-    def has_room(self, group: str, nearer: Iterable[str]) -> bool:
-        """Whether a chunk that is made ahead could be kept; makes room for it, but not out of what is wanted before it.
+    def has_room(self, group: str, nearer: Iterable[str], *, ahead: bool = True) -> bool:
+        """Whether a chunk that is made before it is needed could be kept; makes room for it, but not out of what is wanted before it.
 
         Args:
             group: As above, of the chunk.
             nearer: Groups of its kind that its training needs earlier.
+            ahead: Nor out of what other trainings want more.
         """
         keep = [self.folder / name for name in (group, *nearer)]
         try:
             size = max((file.stat().st_size for path in keep for file in path.glob("*.arrow")), default=0)
-            return self._room.allows(size, keep, ahead=True)
+            return self._room.allows(size, keep, ahead=ahead)
         except OSError:
             return True  # whoever writes the chunk says what is wrong
 

@@ -30,7 +30,7 @@ from torch import nn
 from guidino_tune import __version__, paths
 from guidino_tune.config import DINOGuide, Experiment
 from guidino_tune.errors import redacted
-from guidino_tune.training.compiling import GRAPHS, NONE, Compiled
+from guidino_tune.training.compiling import GRAPHS, NONE, Compiled, way_of
 from guidino_tune.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,15 @@ class Chooser:
             self._remember()
 
     def news(self) -> dict[str, float]:
-        """Seconds of steps and of compiling that were found or taken since the last call, as metrics of an epoch."""
+        """Seconds of steps and of compiling that were found or taken since the last call, as metrics of an epoch.
+
+        Also takes over what trials beside this one have found since: of those that begin together only some try.
+        """
+        if self.compiled.way == NONE and self.figures.eager is not None:
+            for name, found in self.ranks.first(self.memory.read()).ways.items():
+                own = self.figures.ways.get(name, found)
+                if own.step is None and not own.error:
+                    self.figures.ways[name] = found
         news, self._news = self._news, {}
         return news
 
@@ -223,8 +231,8 @@ class Chooser:
                 measure()
         except Exception as failure:
             error = redacted(str(failure)).strip() or type(failure).__name__
-        if not self.ranks.all_good(torch.tensor(not error, device=self.device)):
-            way.error = error[:500] or "another worker of the trial could not compile it"
+        if any(errors := self.ranks.gathered(error)):
+            way.error = next(filter(None, errors))[:500]  # the same in all workers, for each of them writes it
             self.compiled.take(NONE)
             self._remember()
             log.log(
@@ -287,12 +295,11 @@ def kind_of(experiment: Experiment, device: torch.device, *, batch: int, channel
 def ways_for(segmenter: nn.Module, device: torch.device, parts: int) -> tuple[str, ...]:
     """The ways that are worth a measurement, best first; none on CPUs, whose trials repeat bit by bit and gain nothing.
 
-    Gradients of micro-batches are added up in memory that the next replay of a graph would write over. Batch norms over several workers
-    wait for each other within a pass: one that failed to compile would leave the others waiting.
+    Batch norms over several workers wait for each other within a pass: one that failed to compile would leave the others waiting.
     """
     if device.type != "cuda" or any(isinstance(part, nn.SyncBatchNorm) for part in segmenter.modules()):
         return ()
-    return (GRAPHS, "default") if parts == 1 else ("default",)
+    return tuple(dict.fromkeys(way_of(way, parts) for way in (GRAPHS, "default")))
 
 
 def make_chooser(

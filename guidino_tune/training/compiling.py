@@ -14,6 +14,14 @@ MODES = {"default": None, GRAPHS: "reduce-overhead"}
 """Torch's name of each way to compile; ``none`` is not among them."""
 
 
+def way_of(how: str, parts: int) -> str:
+    """``training.compile`` of a batch that goes through the network in so many parts.
+
+    Gradients of parts are added up in memory that the next replay of a graph would write over.
+    """
+    return "default" if how == GRAPHS and parts > 1 else how
+
+
 class Compiled:
     """Compiles a segmenter in place, when it is first called; see ``training.compile``.
 

@@ -31,7 +31,7 @@ from guidino_tune.training import checkpoints
 from guidino_tune.training.backbones import check_fingerprint
 from guidino_tune.training.case_scores import SHOWN, Shown, Validated, scores_of
 from guidino_tune.training.compile_choice import make_chooser
-from guidino_tune.training.compiling import Compiled
+from guidino_tune.training.compiling import Compiled, way_of
 from guidino_tune.training.costs import costs_of, forget_peak
 from guidino_tune.training.failures import Diverged
 from guidino_tune.training.kernels import quick_kernels
@@ -117,8 +117,8 @@ class TrainingRun:
         self.channels_last = training.channels_last and channels_last_pays(self.model.segmenter, self.device, bf16)
         if self.channels_last:
             self.model.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.compiled = Compiled(self.model.segmenter, training.compile, -(-training.batch_size // (world_size * micro_batches)))
-        self._end_kernels, self.ranks = quick_kernels(self.device), Ranks(world_size)
+        share = -(-training.batch_size // (world_size * micro_batches))
+        self.compiled, self.ranks = Compiled(self.model.segmenter, way_of(training.compile, micro_batches), share), Ranks(world_size)
         self.loss = SegmentationLoss(experiment.loss, experiment.data.num_classes, experiment.data.has_ignored).to(self.device)
         self.optimizer, self._count_batch = make_optimizer(self.model.named_parameters(), training), batch_counter(self.model.segmenter)
         self.encoder = make_encoder(experiment, self.model, bf16=bf16, parts=micro_batches)
@@ -135,6 +135,7 @@ class TrainingRun:
         if world_size > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.module = nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
+        self._end_kernels = quick_kernels(self.device)  # at last: who cannot be made is not closed
 
     @property
     def epoch(self) -> int:
@@ -277,7 +278,7 @@ class TrainingRun:
             return self._step(moved)
 
     def _choosing(self, part: Batch) -> AbstractContextManager[None]:
-        if self.chooser is None:
+        if self.chooser is None or self.measure:  # the memory that is told is that of steps as they are, whoever compiles
             return nullcontext()
         end = min((epoch for epoch in self.saved if epoch > self.epoch), default=self.experiment.training.epochs)
         return self.chooser.around(len(part.ids), (end - self.epoch) * self.views.num_steps, lambda: self._rehearse(part))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -186,8 +187,8 @@ def _wait(device: torch.device) -> None:
 
 def _forget(folder: Path, since: float) -> None:
     """Has the system read again from the disk what was written there; what is older may be what trainings are at."""
-    for file in folder.glob("*/*/*.arrow"):
-        with contextlib.suppress(OSError), open(file, "rb") as opened:
+    for name in glob.glob("*/*/*.arrow", root_dir=folder):  # not that of Path, which fails where others remove a folder
+        with contextlib.suppress(OSError), open(folder / name, "rb") as opened:
             if os.fstat(opened.fileno()).st_mtime >= since - 1:
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

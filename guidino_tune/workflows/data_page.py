@@ -41,7 +41,7 @@ def data_page(data: Data) -> Iterator[Finding]:
     lenient = replace(apply_implied(data, listing), bad_cases="skip")
     with tempfile.TemporaryDirectory() as folder:
         opened = open_for_search(lenient, cache=Path(folder))
-        layout, *others = listing.notes
+        layout, *others = listing.notes or ("layout: that of the published data set",)
         groups = {case.group for case in listing.cases}
         text = f"; {len(groups)} groups" if len(groups) < len(listing.cases) else "; no groups: each case may go into another part"
         yield Finding("ok", "layout", layout.removeprefix("layout: ") + text)

@@ -139,8 +139,8 @@ def make_ensemble(
         with console.status("trying test-time flips") as status:
             flipped = Scored(Path(scratch) / "flips", data, replace(protocol, mirror=True), rules, cases)
             flipped.add(model, partial(_progress, status, "test-time flips", len(cases)))
-    best = order[0]
-    dice = {"ensemble": _mean(scored.dice(members)), "alone": _mean(scored.dice((best,))), "flips": _mean(flipped.dice((0,)))}
+        best = order[0]
+        dice = {"ensemble": _mean(scored.dice(members)), "alone": _mean(scored.dice((best,))), "flips": _mean(flipped.dice((0,)))}
     seconds = {"ensemble": sum(scored.seconds[n] for n in weights), "alone": scored.seconds[best], "flips": flipped.seconds[0]}
     noted = {
         **provenance_of(found[0].split_file),
@@ -228,7 +228,7 @@ class Scored:
     def __init__(self, folder: Path, data: Data, protocol: Protocol, rules: Rules, cases: Sequence[Case]) -> None:
         self._folder, self._data, self._protocol, self._rules, self._cases = folder, data, protocol, rules, cases
         self._truths: list[np.ndarray] = []
-        self._said: list[list[np.ndarray]] = []
+        self._models = 0
         self.seconds: list[float] = []
         self.dice = lru_cache(maxsize=None)(self._dice)
         self._sum = lru_cache(maxsize=2)(self._summed)  # a mean is asked for with each further member in turn
@@ -236,18 +236,16 @@ class Scored:
 
     def add(self, network: nn.Module, progress: Callable[[int], object]) -> None:
         """Takes in one more model; ``progress`` is told the number of the image."""
-        said, times, truths = [], [], []
+        times, truths = [], []
         for number, case in enumerate(self._cases, 1):
             progress(number)
             begun = time.perf_counter()
             found, truth = predict_case(network, case, self._data, self._protocol, self._rules)
             times.append(time.perf_counter() - begun)
-            file = self._folder / f"{len(self._said)}-{number}.npy"
-            np.save(file, _said(found))
-            said.append(np.load(file, mmap_mode="r"))
+            np.save(self._file(self._models, number - 1), _halved(found))
             truths.append(truth)
         self._truths = truths
-        self._said.append(said)
+        self._models += 1
         self.seconds.append(statistics.median(times))
 
     def _dice(self, members: Members) -> np.ndarray:
@@ -255,17 +253,25 @@ class Scored:
         sums = self._sum(tuple(others)) if others else None
         found = []
         for number, truth in enumerate(self._truths):
-            mean = self._said[last][number].astype(np.float32) + (sums[number] if sums else 0)
+            mean = self._said(last, number) + (sums[number] if sums else 0)
             mask = mean[0] > len(members) / 2 if len(mean) == 1 else mean.argmax(0)
             classes, ignore = self._data.num_classes, self._data.has_ignored
             found.append(case_dice(mask.astype(np.uint8), truth, num_classes=classes, ignore=ignore))
         return np.array(found)
 
     def _summed(self, members: Members) -> list[np.ndarray]:
-        return [sum(self._said[m][n].astype(np.float32) for m in members) for n in range(len(self._truths))]  # type: ignore[misc]
+        return [sum(self._said(m, n) for m in members) for n in range(len(self._truths))]  # type: ignore[misc]
+
+    def _said(self, model: int, case: int) -> np.ndarray:
+        # Not mapped: of models times cases there are more than a process may open.
+        said: np.ndarray = np.load(self._file(model, case))
+        return said.astype(np.float32)
+
+    def _file(self, model: int, case: int) -> Path:
+        return self._folder / f"{model}-{case}.npy"
 
 
-def _said(found: ImagePrediction) -> np.ndarray:
+def _halved(found: ImagePrediction) -> np.ndarray:
     """Probabilities of a binary model's foreground alone, or of all classes, in half precision."""
     return (found.probabilities[1:] if len(found.probabilities) == 2 else found.probabilities).astype(np.float16)
 
@@ -290,6 +296,8 @@ def _told(names: Sequence[str], steps: Sequence[Step]) -> list[str]:
 
 
 def _is_model(folder: Path) -> bool:
+    if (folder / "study.yaml").is_file():
+        return False  # which has models below it
     return folder.is_dir() and (find_ensemble(folder) is not None or any(folder.glob(f"**/{WEIGHTS}")))
 
 

@@ -181,6 +181,12 @@ def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
 
 
+def address_of(host: str, port: int) -> str:
+    """Of the page, for a browser on this machine."""
+    named = "localhost" if host.strip("[]") in ("0.0.0.0", "::") else host
+    return f"http://[{named.strip('[]')}]:{port}" if ":" in named else f"http://{named}:{port}"
+
+
 def bound(host: str, port: int | None) -> socket.socket:
     """A socket that listens.
 
@@ -226,7 +232,7 @@ def serve(model: TrainedModel, name: str, *, host: str, port: int | None, ready:
     """
     with bound(host, port) as listening:
         app = make_app(model, name, host=host)
-        address = f"http://{'localhost' if host == '0.0.0.0' else host}:{listening.getsockname()[1]}"
+        address = address_of(host, listening.getsockname()[1])
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
         ready(address)
         server.run(sockets=[listening])

@@ -305,7 +305,7 @@ def test_makers_stop_where_only_nearer_passes_would_make_room(table: CaseTable, 
         assert store.made < 9
     assert made(tmp_path) == ["00000/0000", "00000/0001", "00001/0000", "00001/0001"]
     looks: list[str] = []
-    monkeypatch.setattr(store, "has_room", lambda group, nearer: looks.append(group))
+    monkeypatch.setattr(store, "has_room", lambda group, nearer, *, ahead: looks.append(group))
     assert not views.make_next([0, 1, 2])
     assert looks == []
     time.sleep(0.3)

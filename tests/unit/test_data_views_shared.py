@@ -2,6 +2,7 @@
 
 import glob
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,26 @@ def test_the_next_epoch_is_made_meanwhile_but_none_after_the_last(table: CaseTab
     time.sleep(0.1)
     assert sorted({p.parent.name for p in tmp_path.rglob("*.arrow")}) == ["00000", "00001"]
     views.close()
+
+
+@pytest.mark.parametrize("passes", [1.4, 2.4])
+def test_where_few_passes_fit_no_chunk_is_made_again_and_again(passes: float, tmp_path: Path) -> None:
+    """The thread makes what the next pass needs, and not what it has made room for."""
+    ids = [f"c{number:02}" for number in range(32)]
+
+    def make(epoch: int, names: Sequence[str]) -> Arrays:
+        return {"images": np.full((len(names), 3, 16, 16), epoch, np.float16), "masks": np.zeros((len(names), 1, 16, 16), np.uint8)}
+
+    store = ChunkStore(tmp_path, int(passes * sum(array.nbytes for array in make(0, ids).values())))
+    views = module.SharedViews(store, None, "ab", lambda _: module.in_chunks(ids), make)
+    for epoch in range(3):
+        views.prepare([epoch, epoch + 1], [], dict)
+        for names in module.in_chunks(ids):
+            assert views.batch(epoch, names).images.eq(epoch).all()
+        time.sleep(0.3)
+        assert store.made <= 8 * (epoch + 2)
+        assert len(chunks(tmp_path)) >= 8 * int(passes)
+    views.close(wait=True)
 
 
 def test_a_closed_trial_prepares_nothing_more(table: CaseTable, tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ OWN_EXPORTS = {
     "guidino_tune/exporting/templates/use_torchscript.py": ["torch.jit.load runs code of a file"],
     "guidino_tune/exporting/torch_files.py": ["torch.jit.load runs code of a file"],
 }
-"""What reads an export that the same person has made: written a moment ago, or beside the script that reads it. The package reads no other."""
+"""What reads an export that the same person has made: a moment ago, or beside the script that reads it. The package reads no other."""
 
 
 def test_the_package_runs_no_code_from_files() -> None:

@@ -25,7 +25,7 @@ from guidino_tune.data.sources.demo import generate
 from guidino_tune.errors import UserError
 from guidino_tune.serve import main as serve_command
 from guidino_tune.workflows.predict import TrainedModel, load_model
-from guidino_tune.workflows.serve import MARK, bound, is_loopback, make_app
+from guidino_tune.workflows.serve import MARK, address_of, bound, is_loopback, make_app
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +130,11 @@ def test_a_port_that_is_taken_is_said_or_avoided(tmp_path: Path, capsys: pytest.
     with bound("127.0.0.1", None) as first, bound("127.0.0.1", None) as second:
         assert first.getsockname()[1] != second.getsockname()[1]
     assert [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "10.0.0.1")] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "localhost"), ("::1", "[::1]"), ("[::1]", "[::1]"), ("::", "localhost"), ("lab", "lab")],
+)
+def test_the_address_that_is_told_is_one(host: str, address: str) -> None:
+    assert address_of(host, 8080) == f"http://{address}:8080"

@@ -153,6 +153,21 @@ def test_a_small_trial_compiles_nothing(data: SearchData, memory: Memory, tmp_pa
     trial.run.close()
 
 
+@COMPILER
+def test_a_trial_whose_memory_counts_compiles_once_that_is_measured(data: SearchData, memory: Memory, tmp_path: Path) -> None:
+    """A constraint must not depend on what the trial before it has found."""
+    memory.write(Figures(1.0, {"default": Way(step=0.25, compiling=10.0)}))
+    trial = Trial(data, tmp_path / "run", Clock(eager=1.0, quick=0.25, compiling=10.0), memory)
+    trial.leave(1000)
+    trial.run.measure = True
+    trial.steps(2)
+    assert trial.run.compiled.way == "none"
+    trial.run.measure = False
+    trial.steps(1)
+    assert trial.run.compiled.way == "default"
+    trial.run.close()
+
+
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     ours = [record for record in caplog.records if record.name.startswith("guidino_tune")]
     return [record.getMessage() for record in ours if record.levelname == "WARNING"]
@@ -212,6 +227,24 @@ def test_a_way_that_ended_two_processes_is_left_alone(data: SearchData, memory: 
     last.run.close()
 
 
+@COMPILER
+def test_who_came_third_takes_what_the_first_has_found(data: SearchData, memory: Memory, tmp_path: Path) -> None:
+    memory.write(Figures(1.0, {"default": Way(begun=2)}))  # two trials are compiling
+    trial = Trial(data, tmp_path / "run", Clock(eager=1.0, quick=0.25, compiling=10.0), memory)
+    trial.leave(1000)
+    trial.steps(2)
+    trial.chooser.news()
+    trial.steps(1)
+    assert trial.compiled_calls == 0
+    memory.write(Figures(1.0, {"default": Way(step=0.25, compiling=10.0)}))
+    trial.steps(1)
+    assert trial.compiled_calls == 0  # not before the epoch has ended
+    trial.chooser.news()
+    trial.steps(1)
+    assert trial.run.compiled.way == "default"
+    trial.run.close()
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "3", '{"eager": 1.0}', '{"eager": "x", "ways": {}}', '{"eager": 1.0, "ways": {"default": {"speed": 1}}}',
@@ -258,6 +291,14 @@ def test_ways() -> None:
     assert ways_for(nn.SyncBatchNorm.convert_sync_batchnorm(net), gpu, 1) == ()
 
 
+def test_a_batch_in_parts_gets_no_graphs_though_they_were_asked_for(data: SearchData, tmp_path: Path) -> None:
+    """The graph of the second part would write over the gradients of the first."""
+    for how, parts, way in (("cuda-graphs", 1, "cuda-graphs"), ("cuda-graphs", 2, "default"), ("none", 2, "none")):
+        run = TrainingRun(make_experiment("unet", compile=how), data, Listener(tmp_path / f"{how} {parts}"), micro_batches=parts)
+        assert run.compiled.way == way
+        run.close()
+
+
 def test_unchanged() -> None:
     net, x = nn.BatchNorm2d(3), torch.randn(4, 3, 2, 2)
     net(x)
@@ -299,7 +340,7 @@ for fails in (False, True):
         with chooser.around(2, 10000, step):
             step()
     way = chooser.figures.ways["default"]
-    print(compiled.way, chooser.figures.eager, way.step, bool(way.error))
+    print(compiled.way, chooser.figures.eager, way.step, way.error)
 """
 
 
@@ -307,7 +348,7 @@ def test_workers_decide_alike(tmp_path: Path) -> None:
     commands = [[sys.executable, "-c", RANK, str(rank), str(tmp_path)] for rank in (0, 1)]
     workers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands]
     answers = [worker.communicate(timeout=120) for worker in workers]
-    assert [answer[0].splitlines() for answer in answers] == [["default 1.0 0.25 False", "none 1.0 None True"]] * 2, answers
+    assert [answer[0].splitlines() for answer in answers] == [["default 1.0 0.25 ", "none 1.0 None no compiler here"]] * 2, answers
 
 
 def test_the_figures_are_told_with_the_epoch(data: SearchData, tmp_path: Path) -> None:

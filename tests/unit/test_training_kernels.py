@@ -59,3 +59,16 @@ def test_a_training_on_a_cpu_changes_nothing(tmp_path: Path) -> None:
     run.run()
     assert (of_cpus(), of_gpus(), torch.get_float32_matmul_precision()) == before
     run.close()
+
+
+def test_a_training_that_cannot_begin_leaves_all_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guidino_tune.training.loop.quick_kernels", lambda _: quick_kernels(GPU))
+    before, data = of_gpus(), make_data(tmp_path)
+    run = TrainingRun(make_experiment(epochs=1), data, Listener(tmp_path / "run"))
+    assert of_gpus() == [True, True, True]
+    run.run()
+    run.close()
+    assert of_gpus() == before
+    with pytest.raises(ValueError, match="belongs to experiment"):
+        TrainingRun(make_experiment(epochs=2), data, Listener(tmp_path / "run"))
+    assert of_gpus() == before

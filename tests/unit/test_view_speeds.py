@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,19 @@ def test_more_trials_and_more_to_make_are_never_quicker(
     assert speeds.stored(beside=beside, sharing=sharing + 1, kinds=kinds, first=first) <= here * slack
     assert speeds.stored(beside=beside, sharing=sharing, kinds=kinds + 1, first=first) <= here * slack
     assert speeds.stored(beside=beside, sharing=sharing, kinds=kinds, first=min(1.0, first + 0.1)) <= here * slack
+
+
+def test_what_others_remove_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"views-{name}" / "00000").mkdir(parents=True)
+        (tmp_path / f"views-{name}" / "00000" / "0000.arrow").write_bytes(b"x")
+    forgotten: list[int] = []
+
+    def forget(file: int, *_: int) -> None:
+        forgotten.append(file)
+        for kind in tmp_path.iterdir():
+            shutil.rmtree(kind)
+
+    monkeypatch.setattr(module.os, "posix_fadvise", forget)
+    module._forget(tmp_path, 0.0)
+    assert len(forgotten) == 1

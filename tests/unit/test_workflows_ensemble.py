@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ from test_ensemble import make_data
 from training_helpers import GUIDE, make_experiment
 
 from guidino_tune import paths
+from guidino_tune.analysis.selection import greedy
 from guidino_tune.config import Data, Experiment, Protocol
 from guidino_tune.data.opening import open_for_search
 from guidino_tune.data.sources import find_cases
@@ -58,6 +60,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Data]
     return [make_trial(home / f"seed-{number}", data, number) for number in range(3)], data
 
 
+def num_files() -> int:
+    """That this process has open."""
+    return psutil.Process().num_fds()
+
+
 def validation_dice(model: Path, data: Data, split_file: Path) -> float:
     network, experiment = load_model(model)
     cases = find_cases(experiment.data).select(read_split(split_file).validation)
@@ -66,11 +73,13 @@ def validation_dice(model: Path, data: Data, split_file: Path) -> float:
 
 
 def test_what_it_makes_is_a_model_that_scores_what_was_told(
-    trained: tuple[list[Path], Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: tuple[list[Path], Data], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders, data = trained
-    team = tmp_path / "team"
+    team, opened = tmp_path / "team", [num_files()]
+    monkeypatch.setattr("guidino_tune.workflows.ensemble.greedy", lambda *given: opened.append(num_files()) or greedy(*given))
     found = make_ensemble(folders, team, most=2)
+    assert opened[1] - opened[0] < 4  # not one for each image and model, of which there are more than a process may have
     split_file = folders[0].parent / "split.json"
     assert validation_dice(team, data, split_file) == pytest.approx(found.dice["ensemble"], abs=2e-3)  # of probabilities in 16 bits
     alone = [validation_dice(folder, data, split_file) for folder in folders]
@@ -134,6 +143,10 @@ def test_a_study_gives_its_best_trials_with_weights(
     open_for_search(data, split_file=folder / "split.json", cache=tmp_path / "cache")
     assert [candidate.name for candidate in of_study("small", 20)] == ["trial 1", "trial 3", "trial 0"]
     assert [candidate.name for candidate in of_study("small", 2)] == ["trial 1", "trial 3"]
+    # By its path it is a study too, though there are models below it; its own images are others than those of this test.
+    capsys.readouterr()
+    assert ensemble([str(folder), "--output", str(tmp_path / "team")]) == 2
+    assert "cases of the stored split are not in the data set" in capsys.readouterr().err
 
 
 def test_what_does_not_go_together_is_refused_before_anything_is_written(

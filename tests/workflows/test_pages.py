@@ -22,13 +22,14 @@ ROOT = Path(__file__).parents[2]
 
 RUN = (
     "docs/index.md", "docs/install.md", "docs/search.md", "docs/resume.md", "docs/data.md", "docs/gpus.md", "docs/simulating.md",
-    "README.md", "docs/compare.md", "docs/tables.md", "CONTRIBUTING.md",
+    "README.md", "docs/compare.md", "docs/models.md", "docs/tables.md", "CONTRIBUTING.md",
 )  # fmt: skip
 """Pages whose lines are run, in an order in which each finds what it needs; a line that several show is run once."""
 
 NOT_RUN = {
     "docs/clusters.md": "machines and clouds; tests/cluster",
     "docs/databases.md": "PostgreSQL and S3; tests/contract, test_study_postgres.py",
+    "docs/reading-the-report.md": "a study of another name; test_report.py",
     "docs/searching.md": "simulations of half an hour; test_simulation.py",
     "docs/slurm.md": "Slurm; tests/cluster/long/test_slurm.py",
     "docs/team.md": "several people; test_list_and_show.py, test_backup.py",
@@ -44,6 +45,11 @@ ELSEWHERE = {
     "guidino-tune simulate kvasir ": "a study of ten trials; the line after it simulates a table",
     "guidino-tune reproduce table1 ": "three data sets; test_reproduce.py",
     "guidino-tune ensemble kvasir": "a study of several complete trials; test_workflows_ensemble.py",
+    "python kvasir-onnx/": "a program without this package; test_exports.py",
+    "export MLFLOW_": "a server; test_serving.py",
+    "mlflow models ": "a server; test_serving.py",
+    "curl ": "a server; test_serving.py",
+    "-d ": "a server; test_serving.py",
     "guidino-tune serve ": "it ends by Ctrl-C; test_serve.py",
     "PIP_": "it installs",
     "UV_": "it installs",
@@ -123,4 +129,12 @@ def test_the_shell_blocks_of_the_pages_run(home: Path, sandbox: Path, capsys: py
         assert code == 0 or (name == "doctor" and code == 1), (command, capsys.readouterr())  # it tells what is missing here
         ran.add(name)
     assert (left, larger) == (set(), set())  # what no page shows any more
-    assert set(COMMANDS) - ran == {"prepare", "track", "reproduce-trial", "serve"}  # shown beside the text alone
+    assert set(COMMANDS) - ran == {
+        "prepare",
+        "track",
+        "reproduce-trial",
+        "serve",
+        "ui",
+        "delete",
+        "completion",
+    }  # shown beside the text alone
