@@ -12,6 +12,7 @@ import optuna
 from rich.console import Console
 
 from guidino_tune import paths
+from guidino_tune.data.openings import openings
 from guidino_tune.errors import UserError, redacted
 from guidino_tune.study.journal import database
 from guidino_tune.study.optuna_private import storage
@@ -58,6 +59,8 @@ class Doomed:
             lines.append(f"{len(self.tracked.runs)} runs in MLflow{f', with {as_size(files)} of files' if files else ''}")
         if self.stored.folder.comparison.path.exists():
             lines.append("what compare trained goes with the folder, and so does the model that it made (compare/model)")
+        if opened := len(openings(self.stored.folder.split)):
+            lines.append(f"the record that its sealed test was opened ({opened} time{'s' if opened > 1 else ''}) goes: exports lose it too")
         lines.append("stays: registered models, exports, and what retrain trained")
         return [f"study {name!r}:", *(f"  {line}" for line in lines)]
 

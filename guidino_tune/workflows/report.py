@@ -104,7 +104,8 @@ def _comparisons(folder: StudyFolder) -> list[Comparison]:
 
 def _pages(folder: StudyFolder) -> dict[str, str]:
     """Reports of other commands, such as a paper's table."""
-    mine = [file for file in sorted(folder.reports.glob("*.md")) if not file.name.startswith((".", "compare", NAME))]
+    found = (file for file in sorted(folder.reports.glob("*.md")) if file.is_file())
+    mine = [file for file in found if not file.name.startswith((".", "compare", NAME))]
     return {file.name: file.read_text(encoding="utf-8", errors="replace")[:LONGEST] for file in mine}
 
 

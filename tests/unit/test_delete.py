@@ -13,6 +13,7 @@ from test_track import make_study
 
 from guidino_tune import delete as deleting
 from guidino_tune import paths
+from guidino_tune.data.openings import record_opening
 from guidino_tune.errors import UserError
 from guidino_tune.study.store import StudyFolder, folder_of, known_studies, open_study
 from guidino_tune.track import main as track
@@ -120,7 +121,10 @@ def test_a_closed_input_is_a_no(home: Path, monkeypatch: pytest.MonkeyPatch, cap
 def test_it_asks(answer: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/none.db")
     make("mine", trials=2)
+    record_opening(folder_of("mine").split, "the winner of a comparison", 3)
     assert deleting.main(["mine"]) == 2  # a test has no terminal
+    assert "its sealed test was opened (1 time)" in capsys.readouterr().out
+    assert deleting.main(["mine"]) == 2
     assert "add --yes" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", lambda _: answer)

@@ -209,6 +209,7 @@ def test_text_of_users_is_text(tmp_path: Path) -> None:
     named = stored(tmp_path / "named", space, trials)
     named.folder.reports.mkdir(exist_ok=True)
     (named.folder.reports / "table-1.md").write_text(f"# {evil}")
+    (named.folder.reports / "a-folder.md").mkdir()
     parts = page(named)
     assert parts.tags.count("script") == 1
     assert parts.text.count("<script>alert(1)</script>") > 10
