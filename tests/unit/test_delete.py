@@ -117,6 +117,33 @@ def test_a_closed_input_is_a_no(home: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert folder_of("mine").definition.exists()
 
 
+def test_a_study_that_mlflow_does_not_give_up_stays_whole(
+    template: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import RestException
+
+    def refuse(*_: object) -> None:
+        raise RestException({"error_code": "PERMISSION_DENIED", "message": "Permission denied"})
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(template, home)
+    monkeypatch.setattr(MlflowClient, "delete_run", refuse)
+    assert deleting.main(["small", "--yes"]) == 2
+    assert "MLflow refuses (PERMISSION_DENIED: Permission denied)" in capsys.readouterr().err
+    assert folder_of("small").definition.exists()
+    assert [file for file in (home / "mlartifacts").rglob("*") if file.is_file()]
+
+
+def test_to_look_makes_no_database(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    make("mine", trials=2)
+    assert deleting.main(["mine"]) == 2
+    assert not (home / "mlflow.db").exists()
+    assert deleting.main(["mine", "--yes"]) == 0
+    assert not (home / "mlflow.db").exists()
+
+
 @pytest.mark.parametrize("answer", ["", "n", "yes"])
 def test_it_asks(answer: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/none.db")
