@@ -24,6 +24,7 @@ from guidino_tune.study.stopping import sentence
 from guidino_tune.study.store import StoredStudy, StudyFolder
 from guidino_tune.training.folder import write_text
 from guidino_tune.workflows.certainty import Certainty
+from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.study_page import StudyPage, page_of, page_of_stored
 from guidino_tune.workflows.track import send_where_free
 
@@ -174,6 +175,7 @@ def report_of(
         raise UserError(f"cannot be written ({why})", where=str(output or error.filename), todo="name another file with --output") from None
     console.print(f"written: {file} ({file.stat().st_size / 1e6:.2f} MB)", highlight=False, soft_wrap=True)
     if file.parent == page.stored.folder.reports:
+        follow_home(console)  # or the report of a copied home would go to the files of the first one
         send_where_free(page.stored, storage, console)
     return file
 
