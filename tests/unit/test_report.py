@@ -22,6 +22,7 @@ from report_helpers import EPOCH, START, START_UP, Parts, failed, simulated, spl
 from synthetic_curves import synthetic_space
 
 from guidino_tune.analysis import statistics
+from guidino_tune.reporting import charts
 from guidino_tune.reporting.data import sheet_file
 from guidino_tune.reporting.known import Price
 from guidino_tune.reporting.material import collect
@@ -331,6 +332,12 @@ def test_a_single_trial_stands_on_an_axis_of_trials(tmp_path: Path) -> None:
     told = section(page(stored(tmp_path / "one", made.space, [whole])), "History", "Learning curves")
     assert "e-07" not in told
     assert "0e+00" not in told
+
+
+def test_no_name_of_a_line_hides_a_trial(tmp_path: Path) -> None:
+    made = simulated(tmp_path / "some", 120)
+    drawn = charts.history(collect(made).trials, None, [("best constant mask", 0.25)], by_time=False)
+    assert drawn.index(">best constant mask<") < drawn.index("<circle")
 
 
 def test_the_median_of_two_is_between_them(tmp_path: Path) -> None:
