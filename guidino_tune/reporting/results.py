@@ -16,7 +16,7 @@ from guidino_tune.reporting.words import dice_cell, many, number_cell, setting_c
 ROWS = 400
 """Trials in the leaderboard; a file with thousands would be too large to send by mail."""
 
-MARKS = "Disc: whole budget; ring: stopped early or still running; star: the best."
+MARKS = "Disc: whole budget; ring: stopped early, or not at its end; star: the best."
 
 UNITS = {"val_hd95": "validation HD95, pixels", "seconds": "seconds of training × workers", "parameters": "parameters, millions",
          "operations": "operations per image, 10⁹"}  # fmt: skip

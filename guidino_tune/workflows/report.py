@@ -52,10 +52,10 @@ def make_document(page: StudyPage, *, certainty: Certainty | None = None, price:
         ended: Whether the search has just ended: this process still holds it.
     """
     stored, about = page.stored, page.overview
-    material = collect(stored)
     sure = certainty or Certainty(stored.study, stored.space)
     unsure = _unsure(stored)
     state = about.state if not (ended and about.state == "running") else "stopped" if about.left else "ended"
+    material = collect(stored, is_driven=state == "running")
     known = Known(
         at=datetime.now(),
         state=state,

@@ -390,6 +390,18 @@ def test_a_search_that_runs_is_marked(tmp_path: Path, home: Path) -> None:
         assert not make_document(page_of_stored(made), ended=True).is_running  # by the search itself, at its end
 
 
+def test_no_trial_of_a_study_that_nobody_drives_runs(tmp_path: Path) -> None:
+    made = simulated(tmp_path / "some", 120)
+    first = made.study.get_trials(deepcopy=False)[0]
+    left = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.RUNNING, params=first.params, distributions=first.distributions, intermediate_values={1: 0.4}
+    )
+    halted = stored(tmp_path / "halted", made.space, [first, left])
+    assert "\ninterrupted\n" in section(page(halted), "Leaderboard", "Images")
+    with halted.folder.lock():
+        assert "\nrunning\n" in section(page(halted), "Leaderboard", "Images")
+
+
 def test_pauses_are_no_idle_time(tmp_path: Path) -> None:
     """Two trials of an hour's quarter each, a day between them: half an hour in all, without idle time."""
     made = simulated(tmp_path / "a", 120)
