@@ -12,7 +12,7 @@ PYTEST_ARGS =
 BENCHMARKS = start checkpoint view_making search_throughput against_plain_way epoch_overhead turnaround validation inference precision driver asking database memory
 
 .DEFAULT_GOAL := help
-.PHONY: help search test lint docs wheel bench gpu overfit chaos cluster-test image-test clean
+.PHONY: help search test lint docs wheel bench gpu overfit chaos cluster-test export-test image-test clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make cluster-test   what make test leaves out of cluster/: searches on machines that come, go and die, and on a Slurm of its own"
 	@echo "              (half an hour; needs root on Linux, PostgreSQL, slurm-wlm); SkyPilot, EC2's model and kubectl read their files"
 	@echo "make image-test     builds the image of cluster/Containerfile and looks inside; needs root, buildah and mmdebstrap"
+	@echo "make export-test    every segmenter as ONNX and as torch.export: a quarter of an hour; make test exports the quick ones"
 	@echo "make clean    removes .venv and everything that was built here; studies and data sets in ~/guidino_tune stay"
 
 search: .venv/.run
@@ -87,6 +88,9 @@ build/skypilot/.made:
 	@$(PYTHON) -m venv build/skypilot
 	@build/skypilot/bin/python -m pip install --quiet skypilot==0.14.1 boto3 pytest
 	@touch $@
+
+export-test: .venv/.dev
+	GUIDINO_TUNE_EXPORTS=all $(BIN)/python -m pytest tests/contract/test_exports.py $(PYTEST_ARGS)
 
 image-test:
 	tests/cluster/long/image.sh

@@ -16,7 +16,7 @@ from guidino_tune.study.store import StudyFolder, stored_definition
 def settle(
     space: Space, folder: StudyFolder, storage: str | None, stack: contextlib.ExitStack, say: Callable[[str], None]
 ) -> tuple[Space, str]:
-    """The space with a precision in the place of ``auto``.
+    """The space with a precision in the place of ``auto``, and of a study that goes on with its way to compile.
 
     Args:
         space: To be searched; of a study that goes on, with what its folder knows.
@@ -31,12 +31,12 @@ def settle(
     Raises:
         UserError: A new study's cluster has no place for a trial.
     """
-    if not is_open(space):
-        return space, ""
     if definition := stored_definition(folder, space.study.name, storage):
-        space = as_defined(space, definition)
+        space = as_defined(space, definition)  # also how it compiles, where another folder began it
         if is_open(space):
             say(f"note: {UNSETTLED}")
+        return space, ""
+    if not is_open(space):
         return space, ""
     stack.enter_context(connected(space.resources))
     precision, why = precision_of(plan_when_possible(space.resources, say))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import ipaddress
 import secrets
 import socket
 import tempfile
@@ -176,6 +177,14 @@ def _refused(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": message}, status_code=status)
 
 
+def _is_everywhere(host: str) -> bool:
+    """Whether it stands for all addresses of this machine."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return False
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches it."""
     return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
@@ -183,7 +192,7 @@ def is_loopback(host: str) -> bool:
 
 def address_of(host: str, port: int) -> str:
     """Of the page, for a browser on this machine."""
-    named = "localhost" if host.strip("[]") in ("0.0.0.0", "::") else host
+    named = "localhost" if _is_everywhere(host) else host
     return f"http://[{named.strip('[]')}]:{port}" if ":" in named else f"http://{named}:{port}"
 
 

@@ -170,7 +170,7 @@ def measure(way: Way, experiment: Experiment, scratch: Path, options: argparse.N
         Megabytes: own memory of a process after its imports and in the second epoch, and of all together; medians.
     """
     # As a search on CPUs does, ours are forked from a process that has imported all and computed nothing.
-    context = multiprocessing.get_context("forkserver" if way is shared else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if way is shared else "spawn")
     if way is shared:
         context.set_forkserver_preload([Path(__file__).stem, "transformers.models.dinov3_vit.modeling_dinov3_vit"])
     barrier = context.Barrier(options.processes + 1)

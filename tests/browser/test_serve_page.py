@@ -28,6 +28,17 @@ from guidino_tune.workflows.serve import bound, make_app
 
 OPTIONS = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-dev-shm-usage"
 
+SLOW = """
+const real = window.fetch, t = document.getElementById("threshold");
+const set = (value) => { t.value = value; t.dispatchEvent(new Event("input")); };
+window.fetch = async (where, ...more) => {
+  const reply = await real(where, ...more);
+  if (where.endsWith("threshold=0.05")) await new Promise((go) => setTimeout(go, 1200));
+  return reply;
+};
+"""
+"""Answers for the lowest threshold take more than a second."""
+
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[tuple[str, TrainedModel]]:
@@ -96,6 +107,10 @@ def test_an_image_is_dropped_and_its_mask_is_seen_and_taken_away(chrome: WebDriv
     )
     wanted = int(model.predict(files[1], threshold=level).sum())
     wait.until(lambda c: pixels(c) == wanted)
+    # An answer that comes after that of a later threshold is too late.
+    chrome.execute_script(SLOW + f"set(0.05); setTimeout(() => set({level}), 400)")
+    time.sleep(2)
+    assert (pixels(chrome), chrome.find_element(By.ID, "at").text) == (wanted, f"{level:.2f}")
     # The guide mask lies over the image.
     before = chrome.find_element(By.ID, "over").get_attribute("src")
     chrome.find_element(By.CSS_SELECTOR, "input[value=guide]").find_element(By.XPATH, "..").click()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from guidino_tune.training.description import as_json, config_of, preprocessor_o
 trust("own_parts:TinyNet")
 
 CLOSE = 1e-4
+SLOW = {"dinounet", "h2former", "meddino", "nnwnet", "segdino", "swinunet", "ukan"}
+"""Kinds that torch's exporters take long for."""
+
 FIXED = {"swinunet", "h2former"}
 """Their windows are cut for one size of image."""
 
@@ -70,12 +74,21 @@ def check(name: str, experiment: Experiment, model: Any, folder: Path) -> Any:
         found = run(pixels.float())
         logits = wanted.logits[0]
         foreground = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)[:, 1:]
-        assert (found[0][:, 1:] - foreground).abs().max() < CLOSE
+        difference = (found[0][:, 1:] - foreground).abs().max()
+        assert difference < CLOSE or difference < 2 * rounding(model, experiment, arrays, foreground)
         assert (found[0].sum(1) - 1).abs().max() < CLOSE
         assert len(found) == (1 if wanted.guide is None else 2)
         if wanted.guide is not None:
             assert (found[1] - wanted.guide).abs().max() < CLOSE
     return made
+
+
+def rounding(model: Any, experiment: Experiment, arrays: list[Any], foreground: torch.Tensor) -> float:
+    """How far a network's own result is from that in float64: nnWNet with random weights is further than 1e-4."""
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(torch.stack([normalise(array, experiment.data.normalisation) for array in arrays]).double())
+    logits = exact.logits[0]
+    return float(((logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)[:, 1:]) - foreground).abs().max())
 
 
 def guide_of(kind: str) -> Any:
@@ -86,6 +99,8 @@ def guide_of(kind: str) -> Any:
 @pytest.mark.parametrize("kind", SEGMENTERS)
 @pytest.mark.parametrize("name", [pytest.param("onnx", marks=ONNX), "torch-export", "torchscript"])
 def test_a_segmenter_computes_the_same_elsewhere(kind: str, name: str, tmp_path: Path) -> None:
+    if name != "torchscript" and kind in SLOW and not os.environ.get("GUIDINO_TUNE_EXPORTS"):
+        pytest.skip("takes half a minute and more: make export-test")
     experiment = experiment_of(kind, guide_of(kind))
     made = check(name, experiment, network(experiment), tmp_path / "out")
     fixed = kind in FIXED or (kind, name) == ("dinounet", "torch-export")  # torch does not read the free one's file

@@ -296,7 +296,7 @@ def test_a_checkpoint_as_backbone_is_told_how_to_convert(tmp_path: Path, kind: s
     assert ("'teacher.backbone'" in error.value.what) == (kind == "teacher")
     command, _, setting = error.value.todo.removeprefix("convert it once: ").partition("; then set guide.backbone=")
     words = shlex.split(command)
-    assert prepare(words[words.index("guidino_tune.prepare") + 1 :]) == 0
+    assert prepare(words[words.index("prepare") + 1 :]) == 0
     same_features(Path(setting), model)
     capsys.readouterr()
     doctor(["--backbone", setting])

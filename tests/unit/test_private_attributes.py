@@ -7,15 +7,17 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 
+from guidino_tune.models.torch_private import add_to_all
 from guidino_tune.running import ray_private
 from guidino_tune.study import optuna_private
 from guidino_tune.study.journal import Journal, open_journal
 
 PACKAGE = Path(__file__).parents[2] / "guidino_tune"
-ALLOWED = {"study/optuna_private.py", "running/ray_private.py"}
-"""One file for each library. Of MLflow, torch and the standard library nothing private is used."""
+ALLOWED = {"study/optuna_private.py", "running/ray_private.py", "models/torch_private.py"}
+"""One file for each library. Of MLflow and the standard library nothing private is used."""
 PUBLIC = {"os._exit"}
 """Documented, in spite of their names."""
 
@@ -153,3 +155,9 @@ def test_ray_tells_the_loss_of_a_node_in_a_sentence(capsys: pytest.CaptureFixtur
     assert "10.0.0.2 has been marked dead.\n" in shown
     assert "happen" not in shown
     assert "one. two" in shown
+
+
+def test_torch_adds_to_all_tensors_in_place() -> None:
+    tensors = [torch.tensor(number) for number in range(3)]
+    add_to_all(tensors, 2)
+    assert [int(tensor) for tensor in tensors] == [2, 3, 4]

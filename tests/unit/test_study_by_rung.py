@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from pathlib import Path
@@ -16,6 +17,7 @@ from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space
 from guidino_tune.study.samplers import BEST, LATEST, RepeatingRandomSampler, TPESampler, make_sampler
 from guidino_tune.study.store import StudyFolder, as_begun, open_study
+from guidino_tune.workflows.precision import settle
 
 RATE = optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
 
@@ -128,3 +130,16 @@ def test_a_study_goes_on_compiling_as_it_was_begun(begun: str, tmp_path: Path) -
     assert again.base.hash == former.base.hash
     with pytest.raises(UserError, match=r"training\.compile: .* -> default"):
         open_study(as_begun(search_space(experiment={"training": {"compile": "default", "precision": "fp32"}}), folder), folder)
+
+
+def test_so_does_one_that_another_folder_began_in_a_database(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    former = search_space(experiment={"training": {"compile": "none", "precision": "fp32"}})
+    open_study(former, StudyFolder(tmp_path / "one"), storage)
+    auto = search_space(experiment={"training": {"compile": "auto", "precision": "fp32"}})
+    other = StudyFolder(tmp_path / "other")
+    other.path.mkdir()
+    with contextlib.ExitStack() as stack:
+        again, settled = settle(as_begun(auto, other), other, storage, stack, pytest.fail)
+    assert (again.base.training.compile, settled) == ("none", "")
+    open_study(again, other, storage)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from guidino_tune.models.torch_private import add_to_all
+
 
 def double_conv(inputs: int, middle: int, outputs: int, *, bias: bool) -> nn.Sequential:
     """Twice 3x3 convolution, batch norm and ReLU."""
@@ -33,7 +35,7 @@ def batch_counter(network: nn.Module) -> Callable[[], None]:
     """Counts one more batch in every ``BatchNorm`` of a network."""
     norms = (part for part in network.modules() if isinstance(part, BatchNorm))
     counters = [counter for norm in norms if (counter := norm.num_batches_tracked) is not None]
-    return lambda: torch._foreach_add_(counters, 1) if counters else None
+    return lambda: add_to_all(counters, 1) if counters else None
 
 
 class ChannelNorm(nn.LayerNorm):
