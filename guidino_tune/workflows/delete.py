@@ -106,10 +106,12 @@ def delete_study(what: Doomed, console: Console) -> None:
         gone = folder.path.with_name(f".{folder.path.name}.{uuid.uuid4().hex[:8]}.deleted")
         folder.path.rename(gone)
         (gone / folder.definition.name).unlink(missing_ok=True)
-    shutil.rmtree(gone, ignore_errors=True)
+    try:
+        shutil.rmtree(gone, ignore_errors=True)
+    finally:  # interrupted, too: no command finds it again
+        if gone.exists():
+            console.print(f"left: {gone}, which was not removed whole; remove it", style="yellow", highlight=False, soft_wrap=True)
     console.print(f"deleted: study {name!r}, {as_size(what.size)}", highlight=False, soft_wrap=True)
-    if gone.exists():
-        console.print(f"left: {gone}, which could not be removed whole", style="yellow", highlight=False, soft_wrap=True)
     if what.tracked is None:
         console.print("left: its runs in MLflow, which did not answer; delete them on its page", style="yellow", highlight=False)
     elif what.tracked.runs:

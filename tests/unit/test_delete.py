@@ -144,6 +144,16 @@ def test_to_look_makes_no_database(home: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not (home / "mlflow.db").exists()
 
 
+def test_who_interrupts_it_is_told_what_is_left(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/none.db")
+    make("mine", trials=2)
+    monkeypatch.setattr(shutil, "rmtree", Mock(side_effect=KeyboardInterrupt))
+    assert deleting.main(["mine", "--yes"]) == 130
+    (left,) = (home / "studies").iterdir()
+    assert f"left: {left}, " in capsys.readouterr().out
+    assert known_studies() == []
+
+
 @pytest.mark.parametrize("answer", ["", "n", "yes"])
 def test_it_asks(answer: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/none.db")

@@ -334,6 +334,22 @@ def test_a_single_trial_stands_on_an_axis_of_trials(tmp_path: Path) -> None:
     assert "0e+00" not in told
 
 
+@pytest.mark.parametrize(("others", "kind"), [(0.5, "good"), (0.9, "bad"), (0.7, "open")])
+def test_what_the_sealed_test_says_is_marked(others: float, kind: str, tmp_path: Path) -> None:
+    """The winner on validation may be the worse one there."""
+    made, random = simulated(tmp_path / "compared", 120), np.random.default_rng(0)
+    made.folder.reports.mkdir()
+    with (made.folder.reports / "compare.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["part", "configuration", "seed", "case", "group", "dice"])
+        for name, validation, test in (("trial 5", 0.8, 0.7), ("default", 0.6, others)):
+            for part, mean in (("validation", validation), ("test", test)):
+                rows = [(part, name, seed, f"{part}{n}", f"{part}{n}") for seed in (0, 1, 2) for n in range(30)]
+                writer.writerows([*row, mean if kind == "open" and part == "test" else mean + random.normal(0, 0.02)] for row in rows)
+    text = write_report(page_of_stored(made)).read_text()
+    assert f'<p class="{kind}">On the sealed test: ' in text
+
+
 def test_no_name_of_a_line_hides_a_trial(tmp_path: Path) -> None:
     made = simulated(tmp_path / "some", 120)
     drawn = charts.history(collect(made).trials, None, [("best constant mask", 0.25)], by_time=False)
