@@ -13,7 +13,8 @@ EXAMPLES = """\
   guidino-tune delete kvasir            says what goes and how much it is, and asks
   guidino-tune delete kvasir --yes      does not ask
 
-Registered models, exports and retrained models stay; so does the data set. A study that is searched now is not deleted."""
+Registered models, exports and what retrain trained stay; so does the data set. What compare trained lies in the study's folder and goes.
+A study that is searched or compared now is not deleted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,11 +39,20 @@ def _delete(options: argparse.Namespace) -> int:
     if not options.yes:
         if not sys.stdin.isatty():
             raise UserError("nobody is there to be asked", where=f"delete {options.study}", todo="add --yes to delete all of this")
-        if input("delete all of this? [y/N] ").strip().lower() not in ("y", "yes"):
+        if _answer("delete all of this? [y/N] ") not in ("y", "yes"):
             console.print("nothing was deleted")
             return 1
     delete_study(what, console)
     return 0
+
+
+def _answer(question: str) -> str:
+    """What is typed, in small letters; nothing where the input is closed instead (Ctrl-D)."""
+    try:
+        return input(question).strip().lower()
+    except EOFError:
+        print()
+        return ""
 
 
 if __name__ == "__main__":

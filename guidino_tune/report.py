@@ -27,7 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("study", help="name of the study")
     made.add_argument("--output", metavar="FILE", help="file to write (default: report.html or report.md in the study's reports/)")
     made.add_argument("--format", choices=["html", "markdown"], default="html", help="page (default), or text for a paper's supplement")
-    made.add_argument("--price-per-hour", type=not_negative, metavar="X", help="price of an hour of one worker, such as one GPU")
+    made.add_argument(
+        "--price-per-hour",
+        type=not_negative,
+        metavar="X",
+        help="price of an hour of one worker, such as one GPU; where trials share a GPU, of their share of it",
+    )
     made.add_argument("--currency", default="EUR", metavar="NAME", help="of that price (default: EUR)")
     add_storage_option(made)
     return run(_report, made, argv)

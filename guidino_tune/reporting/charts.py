@@ -64,12 +64,13 @@ def history(trials: Sequence[Trial], best: int | None, lines: Sequence[tuple[str
     scores = [t.dice or 0.0 for t in trials]
     longest = max(x for x, _ in rows)
     unit, factor = ("hours", 1.0) if longest >= 2 or not by_time else ("minutes", 60.0)
-    across, upright = Linear(0, max(longest * factor, 1e-6)), dice_scale([*scores, *(value for _, value in lines)])
+    across, upright = Linear(0, max(longest * factor, 1e-6 if by_time else 1.0)), dice_scale([*scores, *(value for _, value in lines)])
     drawing = Drawing("Dice of every trial and the best so far, over " + (unit if by_time else "trials"))
     drawing.axes(across, upright, f"{unit} since the start, at the last epoch of each trial" if by_time else "trial", "validation Dice")
-    for _, value in lines:
+    for name, value in lines:  # below the marks, or its name would hide the last trials
         y = drawing.y(upright(value))
         drawing.line(drawing.left, y, drawing.right, y, "reference")
+        drawing.text(drawing.right, y - 5, name, "note end")
     stairs, highest = list[tuple[float, float]](), 0.0
     for x, trial in rows:  # only trials that ran their whole budget may become the best
         if trial.state == COMPLETE and (trial.dice or 0.0) > highest:
@@ -84,8 +85,6 @@ def history(trials: Sequence[Trial], best: int | None, lines: Sequence[tuple[str
         drawing.path([*stairs, (drawing.right - 5, stairs[-1][1])], "stairs")
     for trial in thinned([t for _, t in rows], POINTS):
         mark(drawing, trial, drawing.x(across(place(trial) * factor)), drawing.y(upright(trial.dice or 0.0)), best)
-    for name, value in lines:
-        drawing.text(drawing.right, drawing.y(upright(value)) - 5, name, "note end")
     return str(drawing)
 
 

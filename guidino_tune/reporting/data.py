@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 from guidino_tune import paths
 from guidino_tune.data.openings import openings
@@ -133,7 +134,7 @@ def _scores(material: Material, number: int) -> Iterator[Block]:
     epoch = int(next(iter(found.values())).get("epoch", 0))
     scores = [score for _, _, score in rows]
     yield Text(
-        f"Trial {number}, epoch {epoch}: median Dice {scores[len(scores) // 2]:.4f} over {many(len(rows), 'case')}; "
+        f"Trial {number}, epoch {epoch}: median Dice {median(scores):.4f} over {many(len(rows), 'case')}; "
         f"{sum(score < 0.5 for score in scores)} below 0.5, {sum(score == 0 for score in scores)} at 0."
     )
     sized = [row for row in rows if row[1] > 0]

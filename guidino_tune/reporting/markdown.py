@@ -28,7 +28,9 @@ def _blocks(blocks: Iterable[Block]) -> Iterator[str]:
             case Text():
                 question = f"**{_text(block.question)}** " if block.question else ""
                 yield from (
-                    f"- {question}{MARKS[block.kind]}{_text(block.text)}" if block.kind in MARKS else question + _text(block.text),
+                    f"- {question}{MARKS[block.kind]}{_text(block.text)}"
+                    if question and block.kind in MARKS
+                    else question + _text(block.text),
                     "",
                 )
             case Table():

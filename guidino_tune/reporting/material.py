@@ -15,17 +15,20 @@ from guidino_tune.space.space import Space
 from guidino_tune.study.nodes import NODE
 from guidino_tune.study.nodes import shown as node_in_words
 from guidino_tune.study.objectives import as_dict, feasible
+from guidino_tune.study.outcomes import INTERRUPTION
 from guidino_tune.study.pruners import rungs
 from guidino_tune.study.store import StoredStudy, StudyFolder
 from guidino_tune.study.trials import front, ranking, tried
 from guidino_tune.training.case_scores import FILE, read_cases
 from guidino_tune.training.reporter import EpochRecord
 
-COMPLETE, STOPPED, FAILED, RUNNING, BEYOND = "complete", "stopped early", "failed", "running", "beyond a constraint"
+COMPLETE, STOPPED, FAILED, BEYOND = "complete", "stopped early", "failed", "beyond a constraint"
+RUNNING, TO_GO_ON = "running", "interrupted"
 """States of a trial, in words."""
 
-JOINED = 2.0
-"""Seconds between two epochs below which a trial worked without a break."""
+JOINED, SHARE = 1.0, 0.05
+"""Seconds, and besides them a share of an epoch, between two epochs up to which a trial worked without a break: to save takes as long. In a
+longer one it may have waited at a rung while another trial had its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,8 +135,8 @@ class Material:
         return read_cases(path / FILE) if path else {}
 
 
-def collect(stored: StoredStudy) -> Material:
-    """Everything of a study; reads the histories of its trials where its folder is here."""
+def collect(stored: StoredStudy, *, is_driven: bool = True) -> Material:
+    """Everything of a study; reads the histories of its trials where its folder is here. Where nobody drives it, no trial runs."""
     study, space = stored.study, stored.space
     folder = stored.folder if stored.folder.definition.exists() else None
     found = tried(study)
@@ -144,7 +147,7 @@ def collect(stored: StoredStudy) -> Material:
         space=space,
         attributes=study.user_attrs,
         folder=folder,
-        trials=[_trial(space, trial, folder) for trial in found],
+        trials=[_trial(space, trial, folder, is_driven) for trial in found],
         ranked=[trial.number for trial in ranking(study)],
         front=[trial.number for trial in front(study)],
         rungs=rungs(space.study, budgets.pop()) if alike else (),
@@ -152,11 +155,12 @@ def collect(stored: StoredStudy) -> Material:
     )
 
 
-def state_of(trial: FrozenTrial) -> str:
+def state_of(trial: FrozenTrial, is_driven: bool) -> str:
     """In words."""
     if not feasible(trial):
         return BEYOND
-    return {TrialState.COMPLETE: COMPLETE, TrialState.PRUNED: STOPPED, TrialState.FAIL: FAILED}.get(trial.state, RUNNING)
+    going = RUNNING if is_driven and not trial.user_attrs.get(INTERRUPTION) else TO_GO_ON
+    return {TrialState.COMPLETE: COMPLETE, TrialState.PRUNED: STOPPED, TrialState.FAIL: FAILED}.get(trial.state, going)
 
 
 def plain(text: Any) -> str:
@@ -164,7 +168,7 @@ def plain(text: Any) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in str(text))
 
 
-def _trial(space: Space, trial: FrozenTrial, folder: StudyFolder | None) -> Trial:
+def _trial(space: Space, trial: FrozenTrial, folder: StudyFolder | None, is_driven: bool) -> Trial:
     # A distance is not finite where nothing is predicted, and nothing can be drawn of it.
     attributes, curve = trial.user_attrs, _finite(dict(sorted(trial.intermediate_values.items())))
     history = folder.trial(trial.number).history() if folder else []
@@ -175,7 +179,7 @@ def _trial(space: Space, trial: FrozenTrial, folder: StudyFolder | None) -> Tria
     return Trial(
         number=trial.number,
         name=plain(attributes.get("name", "")),
-        state=state_of(trial),
+        state=state_of(trial, is_driven),
         params=dict(trial.params),
         curve=curve,
         dice=max(curve.values(), default=None),
@@ -204,7 +208,7 @@ def _stretches(history: Sequence[EpochRecord]) -> Iterator[tuple[float, float]]:
         if not isinstance(seconds, int | float):
             continue
         start = record.time - seconds
-        if last is None or begun is None or start - last > JOINED + 0.2 * seconds:
+        if last is None or begun is None or start - last > JOINED + SHARE * seconds:
             if begun is not None and last is not None:
                 yield begun, last
             begun = start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from statistics import median
 
 from guidino_tune.analysis.certainty import FEWEST
 from guidino_tune.config.study import OBJECTIVES
@@ -15,7 +16,7 @@ from guidino_tune.reporting.words import dice_cell, many, number_cell, setting_c
 ROWS = 400
 """Trials in the leaderboard; a file with thousands would be too large to send by mail."""
 
-MARKS = "Disc: whole budget; ring: stopped early or still running; star: the best."
+MARKS = "Disc: whole budget; ring: stopped early, or not at its end; star: the best."
 
 UNITS = {"val_hd95": "validation HD95, pixels", "seconds": "seconds of training × workers", "parameters": "parameters, millions",
          "operations": "operations per image, 10⁹"}  # fmt: skip
@@ -96,7 +97,7 @@ def _rungs(material: Material, known: Known) -> Table:
         rows.append(
             (
                 Cell(str(rung), rung), Cell(str(len(came)), len(came)), Cell(str(len(here)), len(here)),
-                dice_cell(values[len(values) // 2] if values else None), dice_cell(values[-1] if values else None),
+                dice_cell(median(values) if values else None), dice_cell(values[-1] if values else None),
                 str(agreement) if agreement else "the end" if rung == material.rungs[-1] else "–",
             )
         )  # fmt: skip
@@ -126,6 +127,7 @@ def front(material: Material) -> Section:
             caption=f"Numbered discs: the front ({_better(name)} is better); rings: other trials.",
         )
         for name in others
+        if any(name in trial.values for trial in complete)
     ]
     leading = [material.trial(number) for number in material.front]
     table = Table(
@@ -141,7 +143,7 @@ def front(material: Material) -> Section:
         ],
         caption="The front, best Dice first.",
     )
-    return Section("front", "Pareto front", lead, [Charts(drawings), table])
+    return Section("front", "Pareto front", lead, [*([Charts(drawings)] if drawings else ()), table])
 
 
 def _in_units(trial: Trial, name: str) -> float | None:

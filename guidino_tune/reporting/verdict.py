@@ -148,11 +148,16 @@ def _compared(known: Known) -> Iterator[Text]:
         yield Text("Nobody has retrained the best configurations with several seeds yet.", "open", "Better with other seeds too?")
     for comparison in known.comparisons:
         for number, answer in enumerate(comparison.answers):
-            sure = " is better than " in answer and "may turn it round" not in answer
-            doubtful = "cannot" in answer or "may turn it round" in answer
-            kind: Kind = "good" if sure else "open" if doubtful else "plain"
+            kind = _kind(answer)
             first = f"Better with other seeds too ({comparison.page})?" if number == 0 else ""
             yield Text(answer[:1].upper() + answer[1:], kind, first)
+
+
+def _kind(answer: str) -> Kind:
+    """Of a sentence of ``analysis.comparison``."""
+    if any(doubt in answer for doubt in ("cannot", "no test can decide", "may turn it round")):
+        return "open"
+    return "good" if " is better than " in answer else "bad" if " is worse than " in answer else "plain"
 
 
 def _gain(known: Known) -> Iterator[Text]:

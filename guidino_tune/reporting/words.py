@@ -21,7 +21,7 @@ def figure(value: float) -> str:
     """Three significant digits, or all of a large whole number."""
     if not math.isfinite(value):
         return str(value)
-    if abs(value) >= 1000:
+    if abs(value) >= 999.5:
         return f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.3g}"
     return f"{value:.3g}"
 
@@ -34,11 +34,11 @@ def setting(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as ``12 s``, ``4.2 min`` or ``31 h``."""
+    """Such as ``12 s``, ``4.2 min``, ``31 h`` or ``1,230 h``."""
     for unit, length in (("h", 3600.0), ("min", 60.0)):
         if seconds >= 1.5 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
+            return f"{figure(seconds / length)} {unit}"
+    return f"{figure(seconds)} s"
 
 
 def when(at: datetime | None) -> str:

@@ -72,6 +72,11 @@ class StudyFolder:
         """The split of one trial: that of all."""
         return self.split
 
+    @property
+    def comparison(self) -> StudyFolder:
+        """What ``compare`` trained; it is held by itself, so that a study goes on while it is compared."""
+        return StudyFolder(self.path / "compare")
+
     def lock(self, work: str = "search", todo: str = "wait for it, stop it, or start another study with another study.name") -> Hold:
         """Holds the study for this process until it ends, however it ends; ``open_study`` then holds it in its database as well.
 
@@ -104,7 +109,12 @@ class StoredStudy(NamedTuple):
     @property
     def holder(self) -> str:
         """Who works on it, on this machine or, of a study in a database, on any; empty when nobody does."""
-        return self.folder.holder() or lease_holder(self.study, place(self.folder.path))
+        return self.folder.holder() or self.elsewhere
+
+    @property
+    def elsewhere(self) -> str:
+        """Who works on it from another folder, of a study in a database; empty when nobody does."""
+        return lease_holder(self.study, place(self.folder.path))
 
 
 def folder_of(name: str | Path) -> StudyFolder:

@@ -84,10 +84,11 @@ def write_cases(file: Path, epoch: int, scores: Mapping[str, Mapping[str, float]
 
 
 def read_cases(file: Path) -> dict[str, dict[str, float]]:
-    """By case what ``write_cases`` wrote; empty where there is no such file, or where it cannot be read."""
+    """By case what ``write_cases`` wrote; empty where there is no such file, or where it cannot be read or has no Dice."""
     try:
         with file.open(encoding="utf-8", newline="") as lines:
-            return dict(_rows(csv.DictReader(lines)))
+            found = dict(_rows(csv.DictReader(lines)))
+        return found if all("dice" in scores for scores in found.values()) else {}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 

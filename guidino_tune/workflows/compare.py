@@ -117,7 +117,7 @@ def compare_study(
     space = _at(space, data_root)
     configurations = finalists(opened, space, top=top, against=list(map(str, against)), epochs=epochs)
     used = _resources(space.resources, resources)
-    home = StudyFolder(folder.path / "compare")
+    home = folder.comparison
     with (
         moved(space, backbones),
         recalled(folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import optuna
 from rich.console import Console
 
 from guidino_tune import paths
+from guidino_tune.data.openings import openings
 from guidino_tune.errors import UserError, redacted
 from guidino_tune.study.journal import database
 from guidino_tune.study.optuna_private import storage
@@ -55,7 +57,11 @@ class Doomed:
         else:
             files = sum(map(size_of, self.tracked.folders))
             lines.append(f"{len(self.tracked.runs)} runs in MLflow{f', with {as_size(files)} of files' if files else ''}")
-        lines.append("stays: registered models, exports, and what was retrained from it")
+        if self.stored.folder.comparison.path.exists():
+            lines.append("what compare trained goes with the folder, and so does the model that it made (compare/model)")
+        if opened := len(openings(self.stored.folder.split)):
+            lines.append(f"the record that its sealed test was opened ({opened} time{'s' if opened > 1 else ''}) goes: exports lose it too")
+        lines.append("stays: registered models, exports, and what retrain trained")
         return [f"study {name!r}:", *(f"  {line}" for line in lines)]
 
 
@@ -66,8 +72,8 @@ def doomed(name: str, url: str | None = None) -> Doomed:
         UserError: There is none, or a process works on it.
     """
     stored = stored_study(name, url)
-    if holder := stored.holder:
-        raise UserError(f"study {name!r} is at work ({holder})", where=str(stored.folder.path), todo="stop it first, or wait for its end")
+    if holder := stored.holder or stored.folder.comparison.holder():
+        raise _at_work(stored, holder)
     why = unreachable(mlflow_uri(), PROBE) or ""
     tracked = None if why else runs_of(mlflow_uri(), _study_id(stored), paths.home() / "mlartifacts")
     files = [file for file in stored.folder.path.rglob("*") if file.is_file() and not file.is_symlink()]
@@ -83,7 +89,15 @@ def delete_study(what: Doomed, console: Console) -> None:
         UserError: A process works on it now.
     """
     name, folder = what.stored.study.study_name, what.stored.folder
-    with folder.lock("deletion", "wait for its end"):
+    with contextlib.ExitStack() as held:
+        if not folder.definition.exists():
+            raise UserError(f"study {name!r} was deleted meanwhile", where=str(folder.path), todo="nothing is left to do")
+        for place in (folder, folder.comparison):
+            if place.path.exists():
+                held.enter_context(place.lock("deletion", "wait for its end"))
+        # The question may have stood for hours: a driver on another machine may have come to the study's database since.
+        if elsewhere := what.stored.elsewhere:
+            raise _at_work(what.stored, elsewhere)
         if what.tracked is not None:
             remove_runs(mlflow_uri(), _study_id(what.stored), what.tracked)
         if what.storage:
@@ -92,10 +106,12 @@ def delete_study(what: Doomed, console: Console) -> None:
         gone = folder.path.with_name(f".{folder.path.name}.{uuid.uuid4().hex[:8]}.deleted")
         folder.path.rename(gone)
         (gone / folder.definition.name).unlink(missing_ok=True)
-    shutil.rmtree(gone, ignore_errors=True)
+    try:
+        shutil.rmtree(gone, ignore_errors=True)
+    finally:  # interrupted, too: no command finds it again
+        if gone.exists():
+            console.print(f"left: {gone}, which was not removed whole; remove it", style="yellow", highlight=False, soft_wrap=True)
     console.print(f"deleted: study {name!r}, {as_size(what.size)}", highlight=False, soft_wrap=True)
-    if gone.exists():
-        console.print(f"left: {gone}, which could not be removed whole", style="yellow", highlight=False, soft_wrap=True)
     if what.tracked is None:
         console.print("left: its runs in MLflow, which did not answer; delete them on its page", style="yellow", highlight=False)
     elif what.tracked.runs:
@@ -117,6 +133,11 @@ def as_size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+def _at_work(stored: StoredStudy, holder: str) -> UserError:
+    name = stored.study.study_name
+    return UserError(f"study {name!r} is at work ({holder})", where=str(stored.folder.path), todo="stop it first, or wait for its end")
 
 
 def _study_id(stored: StoredStudy) -> str:

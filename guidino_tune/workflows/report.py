@@ -24,6 +24,7 @@ from guidino_tune.study.stopping import sentence
 from guidino_tune.study.store import StoredStudy, StudyFolder
 from guidino_tune.training.folder import write_text
 from guidino_tune.workflows.certainty import Certainty
+from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.study_page import StudyPage, page_of, page_of_stored
 from guidino_tune.workflows.track import send_where_free
 
@@ -51,10 +52,10 @@ def make_document(page: StudyPage, *, certainty: Certainty | None = None, price:
         ended: Whether the search has just ended: this process still holds it.
     """
     stored, about = page.stored, page.overview
-    material = collect(stored)
     sure = certainty or Certainty(stored.study, stored.space)
     unsure = _unsure(stored)
     state = about.state if not (ended and about.state == "running") else "stopped" if about.left else "ended"
+    material = collect(stored, is_driven=state == "running")
     known = Known(
         at=datetime.now(),
         state=state,
@@ -104,7 +105,8 @@ def _comparisons(folder: StudyFolder) -> list[Comparison]:
 
 def _pages(folder: StudyFolder) -> dict[str, str]:
     """Reports of other commands, such as a paper's table."""
-    mine = [file for file in sorted(folder.reports.glob("*.md")) if not file.name.startswith((".", "compare", NAME))]
+    found = (file for file in sorted(folder.reports.glob("*.md")) if file.is_file())
+    mine = [file for file in found if not file.name.startswith((".", "compare", NAME))]
     return {file.name: file.read_text(encoding="utf-8", errors="replace")[:LONGEST] for file in mine}
 
 
@@ -173,6 +175,7 @@ def report_of(
         raise UserError(f"cannot be written ({why})", where=str(output or error.filename), todo="name another file with --output") from None
     console.print(f"written: {file} ({file.stat().st_size / 1e6:.2f} MB)", highlight=False, soft_wrap=True)
     if file.parent == page.stored.folder.reports:
+        follow_home(console)  # or the report of a copied home would go to the files of the first one
         send_where_free(page.stored, storage, console)
     return file
 

@@ -29,7 +29,7 @@ from guidino_tune.tracking.links import page_address
 from guidino_tune.tracking.views import LOCAL
 from guidino_tune.workflows.track import mlflow_uri
 
-HOST, PORT = "127.0.0.1", 5000
+HOST, PORT, LAST_PORT = "127.0.0.1", 5000, 65535
 PATIENCE = 120.0
 """Seconds for a server to answer for the first time: MLflow imports a lot, and may have to bring its database up to date."""
 
@@ -58,6 +58,8 @@ def show_pages(stored: StoredStudy | None, console: Console, *, port: int | None
         return 0
     with contextlib.ExitStack() as stack:
         chosen = port or free_port(PORT)
+        if port and port > LAST_PORT:
+            raise UserError(f"is no port: these end at {LAST_PORT}", where=f"--port {port}", todo="choose another one, or leave it out")
         if port and not _is_free(port):
             raise UserError("another program listens there", where=f"--port {port}", todo="choose another one, or leave it out")
         base = f"http://{HOST}:{chosen}"
@@ -102,8 +104,8 @@ def served(command: Sequence[str], address: str, **environment: str) -> Iterator
 
 
 def free_port(first: int) -> int:
-    """``first`` where nobody listens on it, else, and for 0, one that the system gives."""
-    if first and _is_free(first):
+    """``first`` where nobody listens on it, else, and for 0 or where it is no port, one that the system gives."""
+    if 0 < first <= LAST_PORT and _is_free(first):
         return first
     with socket.socket() as one:
         one.bind((HOST, 0))

@@ -69,7 +69,7 @@ def test_a_trial_writes_the_scores_of_its_best_epoch(data: SearchData, tmp_path:
 
 def test_what_cannot_be_read_is_nothing(tmp_path: Path) -> None:
     assert read_cases(tmp_path / "none.csv") == {}
-    for text in ("", "case,dice\na,b\n", "dice\n1\n", "case,dice\na\n"):
+    for text in ("", "case,dice\na,b\n", "dice\n1\n", "case,dice\na\n", "case,iou\na,0.5\n"):
         (tmp_path / "bad.csv").write_text(text)
         assert read_cases(tmp_path / "bad.csv") == {}
     write_cases(tmp_path / "x.csv", 3, {'a,\n"b': {"dice": 1 / 3, "iou": 0.2}}, {'a,\n"b': 0.5})

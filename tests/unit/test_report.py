@@ -12,6 +12,7 @@ import json
 import re
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import optuna
@@ -206,6 +207,7 @@ def test_text_of_users_is_text(tmp_path: Path) -> None:
     named = stored(tmp_path / "named", space, trials)
     named.folder.reports.mkdir(exist_ok=True)
     (named.folder.reports / "table-1.md").write_text(f"# {evil}")
+    (named.folder.reports / "a-folder.md").mkdir()
     parts = page(named)
     assert parts.tags.count("script") == 1
     assert parts.text.count("<script>alert(1)</script>") > 10
@@ -357,7 +359,7 @@ def test_what_was_stopped_at_which_rung(study: StoredStudy, parts: Parts) -> Non
     for rung in (3, 9, 27):
         best = sorted(max(v for e, v in t.intermediate_values.items() if e <= rung) for t in trials if rung in t.intermediate_values)
         here = [t for t in trials if t.state.name in ("PRUNED", "FAIL") and max(t.intermediate_values, default=0) == rung]
-        row = f"\n{rung}\n{len(best)}\n{len(here)}\n{best[len(best) // 2]:.4f}\n{best[-1]:.4f}\n"
+        row = f"\n{rung}\n{len(best)}\n{len(here)}\n{median(best):.4f}\n{best[-1]:.4f}\n"
         assert row in told
 
 

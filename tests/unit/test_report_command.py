@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from report_helpers import Parts, simulated
 from rich.console import Console
 from test_list_and_show import make
 
+from guidino_tune import paths
 from guidino_tune import report as command
 from guidino_tune.workflows.report import report_at_end
 
@@ -56,6 +59,24 @@ def test_the_report_of_a_study_is_sent_to_mlflow(home: Path, empty_mlflow: Path,
     assert command.main(["sent"]) == 0
     assert (home / "studies" / "sent" / "reports" / "report.html").is_file()
     assert len(list(home.rglob("mlartifacts/**/report.html"))) == 1
+
+
+def test_the_report_of_a_copied_home_goes_to_the_copy(home: Path, empty_mlflow: Path, tmp_path: Path) -> None:
+    home.mkdir()
+    shutil.copy(empty_mlflow, home)
+    make("sent")
+    assert command.main(["sent"]) == 0
+    paths.remember_home()
+    copy = tmp_path / "copy"
+    shutil.copytree(home, copy)
+    before = {file: file.stat().st_mtime_ns for file in home.rglob("*") if file.is_file()}
+    # A process of its own: MLflow remembers where the files of a run are.
+    call = [sys.executable, "-m", "guidino_tune.report", "sent", "--home", str(copy)]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"the home folder was moved from {home}" in done.stdout
+    assert {file: file.stat().st_mtime_ns for file in home.rglob("*") if file.is_file()} == before
+    assert len(list(copy.rglob("mlartifacts/**/report.html"))) == 1
 
 
 def test_what_spoils_a_report_spoils_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,12 @@ def test_a_port_that_is_taken_is_not_used() -> None:
             ui.show_pages(None, Console(quiet=True), port=port, browser=False)
 
 
+def test_what_is_no_port_is_told() -> None:
+    with pytest.raises(UserError, match="is no port: these end at 65535"):
+        ui.show_pages(None, Console(quiet=True), port=70000, browser=False)
+    assert 0 < ui.free_port(65536) <= 65535  # beside the last one
+
+
 def test_the_page_of_an_mlflow_server_is_told_without_starting_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make("mine", trials=2)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:sesame@127.0.0.1:9")
