@@ -44,7 +44,7 @@ def test_its_extras_are_all_that_a_deployment_may_need() -> None:
     extras = re.search(r'^ARG EXTRAS="(.*)"$', FILE, re.MULTILINE)
     assert extras is not None
     known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert set(extras[1].split()) == set(known) - {"dev"}
+    assert set(extras[1].split()) == set(known) - {"dev", "docs"}
 
 
 def test_a_number_that_the_base_has_given_away_is_taken_too() -> None:
