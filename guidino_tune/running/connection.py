@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import threading
@@ -173,6 +174,14 @@ def _leave() -> None:
     import ray
 
     global _dashboard
-    ray.shutdown()
+    # Where a thread gives up a reference to an object of Ray while that shuts down, Ray ends this process with code 1. What lies in cycles
+    # is given up by whichever thread collects them, such as the one that sends to MLflow; afterwards that is harmless.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        if collects:
+            gc.enable()
     _dashboard = ""
     note_own(False)
