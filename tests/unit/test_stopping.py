@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,3 +165,27 @@ def test_an_interrupt_that_a_library_swallowed_interrupts_later_and_once() -> No
     raise_swallowed()  # of another command
     with stop_signals():
         raise_swallowed()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_interrupt_that_python_drops_comes_again(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is raised while objects are collected is dropped, and told with a traceback."""
+
+    class Thing:
+        pass
+
+    thing = Thing()
+    kept = weakref.ref(thing, lambda _: signal.raise_signal(number))
+    hook = sys.unraisablehook
+    begun = time.monotonic()
+
+    def collected() -> None:
+        nonlocal thing
+        thing = Thing()
+        time.sleep(20)
+
+    with pytest.raises(KeyboardInterrupt), stop_signals():
+        collected()
+    assert time.monotonic() - begun < 10
+    assert (kept(), sys.unraisablehook) == (None, hook)
+    assert "ignored" not in capsys.readouterr().err
