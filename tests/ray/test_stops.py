@@ -162,7 +162,7 @@ def test_a_stop_takes_seconds_although_mlflow_does_not_answer_and_the_search_goe
 def test_a_search_with_a_ray_of_its_own_leaves_no_process(
     way: str, home: Path, tmp_path: Path, demo: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ("guidino_tune.search", str(slow_space(tmp_path, demo, epochs=150, trials=2, pruner="none")))
+    command = ("guidino_tune.search", str(slow_space(tmp_path, demo, epochs=600, trials=2, pruner="none")))
     log = tmp_path / "own.txt"
     with log.open("w") as file:
         process = subprocess.Popen(
