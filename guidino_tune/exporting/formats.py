@@ -21,6 +21,7 @@ from guidino_tune.exporting.graph import INPUT, Graph, PixelsToProbabilities, no
 from guidino_tune.exporting.onnx_file import ONNX, check_installed, load_onnx, write_onnx
 from guidino_tune.exporting.torch_files import PT2, TORCHSCRIPT, Network, load_pt2, load_torchscript, write_pt2, write_torchscript
 from guidino_tune.training.card import FILES
+from guidino_tune.training.folder import replace_folder
 
 CLOSE = 1e-3
 """Difference of an export's probabilities from the network's beyond which it is refused: other kernels round otherwise, mostly by 1e-6."""
@@ -187,15 +188,6 @@ def _is_export(folder: Path) -> bool:
         return config["format"] == "guidino_tune" and "export" in config
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def replace_folder(draft: Path, target: Path) -> None:
-    """Puts a finished folder in the place of another, which is gone only when the new one is there."""
-    old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
-    if os.path.lexists(target):
-        target.rename(old)
-    draft.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from guidino_tune.models.ensemble import Ensemble
 from guidino_tune.training.backbones import known_of_model
 from guidino_tune.training.card import Scores
 from guidino_tune.training.checkpoints import WEIGHTS
-from guidino_tune.training.folder import write_text
+from guidino_tune.training.folder import replace_folder, write_text
 from guidino_tune.training.model_folder import ENSEMBLE, PROVENANCE, SPLIT, describe, export_model, find_rules, find_weights, load_single
 from guidino_tune.training.stored_backbone import store_backbone
 
@@ -188,6 +188,5 @@ def export_ensemble(
     if with_backbone:
         store_backbones(draft)
     describe(draft, first, find_rules(draft, first.data), provenance, scores=scores)
-    shutil.rmtree(target, ignore_errors=True)
-    draft.rename(target)
+    replace_folder(draft, target)
     return target

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from io import FileIO
 from pathlib import Path
@@ -156,6 +157,29 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def replace_folder(draft: Path, target: Path) -> None:
+    """Puts a finished folder in the place of another, which is removed only when the new one is there.
+
+    Args:
+        draft: On the same file system.
+        target: There or not. Where the process is killed between the two, it waits as ``.NAME.XXXXXXXX.old`` beside it.
+
+    Raises:
+        OSError: The draft cannot be put there; the target is as it was.
+    """
+    old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
+    there = os.path.lexists(target)
+    if there:
+        target.rename(old)
+    try:
+        draft.rename(target)
+    except OSError:
+        if there:
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -31,7 +31,7 @@ from guidino_tune.training.backbones import is_unnoted, known_of_model, provenan
 from guidino_tune.training.card import Scores, card_of
 from guidino_tune.training.checkpoints import WEIGHTS, check_finite, checksum_of, load_weights, noted_checksum
 from guidino_tune.training.description import CARD, CONFIG, PREPROCESSOR, SCORES, as_json, config_of, numbers_in, preprocessor_of
-from guidino_tune.training.folder import HISTORY
+from guidino_tune.training.folder import HISTORY, replace_folder
 from guidino_tune.training.stored_backbone import BACKBONE, find_stored, load_stored, store_backbone
 
 log = logging.getLogger(__name__)
@@ -93,8 +93,7 @@ def export_model(
             store_backbone(experiment, draft)
     rules = (read_rules(draft / RULES) if split_file is not None else None) or find_rules(source, experiment.data)
     describe(draft, experiment, rules, whole, scores=scores)
-    shutil.rmtree(target, ignore_errors=True)
-    draft.rename(target)
+    replace_folder(draft, target)
     return target
 
 

@@ -15,7 +15,7 @@ from guidino_tune import __version__, paths
 from guidino_tune.config.parsing import read_yaml
 from guidino_tune.data.carrying import FILE
 from guidino_tune.errors import UserError, nearest
-from guidino_tune.exporting.formats import FORMATS, Exported, check_target, export_network, replace_folder
+from guidino_tune.exporting.formats import FORMATS, Exported, check_target, export_network
 from guidino_tune.exporting.graph import PixelsToProbabilities
 from guidino_tune.known_backbones import chosen, expecting
 from guidino_tune.tracking import tracking_uri
@@ -24,7 +24,7 @@ from guidino_tune.training.backbones import known_of_model
 from guidino_tune.training.checkpoints import WEIGHTS
 from guidino_tune.training.description import CARD, CONFIG, PREPROCESSOR, SCORES, as_json
 from guidino_tune.training.ensemble_folder import find_ensemble, members_of, store_backbones
-from guidino_tune.training.folder import TrialFolder
+from guidino_tune.training.folder import TrialFolder, replace_folder
 from guidino_tune.training.model_folder import PROVENANCE, describe, export_model, find_rules, find_weights, load_model
 from guidino_tune.training.stored_backbone import find_stored, store_backbone
 

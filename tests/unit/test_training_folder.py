@@ -12,7 +12,7 @@ from fuzz_helpers import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guidino_tune.training.folder import TrialFolder, read_history, write_text
+from guidino_tune.training.folder import TrialFolder, read_history, replace_folder, write_text
 from guidino_tune.training.reporter import EpochRecord
 
 
@@ -199,3 +199,17 @@ def test_a_folder_is_free_again_when_it_is_let_go(folder: TrialFolder) -> None:
     clock = time.monotonic()
     folder.hold().close()
     assert time.monotonic() - clock < 1
+
+
+def test_a_folder_is_replaced_by_one_that_is_whole_or_stays(tmp_path: Path) -> None:
+    target, draft = tmp_path / "model", tmp_path / "draft"
+    for folder, text in ((target, "old"), (draft, "new")):
+        folder.mkdir()
+        (folder / "weights").write_text(text)
+    with pytest.raises(OSError, match="nothing"):
+        replace_folder(tmp_path / "nothing", target)
+    assert (target / "weights").read_text() == "old"
+    replace_folder(draft, target)
+    assert (target / "weights").read_text() == "new"
+    replace_folder(target, tmp_path / "first")
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
