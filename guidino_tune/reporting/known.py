@@ -8,18 +8,7 @@ from datetime import datetime
 
 from guidino_tune.analysis.certainty import Estimate
 from guidino_tune.analysis.comparison import Result
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """One kind of failure: how often, the first trial, its reason and node, and what to do about it."""
-
-    kind: str
-    count: int
-    trial: int
-    message: str
-    node: str
-    todo: str
+from guidino_tune.study.outcomes import FirstFailure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +67,7 @@ class Known:
     importance: Mapping[int, Mapping[str, Estimate]] = field(default_factory=dict)
     gain: tuple[int, Estimate] | None = None
     unsure: str = ""
-    failures: Sequence[Failure] = ()
+    failures: Sequence[FirstFailure] = ()
     comparisons: Sequence[Comparison] = ()
     pages: Mapping[str, str] = field(default_factory=dict)
     commands: Mapping[str, str] = field(default_factory=dict)

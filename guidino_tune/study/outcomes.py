@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -64,6 +65,27 @@ INTERRUPTION = "interrupted"
 """Attribute of a trial that waits to go on: what interrupted it; empty while it runs."""
 
 Key = frozenset[tuple[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstFailure:
+    """The first trial that failed in one way.
+
+    Attributes:
+        kind: Of the failure.
+        count: Trials that failed so.
+        trial: The number of the first.
+        message: Its reason.
+        node: Where it was; empty where that is unknown.
+        todo: What to do about such a failure.
+    """
+
+    kind: str
+    count: int
+    trial: int
+    message: str
+    node: str
+    todo: str
 
 
 class Outcomes:

@@ -14,7 +14,7 @@ from guidino_tune.study.lease import STALE, last_sign, read_lease
 from guidino_tune.study.locking import place
 from guidino_tune.study.nodes import NODE
 from guidino_tune.study.nodes import shown as node_in_words
-from guidino_tune.study.outcomes import REPEATED, REPEATS
+from guidino_tune.study.outcomes import REPEATED, REPEATS, FirstFailure
 from guidino_tune.study.reading import Reader
 from guidino_tune.study.store import StoredStudy
 from guidino_tune.study.tally import Tally
@@ -83,27 +83,6 @@ class Overview:
     best: float | None = None
     latest: datetime | None = None
     problem: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FirstFailure:
-    """The first trial that failed in one way.
-
-    Attributes:
-        kind: Of the failure.
-        count: Trials that failed so.
-        trial: The number of the first.
-        message: Its reason.
-        node: Where it was; empty where that is unknown.
-        todo: What to do about such a failure.
-    """
-
-    kind: str
-    count: int
-    trial: int
-    message: str
-    node: str
-    todo: str
 
 
 def overviews(reader: Reader) -> list[Overview]:

@@ -15,7 +15,7 @@ from guidino_tune.analysis.certainty import FEWEST, Estimate
 from guidino_tune.errors import UserError, storage_error
 from guidino_tune.reporting.build import build
 from guidino_tune.reporting.document import Document
-from guidino_tune.reporting.known import Comparison, Failure, Known, Price
+from guidino_tune.reporting.known import Comparison, Known, Price
 from guidino_tune.reporting.markdown import markdown
 from guidino_tune.reporting.material import collect
 from guidino_tune.reporting.page import html
@@ -69,7 +69,7 @@ def make_document(page: StudyPage, *, certainty: Certainty | None = None, price:
         importance={} if unsure else {rung: sure.importance(rung, SAMPLE) for rung in sure.rungs},
         gain=_gain(sure) if not unsure else None,
         unsure=unsure or (f"fewer than {FEWEST} trials have a Dice" if len(sure.trials) < FEWEST else ""),
-        failures=[Failure(kind=f.kind, count=f.count, trial=f.trial, message=f.message, node=f.node, todo=f.todo) for f in page.failures],
+        failures=page.failures,
         comparisons=_comparisons(material.folder) if material.folder else (),
         pages=_pages(material.folder) if material.folder else {},
         commands=page.commands,

@@ -15,7 +15,7 @@ from guidino_tune.errors import redacted
 from guidino_tune.study.lease import DRIVEN_FROM
 from guidino_tune.study.nodes import NODE
 from guidino_tune.study.objectives import as_dict, in_words
-from guidino_tune.study.outcomes import INTERRUPTION
+from guidino_tune.study.outcomes import INTERRUPTION, FirstFailure
 from guidino_tune.study.reading import Reader
 from guidino_tune.study.store import StoredStudy
 from guidino_tune.study.trials import best_value, ranking, tried
@@ -23,7 +23,7 @@ from guidino_tune.tracking import tracking_uri
 from guidino_tune.tracking.client import is_server
 from guidino_tune.tracking.inspection import experiment_name
 from guidino_tune.tracking.links import page_address
-from guidino_tune.workflows.overview import FirstFailure, Overview, data_in_words, first_failures, overview, plain
+from guidino_tune.workflows.overview import Overview, data_in_words, first_failures, overview, plain
 from guidino_tune.workflows.progress import placed, word
 
 
