@@ -24,6 +24,7 @@ _PLACES = {
     "TrialResult": "workflows.result",
     "UserError": "errors",
     "compare_study": "workflows.compare",
+    "export_model": "workflows.export_model",
     "load_model": "workflows.predict",
     "load_space": "api",
     "open_study": "workflows.result",
@@ -47,7 +48,7 @@ def __dir__() -> list[str]:
 
 
 class _Door(ModuleType):
-    """The command ``retrain`` is a module of that name, which Python would put in the place of the function when it is imported."""
+    """A command such as ``retrain`` is a module of that name, which Python would put in the place of the function when it is imported."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _PLACES and isinstance(value, ModuleType)):

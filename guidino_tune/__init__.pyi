@@ -1,6 +1,7 @@
 from guidino_tune.api import load_space
 from guidino_tune.errors import UserError
 from guidino_tune.workflows.compare import compare_study
+from guidino_tune.workflows.export_model import export_model
 from guidino_tune.workflows.predict import load_model
 from guidino_tune.workflows.result import Callback, StudyResult, TrialResult, open_study
 from guidino_tune.workflows.retrain import retrain_model as retrain
@@ -14,6 +15,7 @@ __all__ = [
     "UserError",
     "__version__",
     "compare_study",
+    "export_model",
     "load_model",
     "load_space",
     "open_study",

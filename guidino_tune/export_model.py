@@ -43,12 +43,8 @@ def _export(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from guidino_tune import targets
-    from guidino_tune.errors import UserError
     from guidino_tune.workflows.export_model import FOLDER, export
 
-    for where, text in (("MODEL", options.model), ("--output", options.output)):
-        if not text:
-            raise UserError("is empty", where=where, todo="name a path; an empty one would be the present folder")
     targets.trust(*([targets.EVERYTHING] if options.trust else ()))
     console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
     with console.status("exporting"):

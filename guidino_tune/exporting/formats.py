@@ -99,7 +99,7 @@ def export_network(
             return write_export(graph, name, target, experiment, described, force=force)
         except Unreadable as error:
             problem = str(error).strip().partition("\n")[0]
-    raise UserError(f"the file that was written cannot be loaded: {problem}", where=f"--format {name}", todo="take another format")
+    raise UserError(f"the file that was written cannot be loaded: {problem}", where=f"format {name}", todo="take another format")
 
 
 def write_export(
@@ -172,12 +172,12 @@ def check_target(target: Path, *, force: bool) -> None:
     """
     if not os.path.lexists(target):
         return
-    todo = "choose another --output" + ("" if force else ", or replace it by --force")
+    todo = "choose another folder" + ("" if force else ", or replace it (force)")
     if not target.is_dir() or target.is_symlink():
-        raise UserError("is no folder", where=str(target), todo="choose another --output")
+        raise UserError("is no folder", where=str(target), todo="choose another folder")
     here = target.resolve()
     if here in (Path.home().resolve(), Path.cwd().resolve(), *Path.cwd().resolve().parents):
-        raise UserError("is a folder that holds much else", where=str(target), todo="choose another --output")
+        raise UserError("is a folder that holds much else", where=str(target), todo="choose another folder")
     if any(target.iterdir()) and not force and not _is_export(target):
         raise UserError("holds something that is no export of guidino-tune, and nothing was changed", where=str(target), todo=todo)
 

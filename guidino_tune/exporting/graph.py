@@ -179,5 +179,5 @@ def trace(
         names = {0: "batch", 2: "height", 3: "width"}
         return Graph(module, made, example, outputs, tuple(names[axis] for axis in axes), multiple)
     raise UserError(
-        f"torch.export cannot trace this network: {problem}", where=experiment.name, todo="try --format torchscript, which follows one run"
+        f"torch.export cannot trace this network: {problem}", where=experiment.name, todo="try torchscript, which follows one run"
     )

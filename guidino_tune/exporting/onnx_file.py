@@ -31,7 +31,7 @@ def check_installed() -> None:
     if missing:
         raise UserError(
             f"needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
-            where="--format onnx",
+            where="format onnx",
             todo="install the extra: pip install 'guidino-tune[export]'; or take another format, such as torch-export",
         )
 
@@ -54,7 +54,7 @@ def write_onnx(graph: Graph, folder: Path) -> list[str]:
             program.save(folder / ONNX)
     except Exception as error:  # the exporter's own, and those of onnxscript below it
         what = f"this network cannot be written as ONNX: {str(error).strip().partition(chr(10))[0]}"
-        raise UserError(what, where="--format onnx", todo="take torch-export") from None
+        raise UserError(what, where="format onnx", todo="take torch-export") from None
     return [f"opset {program.model.opset_imports['']}"]
 
 

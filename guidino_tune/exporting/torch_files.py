@@ -56,7 +56,7 @@ def write_torchscript(graph: Graph, folder: Path) -> list[str]:
             torch.jit.save(script, str(folder / TORCHSCRIPT))
     except Exception as error:  # of torch's own compiler
         what = f"torch.jit.trace cannot follow this network: {str(error).strip().partition(chr(10))[0]}"
-        raise UserError(what, where="--format torchscript", todo="take torch-export or onnx") from None
+        raise UserError(what, where="format torchscript", todo="take torch-export or onnx") from None
     return ["TorchScript is deprecated in torch: torch-export is its successor"]
 
 

@@ -20,18 +20,59 @@ from guidino_tune.exporting.graph import PixelsToProbabilities
 from guidino_tune.known_backbones import chosen, expecting
 from guidino_tune.tracking import tracking_uri
 from guidino_tune.tracking.downloads import downloaded, is_in_mlflow
+from guidino_tune.training import model_folder
 from guidino_tune.training.backbones import known_of_model
 from guidino_tune.training.checkpoints import WEIGHTS
 from guidino_tune.training.description import CARD, CONFIG, PREPROCESSOR, SCORES, as_json
 from guidino_tune.training.ensemble_folder import find_ensemble, members_of, store_backbones
 from guidino_tune.training.folder import TrialFolder, replace_folder
-from guidino_tune.training.model_folder import PROVENANCE, describe, export_model, find_rules, find_weights, load_model
+from guidino_tune.training.model_folder import PROVENANCE, describe, find_rules, find_weights, load_model
 from guidino_tune.training.stored_backbone import find_stored, store_backbone
 
 FOLDER = "folder"
 """The format that this package itself reads."""
 
 _LEVELS = 4  # folders above a trial in which its study's split is looked for
+
+
+def export_model(
+    model: str | Path,
+    output: str | Path,
+    format: str,
+    *,
+    with_backbone: bool = False,
+    backbone: str | Path | None = None,
+    force: bool = False,
+) -> Path:
+    """Writes a trained model as a folder that other programs run, as ``guidino-tune export-model`` does; whole or not at all.
+
+    Args:
+        model: What ``load_model`` takes: a model folder, a trial's folder, an ensemble's, or ``models:/NAME/VERSION`` in MLflow.
+        output: The new folder; an earlier export there is replaced.
+        format: ``onnx`` (needs the extra ``export``), ``torch-export``, ``torchscript``, ``monai-bundle``, ``hf``; or ``folder``, that of
+            this package.
+        with_backbone: Of ``folder``: the frozen backbone's weights go along; all other formats hold them anyway.
+        backbone: Folder in which the weights of the guide's backbone lie now, if they were moved.
+        force: Replace what is at ``output``, even if it is no export.
+
+    Returns:
+        The folder. Its ``README.md`` says how it is used, ``config.json`` what is in it.
+
+    Raises:
+        UserError: No model, no such format, a missing extra, an output that holds something else, or a network that the format cannot hold.
+
+    Example:
+        >>> folder = export_model("kvasir-whole", "kvasir-ts", format="torchscript")
+        >>> sorted(file.name for file in folder.iterdir())
+        ['README.md', 'config.json', 'model.ts', 'portable.py', 'preprocessor_config.json', 'use.py']
+        >>> export_model("kvasir-whole", "kvasir-ts", format="torchscipt")
+        Traceback (most recent call last):
+            ...
+        guidino_tune.errors.UserError: format: unknown format 'torchscipt'
+          -> did you mean 'torchscript'?
+    """
+    backbones = [str(backbone)] if backbone is not None else []
+    return export(model, format, output, with_backbone=with_backbone, backbones=backbones, force=force).folder
 
 
 def export(
@@ -56,8 +97,11 @@ def export(
     Raises:
         UserError: No model, no such format, a missing extra, a folder that holds something else, or a network that the format cannot hold.
     """
+    for where, path in (("model", model), ("output", output)):
+        if not str(path):
+            raise UserError("is empty", where=where, todo="name a path; an empty one would be the present folder")
     if form != FOLDER and form not in FORMATS:
-        raise UserError(f"unknown format {form!r}", where="--format", todo=nearest(form, [*FORMATS, FOLDER]))
+        raise UserError(f"unknown format {form!r}", where="format", todo=nearest(str(form), [*FORMATS, FOLDER]))
     target = Path(output).expanduser()
     if form != FOLDER:
         FORMATS[form].check()
@@ -68,7 +112,7 @@ def export(
             folder = Path(model).expanduser()
         check_target(target, force=force)
         if target.resolve() == folder.resolve() or target.resolve() in folder.resolve().parents:
-            raise UserError("is the model, or holds it", where=str(target), todo="choose another --output")
+            raise UserError("is the model, or holds it", where=str(target), todo="choose another folder")
         stack.enter_context(expecting(chosen(backbones)))
         if form == FOLDER:
             return _as_folder(folder, target, with_backbone)
@@ -117,12 +161,12 @@ def _as_folder(folder: Path, target: Path, with_backbone: bool) -> Exported:
         raise UserError(
             f"its members lie elsewhere ({far[0].name} ...), and would not come along",
             where=str(place),
-            todo="name an ensemble that holds its members: the folder `model` of `retrain --folds`, or what `ensemble` writes",
+            todo="name an ensemble that holds its members: the folder `model` of a retraining on folds, or what `guidino-tune ensemble` writes",
         )
     weights, experiment = find_weights(_parts(place)[0] if place else folder)
     source = place or weights.parent
     if source.resolve() in target.resolve().parents:
-        raise UserError("lies in the model, which would be copied into itself", where=str(target), todo="choose another --output")
+        raise UserError("lies in the model, which would be copied into itself", where=str(target), todo="choose another folder")
     try:
         if (source / PROVENANCE).is_file():
             shutil.copytree(source, draft)
@@ -138,7 +182,7 @@ def _as_folder(folder: Path, target: Path, with_backbone: bool) -> Exported:
             above = [folder, *folder.absolute().parents[:_LEVELS]]
             split = next((a / FILE for a in above if (a / FILE).is_file()), None)
             noted = {"trial_folder": str(folder), "guidino_tune": __version__}
-            export_model(source, experiment, draft, noted, split, scores=_scores(folder), with_backbone=with_backbone)
+            model_folder.export_model(source, experiment, draft, noted, split, scores=_scores(folder), with_backbone=with_backbone)
         config = json.loads((draft / CONFIG).read_text(encoding="utf-8"))
         (draft / CONFIG).write_text(as_json({**config, "export": {"format": FOLDER}}), encoding="utf-8")
         size = sum(file.stat().st_size for file in draft.rglob("*") if file.is_file())

@@ -1,5 +1,7 @@
 """Exports of the command, used where this package is not: by their own lines, and by the programs whose forms they have."""
 
+import doctest
+import importlib
 import json
 import shutil
 from importlib.metadata import PackageNotFoundError, requires
@@ -13,6 +15,7 @@ from exports_elsewhere import use, use_monai
 from packaging.requirements import Requirement
 from PIL import Image
 
+import guidino_tune as gt
 from guidino_tune.config import Experiment
 from guidino_tune.data.sources.demo import generate
 from guidino_tune.export_model import main
@@ -118,6 +121,25 @@ def test_a_trial_leaves_as_its_study_keeps_it(model: Path, tmp_path: Path) -> No
     assert "| Validation |  | 0.5000 |" in card
     assert "gt.load_model" not in card
     assert "library_name: pytorch" in card
+
+
+def test_the_function_does_what_the_command_does(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model, "kvasir-whole")
+    done = doctest.testmod(importlib.import_module("guidino_tune.workflows.export_model"))
+    assert (done.attempted, done.failed) == (3, 0)
+    assert main(["kvasir-whole", "--format", "torchscript", "--output", "by-command"]) == 0
+    files = [{file.name: file.stat().st_size for file in Path(name).iterdir()} for name in ("kvasir-ts", "by-command")]
+    assert files[0] == files[1]
+    assert gt.export_model("kvasir-whole", tmp_path / "copy", "folder", with_backbone=True) == tmp_path / "copy"
+    assert (tmp_path / "copy" / "backbone" / "model.safetensors").is_file()
+    for options, said in ({"output": "mine", "format": "folder"}, "no export"), ({"output": "", "format": "hf"}, "output: is empty"):
+        Path("mine").mkdir(exist_ok=True)
+        Path("mine", "notes").write_text("mine")
+        with pytest.raises(gt.UserError, match=said):
+            gt.export_model("kvasir-whole", **options)
+    assert gt.export_model("kvasir-whole", "mine", "torchscript", force=True) == Path("mine")
+    assert not Path("mine", "notes").exists()
 
 
 def test_mistakes_are_told(model: Path, tmp_path: Path, capfd: Any) -> None:

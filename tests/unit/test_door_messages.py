@@ -38,6 +38,10 @@ MISTAKES: dict[str, Callable[[Run], Any]] = {
     "a setting of the study": lambda run: gt.retrain(make_experiment(), settings=["study.trials=3"]),
     "another experiment of this name": lambda run: gt.retrain(make_experiment(seed=2), name="known"),
     "no such model": lambda run: gt.load_model("nowhere"),
+    "no model to export": lambda run: gt.export_model("nowhere", "out", "hf"),
+    "no such format": lambda run: gt.export_model("nowhere", "out", "onx"),
+    "no output": lambda run: gt.export_model("nowhere", "", "hf"),
+    "an output with something else": lambda run: gt.export_model("nowhere", paths.home(), "hf"),
 }
 
 
