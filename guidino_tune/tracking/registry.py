@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from guidino_tune.errors import UserError
-from guidino_tune.tracking.client import as_key, as_tags, as_text, code_tags, connect, explain, find_experiment, is_server
+from guidino_tune.tracking.client import as_key, as_tags, as_text, code_tags, connect, explain, find_experiment, is_server, is_unknown
 from guidino_tune.tracking.flavour import SCORE, crown, example_files, example_info, python_function, signature
 from guidino_tune.tracking.snapshots import Plain
 from guidino_tune.training.reporter import EpochRecord
@@ -20,6 +22,8 @@ from guidino_tune.training.reporter import EpochRecord
 BATCH = 100  # MLflow's limit of parameters in a request
 METRICS = 900  # its limit of metrics is 1000
 MODEL = "model"
+CONTENT = "guidino.content"
+"""Tag of a version: fingerprint of all that was registered with it, by which what broke off half-way is found again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,10 @@ def log_model_run(
     score: float | None = None,
     artifact_location: Path | None = None,
 ) -> tuple[str, str]:
-    """Logs a run with an exported model and makes it a new version in the model registry. Every call adds a run and a version.
+    """Logs a run with an exported model and makes it a version in the model registry, once.
+
+    A call that breaks off may have added a version before, even if it never heard of it: the next call with the same content finds it and
+    finishes what is missing. Other files, numbers or tags are another version.
 
     Args:
         uri: Of an MLflow server or a database.
@@ -93,23 +100,30 @@ def log_model_run(
     run_id, client = "", None
     try:
         client = connect(uri, timeout=60)
-        experiment_id = find_experiment(client, experiment, None if is_server(uri) else artifact_location)
-        labels = {**code_tags(), **tags, "guidino.kind": "retrain"}
-        run = client.create_run(experiment_id, run_name=run_name, tags=as_tags(labels))
-        run_id = run.info.run_id
-        _log(client, run_id, params, metrics, (), artifacts)
-        for seed in seeds:
-            _log_seed(client, experiment_id, run_id, seed)
-        client.log_artifacts(run_id, str(model_dir), MODEL)
-        if example is not None:
-            for name, text in example_files(example).items():
-                client.log_text(run_id, text, f"{MODEL}/{name}")
-        client.log_dict(run_id, _description(run_id, model_dir, loader_module, example is not None), f"{MODEL}/MLmodel")
-        known = {**tags, SCORE: repr(score)} if score is not None else tags
-        version = _register(client, registered_name, f"{run.info.artifact_uri}/{MODEL}", run_id, known, description)
+        told = [dict(params), dict(metrics), dict(tags), [_told(seed) for seed in seeds], loader_module, description, score]
+        content = _fingerprint(model_dir, told)
+        begun = _find_begun(client, registered_name, content)
+        if begun is None:
+            experiment_id = find_experiment(client, experiment, None if is_server(uri) else artifact_location)
+            labels = {**code_tags(), **tags, "guidino.kind": "retrain"}
+            run = client.create_run(experiment_id, run_name=run_name, tags=as_tags(labels))
+            run_id = run.info.run_id
+            _log(client, run_id, params, metrics, (), artifacts)
+            for seed in seeds:
+                _log_seed(client, experiment_id, run_id, seed)
+            client.log_artifacts(run_id, str(model_dir), MODEL)
+            if example is not None:
+                for name, text in example_files(example).items():
+                    client.log_text(run_id, text, f"{MODEL}/{name}")
+            client.log_dict(run_id, _description(run_id, model_dir, loader_module, example is not None), f"{MODEL}/MLmodel")
+            # Last of all that is written, so that a version whose content is known has all its files.
+            known = {**tags, CONTENT: content} | ({SCORE: repr(score)} if score is not None else {})
+            version = _register(client, registered_name, f"{run.info.artifact_uri}/{MODEL}", run_id, known, description)
+            begun = run_id, version
         crown(client, registered_name)
-        client.set_terminated(run_id)
-        return run_id, version
+        if client.get_run(begun[0]).info.status != "FINISHED":
+            client.set_terminated(begun[0])
+        return begun
     except UserError:
         raise
     except Exception as error:
@@ -119,6 +133,32 @@ def log_model_run(
             where=str(model_dir),
             todo="the files are complete; run the same command again when MLflow answers",
         ) from error
+
+
+def _told(seed: SeedRun) -> list[Any]:
+    return [seed.seed, dict(seed.metrics), dict(seed.params), seed.chosen]
+
+
+def _fingerprint(model_dir: Path, told: Sequence[Any]) -> str:
+    """SHA-256 of a model's files and of what is told with them."""
+    files = {}
+    for file in sorted(file for file in model_dir.rglob("*") if file.is_file()):
+        with file.open("rb") as stream:
+            files[file.relative_to(model_dir).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashlib.sha256(json.dumps([files, told], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _find_begun(client: Any, name: str, content: str) -> tuple[str, str] | None:
+    """Run and number of the version with this content, the newest of several; none whose run somebody has deleted."""
+    versions = [one for one in client.search_model_versions(f"name = '{name}'") if one.tags.get(CONTENT) == content]
+    for one in sorted(versions, key=lambda one: -int(one.version)):
+        try:
+            if client.get_run(one.run_id).info.lifecycle_stage == "active":
+                return str(one.run_id), str(one.version)
+        except Exception as error:
+            if not is_unknown(error):
+                raise
+    return None
 
 
 def _log_seed(client: Any, experiment_id: str, parent: str, seed: SeedRun) -> None:

@@ -23,11 +23,13 @@ from PIL import Image
 from test_tracking_server import PATIENCE, Server, running, trial, wait_for
 
 from guidino_tune import paths, track
+from guidino_tune.errors import UserError
 from guidino_tune.space.space import Space, read_space
 from guidino_tune.space.suggest import suggest
 from guidino_tune.study.store import StudyFolder, open_study
-from guidino_tune.tracking import DatasetInfo, EpochRecord, MLflowTracker, StudySnapshot
+from guidino_tune.tracking import DatasetInfo, EpochRecord, MLflowTracker, StudySnapshot, log_model_run
 from guidino_tune.tracking.client import connect
+from guidino_tune.tracking.flavour import CHAMPION
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -43,6 +45,7 @@ class Proxy:
         delay: Seconds before an answer.
         late: Seconds before the next creation of a run reaches the server.
         lossy: Answers of requests that are new are lost: the server has carried them out, the connection breaks.
+        losing: So is every answer to a request whose path ends like this.
     """
 
     target: str
@@ -51,6 +54,7 @@ class Proxy:
     delay: float = 0.0
     late: float = 0.0
     lossy: bool = False
+    losing: str = ""
     requests: list[str] = field(default_factory=list)
     passed: list[str] = field(default_factory=list)
     seen: set[tuple[str, bytes]] = field(default_factory=set)
@@ -101,7 +105,7 @@ class Proxy:
         self.passed.append(line)
         new = (line, body) not in self.seen
         self.seen.add((line, body))
-        if self.lossy and new:
+        if (self.lossy and new) or (self.losing and line.endswith(self.losing)):
             handler.close_connection = True
             handler.connection.shutdown(2)
             return
@@ -319,6 +323,31 @@ def make_study(name: str, trials: int) -> StudyFolder:
             place.append_history(EpochRecord(epoch, {"val_dice": epoch / 10}, 1.7e9 + epoch))
         study.tell(one, 0.3)
     return folder
+
+
+@pytest.mark.parametrize("lost", ["/model-versions/create", "/registered-models/alias", "/runs/update"])
+def test_a_version_whose_answer_is_lost_is_not_added_twice(server: Server, proxy: Proxy, tmp_path: Path, lost: str) -> None:
+    """The server has carried the request out, and the connection breaks before it says so."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights.safetensors").write_bytes(b"w" * 1000)
+    name = lost.strip("/").replace("/", "-")
+
+    def log() -> tuple[str, str]:
+        return log_model_run(proxy.uri, name, "m", {"a": 1}, {"val_dice": 0.9}, [], tmp_path / "model", name, {}, score=0.9)
+
+    proxy.losing = lost
+    with pytest.raises(UserError, match="the connection broke") as caught:
+        log()
+    assert "run the same command again" in caught.value.todo
+    proxy.losing = ""
+    run_id, version = log()
+    client, runs = stored(server, name)
+    assert ([one.version for one in client.search_model_versions(f"name = '{name}'")], version) == ([version], "1")
+    assert [(run.info.run_id, run.info.status) for run in runs.values()] == [(run_id, "FINISHED")]
+    assert str(client.get_model_version_by_alias(name, CHAMPION).version) == "1"
+    proxy.requests.clear()
+    assert log() == (run_id, "1")  # whole: nothing is sent any more
+    assert [line for line in proxy.requests if not line.startswith("GET ") and not line.endswith("/runs/search")] == []
 
 
 def test_a_sender_that_is_killed_is_continued_by_the_next(

@@ -1,5 +1,7 @@
 """A retrained model in MLflow's registry, read back through the registry."""
 
+import contextlib
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ import pytest
 from guidino_tune.errors import UserError
 from guidino_tune.tracking import EpochRecord, SeedRun, log_model_run
 from guidino_tune.tracking.client import connect
+from guidino_tune.tracking.flavour import CHAMPION
+from guidino_tune.tracking.registry import CONTENT
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def test_version_is_read_back_and_loaded_without_pickle(tmp_path: Path, model: P
     assert version == "1"
     client = connect(uri)
     stored = client.get_model_version("kvasir", "1")
-    assert (stored.run_id, stored.status, stored.tags) == (run_id, "READY", {"study": "s"})
+    assert (stored.run_id, stored.status, stored.tags.keys()) == (run_id, "READY", {"study", CONTENT})
     mlflow.set_tracking_uri(uri)
     try:
         local = Path(mlflow.artifacts.download_artifacts("models:/kvasir/1", dst_path=str(tmp_path / "back")))
@@ -74,7 +78,7 @@ def test_version_is_read_back_and_loaded_without_pickle(tmp_path: Path, model: P
         ("seed 0", "FINISHED", "false"),
     ]
     assert [m.value for m in client.get_metric_history(children[0].info.run_id, "val_dice")] == [0.1, 0.2, 0.3, 0.92]
-    # The export itself is left as it was, and a second retraining is a second version.
+    # The export itself is left as it was, and a retraining with other numbers is a second version.
     assert sorted(p.name for p in model.iterdir()) == ["experiment.yaml", "weights.safetensors"]
     assert log(uri, model)[1] == "2"
     with pytest.raises(UserError, match="could not be registered"):
@@ -89,3 +93,40 @@ def test_messages(tmp_path: Path, model: Path) -> None:
     with pytest.raises(UserError, match="connection refused") as caught:
         log("http://me:secret@127.0.0.1:9", model)
     assert "secret" not in str(caught.value)
+
+
+def break_at(database: Path, table: str) -> None:
+    """From now on the database fails where a row of this table is to be written, as one whose disk is full does."""
+    with contextlib.closing(sqlite3.connect(database)) as own, own:
+        own.execute(f"CREATE TRIGGER broken BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END")
+
+
+def mend(database: Path) -> None:
+    with contextlib.closing(sqlite3.connect(database)) as own, own:
+        own.execute("DROP TRIGGER broken")
+
+
+def test_a_version_that_was_begun_is_finished(tmp_path: Path, model: Path) -> None:
+    """MLflow's own database breaks once the version is there: the next attempt adds neither a run nor a version."""
+    database = tmp_path / "m.db"
+    uri = f"sqlite:///{database}"
+    client = connect(uri)
+    client.search_experiments()
+    break_at(database, "registered_model_aliases")
+    for _ in range(2):
+        with pytest.raises(UserError, match="disk is full"):
+            log(uri, model, score=0.9, artifact_location=tmp_path / "art")
+    (version,) = client.search_model_versions("name = 'kvasir'")
+    assert client.get_run(version.run_id).info.status == "FAILED"
+    mend(database)
+    assert log(uri, model, score=0.9) == (version.run_id, str(version.version))
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert str(client.get_model_version_by_alias("kvasir", CHAMPION).version) == str(version.version)
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    # Another number, or another file, is another version; so is what stands on a run that somebody deleted.
+    assert log(uri, model, score=0.8)[1] == "2"
+    (model / "experiment.yaml").write_text("data: {kind: kvasir}\n")
+    assert log(uri, model, score=0.9)[1] == "3"
+    client.delete_run(client.get_model_version("kvasir", "3").run_id)
+    assert log(uri, model, score=0.9)[1] == "4"
