@@ -33,7 +33,7 @@ help:
 	@echo "make cluster-test   what make test leaves out of cluster/: searches on machines that come, go and die, and on a Slurm of its own"
 	@echo "              (half an hour; needs root on Linux, PostgreSQL, slurm-wlm); SkyPilot, EC2's model and kubectl read their files"
 	@echo "make image-test     builds the image of cluster/Containerfile and looks inside; needs root, buildah and mmdebstrap"
-	@echo "make export-test    every segmenter as ONNX and as torch.export: a quarter of an hour; make test exports the quick ones"
+	@echo "make export-test    every segmenter in every format, run by its program: half an hour; make test has the quick ones"
 	@echo "make clean    removes .venv and everything that was built here; studies and data sets in ~/guidino_tune stay"
 
 search: .venv/.run
@@ -90,7 +90,7 @@ build/skypilot/.made:
 	@touch $@
 
 export-test: .venv/.dev
-	GUIDINO_TUNE_EXPORTS=all $(BIN)/python -m pytest tests/contract/test_exports.py $(PYTEST_ARGS)
+	GUIDINO_TUNE_EXPORTS=all $(BIN)/python -m pytest tests/contract/test_exports.py tests/contract/test_exports_by_others.py $(PYTEST_ARGS)
 
 image-test:
 	tests/cluster/long/image.sh

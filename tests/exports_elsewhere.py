@@ -6,17 +6,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-BLOCKED = """
+BLOCKER = """
 import runpy, sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "guidino_tune":
             raise ImportError("guidino_tune is not here")
 sys.meta_path.insert(0, Blocker())
+"""
+BLOCKED = f"""{BLOCKER}
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 assert "guidino_tune" not in sys.modules
@@ -38,8 +41,84 @@ def use_monai(folder: Path, images: Path, image: Path, output: Path) -> np.ndarr
 
 
 def _mask(command: list[str], cwd: Path, image: Path, output: Path) -> np.ndarray:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_MODULES_CACHE": str(output / "cache")}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=_without_us(output / "cache"), timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    mask = np.asarray(Image.open(output / f"{image.stem}.mask.png"))
+    return read_mask(output / f"{image.stem}.mask.png")
+
+
+def read_mask(file: Path) -> np.ndarray:
+    """Labels (H, W) of a mask's picture."""
+    mask = np.asarray(Image.open(file))
     return mask // 255 if mask.max() == 255 else mask
+
+
+def _without_us(cache: Path) -> dict[str, str]:
+    """The environment without the path to this package, and with a place for the code of Hugging Face folders."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_MODULES_CACHE": str(cache)}
+
+
+# Each gets the folder of an export and an image file, and gives the arrays that the program computes of the pixels in `pixels`.
+PROGRAMS = {
+    "hf": """
+from transformers import AutoModel
+def of(folder, image, pixels):
+    found = AutoModel.from_pretrained(folder, trust_remote_code=True)(pixels)
+    return {"probabilities": found.probabilities, **({} if found.guide is None else {"guide": found.guide})}
+""",
+    "monai-bundle": """
+from monai.bundle import ConfigParser, run
+def of(folder, image, pixels):
+    os.chdir(folder)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        del sys.modules[name]  # of another bundle
+    run(config_file="configs/inference.json", images=image, output=folder + ".masks")
+    parser = ConfigParser()
+    parser.read_config("configs/inference.json")
+    return {"probabilities": parser.get_parsed_content("network_def")(pixels)}
+""",
+}
+LOOP = """
+import os
+import numpy as np, torch
+with torch.no_grad():
+    for line in sys.stdin:
+        folder, image = line.rstrip("\\n").split("\\t")
+        found = of(folder, image, torch.from_numpy(np.load(folder + ".npy")))
+        np.savez(folder + ".npz", **{name: one.numpy() for name, one in found.items()})
+        assert "guidino_tune" not in sys.modules
+        print("\\ndone", folder, flush=True)
+"""
+
+
+class Program:
+    """MONAI or transformers in a process of its own, started once for many exports: its imports take seconds.
+
+    Args:
+        form: Of the exports, in ``PROGRAMS``.
+        scratch: For its messages, and the code that it copies; it runs there.
+    """
+
+    def __init__(self, form: str, scratch: Path) -> None:
+        self.log = scratch / f"{form}.log"
+        command = [sys.executable, "-c", BLOCKER + PROGRAMS[form] + LOOP]
+        with self.log.open("wb") as log:
+            self.process: Any = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=scratch, env=_without_us(scratch / "cache")
+            )
+
+    def __call__(self, folder: Path, image: Path, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """What the program computes of pixels (N, C, H, W), float32; a bundle also writes the mask of the image beside its folder."""
+        np.save(folder.with_name(f"{folder.name}.npy"), pixels)
+        self.process.stdin.write(f"{folder}\t{image}\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line == f"done {folder}\n":
+                with np.load(folder.with_name(f"{folder.name}.npz")) as found:
+                    return dict(found)
+        raise AssertionError(self.log.read_text()[-3000:])
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(60)

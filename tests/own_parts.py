@@ -33,6 +33,13 @@ def plain(in_channels: int, num_outputs: int, image_size: int, width: int = 4) -
     return nn.Sequential(nn.Conv2d(in_channels, width, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(width, num_outputs, 1))
 
 
+def monai_unet(in_channels: int, num_outputs: int, image_size: int) -> nn.Module:
+    """A network out of MONAI, behind the arguments that a target is called with."""
+    from monai.networks.nets.unet import UNet
+
+    return UNet(2, in_channels, num_outputs, channels=(4, 8, 8), strides=(2, 2), num_res_units=1)
+
+
 class OtherNet(TinyNet):
     """Another one."""
 

@@ -1,7 +1,6 @@
 """Every segmenter leaves in every format, and computes there what it computed here."""
 
 import copy
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ FIXED = {"swinunet", "h2former"}
 """Their windows are cut for one size of image."""
 
 ONNX = pytest.mark.skipif(bool([n for n in onnx_file.NEEDED if not onnx_file.importlib.util.find_spec(n)]), reason="needs the extra export")
-TORCH = ("torch-export", "torchscript", "monai-bundle", "hf")
 
 
 def experiment_of(segmenter: str, guide: Any = None, **data: Any) -> Experiment:
@@ -144,15 +142,6 @@ def small_backbone(folder: Path, kind: str) -> Path:
 def test_an_ensemble_is_one_graph(name: str, tmp_path: Path) -> None:
     experiment = experiment_of("unet", TINY)
     check(name, experiment, Ensemble([network(experiment), network(experiment)]).eval(), tmp_path / "out")
-
-
-@pytest.mark.parametrize("name", ["monai-bundle", "hf"])
-def test_folders_of_others(name: str, tmp_path: Path) -> None:
-    experiment = experiment_of("unet", TINY)
-    made = check(name, experiment, network(experiment), tmp_path / "out")
-    config = json.loads((made.folder / "config.json").read_text())
-    assert config["export"]["outputs"] == ["probabilities", "guide"]
-    assert (made.folder / "use.py").is_file()
 
 
 class Stubborn(torch.nn.Module):
