@@ -134,6 +134,10 @@ def _gpus(options: argparse.Namespace) -> Iterator[Finding]:
         there = shutil.which("nvidia-smi") is not None
         reason = f"nvidia-smi is here, but torch {torch.__version__} finds no GPU" if there else "none: trials run on the CPU"
         todo = "install a torch that was built for this driver: https://pytorch.org/get-started" if there else ""
+        if not there and torch.version.cuda:
+            reason += f"; torch {torch.__version__} is built for CUDA {torch.version.cuda}"
+            todo = "the build for CPUs is some gigabytes smaller; in a new environment: UV_TORCH_BACKEND=cpu with uv, else "
+            todo += "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
         yield Finding("note", "GPU", reason, todo)
         return
     for index in range(torch.cuda.device_count()):

@@ -228,3 +228,14 @@ def test_what_cannot_be_answered(argv: list[str], capsys: pytest.CaptureFixture[
     place.monkeypatch.setattr(survey, "CHECKS", {})
     assert doctor.main(argv) == 2
     assert "add --space, or --kind" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("built_for", "said"), [("13.0", "UV_TORCH_BACKEND=cpu"), (None, "")])
+def test_a_torch_for_gpus_on_a_machine_without_is_told(built_for: str | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(survey.shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    (row,) = survey._gpus(argparse.Namespace())
+    assert (row.mark, "CUDA 13.0" in row.found) == ("note", built_for is not None)
+    assert bool(row.todo) == bool(said)
+    assert said in row.todo

@@ -1,0 +1,50 @@
+"""The trial of a wheel sees what is wrong with one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from try_wheel import NAME, ROOT, SOURCES, differences, link, needed
+
+OURS = [text for text in metadata.requires("guidino-tune") or () if "extra ==" not in text]
+
+
+def test_what_a_wheel_lacks_or_holds_beside_the_package_is_told(tmp_path: Path) -> None:
+    wheel = tmp_path / "one.whl"
+    for left_out in ("", "reporting/page.css"):
+        with zipfile.ZipFile(wheel, "w") as made:
+            for place, folder in SOURCES.items():
+                for file in folder.rglob("*"):
+                    if file.is_file() and "__pycache__" not in file.parts and file.relative_to(folder).as_posix() != left_out:
+                        made.writestr(f"{place}/{file.relative_to(folder).as_posix()}", "")
+            made.writestr(f"{NAME}-1.dist-info/METADATA", "")
+            if left_out:
+                made.writestr("tests/test_it.py", "")
+        assert differences(wheel, SOURCES) == (["lacks guidino_tune/reporting/page.css", "holds tests/test_it.py"] if left_out else [])
+
+
+def test_what_is_needed_is_what_is_declared_with_its_extras_and_no_more() -> None:
+    found = needed(OURS)
+    assert {"torch", "sympy", "ray", "aiohttp-cors", "mlflow-skinny", "sqlalchemy"} <= found.keys()  # the fourth by ray[default]
+    assert not {"guidino-tune", "pytest", "ruff", "mkdocs", "moto", "onnxruntime", "pip"} & found.keys()
+    assert "aiohttp-cors" not in needed(["ray"])
+    with pytest.raises(metadata.PackageNotFoundError):
+        needed([*OURS, "no-such-package>=1"])
+
+
+def test_a_linked_distribution_is_imported_from_its_new_place(tmp_path: Path) -> None:
+    link(needed(["PyYAML"])["pyyaml"], tmp_path)
+    code = "import sys; sys.path = [sys.argv[1], *[p for p in sys.path if 'packages' not in p]]; import yaml; print(yaml.__file__)"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60)
+    assert Path(done.stdout.strip()) == tmp_path / "yaml" / "__init__.py"
+
+
+def test_ci_tries_the_wheel_and_fails_with_it() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "within make --no-print-directory wheel || wheel=$?" in script
+    assert "lint == 0 && wheel == 0" in script
