@@ -46,7 +46,7 @@ NETWORKS: dict[str, tuple[str, Any, dict[str, Any]]] = {
 """Segmenter, guide and options: one of each kind of network."""
 
 if ALL:
-    NETWORKS |= {kind: (kind, guide_of(kind), {}) for kind in SEGMENTERS}
+    NETWORKS |= {kind: every for kind in SEGMENTERS if (every := (kind, guide_of(kind), {})) not in NETWORKS.values()}
 
 
 @functools.lru_cache(maxsize=1)
