@@ -103,7 +103,13 @@ class Program:
         command = [sys.executable, "-c", BLOCKER + PROGRAMS[form] + LOOP]
         with self.log.open("wb") as log:
             self.process: Any = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=scratch, env=_without_us(scratch / "cache")
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=scratch,
+                env=_without_us(scratch / "cache"),
             )
 
     def __call__(self, folder: Path, image: Path, pixels: np.ndarray) -> dict[str, np.ndarray]:

@@ -18,8 +18,8 @@ import venv
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from zipfile import ZipFile
 from zipfile import Path as ZipPath
+from zipfile import ZipFile
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name

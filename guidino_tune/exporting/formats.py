@@ -131,8 +131,8 @@ def write_export(
         notes = [*form.write(graph, draft, experiment, config), *_of_precision(experiment.training.precision)]
         dynamic, difference = _verified(graph, form, draft)
         config["export"] = {
-            "format": name, "file": form.file, "input": INPUT, "outputs": list(graph.outputs), "dynamic": list(dynamic), "precision": "float32",
-            "notes": notes,
+            "format": name, "file": form.file, "input": INPUT, "outputs": list(graph.outputs), "dynamic": list(dynamic),
+            "precision": "float32", "notes": notes,
         }  # fmt: skip
         prepared = json.loads(described["preprocessor_config.json"])
         prepared["normalised_in_graph"] = normalised_in_graph(experiment.data)

@@ -161,7 +161,7 @@ def _as_folder(folder: Path, target: Path, with_backbone: bool) -> Exported:
         raise UserError(
             f"its members lie elsewhere ({far[0].name} ...), and would not come along",
             where=str(place),
-            todo="name an ensemble that holds its members: the folder `model` of a retraining on folds, or what `guidino-tune ensemble` writes",
+            todo="name one that holds its members: the folder `model` of a retraining on folds, or what `guidino-tune ensemble` writes",
         )
     weights, experiment = find_weights(_parts(place)[0] if place else folder)
     source = place or weights.parent
