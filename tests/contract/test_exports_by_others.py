@@ -41,7 +41,7 @@ NETWORKS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "network of MONAI": ("custom", None, MONAI),
     "own network, guided": ("custom", TINY | {"lora": {"rank": 2}}, {}),
     "several classes": ("unet", None, {}),
-    "ensemble": ("unet", TINY, {}),
+    "ensemble": ("unet", None, {}),
 }
 """Segmenter, guide and options: one of each kind of network."""
 
