@@ -7,6 +7,7 @@ being declared is missing there, as it is at a user's.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from importlib import metadata
 from pathlib import Path
 from zipfile import Path as ZipPath
@@ -84,6 +85,27 @@ def needed(requirements: Iterable[str]) -> dict[str, metadata.Distribution]:
     return found
 
 
+def undeclared(package: Path, requirements: Iterable[str], installed: Container[str]) -> list[str]:
+    """A line for every import, also those inside functions, of something that neither Python nor what is declared brings.
+
+    Args:
+        package: Its folder.
+        requirements: Its own; those of an extra count too, but for ``dev``.
+        installed: Names of what comes with those without an extra.
+    """
+    extras = {canonicalize_name(Requirement(text).name) for text in requirements if not re.search("extra == .dev.", text)}
+    owners = metadata.packages_distributions()
+    found = []
+    for file in sorted(file for file in package.rglob("*.py") if file.parent.name != "templates"):  # those run elsewhere
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in {name.partition(".")[0] for name in names} - {NAME, *sys.stdlib_module_names}:
+                if not any(owner in extras or owner in installed for owner in map(canonicalize_name, owners.get(name, ()))):
+                    found.append(f"{file.relative_to(package.parent)}:{node.lineno} imports {name}, which nothing declares")
+    return found
+
+
 def link(distribution: metadata.Distribution, site: Path) -> None:
     """Puts the files of a distribution into another environment, with what Python has compiled of them."""
     for file in distribution.files or ():
@@ -109,10 +131,13 @@ def main(wheel: Path, folder: Path) -> None:
     venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
     (site,) = folder.glob("lib/python3*/site-packages")
     (inside,) = (one for one in ZipPath(wheel).iterdir() if one.name.endswith(".dist-info"))
+    requirements = metadata.PathDistribution(inside).requires or []  # type: ignore[arg-type]  # it has all that is asked of it
     try:
-        distributions = needed(metadata.PathDistribution(inside).requires or ())  # type: ignore[arg-type]  # it has all that is asked of it
+        distributions = needed(requirements)
     except metadata.PackageNotFoundError as error:
-        sys.exit(f"error: {wheel.name} needs {error.name}, which is not installed here either\n  -> remove .venv, and make it anew")
+        sys.exit(f"error: {wheel.name} needs {error.name}, which is not installed here\n  -> remove .venv, and make it anew")
+    if wrong := undeclared(ROOT / NAME, requirements, distributions):
+        sys.exit("\n".join([f"error: {wheel.name} does not declare what it imports:", *wrong]))
     for one in distributions.values():
         link(one, site)
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]

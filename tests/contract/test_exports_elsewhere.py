@@ -129,7 +129,9 @@ def test_the_function_does_what_the_command_does(model: Path, tmp_path: Path, mo
     done = doctest.testmod(importlib.import_module("guidino_tune.workflows.export_model"))
     assert (done.attempted, done.failed) == (3, 0)
     assert main(["kvasir-whole", "--format", "torchscript", "--output", "by-command"]) == 0
-    described = [{file.name: file.suffix == ".ts" or file.read_text() for file in Path(name).iterdir()} for name in ("kvasir-ts", "by-command")]
+    described = [
+        {file.name: file.suffix == ".ts" or file.read_text() for file in Path(name).iterdir()} for name in ("kvasir-ts", "by-command")
+    ]
     assert described[0] == described[1]
     assert gt.export_model("kvasir-whole", tmp_path / "copy", "folder", with_backbone=True) == tmp_path / "copy"
     assert (tmp_path / "copy" / "backbone" / "model.safetensors").is_file()

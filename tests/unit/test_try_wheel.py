@@ -9,9 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from try_wheel import NAME, ROOT, SOURCES, differences, link, needed
-
-OURS = [text for text in metadata.requires("guidino-tune") or () if "extra ==" not in text]
+from try_wheel import NAME, ROOT, SOURCES, differences, link, needed, undeclared
 
 
 def test_what_a_wheel_lacks_or_holds_beside_the_package_is_told(tmp_path: Path) -> None:
@@ -29,12 +27,28 @@ def test_what_a_wheel_lacks_or_holds_beside_the_package_is_told(tmp_path: Path) 
 
 
 def test_what_is_needed_is_what_is_declared_with_its_extras_and_no_more() -> None:
-    found = needed(OURS)
+    found = needed(metadata.requires("guidino-tune") or ())
     assert {"torch", "sympy", "ray", "aiohttp-cors", "mlflow-skinny", "sqlalchemy"} <= found.keys()  # the fourth by ray[default]
     assert not {"guidino-tune", "pytest", "ruff", "mkdocs", "moto", "onnxruntime", "pip"} & found.keys()
     assert "aiohttp-cors" not in needed(["ray"])
     with pytest.raises(metadata.PackageNotFoundError):
-        needed([*OURS, "no-such-package>=1"])
+        needed(["no-such-package>=1"])
+
+
+def test_every_import_is_declared(tmp_path: Path) -> None:
+    every = metadata.requires("guidino-tune") or []
+    assert undeclared(ROOT / NAME, every, needed(every)) == []
+    (tmp_path / NAME).mkdir()
+    (tmp_path / NAME / "one.py").write_text(
+        "import json, torch\n\n\ndef f():\n    from hypothesis import given\n    import nibabel, nowhere.at\n"
+    )
+    found = undeclared(tmp_path / NAME, every, needed(every))
+    assert sorted(found) == [
+        "guidino_tune/one.py:5 imports hypothesis, which nothing declares",
+        "guidino_tune/one.py:6 imports nowhere, which nothing declares",
+    ]
+    without = [text for text in every if not text.startswith("tifffile")]
+    assert any("imports tifffile" in line for line in undeclared(ROOT / NAME, without, needed(without)))
 
 
 def test_a_linked_distribution_is_imported_from_its_new_place(tmp_path: Path) -> None:
