@@ -36,8 +36,8 @@ MONAI = {"target": "own_parts:monai_unet", "gates": ("input",)}
 
 NETWORKS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "guided U-Net": ("unet", TINY, {}),
-    "nnWNet": ("nnwnet", None, {}),
-    "SegDINO": ("segdino", TINY, {}),
+    "nnwnet": ("nnwnet", None, {}),
+    "segdino": ("segdino", TINY, {}),
     "network of MONAI": ("custom", None, MONAI),
     "own network, guided": ("custom", TINY | {"lora": {"rank": 2}}, {}),
     "several classes": ("unet", None, {}),
@@ -46,7 +46,7 @@ NETWORKS: dict[str, tuple[str, Any, dict[str, Any]]] = {
 """Segmenter, guide and options: one of each kind of network."""
 
 if ALL:
-    NETWORKS |= {kind: every for kind in SEGMENTERS if (every := (kind, guide_of(kind), {})) not in NETWORKS.values()}
+    NETWORKS = {kind: (kind, guide_of(kind), {}) for kind in SEGMENTERS} | NETWORKS
 
 
 @functools.lru_cache(maxsize=1)
