@@ -27,7 +27,7 @@ from guidino_tune.workflows.export_model import FOLDER, export
 from guidino_tune.workflows.predict import load_model
 from guidino_tune.workflows.serving import LOADER
 
-SHARE, DEPTH = 0.01, 30
+SHARE, DEPTH = 0.002, 30
 """Of pixels that bf16 may change, as docs/models.md has it measured; and layers, one after the other, of the network here."""
 
 
