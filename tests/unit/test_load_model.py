@@ -305,9 +305,9 @@ def test_models_of_the_registry(models: Any, tmp_path: Path, monkeypatch: pytest
     assert "there is no MLflow database" in refused("models:/kvasir/1")
     assert not (tmp_path / "m.db").exists()
     run = ""
-    for _ in range(2):
+    for dice in (0.7, 0.8):
         run, _ = log_model_run(
-            uri, "retrain", "UNet", {}, {}, (), folder, "kvasir", {}, artifact_location=tmp_path / "artifacts"
+            uri, "retrain", "UNet", {}, {"val_dice": dice}, (), folder, "kvasir", {}, artifact_location=tmp_path / "artifacts"
         )  # fmt: skip
     connect(uri).set_registered_model_alias("kvasir", "best", "1")
     image = generate(4, 40)[0]
