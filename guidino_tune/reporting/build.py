@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guidino_tune.reporting import data, machines, results, settings, verdict
+from guidino_tune.reporting import data, ensembles, machines, results, settings, verdict
 from guidino_tune.reporting.document import Document, Facts, Section
 from guidino_tune.reporting.known import Known
 from guidino_tune.reporting.material import BEYOND, FAILED, STOPPED, Material
@@ -14,7 +14,11 @@ TERMS = (
     ("Dice", "overlap of prediction and ground truth: 0 none, 1 perfect; here the mean over the validation cases at training size"),
     ("constant mask", "the same mask for every image, as good as such a mask can be: what a network must beat to have learned anything"),
     ("first trials", "configurations that the space names, such as the paper's settings; the first of them is called the default here"),
-    ("interval", "95 %, by bootstrap: what would come out again with other images, or other trials, of the same kind"),
+    (
+        "interval",
+        "95 %, by bootstrap: what would come out again with other images, or other trials, of the same kind. Images of one patient are "
+        "drawn together, where the data set names patients",
+    ),
     ("sealed test", "cases that no search can read; compare and retrain open them at the end, and every opening is recorded"),
 )
 
@@ -33,6 +37,7 @@ def build(material: Material, known: Known) -> Document:
         results.leaderboard(material),
         data.cases(material),
         verdict.comparisons(known),
+        ensembles.ensembles(material, known),
         machines.timeline(material, known),
         machines.failures(material, known),
         machines.repeat(material, known),

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from guidino_tune.analysis.certainty import Estimate
 from guidino_tune.analysis.comparison import Result
+from guidino_tune.study.ensembles import MadeEnsemble
 from guidino_tune.study.outcomes import FirstFailure
 
 
@@ -48,6 +49,9 @@ class Known:
         unsure: Why nothing is said of the three before; empty where something is.
         failures: By kind.
         comparisons: Of its best configurations, retrained.
+        ensembles: Of its models, the latest first.
+        try_ensemble: The command that makes one; empty where two models with weights are not here.
+        patients: Patient of each validation case; ``None`` where that cannot be known here.
         pages: Other reports of the study, such as a paper's table: text by name of the file.
         commands: What to do with it, by what that does.
         links: Where its parts are.
@@ -69,6 +73,9 @@ class Known:
     unsure: str = ""
     failures: Sequence[FirstFailure] = ()
     comparisons: Sequence[Comparison] = ()
+    ensembles: Sequence[MadeEnsemble] = ()
+    try_ensemble: str = ""
+    patients: Mapping[str, str] | None = None
     pages: Mapping[str, str] = field(default_factory=dict)
     commands: Mapping[str, str] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)

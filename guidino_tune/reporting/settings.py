@@ -25,7 +25,9 @@ METHOD = (
     "Method: extremely randomised trees learn the best Dice until a rung from a bootstrap sample of the trials and predict the others; the "
     "importance of a setting is the share of the variance that is no longer predicted when its values are shuffled (permutation importance "
     "on held-out trials, Breiman 2001). A setting that exists only beside another one is shuffled among the trials that have it, and "
-    "together with the one it depends on. fANOVA and PED-ANOVA are not used: they give neither an interval nor a check on unseen trials."
+    "together with the one it depends on. The interval holds 95 % of what 20 such samples give. Of more than 400 trials at a rung 400 are "
+    "looked at, drawn by a fixed seed, and the interval is theirs. fANOVA and PED-ANOVA are not used: they give neither an interval nor a "
+    "check on unseen trials."
 )
 
 
@@ -40,12 +42,11 @@ def importance(material: Material, known: Known) -> Section:
     blocks: list[Block] = []
     for rung, told in found.items():
         sure = [f"{name} ({estimate})" for name, estimate in told if estimate.low > 0]
-        trials = len(reached(material, rung))
         what = f"beyond noise: {listed(sure)}" if sure else "no setting is beyond noise"
-        blocks.append(Text(f"Epoch {rung}, {many(trials, 'trial')}: {what}."))
+        blocks.append(Text(f"Epoch {rung}, {_looked(material, rung, told)}: {what}."))
     drawings = [
         Chart(
-            title=f"Best Dice until epoch {rung}, {many(len(reached(material, rung)), 'trial')}",
+            title=f"Best Dice until epoch {rung}, {_looked(material, rung, told)}",
             svg=charts.shares(told, f"Importance of settings for the best Dice until epoch {rung}"),
             caption="Bar: the share; line: its 95 % bootstrap interval over the trials.",
         )
@@ -60,6 +61,12 @@ def importance(material: Material, known: Known) -> Section:
         caption=f"Shares of the variance with 95 % intervals, and how many trials have it; of fewer than {FEWEST} nothing is told.",
     )
     return Section("importance", "What mattered", lead, [*blocks, Charts(drawings), table, Text(METHOD)])
+
+
+def _looked(material: Material, rung: int, told: list[tuple[str, Estimate]]) -> str:
+    """How many trials came to a rung, and of how many of them this is."""
+    trials, looked = len(reached(material, rung)), told[0][1].trials
+    return many(trials, "trial") + (f", of which {looked} were looked at" if looked < trials else "")
 
 
 def _told(material: Material, rung: int, shares: Mapping[str, Estimate]) -> list[tuple[str, Estimate]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
+from guidino_tune.analysis.comparison import Result
 from guidino_tune.reporting.document import Block, Chart, Charts, Code, Folded, Kind, Section, Table, Text
 from guidino_tune.reporting.known import Comparison, Known
 from guidino_tune.reporting.material import COMPLETE, Material, Trial
@@ -18,7 +20,7 @@ SAME = 1e-4
 """Difference of two means that are meant to be the same, below which nothing is said of it."""
 
 FEWEST = 6
-"""Cases below which no interval is made of them."""
+"""Patients, or cases where no patients are known, below which no interval is made of them."""
 
 CAUTION = (
     "An interval over cases says how sure a difference is for these trained models on other images. It does not know what another seed "
@@ -32,8 +34,14 @@ def verdict(material: Material, known: Known) -> Section:
     best = material.best
     if best is None:
         return Section("verdict", "Verdict", lead, [Text(_nothing(material, known), "bad")])
-    blocks: list[Block] = [Text(_found(material, best), "plain"), *_against_mask(material, best), *_against_default(material, best)]
-    blocks += [*_against_next(material, best), *_compared(known), *_gain(known), _values(material, best)]
+    blocks: list[Block] = [Text(_found(material, best), "plain"), *_against_mask(material, best), *_against_default(material, known, best)]
+    blocks += [
+        *_against_next(material, known, best),
+        *_units(material, known, best),
+        *_compared(known),
+        *_gain(known),
+        _values(material, best),
+    ]
     if known.ending:
         blocks.append(Text(known.ending))
     if not known.comparisons:
@@ -91,7 +99,7 @@ def _against_mask(material: Material, best: Trial) -> Iterator[Text]:
     )
 
 
-def _against_default(material: Material, best: Trial) -> Iterator[Text]:
+def _against_default(material: Material, known: Known, best: Trial) -> Iterator[Text]:
     question = "Better than the default?"
     if material.default is None:
         yield Text("This study has no first trial with default values to hold the best one against.", "open", question)
@@ -107,40 +115,82 @@ def _against_default(material: Material, best: Trial) -> Iterator[Text]:
         told = f"its Dice was {dice(default.dice)} after {many(default.reached, 'epoch')}"
         yield Text(f"The default ({name}) did not run its whole budget ({default.state}); {told}. No fair comparison.", "open", question)
         return
-    yield _held_against(material, best, default, question, f"the default ({name})")
+    yield _held_against(material, known, best, default, question, f"the default ({name})")
 
 
-def _against_next(material: Material, best: Trial) -> Iterator[Text]:
+def _against_next(material: Material, known: Known, best: Trial) -> Iterator[Text]:
     others = [number for number in material.ranked[1:] if number != material.default]
     if others:
-        yield _held_against(material, best, material.trial(others[0]), "Better than the next one?", f"trial {others[0]}")
+        yield _held_against(material, known, best, material.trial(others[0]), "Better than the next one?", f"trial {others[0]}")
 
 
-def _held_against(material: Material, best: Trial, other: Trial, question: str, name: str) -> Text:
+def _held_against(material: Material, known: Known, best: Trial, other: Trial, question: str, name: str) -> Text:
     difference = (best.dice or 0.0) - (other.dice or 0.0)
     told = f"{difference:.4f} above {name} with {dice(other.dice)}"
-    pair = paired(material, best.number, other.number)
+    pair = paired(material, best.number, other.number, known.patients or {})
     if pair is None:
         why = "no scores of single cases are stored for both, so it is not known whether that is beyond chance"
         return Text(f"{told}; {why}.", "open", question)
-    mean, low, high, cases = pair
-    sure = "beyond" if low > 0 else "not beyond"
-    kept = "" if abs(mean - difference) < SAME else f", of a difference of {mean:.4f} in the epochs whose scores are kept"
-    spread = f"95 % interval {interval(low, high)} over {cases} cases{kept}"
-    return Text(f"{told}; that is {sure} the chance of these images ({spread}).", "good" if low > 0 else "open", question)
+    if pair.groups < FEWEST:
+        return Text(f"{told}; over {pair} nothing can be said of others.", "open", question)
+    sure = "beyond" if pair.low > 0 else "not beyond"
+    kept = "" if abs(pair.mean - difference) < SAME else f", of a difference of {pair.mean:.4f} in the epochs whose scores are kept"
+    spread = f"95 % interval {interval(pair.low, pair.high)} over {pair}{kept}"
+    return Text(f"{told}; that is {sure} the chance of these images ({spread}).", "good" if pair.low > 0 else "open", question)
 
 
-def paired(material: Material, one: int, other: int) -> tuple[float, float, float, int] | None:
-    """Mean difference in Dice of two trials on the same cases, its 95 % interval and their number; ``None`` where they are not stored."""
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Two trials on the same cases: their mean difference in Dice, its 95 % interval, and how many cases of how many patients."""
+
+    mean: float
+    low: float
+    high: float
+    cases: int
+    groups: int
+
+    def __str__(self) -> str:
+        return many(self.cases, "case") + (f" of {many(self.groups, 'patient')}" if self.groups < self.cases else "")
+
+
+def paired(material: Material, one: int, other: int, patients: Mapping[str, str]) -> Paired | None:
+    """Compares two trials; of cases of one patient all or none are drawn.
+
+    Args:
+        material: The study.
+        one: A trial.
+        other: From which it is told.
+        patients: Patient by case; a case that is not in it is one of its own.
+
+    Returns:
+        ``None`` where the scores of single cases are not stored, or are of other cases.
+    """
     first, second = material.cases(one), material.cases(other)
     both = sorted(first.keys() & second.keys())
-    if len(both) < FEWEST or first.keys() != second.keys():
+    if not both or first.keys() != second.keys():
         return None
     from guidino_tune.analysis import statistics  # pandas and SciPy: not for a study without these files
 
     differences = np.array([first[case]["dice"] - second[case]["dice"] for case in both])
-    low, high = statistics.interval(differences, np.arange(len(both)))
-    return float(differences.mean()), low, high, len(both)
+    groups = np.unique([patients.get(case, case) for case in both], return_inverse=True)[1]
+    low, high = statistics.interval(differences, groups)
+    return Paired(float(differences.mean()), low, high, len(both), len(set(groups.tolist())))
+
+
+def _units(material: Material, known: Known, best: Trial) -> Iterator[Text]:
+    """What the intervals over cases are drawn from."""
+    cases = material.cases(best.number)
+    if not cases:
+        return
+    patients = len({(known.patients or {}).get(case, case) for case in cases})
+    if known.patients is None:
+        why = "which of them are of one patient is not known here, for the data set is not on this machine, or has changed"
+    elif patients < len(cases):
+        yield Text(f"Intervals over cases draw whole patients: the {many(len(cases), 'validation case')} are of {patients}.")
+        return
+    else:
+        why = "the data set names no patients (data.group)"
+    yield Text(f"Intervals over cases draw single images: {why}. Where several images are of one patient, they are too narrow.")
 
 
 def _compared(known: Known) -> Iterator[Text]:
@@ -184,10 +234,15 @@ def comparisons(known: Known) -> Section:
     for found in known.comparisons:
         blocks += _scores(found)
         rows = [(s.name, s.mean, s.low, s.high, list(s.seeds.values())) for s in found.validation.summaries]
-        caption = "Disc: mean over seeds; line: 95 % interval over the cases; rings: single seeds."
+        caption = f"Disc: mean over seeds; line: 95 % interval over the {_drawn(found.validation)}; rings: single seeds."
         chart = Chart(title=f"{found.page}, validation", svg=charts.intervals(rows), caption=caption, numbers=None)
         blocks.append(Charts([chart]))
     return Section("compare", "Comparison", lead, [*blocks, *_pages(known)])
+
+
+def _drawn(result: Result) -> str:
+    """What an interval is drawn from."""
+    return "patients" if result.table["group"].nunique() < result.table["case"].nunique() else "cases"
 
 
 def _pages(known: Known) -> Iterator[Folded]:
@@ -209,5 +264,13 @@ def _scores(found: Comparison) -> Iterator[Table]:
                     f"{c.p_holm:.3g}" if c else "–", c.verdict if c else "–",
                 )
             )  # fmt: skip
-        headings = ("configuration", "seeds", "mean Dice", "95 % interval over cases", "behind the winner", "p (Holm)", "the winner is")
+        headings = (
+            "configuration",
+            "seeds",
+            "mean Dice",
+            f"95 % interval over {_drawn(result)}",
+            "behind the winner",
+            "p (Holm)",
+            "the winner is",
+        )
         yield Table(headings=headings, rows=rows, caption=f"{found.page}, {part}: {result.cases}")

@@ -21,6 +21,7 @@ from guidino_tune.tracking.client import (
     is_unknown,
 )
 from guidino_tune.tracking.ledger import Ledger, Sent
+from guidino_tune.tracking.notes import NOTE, addressed
 from guidino_tune.tracking.snapshots import Plain, StudySnapshot, TrialSnapshot
 from guidino_tune.tracking.uploads import PICTURES, ContentHashes, upload
 from guidino_tune.tracking.views import save_view
@@ -169,13 +170,21 @@ class RunSender:
         if not sent.params:
             self._send_datasets(sent.run_id, study)
         points = [*records, EpochRecord(sent.step + final.epoch, metrics, final.time)]
+        tags, noted = self._addressed(tags)
         self._log(
             sent.run_id,
             params=[] if sent.params else [Param(as_key(name), as_text(value)) for name, value in params.items()],
             tags=[RunTag(name, value) for name, value in tags.items()],
             metrics=[Metric(name, value, int(r.time * 1000), r.epoch) for r in points for name, value in r.metrics.items()],
         )
-        self._ledger.note(key, params=True, tags=tags, metrics=metrics, **({"epoch": records[-1].epoch} if records else {}))
+        self._ledger.note(key, params=True, tags=noted, metrics=metrics, **({"epoch": records[-1].epoch} if records else {}))
+
+    def _addressed(self, tags: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+        """Tags as they are sent, and as they are remembered: a description that names a run which is not there yet goes again later."""
+        if NOTE not in tags:
+            return tags, tags
+        note, lacking = addressed(tags[NOTE], self._experiment_id, lambda number: self._ledger.sent(number).run_id)
+        return {**tags, NOTE: note}, {**tags, NOTE: "" if lacking else tags[NOTE]}
 
     def _send_status(self, key: str, status: str, end: int | None = None) -> None:
         sent = self._ledger.sent(key)

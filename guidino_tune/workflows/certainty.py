@@ -18,6 +18,9 @@ from guidino_tune.study.trials import best_value, tried, value_at
 SHOWN = 4
 """Parameters of which the end of a search tells the importance."""
 
+SAMPLE = 400
+"""Trials from which importance is estimated: of more, these would take minutes and tell hardly more."""
+
 
 class Certainty:
     """Of a study with one objective, whose trials all have the same number of epochs.
@@ -40,15 +43,15 @@ class Certainty:
         reached = [{rung: value for rung in self.rungs if (value := value_at(trial, rung)) is not None} for trial in self.trials]
         return rung_agreement(reached, self.rungs)
 
-    def importance(self, epoch: int, most: int | None = None) -> dict[str, Estimate]:
+    def importance(self, epoch: int, most: int | None = SAMPLE) -> dict[str, Estimate]:
         """Of each parameter for the best Dice until ``epoch``, among all trials that came so far; see ``analysis.certainty.importance``.
 
-        A parameter that others depend on (``when``) is shuffled together with them: a rank means nothing to a frozen backbone. With
-        ``most``, of more trials so many are looked at, evenly by number.
+        A parameter that others depend on (``when``) is shuffled together with them: a rank means nothing to a frozen backbone. Of
+        more than ``most`` trials so many are looked at, drawn by a fixed seed: the same ones whenever it is asked for; ``None``: all.
         """
         at = [(trial, value) for trial in self.trials if (value := value_at(trial, epoch)) is not None]
         if most and len(at) > most:
-            at = [at[place * len(at) // most] for place in range(most)]
+            at = [at[place] for place in np.sort(np.random.default_rng(0).choice(len(at), most, replace=False))]
         if (epoch, len(at)) not in self._known:
             self._known[epoch, len(at)] = self._importance(at)
         return self._known[epoch, len(at)]
@@ -83,7 +86,8 @@ class Certainty:
         for rung in dict.fromkeys((*ends[:1], *ends[-1:])):
             if shares := list(self.importance(rung).items())[:SHOWN]:
                 told = ", ".join(f"{path} {estimate}" for path, estimate in shares)
-                lines.append(f"What decides the best Dice until epoch {rung} (share of its variance, {reached[rung]} trials): {told}.")
+                looked = f"{SAMPLE} of {reached[rung]}" if reached[rung] > SAMPLE else str(reached[rung])
+                lines.append(f"What decides the best Dice until epoch {rung} (share of its variance, {looked} trials): {told}.")
         if gain := self.expected_gain(len(self.trials)):
             lines.append(f"As many trials again would probably gain {gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}] Dice.")
         return lines

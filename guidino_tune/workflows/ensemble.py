@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from rich.console import Console
 from rich.status import Status
 from torch import nn
 
-from guidino_tune import __version__
+from guidino_tune import __version__, paths
 from guidino_tune.analysis.selection import Gain, Members, Step, best_of, greedy, held_out, ranked, weights_of
 from guidino_tune.config import Data, Experiment, Protocol
 from guidino_tune.data.carrying import DIGEST, provenance_of
@@ -29,7 +31,8 @@ from guidino_tune.known_backbones import chosen as chosen_backbones
 from guidino_tune.known_backbones import expecting
 from guidino_tune.metrics import case_dice
 from guidino_tune.models.ensemble import Ensemble
-from guidino_tune.study.store import stored_study
+from guidino_tune.study.ensembles import MadeEnsemble, note_ensemble
+from guidino_tune.study.store import StudyFolder, stored_study
 from guidino_tune.study.trials import best_value, ranking
 from guidino_tune.training.checkpoints import WEIGHTS
 from guidino_tune.training.ensemble_folder import ALIKE, Member, export_ensemble, find_ensemble
@@ -68,6 +71,8 @@ class Ensembled:
         gains: Over the best model alone, on cases that had no part in the choice; see ``analysis.selection.held_out``. Empty where nothing
             was chosen, or there are too few cases.
         seconds: For an image: ``ensemble``, ``alone`` and ``flips``.
+        parameters: Backbones included: ``ensemble`` and ``alone``.
+        study: Whose report tells of it, for a command; empty where the models are of no study that is here.
     """
 
     model: Path
@@ -75,6 +80,8 @@ class Ensembled:
     dice: dict[str, float]
     gains: dict[str, Gain]
     seconds: dict[str, float]
+    parameters: dict[str, int]
+    study: str = ""
 
 
 def make_ensemble(
@@ -142,6 +149,7 @@ def make_ensemble(
         best = order[0]
         dice = {"ensemble": _mean(scored.dice(members)), "alone": _mean(scored.dice((best,))), "flips": _mean(flipped.dice((0,)))}
     seconds = {"ensemble": sum(scored.seconds[n] for n in weights), "alone": scored.seconds[best], "flips": flipped.seconds[0]}
+    parameters = {"ensemble": _parameters(model), "alone": _parameters(model.members[list(weights).index(best)])}
     noted = {
         **provenance_of(found[0].split_file),
         "ensemble_of": {found[number].name: weight for number, weight in weights.items()},
@@ -156,7 +164,39 @@ def make_ensemble(
         [Member(part.source, part.experiment, part.split_file, part.provenance) for part in parts],
         target, noted, found[0].split_file, None if len(set(weights.values())) == 1 else list(weights.values()),
     )  # fmt: skip
-    return Ensembled(target, {found[number].name: weight for number, weight in weights.items()}, dice, gains, seconds)
+    made = Ensembled(target, {found[number].name: weight for number, weight in weights.items()}, dice, gains, seconds, parameters)
+    return replace(made, study=_note_with_study(made, found[0].split_file, len(found), groups, console, is_chosen=not every))
+
+
+def _note_with_study(made: Ensembled, split_file: Path, candidates: int, groups: np.ndarray, console: Console, *, is_chosen: bool) -> str:
+    """Notes an ensemble with the study on whose split its members were trained, for its report; gives the study for a command."""
+    folder = StudyFolder(split_file.absolute().parent)
+    if not folder.definition.is_file():
+        return ""
+    noted = MadeEnsemble(
+        model=str(made.model.absolute()),
+        made=f"{datetime.now():%Y-%m-%d %H:%M}",
+        members=made.members,
+        candidates=candidates,
+        is_chosen=is_chosen,
+        cases=len(groups),
+        patients=len(np.unique(groups)),
+        dice=made.dice,
+        gains={name: astuple(gain) for name, gain in made.gains.items()},
+        seconds=made.seconds,
+        parameters=made.parameters,
+    )
+    try:
+        note_ensemble(folder, noted)
+    except OSError as error:  # of a study that can only be read
+        why = f"the study's report will not tell of this ensemble: {error.filename} cannot be written ({error.strerror})"
+        console.print(f"note: {why}", style="yellow", highlight=False, soft_wrap=True)
+        return ""
+    return folder.path.name if folder.path.parent == paths.studies() else shlex.quote(str(folder.path))
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def of_study(name: str, most: int, storage: str | None = None) -> list[Candidate]:

@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 from guidino_tune import paths
-from guidino_tune.analysis.plain_tables import markdown_table
 from guidino_tune.config import Experiment
 from guidino_tune.config.study import OBJECTIVE
 from guidino_tune.space.space import Space
@@ -209,24 +208,6 @@ def leaderboard(study: optuna.Study, space: Space, rows: int = 10, width: int = 
         style = "green" if trial.number in leaders else "dim" if trial.state != TrialState.COMPLETE else None
         table.add_row(*map(Text, cells), style=style)
     return table, [column[0] for column in searched[fit:]]
-
-
-def study_note(study: optuna.Study, space: Space) -> str:
-    """What stands on the page of a study in MLflow, as Markdown: its best trials, and what to do next."""
-    table, _ = leaderboard(study, space)
-    columns = [[str(cell) for cell in column.cells] for column in table.columns]
-    name = study.study_name
-    commands = [f"show {name}", *([f"export {name} --output best.yaml", f"compare {name}"] if ranking(study) else [])]
-    return "\n".join(
-        [
-            f"## Study {name}",
-            "",
-            markdown_table([str(column.header) for column in table.columns], zip(*columns, strict=True)),
-            *(f"    guidino-tune {command}" for command in commands),
-            "",
-            "Pictures of a trial are among the artifacts of its run.",
-        ]
-    )
 
 
 def searched_columns(space: Space, trials: Sequence[FrozenTrial]) -> list[list[str]]:

@@ -22,13 +22,14 @@ from guidino_tune.study.outcomes import INTERRUPTION, REPEATS
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.study.tally import Tally
 from guidino_tune.study.trials import best_value, front, ranking
+from guidino_tune.tracking.notes import NOTE
 from guidino_tune.tracking.snapshots import EndedTrial, StudySnapshot, TrialSnapshot, flatten
 from guidino_tune.tracking.snapshots import TrialState as TrackedState
 from guidino_tune.training.folder import write_text
 from guidino_tune.training.measured import cases_file, read_measured
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.export import export_yaml
-from guidino_tune.workflows.progress import study_note
+from guidino_tune.workflows.notes import Places, study_note, trial_note
 
 STATES: dict[TrialState, TrackedState] = {
     TrialState.RUNNING: "running",
@@ -38,8 +39,8 @@ STATES: dict[TrialState, TrackedState] = {
 }
 
 
-NOTE = "mlflow.note.content"
-"""The tag that MLflow's pages show as the description of a run, as Markdown."""
+NOTES = "notes"
+"""In the keys of ended trials since they have descriptions, which MLflow lacks of those that ended before."""
 
 PARETO = "guidino.pareto"
 """Tag of the run of a complete trial in a study with several objectives: whether it is on the front now."""
@@ -67,6 +68,8 @@ class Recorder:
         self._fixed: dict[int, dict[str, Any]] = {}
         self._exported: tuple[int, set[int]] | None = None
         self._front: set[int] = set()
+        self._places = Places(study)
+        self._pruner = str(study.user_attrs.get("own_pruner") or space.study.pruner)
 
     def sync(self) -> None:
         """Hands over every trial and the study: what an earlier run could not send is sent now. Nobody runs a trial at that moment."""
@@ -104,7 +107,9 @@ class Recorder:
 
     def describe(self) -> None:
         """Writes the note of the study's run anew: with another best trial, and when a search begins or ends."""
-        self.snapshot = dataclasses.replace(self.snapshot, tags={**self.snapshot.tags, NOTE: study_note(self.study, self.space)})
+        self.snapshot = dataclasses.replace(
+            self.snapshot, tags={**self.snapshot.tags, NOTE: study_note(self.study, self.space, self.folder)}
+        )
 
     def refresh(self) -> None:
         """Writes ``best.yaml`` when another trial is the best, and brings the parent run and the runs on the front up to date."""
@@ -161,7 +166,7 @@ class Recorder:
         """A trial that has ended; what may still change of it makes its key: what is measured, its pictures, its place on the front."""
         place = self.folder.trial(trial.number)
         times = [file.stat().st_mtime_ns if file.exists() else 0 for file in (place.test_file, place.pictures)]
-        key = f"{__version__} {times[0]} {times[1]} {trial.number in self._front}"
+        key = f"{__version__} {NOTES} {times[0]} {times[1]} {trial.number in self._front}"
         return EndedTrial(trial.number, key, functools.partial(self._snapshot, trial))
 
     def _snapshot(
@@ -198,6 +203,8 @@ class Recorder:
         tags = fixed["tags"] | ({"test_protocol": tested.protocol} if tested else {})
         if len(self.space.study.objectives) > 1 and trial.state == TrialState.COMPLETE:
             tags |= {PARETO: str(trial.number in self._front).lower()}
+        if ended:
+            tags |= {NOTE: trial_note(trial, self.space, self.folder, self._places.of(trial), self._pruner)}
         return TrialSnapshot(
             number=trial.number,
             state=state or ("interrupted" if waits else STATES[trial.state]),

@@ -10,15 +10,16 @@ from typing import Literal
 
 from rich.console import Console
 
-from guidino_tune import __version__
+from guidino_tune import __version__, paths
 from guidino_tune.analysis.certainty import FEWEST, Estimate
 from guidino_tune.errors import UserError, storage_error
 from guidino_tune.reporting.build import build
 from guidino_tune.reporting.document import Document
 from guidino_tune.reporting.known import Comparison, Known, Price
 from guidino_tune.reporting.markdown import markdown
-from guidino_tune.reporting.material import collect
+from guidino_tune.reporting.material import Material, collect
 from guidino_tune.reporting.page import html
+from guidino_tune.study.ensembles import noted_ensembles
 from guidino_tune.study.reading import Reader
 from guidino_tune.study.stopping import sentence
 from guidino_tune.study.store import StoredStudy, StudyFolder
@@ -37,9 +38,6 @@ NAME = "report"
 
 LONGEST = 100_000
 """Letters of another report that are taken in."""
-
-SAMPLE = 400
-"""Trials from which importance is estimated: of more, these would take minutes and tell hardly more."""
 
 
 def make_document(page: StudyPage, *, certainty: Certainty | None = None, price: Price | None = None, ended: bool = False) -> Document:
@@ -66,11 +64,14 @@ def make_document(page: StudyPage, *, certainty: Certainty | None = None, price:
         settings=page.settings,
         ending=sentence(stored.study, stored.space, stored.folder) if material.folder else "",
         agreement={} if unsure else sure.agreement,
-        importance={} if unsure else {rung: sure.importance(rung, SAMPLE) for rung in sure.rungs},
+        importance={} if unsure else {rung: sure.importance(rung) for rung in sure.rungs},
         gain=_gain(sure) if not unsure else None,
         unsure=unsure or (f"fewer than {FEWEST} trials have a Dice" if len(sure.trials) < FEWEST else ""),
         failures=page.failures,
         comparisons=_comparisons(material.folder) if material.folder else (),
+        ensembles=noted_ensembles(material.folder) if material.folder else (),
+        try_ensemble=_try_ensemble(material),
+        patients=_patients(material),
         pages=_pages(material.folder) if material.folder else {},
         commands=page.commands,
         links={what: where for what, where in page.links.items() if what != "reports"},
@@ -101,6 +102,26 @@ def _comparisons(folder: StudyFolder) -> list[Comparison]:
         with contextlib.suppress(OSError, ValueError, KeyError):  # of another version, or edited
             found.append(_comparison(file))
     return found
+
+
+def _try_ensemble(material: Material) -> str:
+    """The command that finds out what an ensemble would give, where there are two models to make one of."""
+    folders = [folder for number in material.ranked if (folder := material.trial_folder(number)) and (folder / "best").is_dir()]
+    return paths.next_command(f"ensemble {material.name} --output ensemble") if len(folders) > 1 else ""
+
+
+def _patients(material: Material) -> dict[str, str] | None:
+    """Patient of each validation case of the best trial, as the data set names them; ``None`` where that is not known here."""
+    cases = material.cases(material.best.number) if material.best else {}
+    if not material.best or not cases:
+        return None
+    from guidino_tune.data.sources import find_cases
+
+    with contextlib.suppress(UserError, OSError):
+        listed = find_cases(material.space.experiment(material.best.params).data).cases
+        found = {case.id: case.group for case in listed if case.id in cases}
+        return found if found.keys() == cases.keys() else None
+    return None
 
 
 def _pages(folder: StudyFolder) -> dict[str, str]:

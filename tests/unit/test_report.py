@@ -255,7 +255,7 @@ def test_a_study_without_any_trial_has_a_report(tmp_path: Path) -> None:
     space = override(synthetic_space(27), {"study.name": "empty"})
     parts = page(stored(tmp_path / "empty", space, []))
     assert "No trial has begun yet." in parts.text
-    assert parts.tags.count("section") == 15
+    assert parts.tags.count("section") == 16
     assert "not run yet" in parts.text
 
 

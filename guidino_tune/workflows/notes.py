@@ -1,0 +1,208 @@
+"""What stands on the pages of a study and of its trials in MLflow, as Markdown.
+
+Text of users and of libraries (names, values, messages) stands between backticks, on one line: nothing in it is markup.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from guidino_tune import paths
+from guidino_tune.analysis.plain_tables import markdown_table
+from guidino_tune.config.study import PRUNERS
+from guidino_tune.errors import redacted
+from guidino_tune.space.parameters import get_path
+from guidino_tune.space.space import Space
+from guidino_tune.study.objectives import SHORT, as_dict, beyond, feasible
+from guidino_tune.study.objectives import shown as shown_value
+from guidino_tune.study.standings import Ordered
+from guidino_tune.study.store import StudyFolder
+from guidino_tune.study.trials import best_value, rank, ranking
+from guidino_tune.tracking.notes import link, picture
+from guidino_tune.training.failures import POLICIES, as_kind
+from guidino_tune.workflows.progress import leaderboard
+
+PICTURES = ("worst-and-best.png", "validation.png")
+"""Of a trial, the one that tells most first."""
+
+LONGEST = 4000
+"""Letters in a description without its addresses: MLflow takes 8000 with them, and versions before 2.10 took 5000."""
+
+MESSAGE, VALUE, SETTINGS = 600, 60, 12
+"""Letters of a reason and of a value, and settings in a table: there are thousands of trials, and each description is kept twice."""
+
+_HARMLESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,%/+-]*|-|", re.ASCII)
+
+
+def code(text: object, most: int = VALUE) -> str:
+    """Text that is nobody's Markdown: one line between backticks."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in str(text))
+    plain = " ".join(plain.replace("`", "'").split())
+    plain = plain if len(plain) <= most else plain[: most - 3] + "..."
+    return f"`{plain}`" if plain else ""
+
+
+def cell(text: object) -> str:
+    """The same, but words and numbers stand as they are."""
+    return str(text) if len(str(text)) <= VALUE and _HARMLESS.fullmatch(str(text)) else code(text)
+
+
+class Places:
+    """Where each complete trial stood among those that had run their whole budget, when it ended; that never changes afterwards.
+
+    Args:
+        study: Its complete trials are taken in at once, later ones when they are asked for.
+    """
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._order: Ordered[tuple[float, ...]] = Ordered()  # ends with the number of the trial
+        self._known: dict[int, tuple[int, int]] = {}
+        for trial in sorted(ranking(study), key=lambda t: (t.datetime_complete.timestamp() if t.datetime_complete else 0.0, t.number)):
+            self.of(trial)
+
+    def of(self, trial: FrozenTrial) -> tuple[int, int] | None:
+        """Its place, from 1, and of how many; ``None`` for a trial that has none."""
+        if trial.state != TrialState.COMPLETE or not feasible(trial):
+            return None
+        if trial.number not in self._known:
+            place = rank(trial)
+            self._order.put(place)
+            self._known[trial.number] = bisect.bisect_left(self._order, place) + 1, len(self._order)
+        return self._known[trial.number]
+
+
+def study_note(study: optuna.Study, space: Space, folder: StudyFolder) -> str:
+    """Of a study: its best trial with a picture, the leaderboard, and what to do next."""
+    ranked = ranking(study)
+    for rows in (10, 5, 2):
+        note = "\n\n".join(filter(None, (*_best(ranked, folder), _board(study, space, rows), _next_of_study(study, folder, ranked))))
+        if len(note) <= LONGEST:
+            break
+    return redacted(note)
+
+
+def _best(ranked: list[FrozenTrial], folder: StudyFolder) -> Iterator[str]:
+    if not ranked:
+        yield "No trial has run its whole budget yet."
+        return
+    best = ranked[0]
+    name = cell(best.user_attrs.get("name", ""))
+    yield f"Best so far: {link(best.number, f'trial {best.number}')} ({name}), validation Dice **{best_value(best) or 0.0:.4f}**."
+    yield _picture(best, folder)
+
+
+def _board(study: optuna.Study, space: Space, rows: int) -> str:
+    table, _ = leaderboard(study, space, rows=rows)
+    headings = [str(column.header) for column in table.columns]
+    lines = [[str(text) for text in line] for line in zip(*(column.cells for column in table.columns), strict=True)]
+    at = headings.index("trial")
+    shown = [[link(int(text), text) if place == at else cell(text) for place, text in enumerate(line)] for line in lines]
+    ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    return f"After {ended} trials:\n\n" + markdown_table([cell(heading) for heading in headings], shown).rstrip("\n")
+
+
+def _next_of_study(study: optuna.Study, folder: StudyFolder, ranked: list[FrozenTrial]) -> str:
+    name = _named(folder)
+    best = ["export {name} --output best.yaml", "retrain best.yaml --seeds 3", "compare {name}"] if ranked else []
+    commands = [command.format(name=name) for command in ("show {name}", *best, "report {name}")]
+    return f"{_code(commands)}\n\nStudy {code(study.study_name)}, in {code(folder.path, MESSAGE)}{_stored(folder)}"
+
+
+def trial_note(trial: FrozenTrial, space: Space, folder: StudyFolder, place: tuple[int, int] | None, pruner: str) -> str:
+    """Of a trial that has ended; nothing in it becomes untrue later.
+
+    Args:
+        trial: As it is stored.
+        space: What its study searches.
+        folder: Of the study.
+        place: See ``Places``.
+        pruner: Of the study: its name, or its class.
+    """
+    parts = (_end(trial, space, place, pruner), _picture(trial, folder), _settings(trial, space), _next_of_trial(trial, space, folder))
+    return redacted("\n\n".join(filter(None, parts)))
+
+
+def _end(trial: FrozenTrial, space: Space, place: tuple[int, int] | None, pruner: str) -> str:
+    attributes, curve = trial.user_attrs, trial.intermediate_values
+    last, budget = max(curve, default=0), attributes.get("epochs", "?")
+    system = cell(attributes.get("name", "")) or "no name"
+    ran = f"after epoch {last} of {budget}" if last else "before its first epoch was validated"
+    best = max(curve, key=lambda epoch: curve[epoch], default=0)
+    score = f" Best validation Dice **{curve[best]:.4f}**, in epoch {best}." if curve else ""
+    message = code(redacted(str(attributes.get("message", ""))), MESSAGE)
+    if broken := beyond(space.study, trial):
+        return f"**Beyond a constraint**: {system}, {code(broken, MESSAGE)}; ended {ran}.{score}"
+    if trial.state == TrialState.FAIL:
+        kind = as_kind(attributes.get("failure"))
+        return f"**Failed** ({kind}): {system}, {ran}.{f' Why: {message}.' if message else ''} What to do: {POLICIES[kind].todo}.{score}"
+    if trial.state == TrialState.PRUNED:
+        why = "its Dice there was not among the best" if pruner in PRUNERS else f"by {code(pruner)}"
+        return f"**Stopped early**: {system}, {ran}: {why}.{score}"
+    stood = f" When it ended, it was number {place[0]} of {place[1]} that had run their whole budget." if place else ""
+    more = "; ".join(f"{SHORT.get(name, name)} {shown_value(name, value)}" for name, value in as_dict(space.study, trial).items())
+    return f"**Complete**: {system}, {last} of {budget} epochs.{score}{stood}{f' {more}.' if more else ''}"
+
+
+def _picture(trial: FrozenTrial, folder: StudyFolder) -> str:
+    pictures = folder.trial(trial.number).pictures
+    return next((picture(trial.number, name) for name in PICTURES if (pictures / name).is_file()), "")
+
+
+def _settings(trial: FrozenTrial, space: Space) -> str:
+    """A table of what was searched and is other than the default."""
+    default = _defaults(space)
+    other = {path: value for path, value in trial.params.items() if path not in default or default[path] != value}
+    rows = [[code(path), cell(_shown(value)), cell(_shown(default.get(path, "-")))] for path, value in list(other.items())[:SETTINGS]]
+    alike, left = len(trial.params) - len(other), len(other) - len(rows)
+    told = [f"{left} more differ"] if left else []
+    told += [f"{alike} searched {'setting is' if alike == 1 else 'settings are'} as in the default"] if alike else []
+    table = markdown_table(["setting", "here", "default"], rows) if rows else ""
+    return "\n".join(filter(None, (table, f"{'; '.join(told)}." if told else ""))).rstrip("\n")
+
+
+def _defaults(space: Space) -> Mapping[str, Any]:
+    """The value of each searched setting in the first of the first trials, else in the experiment that the space begins with."""
+    base = space.base.to_dict()
+    known = {path: value for path in space.parameters if (value := get_path(base, path)) is not None}
+    return known | (dict(space.first_trials[0]) if space.first_trials and not space.study.is_list else {})
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _next_of_trial(trial: FrozenTrial, space: Space, folder: StudyFolder) -> str:
+    name, number = _named(folder), trial.number
+    if trial.state == TrialState.FAIL or not trial.intermediate_values:
+        return _code([f"show {name}"])
+    file = f"{folder.path.name}-{number}.yaml"
+    commands = [f"export {name} --trial {number} --output {shlex.quote(file)}", f"retrain {shlex.quote(file)} --seeds 3"]
+    if trial.state != TrialState.COMPLETE:
+        return _code(commands) + _stored(folder)
+    kept = space.study.kept_weights
+    condition = "" if kept is None else f" as long as it is among the {kept} best, whose weights are kept"
+    predict = f"predict {shlex.quote(str(folder.trial(number).path))} IMAGES --output masks"
+    return f"{_code(commands)}\n\nIts own model{condition}:\n\n{_code([predict])}{_stored(folder)}"
+
+
+def _named(folder: StudyFolder) -> str:
+    """The study for a command: its name where it is in the home folder, else its path."""
+    return folder.path.name if folder.path.parent == paths.studies() else shlex.quote(str(folder.path))
+
+
+def _stored(folder: StudyFolder) -> str:
+    return "" if folder.journal.exists() else "\n\nIts trials are in a database: name it with `--storage` or `GUIDINO_TUNE_STORAGE`."
+
+
+def _code(commands: list[str]) -> str:
+    """Commands to be copied; each stays one line of the block, whatever a path has in it."""
+    return "\n".join("    guidino-tune " + "".join(c if c.isprintable() else "?" for c in command) for command in commands)

@@ -1,0 +1,229 @@
+"""The pages of a study and of its trials in MLflow: how each ended, with a picture and commands, and no text that breaks out."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from PIL import Image
+from test_tracking_mlflow import Make, Stored, database, make, stored, trial  # noqa: F401  fixtures
+from test_workflows_recorder import Setup
+from training_helpers import search_space
+
+from guidino_tune import paths
+from guidino_tune.export import main as export
+from guidino_tune.study.store import StudyFolder, open_study
+from guidino_tune.tracking import StudySnapshot
+from guidino_tune.tracking.ledger import Ledger
+from guidino_tune.tracking.missing import missing
+from guidino_tune.tracking.notes import NOTE, addressed, link, picture
+from guidino_tune.workflows.notes import LONGEST, cell, code, study_note, trial_note
+from guidino_tune.workflows.recorder import Recorder
+
+EVIL = "x` ![](http://evil/p.png) <img src=x onerror=alert(1)> [a](javascript:alert(1)) | b\n\n# loud\n@me :smile: ``` \\"
+
+
+@pytest.fixture
+def setup(home: Path) -> Setup:
+    return Setup()
+
+
+def note_of(setup: Setup, number: int) -> str:
+    """The description that was handed over last."""
+    return next(t.tags[NOTE] for t in reversed(setup.tracker.trials) if t.number == number and NOTE in t.tags)
+
+
+def shot(setup: Setup, number: int, name: str) -> None:
+    pictures = setup.folder.trial(number).pictures
+    pictures.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (64, 32), "red").save(pictures / name)
+
+
+def outside_code(note: str) -> str:
+    """What a Markdown renderer takes for markup: neither blocks of commands nor what stands between backticks."""
+    text = "\n".join(line for line in note.split("\n") if not line.startswith("    "))
+    return re.sub(r"`[^`\n]*`", "CODE", text)
+
+
+# ------------------------------------------------------------------------------------------------------------- how a trial ended
+
+
+def test_a_complete_trial_tells_its_place_when_it_ended_and_keeps_it(setup: Setup) -> None:
+    for best in (0.5, 0.7, 0.6):
+        setup.trial([0.2, best, 0.1, 0.1], TrialState.COMPLETE)
+    told = [note_of(setup, number) for number in range(3)]
+    assert ["number 1 of 1" in told[0], "number 1 of 2" in told[1], "number 2 of 3" in told[2]] == [True] * 3
+    assert "Best validation Dice **0.7000**, in epoch 2." in told[1]
+    assert "**Complete**: GuiDINO-U, 4 of " in told[1] or "**Complete**" in told[1]
+    setup.trial([0.2, 0.9, 0.1, 0.1], TrialState.COMPLETE)
+    setup.tracker.trials.clear()
+    Recorder(setup.study, setup.space, setup.folder, setup.tracker, StudySnapshot("small")).sync()  # the next driver finds the same
+    assert [note_of(setup, number) for number in range(3)] == told
+
+
+def test_what_a_trial_searched_other_than_the_default(home: Path) -> None:
+    space = search_space(first_trials=[{"training.lr": 1e-3, "segmenter.base_width": 2}])
+    study = optuna.create_study(direction="maximize")
+    for params in ({"training.lr": 5e-3, "segmenter.base_width": 2}, {"training.lr": 1e-3, "segmenter.base_width": 2}):
+        made = optuna.trial.create_trial(
+            value=0.5, params=params, intermediate_values={4: 0.5}, user_attrs={"name": "U-Net", "epochs": 4},
+            distributions={"training.lr": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
+                           "segmenter.base_width": optuna.distributions.CategoricalDistribution([2, 4])},
+        )  # fmt: skip
+        study.add_trial(made)
+    other, alike = (trial_note(t, space, StudyFolder(paths.studies() / "small"), None, "asha") for t in study.trials)
+    assert "| `training.lr` | 0.005 | 0.001 |" in other
+    assert "base_width" not in other
+    assert "1 searched setting is as in the default." in other
+    assert "2 searched settings are as in the default." in alike
+    assert "| setting |" not in alike
+
+
+def test_a_trial_that_was_stopped_or_failed_tells_why_and_what_to_do(setup: Setup) -> None:
+    setup.trial([0.1, 0.3], TrialState.PRUNED)
+    setup.trial([0.4], TrialState.FAIL, failure="out-of-memory", message="no room for 2 GiB")
+    assert "**Stopped early**" in note_of(setup, 0)
+    assert "after epoch 2 of " in note_of(setup, 0)
+    assert "its Dice there was not among the best. Best validation Dice **0.3000**, in epoch 2." in note_of(setup, 0)
+    failed = note_of(setup, 1)
+    assert "**Failed** (out-of-memory)" in failed
+    assert "Why: `no room for 2 GiB`. What to do: lower batch or image size" in failed
+    assert "retrain" not in failed
+
+
+def test_the_commands_of_a_note_name_the_study_and_the_trial(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup.trial([0.1, 0.3], TrialState.PRUNED)
+    setup.trial([0.2, 0.5, 0.1, 0.1], TrialState.COMPLETE)
+    monkeypatch.chdir(tmp_path)
+    for number in (0, 1):
+        commands = [line.strip() for line in note_of(setup, number).split("\n") if line.startswith("    ")]
+        first = shlex.split(commands[0])
+        assert first[:2] == ["guidino-tune", "export"]
+        assert export(first[2:]) == 0
+        assert f"trial: {number}" in Path(f"small-{number}.yaml").read_text()
+        assert f"small-{number}.yaml" in commands[1]
+        assert commands[1].startswith("guidino-tune retrain ")
+    assert commands[2] == f"guidino-tune predict {setup.folder.trial(1).path} IMAGES --output masks"
+    assert len([line for line in note_of(setup, 0).split("\n") if "predict" in line]) == 0  # whose weights are not kept
+
+
+def test_a_study_in_another_place_is_named_by_its_path(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "my studies" / "small")
+    space = search_space(first_trials=[])
+    study = open_study(space, folder)
+    assert f"guidino-tune show '{folder.path}'" in study_note(study, space, folder)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ safety
+
+
+def test_text_of_users_is_no_markup_and_no_secret(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cr3tword@host")
+    setup.trial([0.4], TrialState.FAIL, failure=EVIL, message=f"{'y' * 590}s3cr3tword {EVIL} http://u:pw@h/x", name=EVIL)
+    setup.trial([0.2, 0.5, 0.1, 0.1], TrialState.COMPLETE, name=EVIL)
+    setup.recorder.conclude()
+    notes = [note_of(setup, 0), note_of(setup, 1), setup.tracker.studies[-1].tags[NOTE]]
+    for note in notes:
+        plain = outside_code(note)
+        assert "evil" in note
+        assert not re.search(r"evil|onerror|javascript|loud|@me|:smile:|<|http", plain), plain
+        assert plain.count("`") == 0
+        assert "s3cr3t" not in note
+        assert "u:pw" not in note
+    rows = [line for line in notes[2].split("\n") if line.startswith("|")]
+    assert len({line.count("|") - line.count("\\|") for line in rows}) == 1
+
+
+def test_cells_that_are_words_or_numbers_stand_as_they_are() -> None:
+    for plain in ("GuiDINO-U", "0.0012", "1e-05", "stopped early", "-", ""):
+        assert cell(plain) == plain
+    for other in ("a_b", "*a*", "a|b", "<b>", "-0.5", "[a](b)", "a:b:", "# a", "x" * 100):
+        assert cell(other).startswith("`")
+        assert cell(other).endswith("`")
+    assert code("a`b\nc") == "`a'b c`"
+    assert len(code("x" * 1000)) == 62
+
+
+def test_a_note_is_short_however_much_is_searched(home: Path) -> None:
+    names = [f"segmenter_{n}" for n in range(60)]
+    space, folder = search_space(first_trials=[]), StudyFolder(paths.studies() / "small")
+    study = open_study(space, folder)
+    distributions = dict.fromkeys(names, optuna.distributions.FloatDistribution(0, 1)) | {
+        "training.lr": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
+        "segmenter.base_width": optuna.distributions.CategoricalDistribution([2, 4]),
+    }
+    for number in range(20):
+        study.add_trial(
+            optuna.trial.create_trial(
+                value=0.1,
+                intermediate_values={4: 0.1},
+                distributions=distributions,
+                user_attrs={"name": "U-Net " * 60, "epochs": 4},
+                params={**dict.fromkeys(names, number / 20), "training.lr": 1e-3, "segmenter.base_width": 2},
+            )
+        )
+    assert len(trial_note(study.trials[0], space, folder, (1, 20), "asha")) < LONGEST
+    assert len(study_note(study, space, folder)) <= LONGEST
+
+
+# ---------------------------------------------------------------------------------------------------------------------- pictures
+
+
+def test_the_picture_that_tells_most_is_shown_and_that_of_the_best_on_the_study(setup: Setup) -> None:
+    shot(setup, 0, "validation.png")
+    setup.trial([0.2, 0.5, 0.1, 0.1], TrialState.COMPLETE)
+    assert picture(0, "validation.png") in note_of(setup, 0)
+    shot(setup, 1, "validation.png")
+    shot(setup, 1, "worst-and-best.png")
+    setup.trial([0.2, 0.6, 0.1, 0.1], TrialState.COMPLETE)
+    assert picture(1, "worst-and-best.png") in note_of(setup, 1)
+    assert "validation.png" not in note_of(setup, 1)
+    study = setup.tracker.studies[-1].tags[NOTE]
+    assert picture(1, "worst-and-best.png") in study
+    assert picture(0, "validation.png") not in study
+    assert f"Best so far: {link(1, 'trial 1')}" in study
+
+
+def test_numbers_of_trials_become_addresses() -> None:
+    note = f"see {link(3, 'trial 3')}\n\n{picture(3, 'a-b.png')}\n\nand {link(4, '4')}.\n\n{picture(4, 'c.png')}\n\nend"
+    known = {"3": "run3"}
+    shown, lacking = addressed(note, "7", lambda number: known.get(number, ""))
+    assert lacking
+    assert shown == ("see [trial 3](#/experiments/7/runs/run3)\n\n![](get-artifact?path=pictures%2Fa-b.png&run_uuid=run3)\n\nand 4.\n\nend")
+    assert addressed("no [link](elsewhere)", "7", lambda number: "")[1] is False
+
+
+@pytest.fixture
+def pictured(tmp_path: Path) -> Path:
+    file = tmp_path / "worst-and-best.png"
+    Image.new("RGB", (64, 32), "red").save(file)
+    return file
+
+
+def test_descriptions_reach_mlflow_with_the_addresses_of_its_runs(make: Make, stored: Any, pictured: Path, tmp_path: Path) -> None:  # noqa: F811
+    """The study is sent first, when the run of its best trial is not there yet: its description is sent again with the picture."""
+    study = StudySnapshot("small", tags={NOTE: f"best: {link(5, 'trial 5')}\n\n{picture(5, pictured.name)}"}, id="one")
+    tracker = make(study)
+    assert tracker.flush(30)
+    seen: Stored = stored()
+    assert seen.parent().data.tags[NOTE] == "best: trial 5\n\n"
+    ended = trial(5, (0.5,), state="complete", tags={NOTE: f"done\n\n{picture(5, pictured.name)}"}, pictures=(pictured,))
+    tracker.update(ended)
+    assert tracker.close(30), tracker.message
+    (run,) = seen.children()
+    address = f"![](get-artifact?path=pictures%2F{pictured.name}&run_uuid={run.info.run_id})"
+    assert run.data.tags[NOTE] == f"done\n\n{address}"
+    assert seen.parent().data.tags[NOTE] == f"best: [trial 5](#/experiments/{seen.id}/runs/{run.info.run_id})\n\n{address}"
+    assert seen.files(run, "pictures") == [f"pictures/{pictured.name}"]
+    waits = missing(Ledger(tmp_path / "ledger.jsonl", read_only=True), [ended], (), tracker.uri)
+    assert not waits, waits
+    again = missing(Ledger(tmp_path / "ledger.jsonl", read_only=True), [replace(ended, tags={NOTE: "other"})], (), tracker.uri)
+    assert again.trials == 1
