@@ -19,6 +19,7 @@ from guidino_tune import paths
 from guidino_tune.errors import UserError, redacted
 from guidino_tune.tracking.client import THREAD_NAME, connect, explain, is_permanent, is_server, is_slow, place, ui_command
 from guidino_tune.tracking.ledger import Ledger
+from guidino_tune.tracking.notes import NOTE
 from guidino_tune.tracking.runs import STUDY, RunSender, study_id
 from guidino_tune.tracking.snapshots import EndedTrial, StudySnapshot, TrialSnapshot
 from guidino_tune.tracking.views import page
@@ -321,7 +322,7 @@ class MLflowTracker:
         elif kind == "trial":
             sender.send_trial(snapshot, study)
         else:
-            sender.send_files(str(number), snapshot.pictures, snapshot.artifacts)
+            sender.send_files(str(number), snapshot.pictures, snapshot.artifacts, snapshot.tags.get(NOTE, ""))
             with self._lock:
                 if ended and self._ended.get(number) is ended:
                     self._trials.pop(number, None)

@@ -1,7 +1,7 @@
 """Descriptions of runs: who writes them knows trials by number, and MLflow knows runs by id.
 
 MLflow's pages show a run's description as Markdown that is sanitised: pictures inside the text (``data:``) are dropped, those that lie
-beside a run are shown by an address relative to the page.
+beside a run are shown by an address relative to the page, as wide as they are.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from urllib.parse import quote
+
+from guidino_tune.tracking.uploads import PICTURES, PREVIEWS, preview_name
 
 NOTE = "mlflow.note.content"
 """The tag that holds the description of a run."""
@@ -23,7 +25,7 @@ def link(number: int, text: str) -> str:
 
 
 def picture(number: int, name: str) -> str:
-    """A picture among the artifacts of a trial's run, for a description."""
+    """A picture among the artifacts of a trial's run, for a description: a small one that leads to it."""
     return f"![](trial:{number}/{name})"
 
 
@@ -48,8 +50,9 @@ def addressed(note: str, experiment: str, run_of: Callable[[str], str]) -> tuple
 
     def shown(found: re.Match[str]) -> str:
         run = known(found[1])
-        place = f"get-artifact?path={quote(f'pictures/{found[2]}', safe='')}&run_uuid={run}"
-        return f"![]({place}){found[0].partition(')')[2]}" if run else ""
+        page = f"#/experiments/{experiment}/runs/{run}/artifacts/{PICTURES}/{found[2]}"
+        small = f"get-artifact?path={quote(f'{PREVIEWS}/{preview_name(found[2])}', safe='')}&run_uuid={run}"
+        return f"[![]({small})]({page}){found[0].partition(')')[2]}" if run else ""
 
     def linked(found: re.Match[str]) -> str:
         run = known(found[2])

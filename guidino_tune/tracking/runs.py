@@ -21,9 +21,9 @@ from guidino_tune.tracking.client import (
     is_unknown,
 )
 from guidino_tune.tracking.ledger import Ledger, Sent
-from guidino_tune.tracking.notes import NOTE, addressed
+from guidino_tune.tracking.notes import NOTE, addressed, picture
 from guidino_tune.tracking.snapshots import Plain, StudySnapshot, TrialSnapshot
-from guidino_tune.tracking.uploads import PICTURES, ContentHashes, upload
+from guidino_tune.tracking.uploads import PICTURES, PREVIEWS, ContentHashes, upload
 from guidino_tune.tracking.views import save_view
 from guidino_tune.training.reporter import EpochRecord
 
@@ -223,14 +223,19 @@ class RunSender:
             tags=as_tags(tags | code_tags()),
         )
 
-    def send_files(self, key: str, pictures: Sequence[Path], artifacts: Sequence[Path]) -> None:
-        """Uploads the files whose content MLflow does not have: pictures into ``pictures/`` and into the image grid, others as they are."""
+    def send_files(self, key: str, pictures: Sequence[Path], artifacts: Sequence[Path], note: str = "") -> None:
+        """Uploads the files whose content MLflow does not have: pictures into ``pictures/`` and into the image grid, others as they are.
+
+        Pictures that the description shows go into ``previews/`` as well.
+        """
         sent = self._ledger.sent(key)
         if sent.run_id and not sent.deleted:
-            self._unless_deleted(key, lambda: self._send_files(key, sent, pictures, artifacts))
+            self._unless_deleted(key, lambda: self._send_files(key, sent, pictures, artifacts, note))
 
-    def _send_files(self, key: str, sent: Sent, pictures: Sequence[Path], artifacts: Sequence[Path]) -> None:
+    def _send_files(self, key: str, sent: Sent, pictures: Sequence[Path], artifacts: Sequence[Path], note: str) -> None:
         for path in pictures:
+            if key != STUDY and picture(int(key), path.name) in note:
+                self._upload(sent, key, path, PREVIEWS)
             self._upload(sent, key, path, PICTURES)
         for path in artifacts:
             if path.is_dir():

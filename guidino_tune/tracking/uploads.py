@@ -13,6 +13,9 @@ PICTURES = "pictures"
 PREVIEW = 256
 """Height of the small picture in the image grid, in pixels."""
 
+PREVIEWS, WIDTH = "previews", 640
+"""Where the small pictures of descriptions are, and their pixels at most: MLflow shows a picture as wide as it is."""
+
 
 class ContentHashes:
     """Hashes of file contents; a file is read again only when its size or time has changed."""
@@ -35,7 +38,7 @@ class ContentHashes:
 
 
 def upload(client: Any, run_id: str, path: Path, folder: str, digest: str) -> None:
-    """Stores ``path`` as ``folder/name`` in a run; a PNG in ``pictures`` goes into the image grid as well.
+    """Stores ``path`` as ``folder/name`` in a run; a PNG in ``pictures`` goes into the image grid as well, one in ``previews`` is made small.
 
     Args:
         client: An ``MlflowClient``.
@@ -44,9 +47,32 @@ def upload(client: Any, run_id: str, path: Path, folder: str, digest: str) -> No
         folder: In the run; empty for its top.
         digest: Hash of the content.
     """
+    if folder == PREVIEWS:
+        _as_preview(client, run_id, path)
+        return
     client.log_artifact(run_id, str(path), folder or None)
     if folder == PICTURES and path.suffix.lower() == ".png":
         _to_image_grid(client, run_id, path, digest)
+
+
+def preview_name(name: str) -> str:
+    """Of the small picture, by the name of the large one."""
+    return f"{Path(name).stem}.jpg"
+
+
+def _as_preview(client: Any, run_id: str, path: Path) -> None:
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / preview_name(path.name)
+        try:
+            with Image.open(path) as picture:
+                small = picture.convert("RGB")
+            small.thumbnail((WIDTH, 4 * WIDTH))
+            small.save(file, "JPEG", quality=80, optimize=True)
+        except (OSError, SyntaxError, ValueError):
+            return  # Pillow can not read it
+        client.log_artifact(run_id, str(file), PREVIEWS)
 
 
 def picture_step(stem: str) -> tuple[str, int]:

@@ -131,9 +131,10 @@ def trial_note(trial: FrozenTrial, space: Space, folder: StudyFolder, place: tup
 
 def _end(trial: FrozenTrial, space: Space, place: tuple[int, int] | None, pruner: str) -> str:
     attributes, curve = trial.user_attrs, trial.intermediate_values
-    last, budget = max(curve, default=0), attributes.get("epochs", "?")
+    last, budget = max(curve, default=0), attributes.get("epochs")
+    of = f" of {budget}" if budget else ""
     system = cell(attributes.get("name", "")) or "no name"
-    ran = f"after epoch {last} of {budget}" if last else "before its first epoch was validated"
+    ran = f"after epoch {last}{of}" if last else "before its first epoch was validated"
     best = max(curve, key=lambda epoch: curve[epoch], default=0)
     score = f" Best validation Dice **{curve[best]:.4f}**, in epoch {best}." if curve else ""
     message = code(redacted(str(attributes.get("message", ""))), MESSAGE)
@@ -147,7 +148,7 @@ def _end(trial: FrozenTrial, space: Space, place: tuple[int, int] | None, pruner
         return f"**Stopped early**: {system}, {ran}: {why}.{score}"
     stood = f" When it ended, it was number {place[0]} of {place[1]} that had run their whole budget." if place else ""
     more = "; ".join(f"{SHORT.get(name, name)} {shown_value(name, value)}" for name, value in as_dict(space.study, trial).items())
-    return f"**Complete**: {system}, {last} of {budget} epochs.{score}{stood}{f' {more}.' if more else ''}"
+    return f"**Complete**: {system}, {last}{of} epochs.{score}{stood}{f' {more}.' if more else ''}"
 
 
 def _picture(trial: FrozenTrial, folder: StudyFolder) -> str:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 from PIL import Image
-from test_tracking_mlflow import Make, Stored, database, make, stored, trial  # noqa: F401  fixtures
 from test_workflows_recorder import Setup
 from training_helpers import search_space
 
@@ -20,9 +17,7 @@ from guidino_tune import paths
 from guidino_tune.export import main as export
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.tracking import StudySnapshot
-from guidino_tune.tracking.ledger import Ledger
-from guidino_tune.tracking.missing import missing
-from guidino_tune.tracking.notes import NOTE, addressed, link, picture
+from guidino_tune.tracking.notes import NOTE, link, picture
 from guidino_tune.workflows.notes import LONGEST, cell, code, study_note, trial_note
 from guidino_tune.workflows.recorder import Recorder
 
@@ -60,7 +55,7 @@ def test_a_complete_trial_tells_its_place_when_it_ended_and_keeps_it(setup: Setu
     told = [note_of(setup, number) for number in range(3)]
     assert ["number 1 of 1" in told[0], "number 1 of 2" in told[1], "number 2 of 3" in told[2]] == [True] * 3
     assert "Best validation Dice **0.7000**, in epoch 2." in told[1]
-    assert "**Complete**: GuiDINO-U, 4 of " in told[1] or "**Complete**" in told[1]
+    assert "**Complete**: GuiDINO-U, 4 epochs." in told[1]
     setup.trial([0.2, 0.9, 0.1, 0.1], TrialState.COMPLETE)
     setup.tracker.trials.clear()
     Recorder(setup.study, setup.space, setup.folder, setup.tracker, StudySnapshot("small")).sync()  # the next driver finds the same
@@ -89,7 +84,7 @@ def test_a_trial_that_was_stopped_or_failed_tells_why_and_what_to_do(setup: Setu
     setup.trial([0.1, 0.3], TrialState.PRUNED)
     setup.trial([0.4], TrialState.FAIL, failure="out-of-memory", message="no room for 2 GiB")
     assert "**Stopped early**" in note_of(setup, 0)
-    assert "after epoch 2 of " in note_of(setup, 0)
+    assert "after epoch 2: " in note_of(setup, 0)
     assert "its Dice there was not among the best. Best validation Dice **0.3000**, in epoch 2." in note_of(setup, 0)
     failed = note_of(setup, 1)
     assert "**Failed** (out-of-memory)" in failed
@@ -190,40 +185,3 @@ def test_the_picture_that_tells_most_is_shown_and_that_of_the_best_on_the_study(
     assert picture(1, "worst-and-best.png") in study
     assert picture(0, "validation.png") not in study
     assert f"Best so far: {link(1, 'trial 1')}" in study
-
-
-def test_numbers_of_trials_become_addresses() -> None:
-    note = f"see {link(3, 'trial 3')}\n\n{picture(3, 'a-b.png')}\n\nand {link(4, '4')}.\n\n{picture(4, 'c.png')}\n\nend"
-    known = {"3": "run3"}
-    shown, lacking = addressed(note, "7", lambda number: known.get(number, ""))
-    assert lacking
-    assert shown == ("see [trial 3](#/experiments/7/runs/run3)\n\n![](get-artifact?path=pictures%2Fa-b.png&run_uuid=run3)\n\nand 4.\n\nend")
-    assert addressed("no [link](elsewhere)", "7", lambda number: "")[1] is False
-
-
-@pytest.fixture
-def pictured(tmp_path: Path) -> Path:
-    file = tmp_path / "worst-and-best.png"
-    Image.new("RGB", (64, 32), "red").save(file)
-    return file
-
-
-def test_descriptions_reach_mlflow_with_the_addresses_of_its_runs(make: Make, stored: Any, pictured: Path, tmp_path: Path) -> None:  # noqa: F811
-    """The study is sent first, when the run of its best trial is not there yet: its description is sent again with the picture."""
-    study = StudySnapshot("small", tags={NOTE: f"best: {link(5, 'trial 5')}\n\n{picture(5, pictured.name)}"}, id="one")
-    tracker = make(study)
-    assert tracker.flush(30)
-    seen: Stored = stored()
-    assert seen.parent().data.tags[NOTE] == "best: trial 5\n\n"
-    ended = trial(5, (0.5,), state="complete", tags={NOTE: f"done\n\n{picture(5, pictured.name)}"}, pictures=(pictured,))
-    tracker.update(ended)
-    assert tracker.close(30), tracker.message
-    (run,) = seen.children()
-    address = f"![](get-artifact?path=pictures%2F{pictured.name}&run_uuid={run.info.run_id})"
-    assert run.data.tags[NOTE] == f"done\n\n{address}"
-    assert seen.parent().data.tags[NOTE] == f"best: [trial 5](#/experiments/{seen.id}/runs/{run.info.run_id})\n\n{address}"
-    assert seen.files(run, "pictures") == [f"pictures/{pictured.name}"]
-    waits = missing(Ledger(tmp_path / "ledger.jsonl", read_only=True), [ended], (), tracker.uri)
-    assert not waits, waits
-    again = missing(Ledger(tmp_path / "ledger.jsonl", read_only=True), [replace(ended, tags={NOTE: "other"})], (), tracker.uri)
-    assert again.trials == 1
