@@ -12,7 +12,7 @@ from synthetic_curves import Formula, synthetic_space
 from guidino_tune.analysis.certainty import FEWEST, expected_gain, importance, mean_best, rung_agreement
 from guidino_tune.simulation.executor import simulate
 from guidino_tune.space.space import override
-from guidino_tune.workflows.certainty import Certainty
+from guidino_tune.workflows.certainty import SAMPLE, Certainty
 
 
 def test_the_mean_best_is_that_of_every_choice() -> None:
@@ -69,3 +69,21 @@ def test_a_search_tells_what_its_own_trials_say() -> None:
     assert (lines[0].split()[0], lines[1].split()[0], lines[-1].split()[0]) == ("Early", "What", "As")
     # The rank of an adapter goes with its learning rate, which only adapters have.
     assert set(certainty._groups["training.lora_lr"]) < set(certainty._groups["guide.lora.rank"])
+
+
+def test_of_thousands_of_trials_the_same_four_hundred_are_looked_at() -> None:
+    """At the end of a search as in its report; drawn, for trials that come in turns would be of one kind when every fifth is taken."""
+    space = override(synthetic_space(27), {"study.sampler": "random", "study.pruner": "asha"})
+    _, study = simulate(space, Formula(epochs=27), workers=4, epochs=5000)
+    certainty = Certainty(study, space)
+    reached = len([t for t in study.trials if 3 in t.intermediate_values])
+    assert reached > 1.5 * SAMPLE
+    told = next(line for line in certainty.sentences() if "until epoch 3 " in line)
+    assert f"(share of its variance, {SAMPLE} of {reached} trials)" in told
+    assert {estimate.trials for estimate in certainty.importance(3).values()} == {SAMPLE}
+    again = Certainty(study, space).importance(3)
+    assert again == certainty.importance(3)
+    assert f"training.lr {again['training.lr']}" in told
+    whole = certainty.importance(3, None)
+    assert whole["training.lr"].trials == reached
+    assert abs(whole["training.lr"].value - again["training.lr"].value) < 0.3

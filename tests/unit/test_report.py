@@ -371,3 +371,12 @@ def test_the_contact_sheet_of_the_data_is_shown(study: StoredStudy, home: Path) 
     assert sum(address.startswith("data:image/jpeg;base64,") for address in page(study).loads) == 2
     file.write_text("no picture")
     assert "No contact sheet" in page(study).text
+
+
+def test_the_importance_of_thousands_of_trials_says_how_many_were_looked_at(tmp_path: Path) -> None:
+    told = section(page(simulated(tmp_path / "many", 5000, histories=False)), "What mattered", "Settings and Dice")
+    first = re.search(r"Epoch 3, ([\d,]+) trials, of which 400 were looked at: beyond noise: ", told)
+    assert first
+    assert int(first[1].replace(",", "")) > 600
+    assert "drawn by a fixed seed, and the interval is theirs" in told
+    assert re.search(r"Epoch 9, \d+ trials: ", told)  # of fewer all

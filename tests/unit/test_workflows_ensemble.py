@@ -30,6 +30,8 @@ from guidino_tune.metrics import summarise
 from guidino_tune.models import build_model
 from guidino_tune.models.ensemble import Ensemble
 from guidino_tune.predict import main as predict
+from guidino_tune.study.ensembles import FILE, noted_ensembles
+from guidino_tune.study.store import StudyFolder
 from guidino_tune.training.checkpoints import WEIGHTS, save_weights
 from guidino_tune.training.ensemble_folder import list_members, members_of, weights_digest, weights_of
 from guidino_tune.training.evaluation import evaluate_cases
@@ -194,3 +196,34 @@ def test_files_held_open_do_not_grow_with_the_images(trained: tuple[list[Path], 
         scored.add(load_model(place)[0].eval(), lambda _: None)
     assert len(list(Path("/proc/self/fd").iterdir())) - before <= len(places)
     assert len(scored.dice((0, 1, 2))) == len(cases)
+
+
+def test_the_study_whose_models_they_are_knows_its_ensembles(
+    trained: tuple[list[Path], Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the split is that of a study: by members' names, scores, cost and how many patients; a second one in its place counts once."""
+    folders, _ = trained
+    folder = StudyFolder(folders[0].parent)
+    assert not noted_ensembles(folder)  # until now it was no study
+    folder.definition.write_text("study: {}\n")
+    team = tmp_path / "team"
+    try:
+        for extra in ([], ["--force", "--all"]):
+            assert ensemble([*map(str, folders), "--output", str(team), *extra]) == 0
+            assert f"report {folder.path} tells of it" in capsys.readouterr().out.replace("'", "")
+            (made,) = noted_ensembles(folder)
+            assert (made.model, made.candidates, made.is_chosen) == (str(team), 3, not extra)
+            assert made.members == yaml.safe_load((team / "provenance.yaml").read_text())["ensemble_of"]
+            each = [sum(p.numel() for p in load_model(Path(name))[0].parameters()) for name in made.members]
+            assert made.parameters == {"ensemble": sum(each), "alone": each[0]}
+            assert (made.cases, made.patients) == (3, 3)
+            assert set(made.dice) == set(made.seconds) == {"ensemble", "alone", "flips"}
+            alone = yaml.safe_load((team / "provenance.yaml").read_text())["val_dice_of_the_choice"]
+            assert made.dice == pytest.approx(alone, abs=1e-5)
+        (folder.path / FILE).unlink()
+        (folder.path / FILE).mkdir()  # as where a study can only be read
+        assert ensemble([*map(str, folders), "--output", str(team), "--force"]) == 0
+        assert "will not tell of this ensemble" in capsys.readouterr().out
+        (folder.path / FILE).rmdir()
+    finally:
+        folder.definition.unlink()
