@@ -39,12 +39,12 @@ def _one(made: MadeEnsemble) -> Iterator[Block]:
         if made.is_chosen
         else "all models that were named, none chosen"
     )
-    caption = (
-        f"Made {plain(made.made)} of {_members(made)}: {chosen}. Dice of {_cases(made)} at training size; seconds are those of the machine "
-        f"that made it. Folder: {plain(model)}{gone}."
+    yield Text(f"Made {plain(made.made)} of {_members(made)}: {chosen}. Folder: {plain(model)}{gone}.")
+    yield Table(
+        headings=("model", "validation Dice", "difference", "s an image", "times as long", "parameters"),
+        rows=[_row(made, name) for name in ROWS if name in made.dice],
+        caption="Dice at training size; seconds of the machine that made it.",
     )
-    yield Table(headings=("model", "validation Dice", "difference", "s an image", "times as long", "parameters"),
-                rows=[_row(made, name) for name in ROWS if name in made.dice], caption=caption)  # fmt: skip
 
 
 def _gain(made: MadeEnsemble, name: str) -> Text:

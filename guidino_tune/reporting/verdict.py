@@ -186,7 +186,7 @@ def _units(material: Material, known: Known, best: Trial) -> Iterator[Text]:
     if known.patients is None:
         why = "which of them are of one patient is not known here, for the data set is not on this machine, or has changed"
     elif patients < len(cases):
-        yield Text(f"Intervals over cases draw whole patients: the {many(len(cases), 'validation case')} are of {patients}.")
+        yield Text(f"Intervals over cases draw whole patients: the {many(len(cases), 'validation case')} are of {patients} patients.")
         return
     else:
         why = "the data set names no patients (data.group)"

@@ -38,7 +38,7 @@ class ContentHashes:
 
 
 def upload(client: Any, run_id: str, path: Path, folder: str, digest: str) -> None:
-    """Stores ``path`` as ``folder/name`` in a run; a PNG in ``pictures`` goes into the image grid as well, one in ``previews`` is made small.
+    """Stores ``path`` as ``folder/name`` in a run; a PNG in ``pictures`` goes into the image grid as well; one in ``previews`` is small.
 
     Args:
         client: An ``MlflowClient``.

@@ -38,6 +38,9 @@ LONGEST = 4000
 MESSAGE, VALUE, SETTINGS = 600, 60, 12
 """Letters of a reason and of a value, and settings in a table: there are thousands of trials, and each description is kept twice."""
 
+GAP = "&nbsp;"
+"""Before what stands in a table: MLflow leaves no room between its columns."""
+
 _HARMLESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,%/+-]*|-|", re.ASCII)
 
 
@@ -103,9 +106,9 @@ def _board(study: optuna.Study, space: Space, rows: int) -> str:
     headings = [str(column.header) for column in table.columns]
     lines = [[str(text) for text in line] for line in zip(*(column.cells for column in table.columns), strict=True)]
     at = headings.index("trial")
-    shown = [[link(int(text), text) if place == at else cell(text) for place, text in enumerate(line)] for line in lines]
+    shown = [[GAP + (link(int(text), text) if place == at else cell(text)) for place, text in enumerate(line)] for line in lines]
     ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
-    return f"After {ended} trials:\n\n" + markdown_table([cell(heading) for heading in headings], shown).rstrip("\n")
+    return f"After {ended} trials:\n\n" + markdown_table([GAP + cell(heading) for heading in headings], shown).rstrip("\n")
 
 
 def _next_of_study(study: optuna.Study, folder: StudyFolder, ranked: list[FrozenTrial]) -> str:
@@ -157,15 +160,18 @@ def _picture(trial: FrozenTrial, folder: StudyFolder) -> str:
 
 
 def _settings(trial: FrozenTrial, space: Space) -> str:
-    """A table of what was searched and is other than the default."""
+    """What was searched and is other than the default."""
     default = _defaults(space)
     other = {path: value for path, value in trial.params.items() if path not in default or default[path] != value}
-    rows = [[code(path), cell(_shown(value)), cell(_shown(default.get(path, "-")))] for path, value in list(other.items())[:SETTINGS]]
-    alike, left = len(trial.params) - len(other), len(other) - len(rows)
-    told = [f"{left} more differ"] if left else []
-    told += [f"{alike} searched {'setting is' if alike == 1 else 'settings are'} as in the default"] if alike else []
-    table = markdown_table(["setting", "here", "default"], rows) if rows else ""
-    return "\n".join(filter(None, (table, f"{'; '.join(told)}." if told else ""))).rstrip("\n")
+    lines = [f"- {code(path)} {cell(_shown(value))}{_by_default(path, default)}" for path, value in list(other.items())[:SETTINGS]]
+    alike, left = len(trial.params) - len(other), len(other) - len(lines)
+    lines += [f"- {left} more that differ"] if left else []
+    told = f"{alike} searched {'setting is' if alike == 1 else 'settings are'} as in the default." if alike else ""
+    return "\n\n".join(filter(None, ("\n".join(lines), told)))
+
+
+def _by_default(path: str, default: Mapping[str, Any]) -> str:
+    return f" (default {cell(_shown(default[path]))})" if path in default else " (not in the default)"
 
 
 def _defaults(space: Space) -> Mapping[str, Any]:

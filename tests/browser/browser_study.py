@@ -15,8 +15,11 @@ import numpy as np
 from selenium.common.exceptions import StaleElementReferenceException
 
 from guidino_tune.analysis.pictures import contact_sheet, overlay, save_png
+from guidino_tune.analysis.plain_tables import markdown_table
 from guidino_tune.tracking import DatasetInfo, EpochRecord, MLflowTracker, StudySnapshot, TrialSnapshot
+from guidino_tune.tracking.notes import NOTE, link, picture
 from guidino_tune.tracking.snapshots import Plain, TrialState
+from guidino_tune.workflows.notes import cell, code
 
 SEARCHED: dict[str, Plain] = {"segmenter.kind": "unet", "loss.lambda_guide": 0.1, "guide.tokenbook.num_prototypes": 36}
 DICES: dict[int, tuple[float, ...]] = {
@@ -29,6 +32,9 @@ DICES: dict[int, tuple[float, ...]] = {
 }
 """Validation Dice by trial and epoch: 2 is the best; the last epoch of 0 and 4 is not their best one."""
 STATES: dict[int, TrialState] = {1: "pruned", 3: "pruned", 5: "fail"}
+EVIL = "x` ![](http://127.0.0.1:9/p.png) <img src=x onerror=document.title=1> [a](javascript:alert(1)) <div> | @me :smile: \\"
+"""What a user might have called something."""
+
 BEST_FIRST = sorted((n for n, dices in DICES.items() if dices), key=lambda n: -max(DICES[n]))
 
 
@@ -78,13 +84,20 @@ def draw(path: Path) -> Path:
     return save_png(contact_sheet(rows), path)
 
 
-def track(uri: str, folder: Path, picture: Path) -> MLflowTracker:
+def described(drawing: Path) -> str:
+    """A description with the picture of trial 2, and with what a user wrote."""
+    table = markdown_table(["name", "Dice"], [[cell(EVIL), "0.83"]])
+    return f"{picture(2, drawing.name)}\n\n{table}\nWhy: {code(EVIL, 200)}."
+
+
+def track(uri: str, folder: Path, drawing: Path) -> MLflowTracker:
     """Tracks a study of six made-up trials: three complete, two stopped early, one failed."""
     study = StudySnapshot(
         "polyps",
         params={f"space.{path}": "searched" for path in SEARCHED},
         datasets=(DatasetInfo("demo", "abc", 8, 2),),
         metrics={"best_val_dice": 0.83},
+        tags={NOTE: f"Best: {link(2, 'trial 2')}\n\n{picture(2, drawing.name)}"},
         id=str(folder / "studies" / "polyps"),
     )
     tracker = MLflowTracker(uri, "guidino_tune", study, folder / "ledger.jsonl", folder / "mlartifacts")
@@ -101,7 +114,8 @@ def track(uri: str, folder: Path, picture: Path) -> MLflowTracker:
                 params=searched,
                 searched=searched,
                 history=history,
-                pictures=(picture,) if number == 2 else (),
+                pictures=(drawing,) if number == 2 else (),
+                tags={NOTE: described(drawing)} if number == 2 else {},
                 started=1.7e9 + 60 * number,
             )
         )

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from browser_study import BEST_FIRST, DICES, SEARCHED, Pages, until
+from browser_study import BEST_FIRST, DICES, EVIL, SEARCHED, Pages, until
 from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
@@ -105,3 +105,33 @@ def test_failed_trial_says_why(browser: WebDriver, pages: Pages) -> None:
     browser.get(pages.runs[5])
     assert until(lambda: "out of memory" in browser.find_element(By.TAG_NAME, "body").text)
     assert "Failed" in browser.find_element(By.TAG_NAME, "body").text
+
+
+DESCRIPTION = ".note-editor-preview-content"
+
+
+def description(browser: WebDriver) -> Any:
+    """The description of a run, once its picture is there; it is as wide as that picture."""
+    script = f"return [...document.querySelectorAll('{DESCRIPTION} img')].map(i => [i.complete, i.naturalWidth])"
+    assert until(lambda: browser.execute_script(script) == [[True, 640]]), browser.find_element(By.TAG_NAME, "body").text
+    return browser.find_element(By.CSS_SELECTOR, DESCRIPTION)
+
+
+def test_description_of_the_study_shows_the_picture_of_its_best_trial_and_leads_to_it(browser: WebDriver, pages: Pages) -> None:
+    browser.get(pages.parent)
+    links = [link.get_attribute("href") for link in description(browser).find_elements(By.TAG_NAME, "a")]
+    assert links == [pages.runs[2], f"{pages.runs[2]}/artifacts/pictures/{pages.picture.name}"]
+    browser.get(str(links[1]))
+    script = "return [...document.images].filter(i => i.complete).map(i => i.naturalWidth)"
+    with Image.open(pages.picture) as picture:
+        assert until(lambda: picture.width in browser.execute_script(script))
+
+
+def test_text_of_users_is_no_markup_in_a_description(browser: WebDriver, pages: Pages) -> None:
+    browser.get(pages.runs[2])
+    shown = description(browser)  # with one picture: that in the text of a user is none
+    assert [code.get_attribute("textContent") for code in shown.find_elements(By.CSS_SELECTOR, "p code")] == [EVIL.replace("`", "'")]
+    assert str(shown.find_element(By.CSS_SELECTOR, "td code").get_attribute("textContent")).startswith("x' ![](http://127.0.0.1:9/p.png)")
+    assert len(shown.find_elements(By.CSS_SELECTOR, "tbody td")) == 2
+    assert len(shown.find_elements(By.TAG_NAME, "a")) == 1
+    assert browser.title != "1"
