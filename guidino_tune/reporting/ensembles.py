@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from guidino_tune import paths
 from guidino_tune.reporting.document import Block, Cell, Folded, Section, Table, Text
 from guidino_tune.reporting.known import Known
 from guidino_tune.reporting.material import Material, plain
@@ -31,7 +32,7 @@ def ensembles(material: Material, known: Known) -> Section:
 
 
 def _one(made: MadeEnsemble) -> Iterator[Block]:
-    model = Path(made.model)
+    model = paths.rebased(Path(made.model))
     yield _gain(made, plain(model.name))
     gone = "" if model.is_dir() else "; it is not there now"
     chosen = (

@@ -6,6 +6,7 @@ Text of users and of libraries (names, values, messages) stands between backtick
 from __future__ import annotations
 
 import bisect
+import contextlib
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -17,8 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from guidino_tune import paths
 from guidino_tune.analysis.plain_tables import markdown_table
 from guidino_tune.config.study import PRUNERS
-from guidino_tune.errors import redacted
-from guidino_tune.space.parameters import get_path
+from guidino_tune.errors import UserError, redacted
+from guidino_tune.space.parameters import get_path, has_path
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import SHORT, as_dict, beyond, feasible
 from guidino_tune.study.objectives import shown as shown_value
@@ -118,18 +119,29 @@ def _next_of_study(study: optuna.Study, folder: StudyFolder, ranked: list[Frozen
     return f"{_code(commands)}\n\nStudy {code(study.study_name)}, in {code(folder.path, MESSAGE)}{_stored(folder)}"
 
 
-def trial_note(trial: FrozenTrial, space: Space, folder: StudyFolder, place: tuple[int, int] | None, pruner: str) -> str:
-    """Of a trial that has ended; nothing in it becomes untrue later.
+class TrialNotes:
+    """The descriptions of trials that have ended; nothing in one becomes untrue later.
 
     Args:
-        trial: As it is stored.
-        space: What its study searches.
-        folder: Of the study.
-        place: See ``Places``.
-        pruner: Of the study: its name, or its class.
+        study: Of the trials.
+        space: What it searches.
+        folder: Where it lives.
     """
-    parts = (_end(trial, space, place, pruner), _picture(trial, folder), _settings(trial, space), _next_of_trial(trial, space, folder))
-    return redacted("\n\n".join(filter(None, parts)))
+
+    def __init__(self, study: optuna.Study, space: Space, folder: StudyFolder) -> None:
+        self._space, self._folder, self._places = space, folder, Places(study)
+        self._pruner = str(study.user_attrs.get("own_pruner") or space.study.pruner)
+        self._default = _defaults(space)
+
+    def of(self, trial: FrozenTrial) -> str:
+        """Of one trial."""
+        parts = (
+            _end(trial, self._space, self._places.of(trial), self._pruner),
+            _picture(trial, self._folder),
+            _settings(trial, self._default),
+            _next_of_trial(trial, self._space, self._folder),
+        )
+        return redacted("\n\n".join(filter(None, parts)))
 
 
 def _end(trial: FrozenTrial, space: Space, place: tuple[int, int] | None, pruner: str) -> str:
@@ -159,9 +171,8 @@ def _picture(trial: FrozenTrial, folder: StudyFolder) -> str:
     return next((picture(trial.number, name) for name in PICTURES if (pictures / name).is_file()), "")
 
 
-def _settings(trial: FrozenTrial, space: Space) -> str:
+def _settings(trial: FrozenTrial, default: Mapping[str, Any]) -> str:
     """What was searched and is other than the default."""
-    default = _defaults(space)
     other = {path: value for path, value in trial.params.items() if path not in default or default[path] != value}
     lines = [f"- {code(path)} {cell(_shown(value))}{_by_default(path, default)}" for path, value in list(other.items())[:SETTINGS]]
     alike, left = len(trial.params) - len(other), len(other) - len(lines)
@@ -174,11 +185,13 @@ def _by_default(path: str, default: Mapping[str, Any]) -> str:
     return f" (default {cell(_shown(default[path]))})" if path in default else " (not in the default)"
 
 
-def _defaults(space: Space) -> Mapping[str, Any]:
-    """The value of each searched setting in the first of the first trials, else in the experiment that the space begins with."""
-    base = space.base.to_dict()
-    known = {path: value for path in space.parameters if (value := get_path(base, path)) is not None}
-    return known | (dict(space.first_trials[0]) if space.first_trials and not space.study.is_list else {})
+def _defaults(space: Space) -> dict[str, Any]:
+    """What is searched as the first of the first trials has it; where there is none, as the experiment that the space begins with."""
+    first = dict(space.first_trials[0]) if space.first_trials and not space.study.is_list else {}
+    with contextlib.suppress(UserError):
+        values = space.experiment(first).to_dict()
+        return {path: get_path(values, path) for path in space.parameters if has_path(values, path)} | first
+    return first  # of a space from an earlier version
 
 
 def _shown(value: Any) -> str:
@@ -212,4 +225,5 @@ def _stored(folder: StudyFolder) -> str:
 
 def _code(commands: list[str]) -> str:
     """Commands to be copied; each stays one line of the block, whatever a path has in it."""
-    return "\n".join("    guidino-tune " + "".join(c if c.isprintable() else "?" for c in command) for command in commands)
+    lines = ("guidino-tune " + "".join(letter if letter.isprintable() else "?" for letter in command) for command in commands)
+    return "\n".join(("```", *lines, "```"))  # fenced: indented ones would go on with a list before them

@@ -29,7 +29,7 @@ from guidino_tune.training.folder import write_text
 from guidino_tune.training.measured import cases_file, read_measured
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.export import export_yaml
-from guidino_tune.workflows.notes import Places, study_note, trial_note
+from guidino_tune.workflows.notes import TrialNotes, study_note
 
 STATES: dict[TrialState, TrackedState] = {
     TrialState.RUNNING: "running",
@@ -68,8 +68,7 @@ class Recorder:
         self._fixed: dict[int, dict[str, Any]] = {}
         self._exported: tuple[int, set[int]] | None = None
         self._front: set[int] = set()
-        self._places = Places(study)
-        self._pruner = str(study.user_attrs.get("own_pruner") or space.study.pruner)
+        self._notes = TrialNotes(study, space, folder)
 
     def sync(self) -> None:
         """Hands over every trial and the study: what an earlier run could not send is sent now. Nobody runs a trial at that moment."""
@@ -204,7 +203,7 @@ class Recorder:
         if len(self.space.study.objectives) > 1 and trial.state == TrialState.COMPLETE:
             tags |= {PARETO: str(trial.number in self._front).lower()}
         if ended:
-            tags |= {NOTE: trial_note(trial, self.space, self.folder, self._places.of(trial), self._pruner)}
+            tags |= {NOTE: self._notes.of(trial)}
         return TrialSnapshot(
             number=trial.number,
             state=state or ("interrupted" if waits else STATES[trial.state]),

@@ -18,7 +18,7 @@ from guidino_tune.export import main as export
 from guidino_tune.study.store import StudyFolder, open_study
 from guidino_tune.tracking import StudySnapshot
 from guidino_tune.tracking.notes import NOTE, link, picture
-from guidino_tune.workflows.notes import LONGEST, cell, code, study_note, trial_note
+from guidino_tune.workflows.notes import LONGEST, TrialNotes, cell, code, study_note
 from guidino_tune.workflows.recorder import Recorder
 
 EVIL = "x` ![](http://evil/p.png) <img src=x onerror=alert(1)> [a](javascript:alert(1)) | b\n\n# loud\n@me :smile: ``` \\"
@@ -42,8 +42,7 @@ def shot(setup: Setup, number: int, name: str) -> None:
 
 def outside_code(note: str) -> str:
     """What a Markdown renderer takes for markup: neither blocks of commands nor what stands between backticks."""
-    text = "\n".join(line for line in note.split("\n") if not line.startswith("    "))
-    return re.sub(r"`[^`\n]*`", "CODE", text)
+    return re.sub(r"`[^`\n]*`", "CODE", re.sub(r"(?ms)^```$.*?^```$", "", note))
 
 
 # ------------------------------------------------------------------------------------------------------------- how a trial ended
@@ -72,7 +71,7 @@ def test_what_a_trial_searched_other_than_the_default(home: Path) -> None:
                            "segmenter.base_width": optuna.distributions.CategoricalDistribution([2, 4])},
         )  # fmt: skip
         study.add_trial(made)
-    other, alike = (trial_note(t, space, StudyFolder(paths.studies() / "small"), None, "asha") for t in study.trials)
+    other, alike = map(TrialNotes(study, space, StudyFolder(paths.studies() / "small")).of, study.trials)
     assert "- `training.lr` 0.005 (default 0.001)\n\n1 searched setting is as in the default." in other
     assert "base_width" not in other
     assert "2 searched settings are as in the default." in alike
@@ -98,7 +97,7 @@ def test_the_commands_of_a_note_name_the_study_and_the_trial(
     setup.trial([0.2, 0.5, 0.1, 0.1], TrialState.COMPLETE)
     monkeypatch.chdir(tmp_path)
     for number in (0, 1):
-        commands = [line.strip() for line in note_of(setup, number).split("\n") if line.startswith("    ")]
+        commands = [line for line in note_of(setup, number).split("\n") if line.startswith("guidino-tune")]
         first = shlex.split(commands[0])
         assert first[:2] == ["guidino-tune", "export"]
         assert export(first[2:]) == 0
@@ -164,7 +163,7 @@ def test_a_note_is_short_however_much_is_searched(home: Path) -> None:
                 params={**dict.fromkeys(names, number / 20), "training.lr": 1e-3, "segmenter.base_width": 2},
             )
         )
-    assert len(trial_note(study.trials[0], space, folder, (1, 20), "asha")) < LONGEST
+    assert len(TrialNotes(study, space, folder).of(study.trials[0])) < LONGEST
     assert len(study_note(study, space, folder)) <= LONGEST
 
 

@@ -12,6 +12,8 @@ from small_searches import slow_space, trials_of
 from guidino_tune.reporting.material import collect
 from guidino_tune.search import main as search
 from guidino_tune.study.store import stored_study
+from guidino_tune.tracking.client import connect
+from guidino_tune.tracking.notes import NOTE
 from guidino_tune.training.case_scores import FILE
 
 
@@ -39,6 +41,18 @@ def test_a_search_ends_with_its_report_in_the_folder_and_in_mlflow(
     assert pictures == {"validation.png", "worst-and-best.png"}
     assert text.count("data:image/jpeg;base64,") == 2
     assert (home / "studies" / "small" / "trials" / "00000" / FILE).is_file()
+    client = connect(f"sqlite:///{home}/mlflow.db")
+    found = client.search_runs([client.get_experiment_by_name("guidino_tune").experiment_id])
+    runs = {run.data.tags.get("guidino.trial", "study"): run for run in found}
+    assert set(runs) == {"study", "0", "1", "2"}
+    for key, run in runs.items():
+        owner = runs[str(number) if key == "study" else key]
+        small = f"[![](get-artifact?path=previews%2Fworst-and-best.jpg&run_uuid={owner.info.run_id})]("
+        assert small in run.data.tags[NOTE]
+        assert [file.path for file in client.list_artifacts(owner.info.run_id, "previews")] == ["previews/worst-and-best.jpg"]
+    assert f"validation Dice **{best:.4f}**" in runs["study"].data.tags[NOTE]
+    assert "After 3 trials:" in runs["study"].data.tags[NOTE]
+    assert f"Best validation Dice **{best:.4f}**" in runs[str(number)].data.tags[NOTE]
 
 
 def test_a_report_that_fails_fails_no_search(
