@@ -10,6 +10,7 @@ import contextlib
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -210,13 +211,18 @@ def _next_of_trial(trial: FrozenTrial, space: Space, folder: StudyFolder) -> str
         return _code(commands) + _stored(folder)
     kept = space.study.kept_weights
     condition = "" if kept is None else f" as long as it is among the {kept} best, whose weights are kept"
-    predict = f"predict {shlex.quote(str(folder.trial(number).path))} IMAGES --output masks"
+    predict = f"predict {_quoted(folder.trial(number).path)} \\\n    IMAGES --output masks"  # MLflow's page is as wide as its longest line
     return f"{_code(commands)}\n\nIts own model{condition}:\n\n{_code([predict])}{_stored(folder)}"
 
 
 def _named(folder: StudyFolder) -> str:
     """The study for a command: its name where it is in the home folder, else its path."""
-    return folder.path.name if folder.path.parent == paths.studies() else shlex.quote(str(folder.path))
+    return folder.path.name if folder.path.parent == paths.studies() else _quoted(folder.path)
+
+
+def _quoted(path: Path) -> str:
+    """For a shell, on one line whatever is in it."""
+    return shlex.quote("".join(letter if letter.isprintable() else "?" for letter in str(path)))
 
 
 def _stored(folder: StudyFolder) -> str:
@@ -224,6 +230,5 @@ def _stored(folder: StudyFolder) -> str:
 
 
 def _code(commands: list[str]) -> str:
-    """Commands to be copied; each stays one line of the block, whatever a path has in it."""
-    lines = ("guidino-tune " + "".join(letter if letter.isprintable() else "?" for letter in command) for command in commands)
-    return "\n".join(("```", *lines, "```"))  # fenced: indented ones would go on with a list before them
+    """Commands to be copied; in a fence, for indented ones would go on with a list before them."""
+    return "\n".join(("```", *(f"guidino-tune {command}" for command in commands), "```"))

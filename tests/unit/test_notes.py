@@ -104,7 +104,7 @@ def test_the_commands_of_a_note_name_the_study_and_the_trial(
         assert f"trial: {number}" in Path(f"small-{number}.yaml").read_text()
         assert f"small-{number}.yaml" in commands[1]
         assert commands[1].startswith("guidino-tune retrain ")
-    assert commands[2] == f"guidino-tune predict {setup.folder.trial(1).path} IMAGES --output masks"
+    assert f"guidino-tune predict {setup.folder.trial(1).path} \\\n    IMAGES --output masks\n" in note_of(setup, 1)
     assert len([line for line in note_of(setup, 0).split("\n") if "predict" in line]) == 0  # whose weights are not kept
 
 
