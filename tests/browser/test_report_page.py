@@ -13,8 +13,10 @@ from selenium.webdriver.remote.webdriver import WebDriver
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))  # where its helpers lie
 from report_helpers import failed, simulated, split_file, stored
+from test_report_ensembles import MADE
 
 from guidino_tune.reporting.known import Price
+from guidino_tune.study.ensembles import note_ensemble
 from guidino_tune.workflows.report import write_report
 from guidino_tune.workflows.study_page import page_of_stored
 
@@ -38,6 +40,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evil = failed(trials[3], "bug", "<img src=x onerror='document.title=1'><script>document.title=2</script>")
     whole = stored(folder / "synthetic", made.space, [*trials, evil])
     split_file(whole.folder)
+    note_ensemble(whole.folder, MADE)
     pictures = whole.folder.trial(max(trials, key=lambda t: t.value or 0 if t.state.name == "COMPLETE" else 0).number).pictures
     pictures.mkdir()
     Image.new("RGB", (1200, 400), (200, 30, 60)).save(pictures / "worst-and-best.png")
