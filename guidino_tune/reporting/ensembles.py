@@ -55,7 +55,7 @@ def _gain(made: MadeEnsemble, name: str) -> Text:
         why = "there were too few cases to hold some of them back" if made.is_chosen else "none of its members was chosen"
         return Text(f"By how much it is on cases that had no part in the choice was not measured: {why}.", "open", question)
     mean, low, high = found
-    sure = "beyond" if low > 0 else "not beyond"
+    sure = "beyond" if low > 0 else "a loss beyond" if high < 0 else "not beyond"
     told = (
         f"Chosen on one half of the cases and scored on the other, such a choice gains {mean:+.4f} Dice; that is {sure} the chance of "
         f"these images (95 % interval {interval(low, high)} over {_cases(made)})"
@@ -63,7 +63,7 @@ def _gain(made: MadeEnsemble, name: str) -> Text:
     if "best" in made.gains:
         other, *ends = made.gains["best"]
         told += f"; the plain mean of as many of the best gains {other:+.4f} ({interval(ends[0], ends[1])})"
-    return Text(f"{told}.", "good" if low > 0 else "open", question)
+    return Text(f"{told}.", "good" if low > 0 else "bad" if high < 0 else "open", question)
 
 
 def _cases(made: MadeEnsemble) -> str:

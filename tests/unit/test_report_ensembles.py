@@ -60,6 +60,9 @@ def test_a_gain_that_may_be_chance_is_no_yes(study: StoredStudy) -> None:
     assert re.search(r'<p class="open"><b>Is team better', html)
     assert "not beyond the chance" in told(study)
     assert "over 60 cases)" in told(study)
+    note_ensemble(study.folder, dataclasses.replace(MADE, gains={"greedy": (-0.006, -0.011, -0.003)}))
+    html = (write_report(page_of_stored(study))).read_text()
+    assert re.search(r'<p class="bad"><b>Is team better.*gains -0.0060 Dice; that is a loss beyond the chance', html)
 
 
 def test_where_nothing_was_held_back_no_gain_is_told(study: StoredStudy) -> None:
