@@ -9,7 +9,7 @@ import bisect
 import contextlib
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ LONGEST = 4000
 
 MESSAGE, VALUE, SETTINGS = 600, 60, 12
 """Letters of a reason and of a value, and settings in a table: there are thousands of trials, and each description is kept twice."""
+
+WIDE = 100
+"""Letters in a line of the leaderboard: MLflow makes its page as wide as that."""
 
 GAP = "&nbsp;"
 """Before what stands in a table: MLflow leaves no room between its columns."""
@@ -87,30 +90,35 @@ def study_note(study: optuna.Study, space: Space, folder: StudyFolder) -> str:
     """Of a study: its best trial with a picture, the leaderboard, and what to do next."""
     ranked = ranking(study)
     for rows in (10, 5, 2):
-        note = "\n\n".join(filter(None, (*_best(ranked, folder), _board(study, space, rows), _next_of_study(study, folder, ranked))))
+        parts = (
+            _best(ranked),
+            _board(study, space, rows),
+            _next_of_study(study, folder, ranked),
+            *(_picture(t, folder) for t in ranked[:1]),
+        )
+        note = "\n\n".join(filter(None, parts))
         if len(note) <= LONGEST:
             break
     return redacted(note)
 
 
-def _best(ranked: list[FrozenTrial], folder: StudyFolder) -> Iterator[str]:
+def _best(ranked: list[FrozenTrial]) -> str:
     if not ranked:
-        yield "No trial has run its whole budget yet."
-        return
+        return "No trial has run its whole budget yet."
     best = ranked[0]
     name = cell(best.user_attrs.get("name", ""))
-    yield f"Best so far: {link(best.number, f'trial {best.number}')} ({name}), validation Dice **{best_value(best) or 0.0:.4f}**."
-    yield _picture(best, folder)
+    return f"Best so far: {link(best.number, f'trial {best.number}')} ({name}), validation Dice **{best_value(best) or 0.0:.4f}**."
 
 
 def _board(study: optuna.Study, space: Space, rows: int) -> str:
-    table, _ = leaderboard(study, space, rows=rows)
+    table, hidden = leaderboard(study, space, rows=rows, width=WIDE)
     headings = [str(column.header) for column in table.columns]
     lines = [[str(text) for text in line] for line in zip(*(column.cells for column in table.columns), strict=True)]
     at = headings.index("trial")
     shown = [[GAP + (link(int(text), text) if place == at else cell(text)) for place, text in enumerate(line)] for line in lines]
     ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
-    return f"After {ended} trials:\n\n" + markdown_table([GAP + cell(heading) for heading in headings], shown).rstrip("\n")
+    more = f", without {', '.join(map(cell, hidden))}" if hidden else ""
+    return f"After {ended} trials{more}:\n\n" + markdown_table([GAP + cell(heading) for heading in headings], shown).rstrip("\n")
 
 
 def _next_of_study(study: optuna.Study, folder: StudyFolder, ranked: list[FrozenTrial]) -> str:
@@ -138,9 +146,9 @@ class TrialNotes:
         """Of one trial."""
         parts = (
             _end(trial, self._space, self._places.of(trial), self._pruner),
-            _picture(trial, self._folder),
             _settings(trial, self._default),
             _next_of_trial(trial, self._space, self._folder),
+            _picture(trial, self._folder),  # which may be high
         )
         return redacted("\n\n".join(filter(None, parts)))
 
