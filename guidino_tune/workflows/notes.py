@@ -40,6 +40,9 @@ LONGEST = 4000
 MESSAGE, VALUE, SETTINGS = 600, 60, 12
 """Letters of a reason and of a value, and settings in a table: there are thousands of trials, and each description is kept twice."""
 
+HOME = "${GUIDINO_TUNE_HOME:-$HOME/guidino_tune}"
+"""The home folder, for a shell."""
+
 WIDE = 100
 """Letters in a line of the leaderboard: MLflow makes its page as wide as that."""
 
@@ -219,13 +222,19 @@ def _next_of_trial(trial: FrozenTrial, space: Space, folder: StudyFolder) -> str
         return _code(commands) + _stored(folder)
     kept = space.study.kept_weights
     condition = "" if kept is None else f" as long as it is among the {kept} best, whose weights are kept"
-    predict = f"predict {_quoted(folder.trial(number).path)} \\\n    IMAGES --output masks"  # MLflow's page is as wide as its longest line
+    predict = f"predict {_placed(folder, number)} \\\n    IMAGES --output masks"  # MLflow's page is as wide as its longest line
     return f"{_code(commands)}\n\nIts own model{condition}:\n\n{_code([predict])}{_stored(folder)}"
 
 
 def _named(folder: StudyFolder) -> str:
     """The study for a command: its name where it is in the home folder, else its path."""
     return folder.path.name if folder.path.parent == paths.studies() else _quoted(folder.path)
+
+
+def _placed(folder: StudyFolder, number: int) -> str:
+    """The folder of a trial for a command; in the home folder the same wherever that is, for descriptions stay when it is moved."""
+    path = folder.trial(number).path
+    return f'"{HOME}/{path.relative_to(paths.home())}"' if folder.path.parent == paths.studies() else _quoted(path)
 
 
 def _quoted(path: Path) -> str:

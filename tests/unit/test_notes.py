@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import optuna
@@ -15,7 +16,7 @@ from training_helpers import search_space
 
 from guidino_tune import paths
 from guidino_tune.export import main as export
-from guidino_tune.study.store import StudyFolder, open_study
+from guidino_tune.study.store import StudyFolder, open_study, stored_study
 from guidino_tune.tracking import StudySnapshot
 from guidino_tune.tracking.notes import NOTE, link, picture
 from guidino_tune.workflows.notes import LONGEST, TrialNotes, cell, code, study_note
@@ -104,8 +105,21 @@ def test_the_commands_of_a_note_name_the_study_and_the_trial(
         assert f"trial: {number}" in Path(f"small-{number}.yaml").read_text()
         assert f"small-{number}.yaml" in commands[1]
         assert commands[1].startswith("guidino-tune retrain ")
-    assert f"guidino-tune predict {setup.folder.trial(1).path} \\\n    IMAGES --output masks\n" in note_of(setup, 1)
+    predict = next(line for line in note_of(setup, 1).split("\n") if "predict" in line).removesuffix(" \\")
+    told = subprocess.run(["sh", "-c", predict.replace("guidino-tune predict", "echo")], capture_output=True, text=True, check=True)
+    assert told.stdout == f"{setup.folder.trial(1).path}\n"
     assert len([line for line in note_of(setup, 0).split("\n") if "predict" in line]) == 0  # whose weights are not kept
+
+
+def test_a_note_stays_when_the_home_folder_is_moved(setup: Setup, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.trial([0.2, 0.5, 0.1, 0.1], TrialState.COMPLETE)
+    before = note_of(setup, 0)
+    assert str(home) not in before
+    new = home.with_name("new home")
+    home.rename(new)
+    monkeypatch.setenv("GUIDINO_TUNE_HOME", str(new))
+    moved = stored_study("small")
+    assert TrialNotes(moved.study, moved.space, moved.folder).of(moved.study.trials[0]) == before
 
 
 def test_a_study_in_another_place_is_named_by_its_path(tmp_path: Path) -> None:
