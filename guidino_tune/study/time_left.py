@@ -8,7 +8,7 @@ import heapq
 import math
 import random
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import optuna
@@ -31,6 +31,13 @@ RECENT = 60
 DOUBT, LEAST_DOUBT = 0.6, 0.15
 """Spread of a guess from the epochs of one trial, as the logarithm of a factor, which falls with the square root of their number; and the
 rest of it, for what is still to come may be other than what was."""
+
+BY_LOT = ("random", "qmc", "grid", "listed")
+"""Samplers that do not learn from the trials so far."""
+
+LEARNING = 4
+"""Power of a trial's place at the first rung, with which one that learns draws others of its kind: searches with TPE over recorded curves were
+told best with 3 to 5 (errors in ``docs/watching.md``); 0 would be for one that does not learn, and told too long times."""
 
 LOW, HIGH = 0.05, 0.95
 """The quantiles of the range."""
@@ -117,7 +124,7 @@ class TimeLeft:
 
     def state(self, now: float) -> State | None:
         """Where the search stands; ``None`` before the first epoch that was heard of."""
-        known = [heard for heard in list(self.heard.values())[-RECENT:] if heard.epochs or heard.firsts]
+        known = {number: heard for number, heard in list(self.heard.items())[-RECENT:] if heard.epochs or heard.firsts}
         if not known:
             return None
         return State(self, known, now)
@@ -126,8 +133,8 @@ class TimeLeft:
 class State:
     """Where a search stands, to be played to its end."""
 
-    def __init__(self, told: TimeLeft, known: Sequence[_Heard], now: float) -> None:
-        settings, self.known = told.space.study, known
+    def __init__(self, told: TimeLeft, known: Mapping[int, _Heard], now: float) -> None:
+        settings, self.known = told.space.study, list(known.values())
         self.factor, self.waits, self.length = settings.reduction_factor, settings.waits, told.space.longest
         self.is_halving, self.custom = settings.has_rungs and settings.pruner in PRUNERS, settings.pruner not in PRUNERS
         self.rungs = rungs(settings, self.length)[:-1] if self.is_halving else ()
@@ -137,6 +144,9 @@ class State:
         self.failing = len(self.failed) / (len(ended) + 2)
         self.hazard = self._hazard(ended)
         self.places = [self._places(trials, rung) for rung in self.rungs]
+        learns = bool(self.rungs) and settings.sampler not in BY_LOT
+        self.promise = [(self.places[0].get(number, 0.0) if learns else 1.0) ** LEARNING + 1e-9 for number in known]
+        self.by_lot = max(0, settings.startup_trials - len(trials)) if learns else math.inf
         listed = len(told.space.first_trials)
         kinds = {number: heard.kind for number, heard in told.heard.items()}
         # The first trials are chosen well: what others were is what new ones will be.
@@ -151,7 +161,7 @@ class State:
         self.to_go_on = [self._piece(t, heard.get(t.number)) for t in away if not self._waits(t)]
         self.to_begin = max(0, remaining(told.study, told.space) - len(going))
         self.workers = max([1, len(self.running), *told.side_by_side])
-        self.extra = [max(0.0, first - one.pace) for one in known for first in one.firsts if one.epochs] or [0.0]
+        self.extra = [max(0.0, first - one.pace) for one in self.known for first in one.firsts if one.epochs] or [0.0]
         self.size = (self.to_begin + len(going)) * (1 + len(self.rungs))
 
     @staticmethod
@@ -189,7 +199,8 @@ class State:
 
     def play(self, drawing: random.Random) -> float:
         """One way in which it may end, in seconds from now."""
-        known = drawing.choices(self.known, k=len(self.known))
+        pairs = drawing.choices([*zip(self.known, self.promise, strict=True)], k=len(self.known))
+        known, promise = [one for one, _ in pairs], [of for _, of in pairs]
         doubt = math.exp(drawing.gauss(0.0, math.hypot(LEAST_DOUBT, DOUBT / math.sqrt(len(known)))))
         counted = [sorted(places.values()) for places in self.places]
         waiting: list[list[tuple[float, int, _Piece]]] = [[] for _ in self.rungs]
@@ -229,7 +240,7 @@ class State:
                     run(to_go_on.pop(), clock)
                 elif to_begin:
                     to_begin -= 1
-                    like = drawing.choice(known)
+                    like = drawing.choice(known) if self.to_begin - to_begin <= self.by_lot else drawing.choices(known, promise)[0]
                     run(_Piece(like.kind, like.pace, 0, self.length), clock)
                 else:
                     break
