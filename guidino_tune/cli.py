@@ -87,6 +87,15 @@ def seconds(text: str) -> float:
     return value
 
 
+def size(text: str) -> int:
+    """Bytes such as ``500M``, ``4G`` or ``1.5G`` (powers of 1024), for argparse; without a unit they are bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    value = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500M or 4G")
+    return value
+
+
 def add_protocol_options(arguments: argparse.ArgumentParser, *, scores: bool, frames: bool = False) -> None:
     """Adds the fields of ``config.Protocol`` as options; see ``protocol_values``.
 

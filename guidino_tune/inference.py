@@ -136,11 +136,11 @@ def slide(
         nonlocal guided
         logits, guide = predict_logits(model, windows, mirror, num_views=num_windows)
         guided = guide is not None
-        return logits if guide is None else torch.cat([logits, _resized(guide, (window, window))], dim=1)
+        return logits if guide is None else torch.cat([logits, resized(guide, (window, window))], dim=1)
 
     maps = sliding_window_inference(
         image, (window, window), num_windows, predict,
-        overlap=overlap, roi_weight_map=_gaussian(window), padding_mode="constant", cval=0.0,
+        overlap=overlap, roi_weight_map=window_weights(window), padding_mode="constant", cval=0.0,
         sw_device=image.device if device is None else device, device=image.device,
     )  # fmt: skip
     assert isinstance(maps, Tensor)
@@ -177,6 +177,27 @@ def predict_image(
             decided.
         UserError: The threshold is not in (0, 1), or there is one for several classes; or the network's output is not finite.
     """
+    check_image(image, data, protocol, threshold)
+    device = _device(model) if device is None else torch.device(device)
+    # Around all windows: weights are cast once for an image, not once for each forward pass.
+    with torch.autocast(device.type, torch.bfloat16) if getattr(model, "bf16", False) else nullcontext():
+        logits, guide = _predict(model, image, data, protocol, device)
+    check_finite(logits)
+    mask = to_labels(logits, threshold)[0].cpu().numpy()
+    return ImagePrediction(
+        mask=largest_component(mask) if protocol.largest_component == "always" else mask,
+        probabilities=to_probabilities(logits)[0].cpu().numpy(),
+        guide=None if guide is None else guide[0, 0].cpu().numpy(),
+    )
+
+
+def check_image(image: np.ndarray, data: Data, protocol: Protocol, threshold: float) -> None:
+    """Refuses what cannot be predicted; see ``predict_image``.
+
+    Raises:
+        ValueError: As ``predict_image``.
+        UserError: As there, but for the network's output.
+    """
     if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != data.channels or 0 in image.shape:
         raise ValueError(f"an image is (H, W, {data.channels}) uint8 or uint16; got shape {image.shape}, {image.dtype}")
     if protocol.largest_component == "validation":
@@ -187,21 +208,19 @@ def predict_image(
         raise UserError(
             f"of {data.num_classes} classes the likeliest is taken, without a threshold", where="threshold", todo="leave it out"
         )
-    device = _device(model) if device is None else torch.device(device)
-    # Around all windows: weights are cast once for an image, not once for each forward pass.
-    with torch.autocast(device.type, torch.bfloat16) if getattr(model, "bf16", False) else nullcontext():
-        logits, guide = _predict(model, image, data, protocol, device)
-    if not logits.isfinite().all():  # the label of what is no number would be background, and look like an answer
+
+
+def check_finite(logits: Tensor) -> None:
+    """Refuses logits of which one is no number: its label would be background, and look like an answer.
+
+    Raises:
+        UserError: It says what to do.
+    """
+    if not logits.isfinite().all():
         raise UserError(
             "the network gives NaN or infinity for this image, and no mask",
             todo="choose another trial or seed: its weights are so large that its numbers overflow",
         )
-    mask = to_labels(logits, threshold)[0].cpu().numpy()
-    return ImagePrediction(
-        mask=largest_component(mask) if protocol.largest_component == "always" else mask,
-        probabilities=to_probabilities(logits)[0].cpu().numpy(),
-        guide=None if guide is None else guide[0, 0].cpu().numpy(),
-    )
 
 
 def largest_component(labels: np.ndarray) -> np.ndarray:
@@ -234,11 +253,11 @@ def _predict(model: nn.Module, image: np.ndarray, data: Data, protocol: Protocol
     box = frame(*native, side, data.resize)
     size = native if protocol.resolution == "native" else (box.height, box.width)
     if guide is not None and (box.height, box.width) != (side, side):
-        guide = cut(_resized(guide, (side, side)), box)  # its cells are too coarse to be cut along a margin
-    return _resized(cut(logits, box), size), None if guide is None else _resized(guide, size)
+        guide = cut(resized(guide, (side, side)), box)  # its cells are too coarse to be cut along a margin
+    return resized(cut(logits, box), size), None if guide is None else resized(guide, size)
 
 
-def _gaussian(window: int) -> Tensor:
+def window_weights(window: int) -> Tensor:
     """Weights (S, S) of a window's pixels: 1 at its centre, sigma S / 8.
 
     MONAI's own map has no weight below 0.001, which at the image's edges, far from any centre, is that of every window: there the
@@ -261,6 +280,6 @@ def _device(model: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear; antialiased, for images that are smaller than the training size."""
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)

@@ -27,9 +27,16 @@ def _imagenet(image: Tensor) -> Tensor:
     return (image / 255 - mean) / std
 
 
-def _zscore(image: Tensor) -> Tensor:
+def zscore_constants(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (C, 1, 1) of an image's own channels, (C, H, W); below one grey level there is nothing but rounding, not to be
+    blown up."""
     deviation, mean = torch.std_mean(image, dim=(1, 2), correction=0, keepdim=True)
-    return (image - mean) / deviation.clamp(min=1)  # below one grey level there is nothing but rounding, not to be blown up
+    return mean, deviation.clamp(min=1)
+
+
+def _zscore(image: Tensor) -> Tensor:
+    mean, deviation = zscore_constants(image)
+    return (image - mean) / deviation
 
 
 NORMALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {"imagenet": _imagenet, "zscore": _zscore}
@@ -47,9 +54,16 @@ def normalise(image: np.ndarray, kind: str = "imagenet") -> Tensor:
     Raises:
         TypeError: The image is of another type.
     """
+    return NORMALISATIONS[kind](grey_levels(image))
+
+
+def grey_levels(image: np.ndarray) -> Tensor:
+    """Turns uint8 or uint16 (H, W, C) into float32 (C, H, W) of 0 to 255.
+
+    Raises:
+        TypeError: The image is of another type.
+    """
     if image.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"an image is uint8 or uint16, not {image.dtype}")
     values = np.ascontiguousarray(image.transpose(2, 0, 1))
-    if image.dtype == np.uint16:
-        return NORMALISATIONS[kind](torch.from_numpy(values.astype(np.float32) / np.float32(257)))
-    return NORMALISATIONS[kind](torch.from_numpy(values).float())
+    return torch.from_numpy(values.astype(np.float32) / np.float32(257)) if image.dtype == np.uint16 else torch.from_numpy(values).float()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +20,35 @@ Values = NDArray[Any]
 """Pixels in the type of the file."""
 
 _RESTORE = "restore the file, or set data.bad_cases=skip"
+
+
+@dataclass(slots=True)
+class Limit:
+    """How large an image may be, and whether one was larger.
+
+    Attributes:
+        pixels: The most.
+        why: Added to the message about a larger one.
+        exceeded: There was one.
+    """
+
+    pixels: int
+    why: str = ""
+    exceeded: bool = False
+
+
+_limit: ContextVar[Limit | None] = ContextVar("limit", default=None)
+
+
+@contextlib.contextmanager
+def at_most(pixels: int, why: str = "") -> Iterator[Limit]:
+    """Within the block, in this thread, images may have so many pixels instead of ``MAX_PIXELS``; see ``Limit``."""
+    limit = Limit(pixels, why)
+    token = _limit.set(limit)
+    try:
+        yield limit
+    finally:
+        _limit.reset(token)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,9 +124,11 @@ def check_size(width: int, height: int, bytes_per_pixel: int = 1) -> None:
     """
     if width < 1 or height < 1:
         raise Refused(f"cannot be decoded: it says that it is {width}x{height} pixels")
-    if width * height > MAX_PIXELS or width * height * bytes_per_pixel > MAX_PIXELS * _MAX_BYTES_PER_PIXEL:
+    limit = _limit.get() or Limit(MAX_PIXELS)
+    if width * height > limit.pixels or width * height * bytes_per_pixel > limit.pixels * _MAX_BYTES_PER_PIXEL:
+        limit.exceeded = True
         raise Refused(
-            f"is too large: {width}x{height} pixels, and {MAX_PIXELS:,} is the most",
+            f"is too large: {width}x{height} pixels, and {limit.pixels:,} is the most{limit.why}",
             "make it and its mask smaller (training resizes both to data.image_size anyway), or set data.bad_cases=skip",
         )
 

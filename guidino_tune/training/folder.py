@@ -183,12 +183,17 @@ def replace_folder(draft: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """As ``write_bytes``, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name and renames it, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with named(path):
-            outlast(path, lambda: draft.write_text(text, encoding="utf-8"))
+            outlast(path, lambda: draft.write_bytes(content))
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
-"""A trained model that segments images: arrays, Pillow images and files; and the masks and overlays of a folder."""
+"""A trained model that segments images: arrays, Pillow images and files."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from guidino_tune import paths
-from guidino_tune.analysis.pictures import overlay, save_png
 from guidino_tune.config import Experiment, Protocol
 from guidino_tune.config.data import BACKGROUND
 from guidino_tune.config.parsing import parse, read_yaml
@@ -23,10 +22,9 @@ from guidino_tune.config.protocol import DEFAULT_PROTOCOL
 from guidino_tune.data.arrays import decode_array
 from guidino_tune.data.decoding import read_image
 from guidino_tune.data.files import slice_of, stem
-from guidino_tune.data.predicted import MASKS, OVERLAYS
 from guidino_tune.data.rules import Rules
 from guidino_tune.errors import UserError, about
-from guidino_tune.framing import Array, viewable
+from guidino_tune.framing import Array
 from guidino_tune.inference import ImagePrediction, predict_image
 from guidino_tune.known_backbones import chosen, expecting
 from guidino_tune.models import GuidedSegmenter
@@ -35,8 +33,8 @@ from guidino_tune.tracking import tracking_uri
 from guidino_tune.tracking.downloads import downloaded, is_in_mlflow
 from guidino_tune.training import model_folder
 from guidino_tune.training.ensemble_folder import find_ensemble
-from guidino_tune.workflows.prediction_extras import make_extras
-from guidino_tune.workflows.prediction_files import by_channels, check_output, find_images, mark_of, png
+from guidino_tune.workflows.prediction_files import by_channels
+from guidino_tune.workflows.prediction_tiles import predict_tiles
 
 Picture = np.ndarray | Image.Image | str | Path
 """One image, in memory or as a file."""
@@ -236,6 +234,12 @@ class TrainedModel:
         with self._turn:
             return predict_image(self.network, pixels, self.experiment.data, self.protocol, threshold=threshold, device=self.device)
 
+    def segment_tiles(self, pixels: Array, threshold: float = 0.5, **how: Any) -> ImagePrediction:
+        """As ``segment``, of an image too large for it; with the options of ``prediction_tiles.predict_tiles``."""
+        with self._turn:
+            data = self.experiment.data
+            return predict_tiles(self.network, pixels, data, self.protocol, threshold=threshold, device=self.device, **how)
+
     def _each(self, image: Any, part: Callable[[ImagePrediction], np.ndarray], threshold: float = 0.5) -> Any:
         if not isinstance(image, list | tuple):
             with about(_name_of(image)):
@@ -276,75 +280,3 @@ def _name_of(image: Any) -> str:
     if isinstance(image, Image.Image):
         return f"Pillow image ({image.mode}, {image.width}x{image.height})"
     return str(image) if isinstance(image, str | Path) else f"a {type(image).__name__}"
-
-
-def predict_folder(
-    model: TrainedModel,
-    images: Path,
-    output: Path,
-    *,
-    threshold: float = 0.5,
-    overlays: bool = True,
-    extras: Mapping[str, Any] = MappingProxyType({}),
-    only: Container[Path] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    tell: Callable[[str], None] | None = None,
-) -> tuple[int, list[str]]:
-    """Segments each image and writes its mask (the image's own size) and an overlay.
-
-    A mask is 0 and 255, so that it can be looked at. For several classes it holds the labels 0 (background) to ``num_classes``, as the
-    masks that the model was trained with: values that a reader does not have to guess.
-
-    Args:
-        model: Of ``load_model``.
-        images: A folder with its sub-folders, or one image.
-        output: Gets ``masks`` and ``overlays``. What an earlier call wrote there is replaced, and nothing else.
-        threshold: Of the probability; for binary masks only.
-        overlays: Whether to draw them.
-        extras: See ``prediction_extras.make_extras``.
-        only: Images that are meant; ``None``: all.
-        progress: Told (done, in all).
-        tell: Told what was passed over, what is named otherwise than its image, and what was replaced.
-
-    Returns:
-        How many masks were written, and a message for each image that could not be read.
-
-    Raises:
-        UserError: No images, a threshold that does not fit, a network that gives NaN for an image, or ``output`` holds what would be
-            replaced and is not of ``predict``.
-    """
-    tell = tell or (lambda _: None)
-    found = find_images(images, output)
-    data = model.experiment.data
-    meant = {file: name for file, name in found.names.items() if only is None or file in only}
-    names, failed = by_channels(meant, len(model.rules.intensity.depths))
-    replaced = check_output(output, names.values(), overlays=overlays)
-    more = make_extras(model.class_names, output, extras)
-    if more:
-        more.check(names.values())
-    for note in found.notes:
-        tell(note)
-    done = 0
-    for number, (files, name) in enumerate(names.items()):
-        if progress:
-            progress(number, len(names))
-        try:
-            image = read_image(files, model.rules)
-        except UserError as error:
-            failed.append(f"{error.where or files[0]}: {error.what}")  # what to do about it in training does not help here
-            continue
-        with about(str(files[0])):
-            result = model.segment(image, threshold)
-        levels = Image.fromarray(result.mask * 255 if data.num_classes == 1 else result.mask)
-        save_png(levels, output / MASKS / png(name), mark_of(levels))
-        done += 1
-        if more:
-            more.add(files[0], name, result)
-        if overlays:
-            picture = overlay(viewable(image), None, result.guide, result.mask, title=name.name, names=data.class_names)
-            save_png(picture, output / OVERLAYS / png(name), mark_of(picture))
-    for file in more.finish() if more else ():
-        tell(f"written: {file}")
-    if replaced:
-        tell(f"{replaced} masks of an earlier run were replaced")
-    return done, failed

@@ -6,9 +6,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from guidino_tune.errors import UserError
 from guidino_tune.inference import ImagePrediction
 from guidino_tune.training.folder import write_text
 from guidino_tune.workflows.prediction_files import is_own, mark_of, png
+from guidino_tune.workflows.prediction_objects import as_coco, components
 
 PROBABILITIES = "probabilities"
 """Folder beside the masks."""
@@ -26,6 +27,21 @@ PROBABILITIES = "probabilities"
 COLUMNS = ("image", "width", "height", "label", "class", "pixels", "share", "objects", "largest", "mean_probability")
 
 MADE_BY = "guidino-tune predict"
+
+
+@dataclass(slots=True)
+class Measured:
+    """What one image gave.
+
+    Attributes:
+        image: Its ``file_name``, ``width`` and ``height``, as in COCO's files.
+        rows: Of the table, one for each class.
+        objects: Annotations in the form of COCO, without numbers.
+    """
+
+    image: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    objects: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -45,9 +61,12 @@ class Extras:
     probabilities: bool = False
     table: Path | None = None
     objects: Path | None = None
-    _rows: list[dict[str, Any]] = field(default_factory=list)
-    _images: list[dict[str, Any]] = field(default_factory=list)
-    _annotations: list[dict[str, Any]] = field(default_factory=list)
+    _found: dict[str, Measured] = field(default_factory=dict)
+
+    @property
+    def measures(self) -> bool:
+        """Whether objects and areas are wanted."""
+        return self.table is not None or self.objects is not None
 
     def check(self, names: Iterable[Path]) -> None:
         """Refuses to replace what ``predict`` did not write. Nothing is changed.
@@ -58,7 +77,7 @@ class Extras:
         if self.table is not None and self.table == self.objects:
             raise UserError("are one file", where=f"--csv, --polygons {self.table}", todo="give each a name of its own")
         foreign = [file for file in self._pictures(names) if os.path.lexists(file) and not is_own(file)] if self.probabilities else []
-        foreign += [file for file in (self.table, self.objects) if file is not None and os.path.lexists(file) and not _is_ours(file)]
+        foreign += [file for file in self._files() if os.path.lexists(file) and not _is_ours(file)]
         if foreign:
             raise UserError(
                 "predict did not write this file, and would replace it; nothing was changed",
@@ -66,8 +85,8 @@ class Extras:
                 todo="choose another name, or move it away",
             )
 
-    def add(self, image: Path, name: Path, found: ImagePrediction) -> None:
-        """What an image gave.
+    def measure(self, image: Path, name: Path, found: ImagePrediction) -> Measured:
+        """What an image gave; its probabilities are written. Nothing is kept, so that several threads may do it.
 
         Args:
             image: Its file.
@@ -79,38 +98,69 @@ class Extras:
             for label, file in enumerate(self._pictures([name]), 1):
                 picture = Image.fromarray(np.rint(found.probabilities[label].clip(0, 1) * 65535).astype(np.uint16))
                 save_png(picture, file, mark_of(picture))
-        if self.table is None and self.objects is None:
-            return
-        number = len(self._images) + 1
-        self._images.append({"id": number, "file_name": name.parent.joinpath(image.name).as_posix(), "width": width, "height": height})
+        measured = Measured({"file_name": file_name(image, name), "width": width, "height": height})
+        if not self.measures:
+            return measured
         for label, title in enumerate(self.classes[1:], 1):
             inside = found.mask == label
             parts = components(inside)
             pixels = int(inside.sum())
             mean = float(found.probabilities[label][inside].mean()) if pixels else 0.0
-            values = (self._images[-1]["file_name"], width, height, label, title, pixels, round(pixels / inside.size, 6), len(parts))
+            values = (measured.image["file_name"], width, height, label, title, pixels, round(pixels / inside.size, 6), len(parts))
             largest = max((int(part.sum()) for _, part in parts), default=0)
-            self._rows.append(dict(zip(COLUMNS, (*values, largest, round(mean, 6)), strict=True)))
+            measured.rows.append(dict(zip(COLUMNS, (*values, largest, round(mean, 6)), strict=True)))
             if self.objects is not None:
                 for box, part in parts:
                     score = float(found.probabilities[label][box][part].mean())
-                    self._annotations.append(
-                        {"id": len(self._annotations) + 1, "image_id": number, "category_id": label, "score": round(score, 6)}
-                        | as_coco(box, part, (height, width))
-                    )
+                    measured.objects.append({"category_id": label, "score": round(score, 6)} | as_coco(box, part, (height, width)))
+        return measured
+
+    def put(self, measured: Measured) -> None:
+        """Keeps what an image gave, in the place of what it gave before."""
+        self._found[measured.image["file_name"]] = measured
+
+    def read_back(self, there: Container[str]) -> None:
+        """Keeps what an earlier run wrote of these images.
+
+        Args:
+            there: As ``file_name`` gives them.
+
+        Raises:
+            UserError: A file is not of ``predict``, or damaged.
+        """
+        self.check(())
+        found: dict[str, Measured] = {}
+        for file, read in ((self.table, _read_table), (self.objects, _read_objects)):
+            if file is None or not file.exists():
+                continue
+            try:
+                for name, measured in read(file).items():
+                    kept = found.setdefault(name, Measured(measured.image))
+                    kept.rows += measured.rows
+                    kept.objects += measured.objects
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"cannot be read back: {error}", where=str(file), todo="move it away, or restore it") from None
+        self._found |= {name: measured for name, measured in found.items() if name in there}
 
     def finish(self) -> list[Path]:
-        """Writes table and objects; returns what was written."""
+        """Writes table and objects, in the order of the images' names; returns what was written."""
+        every = [self._found[name] for name in sorted(self._found, key=_place)]
         if self.table is not None:
             text = io.StringIO()
             writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(self._rows)
+            writer.writerows(row for measured in every for row in measured.rows)
             write_text(self.table, text.getvalue())
         if self.objects is not None:
+            images = [{"id": number, **measured.image} for number, measured in enumerate(every, 1)]
+            found = [{"image_id": number, **one} for number, measured in enumerate(every, 1) for one in measured.objects]
+            annotations = [{"id": number, **one} for number, one in enumerate(found, 1)]
             categories = [{"id": label, "name": name} for label, name in enumerate(self.classes) if label]
-            values = {"info": {"description": MADE_BY}, "images": self._images, "categories": categories, "annotations": self._annotations}
+            values = {"info": {"description": MADE_BY}, "images": images, "categories": categories, "annotations": annotations}
             write_text(self.objects, json.dumps(values) + "\n")
+        return self._files()
+
+    def _files(self) -> list[Path]:
         return [file for file in (self.table, self.objects) if file is not None]
 
     def _pictures(self, names: Iterable[Path]) -> Iterator[Path]:
@@ -120,91 +170,14 @@ class Extras:
                 yield self.output / PROBABILITIES / png(name if len(labels) == 1 else name.with_name(f"{name.name}.{label}"))
 
 
-Box = tuple[slice, slice]
-"""Rows and columns of an image."""
-
-
-def components(inside: np.ndarray) -> list[tuple[Box, np.ndarray]]:
-    """The connected parts (4 neighbours) of a mask (H, W), in reading order: the box around each, and the part within it, bool."""
-    from scipy.ndimage import find_objects, label
-
-    numbered, _ = label(inside)
-    return [((box[0], box[1]), numbered[box] == number) for number, box in enumerate(find_objects(numbered), 1) if box is not None]
-
-
-def as_coco(box: Box, part: np.ndarray, shape: tuple[int, int]) -> dict[str, Any]:
-    """An object in COCO's words.
-
-    ``segmentation`` holds the outer border as polygons; holes, which COCO's polygons cannot have, are in ``rle`` only: exact, and what
-    ``pycocotools.mask.frPyObjects`` takes.
+def file_name(image: Path, name: Path) -> str:
+    """What an image is called in table and objects: relative to the folder of images, with its ending.
 
     Args:
-        box: Around the object.
-        part: The object within it.
-        shape: Of the image.
+        image: Its file.
+        name: Of its mask, as ``find_images`` gives it.
     """
-    rows, columns = box
-    width, height = columns.stop - columns.start, rows.stop - rows.start
-    return {
-        "bbox": [columns.start, rows.start, width, height],
-        "area": int(part.sum()),
-        "iscrowd": 0,
-        "segmentation": [[float(x) for point in outline(part, columns.start, rows.start) for x in point]],
-        "rle": {"size": list(shape), "counts": run_lengths(box, part, shape)},
-    }
-
-
-def run_lengths(box: Box, part: np.ndarray, shape: tuple[int, int]) -> list[int]:
-    """Lengths of runs down the columns of the whole image, of what is outside first."""
-    whole = np.zeros(shape, bool)
-    whole[box] = part
-    line = np.concatenate([[False], whole.ravel(order="F"), [not whole[-1, -1]]])
-    starts = np.flatnonzero(line[1:] != line[:-1])
-    return [int(length) for length in np.diff(np.concatenate([[0], starts]))]
-
-
-def outline(part: np.ndarray, left: int, top: int) -> list[tuple[int, int]]:
-    """The outer border of a connected part along the edges of its pixels: corners (x, y) in the image, clockwise from the first pixel."""
-    padded = np.pad(part, 1)
-    row, column = divmod(int(padded.argmax()), padded.shape[1])
-    start = x, y = column, row
-    dx, dy = 1, 0
-    corners = [start]
-    while True:
-        x, y = x + dx, y + dy
-        # The pixels ahead, left and right of the way; the part lies on the right.
-        ahead_left = _pixel(padded, x, y, dx, dy, -1)
-        ahead_right = _pixel(padded, x, y, dx, dy, 1)
-        if not ahead_right:
-            turn = (-dy, dx)  # right
-        elif ahead_left:
-            turn = (dy, -dx)  # left
-        else:
-            turn = (dx, dy)
-        if (x, y) == start and turn == (1, 0):
-            break
-        if turn != (dx, dy):
-            corners.append((x, y))
-        dx, dy = turn
-    return [(x + left - 1, y + top - 1) for x, y in corners]
-
-
-def _pixel(padded: np.ndarray, x: int, y: int, dx: int, dy: int, side: int) -> bool:
-    """Whether the pixel ahead of a corner, left (-1) or right (1) of the way, is inside."""
-    # Right of (dx, dy) is (-dy, dx), for y grows downwards; pixel (i, j) lies right of and below the corner of that number.
-    column = x + (dx - side * dy - 1) // 2
-    row = y + (dy + side * dx - 1) // 2
-    return bool(padded[row, column])
-
-
-def _is_ours(file: Path) -> bool:
-    """Whether it begins as ``Extras.finish`` begins; a note or a script that only speaks of the command is a person's."""
-    try:
-        with open(file, encoding="utf-8") as stream:
-            begin = stream.read(200)
-    except (OSError, UnicodeDecodeError):
-        return False
-    return not file.is_symlink() and begin.startswith((",".join(COLUMNS), json.dumps({"info": {"description": MADE_BY}})[:-1]))
+    return name.parent.joinpath(image.name).as_posix()
 
 
 def make_extras(classes: tuple[str, ...], output: Path, options: Mapping[str, Any]) -> Extras | None:
@@ -219,3 +192,37 @@ def make_extras(classes: tuple[str, ...], output: Path, options: Mapping[str, An
     if not (options.get("probabilities") or table or objects):
         return None
     return Extras(classes, output, bool(options.get("probabilities")), table, objects)
+
+
+def _place(name: str) -> list[tuple[bool, str]]:
+    """Sorts as folders are walked: what lies in a folder before what lies in its sub-folders."""
+    path = PurePosixPath(name)
+    return [*((True, part) for part in path.parent.parts), (False, path.name)]
+
+
+def _read_table(file: Path) -> dict[str, Measured]:
+    found: dict[str, Measured] = {}
+    with open(file, encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            size = {"width": int(row["width"]), "height": int(row["height"])}
+            found.setdefault(row["image"], Measured({"file_name": row["image"], **size})).rows.append(row)
+    return found
+
+
+def _read_objects(file: Path) -> dict[str, Measured]:
+    values = json.loads(file.read_text(encoding="utf-8"))
+    by_number = {image.pop("id"): Measured(image) for image in values["images"]}
+    for one in values["annotations"]:
+        del one["id"]
+        by_number[one.pop("image_id")].objects.append(one)
+    return {measured.image["file_name"]: measured for measured in by_number.values()}
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether it begins as ``Extras.finish`` begins; a note or a script that only speaks of the command is a person's."""
+    try:
+        with open(file, encoding="utf-8") as stream:
+            begin = stream.read(200)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return not file.is_symlink() and begin.startswith((",".join(COLUMNS), json.dumps({"info": {"description": MADE_BY}})[:-1]))

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from PIL import Image
 from guidino_tune.config import Data
 from guidino_tune.config.parsing import parse
 from guidino_tune.data.files import ENDINGS, VOLUMES, ending, slice_of, stem
-from guidino_tune.data.predicted import MARK, MASKS, OVERLAYS, mark_in
+from guidino_tune.data.predicted import MARK, MASKS, OVERLAYS, is_signed, mark_in
 from guidino_tune.data.reading import volume_slices
 from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import UserError, first_names
@@ -182,13 +182,14 @@ def by_channels(names: Mapping[Path, Path], files: int) -> tuple[dict[tuple[Path
     return whole, problems
 
 
-def check_output(output: Path, names: Iterable[Path], *, overlays: bool) -> int:
+def check_output(output: Path, names: Iterable[Path], *, overlays: bool, masks: Collection[Path] | None = None) -> int:
     """Refuses to replace, or to write among, what ``predict`` did not write. Nothing is changed.
 
     Args:
         output: The folder that is to get ``masks`` and ``overlays``.
         names: Of the masks, as in ``Found``.
         overlays: Whether there will be overlays.
+        masks: The files of masks, below their folder; ``None``: a PNG of each name.
 
     Returns:
         How many masks of an earlier run will be replaced.
@@ -202,7 +203,9 @@ def check_output(output: Path, names: Iterable[Path], *, overlays: bool) -> int:
         if os.path.lexists(folder) and not folder.is_dir():
             what = "a link that leads nowhere" if folder.is_symlink() else "a file"
             raise UserError(f"here is {what}, where a folder must be", where=str(folder), todo="choose another --output, or move it away")
-    targets = [folder / png(name) for name in names for folder in folders]
+    pictures = [png(name) for name in names]
+    targets = [folders[0] / file for file in dict.fromkeys(pictures if masks is None else masks)]
+    targets += [folder / file for folder in folders[1:] for file in pictures]
     there = [target for target in targets if os.path.lexists(target)]
     foreign = [target for target in there if not is_own(target)]
     if foreign:
@@ -229,10 +232,12 @@ def mark_of(picture: Image.Image) -> dict[str, str]:
 
 
 def is_own(file: Path) -> bool:
-    """Whether ``predict`` wrote this file, and nobody has changed its pixels since."""
+    """Whether ``predict`` wrote this file, and nobody has changed it since (of a PNG: its pixels)."""
     digest = mark_in(file)
     if digest is None or file.is_symlink():
         return False
+    if file.suffix != ".png":
+        return is_signed(file)
     try:
         with Image.open(file) as picture:
             return _digest(picture) == digest

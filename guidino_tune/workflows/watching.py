@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from guidino_tune.data.files import slice_of
 from guidino_tune.errors import UserError
-from guidino_tune.workflows.predict import TrainedModel, predict_folder
-from guidino_tune.workflows.prediction_files import NoImages, find_images, image_of
+from guidino_tune.workflows.predict import TrainedModel
+from guidino_tune.workflows.predict_folder import predict_folder
+from guidino_tune.workflows.prediction_extras import file_name, make_extras
+from guidino_tune.workflows.prediction_files import NoImages, by_channels, find_images, image_of
 
 Stamp = tuple[int, int]
 """Size in bytes and time of the last change."""
@@ -26,12 +29,16 @@ def watch_folder(
     told: Callable[[int, list[str]], None],
     tell: Callable[[str], None],
     goes_on: Callable[[], bool] = lambda: True,
+    extras: Mapping[str, Any] = MappingProxyType({}),
     **how: Any,
 ) -> None:
     """Segments what is in a folder, and then what comes or changes, until it is interrupted.
 
     A file is taken when it is as it was at the look before: one that is still being written waits. An image of several files is taken
     when all of them are. What cannot be read is told once, and tried again when it changes.
+
+    Table and objects are written anew after each round: an image that changed has new rows in the place of the old ones, and one that was
+    moved away keeps its rows until the next start. At the start, those of an earlier run are kept of images that are still there.
 
     Args:
         model: Of ``load_model``.
@@ -41,6 +48,7 @@ def watch_folder(
         told: Given after each round how many masks were written, and a message for each image that could not be read.
         tell: As of ``predict_folder``.
         goes_on: Asked before each look.
+        extras: As of ``predict_folder``.
         how: More options of ``predict_folder``.
 
     Raises:
@@ -48,20 +56,33 @@ def watch_folder(
     """
     if not images.is_dir():
         raise UserError("is no folder that could be watched", where=str(images), todo="name a folder, or leave --watch out")
+    depths = len(model.rules.intensity.depths)
+    more = make_extras(model.class_names, output, extras)
+    if more:
+        more.read_back(_file_names(images, output, depths))
     seen: dict[Path, Stamp] = {}
     done: dict[Path, Stamp] = {}
     while goes_on():
         now = _stamps(images, output)
         settled = {file for file, stamp in now.items() if seen.get(file) == stamp}
         ready = {file for file in settled if done.get(file) != now[file]}
-        if len(model.rules.intensity.depths) > 1:
+        if depths > 1:
             ready = _whole(ready, settled, now)
         seen = now
         if ready:
             with contextlib.suppress(NoImages):  # moved away meanwhile
-                told(*predict_folder(model, images, output, only=ready, tell=tell, **how))
+                told(*predict_folder(model, images, output, only=ready, tell=tell, extras=more or {}, **how))
             done |= {file: now[file] for file in ready}
         time.sleep(every)  # also after a round: a file that has rested for no longer than that may still be written
+
+
+def _file_names(images: Path, output: Path, depths: int) -> set[str]:
+    """What the images that are there are called in table and objects."""
+    try:
+        names, _ = by_channels(find_images(images, output).names, depths)
+    except NoImages:  # none yet
+        return set()
+    return {file_name(files[0], name) for files, name in names.items()}
 
 
 def _whole(ready: Set[Path], settled: Set[Path], now: Collection[Path]) -> set[Path]:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from test_prediction_files import model as model
 
 from guidino_tune.predict import main
-from guidino_tune.workflows.prediction_extras import components, outline, run_lengths
+from guidino_tune.workflows.prediction_objects import components, outline, run_lengths
 
 
 def filled(corners: list[tuple[int, int]], shape: tuple[int, int]) -> np.ndarray:

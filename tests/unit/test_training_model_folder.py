@@ -31,7 +31,7 @@ from guidino_tune.training.checkpoints import WEIGHTS, save_weights
 from guidino_tune.training.evaluation import choose_cases, choose_largest_component, evaluate_cases, write_scores
 from guidino_tune.training.model_folder import export_model, find_rules, find_weights, load_model
 from guidino_tune.workflows import predict as workflow
-from guidino_tune.workflows.predict import predict_folder
+from guidino_tune.workflows.predict_folder import predict_folder
 
 DATA = Data(kind="demo", image_size=32)
 SIZES = [(33, 47), (64, 20), (17, 90), (32, 32), (5, 7)]
