@@ -66,7 +66,8 @@ def nifti_mask(source: Path, masks: Sequence[np.ndarray], first: int | None = No
     if first is None:
         labels = labels.reshape(image.shape)
     header.extensions.clear()
-    header.set_data_shape(labels.shape)
+    if header.get_data_shape() != labels.shape:  # which also forgets the size of pixels along axes that are not there
+        header.set_data_shape(labels.shape)
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
     header.set_intent("label")

@@ -65,7 +65,7 @@ def test_the_mask_has_the_bits_of_the_whole_way(kind: str, inference: Any, monke
         protocol = Protocol(inference=inference, mirror=mirror, overlap=overlap)
         whole = predict_image(model, image, found, protocol)
         tiled = predict_tiles(model, image, found, protocol, probabilities=True)
-        assert 0 < whole.mask.mean()
+        assert whole.mask.mean() > 0
         assert np.array_equal(tiled.mask, whole.mask)
         assert np.abs(tiled.probabilities - whole.probabilities).max() < 1e-6
         assert (tiled.guide is None) == (whole.guide is None)
@@ -124,7 +124,7 @@ def test_maps_in_a_file_leave_nothing_behind(tmp_path: Path) -> None:
     maps = on_disk((2, 30, 40), tmp_path)
     maps[:] = 3
     assert (maps.dtype, float(maps.sum()), list(tmp_path.iterdir())) == (np.float32, 7200.0, [])
-    with pytest.raises(OSError, match="No space|too large"):
+    with pytest.raises(OSError, match=r"No space|too large"):
         on_disk((2**20, 2**20, 2**10), tmp_path)
 
 
@@ -227,7 +227,11 @@ def test_costs_grow_as_they_should() -> None:
         ("0::/", {"memory.max": "100", "memory.current": "300", "memory.stat": ""}, 0),
         (
             "9:cpu:/x\n4:memory:/job",
-            {f"memory/job/memory.{name}": text for name, text in (("limit_in_bytes", "800"), ("usage_in_bytes", "500"), ("stat", "total_inactive_file 9"))},
+            {
+                "memory/job/memory.limit_in_bytes": "800",
+                "memory/job/memory.usage_in_bytes": "500",
+                "memory/job/memory.stat": "total_inactive_file 9",
+            },
             309,
         ),
         ("", {}, None),
