@@ -9,7 +9,7 @@ INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/pyt
 SPACE = demo
 ARGS =
 PYTEST_ARGS =
-BENCHMARKS = start checkpoint view_making search_throughput against_plain_way epoch_overhead turnaround validation inference precision driver asking database memory
+BENCHMARKS = start checkpoint view_making search_throughput against_plain_way epoch_overhead turnaround validation inference precision driver asking database memory predict_workers predict_memory predict_objects
 
 .DEFAULT_GOAL := help
 .PHONY: help search test lint docs wheel bench gpu overfit chaos cluster-test export-test image-test clean
