@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 
 AUTOMATIC = 0.5
 """Share of the free memory that is taken where nothing is said."""
@@ -61,7 +61,8 @@ class Room:
     @property
     def why(self) -> str:
         """The end of a message that an image is too large."""
-        return f" that fit into the {self.bound / GIB:.3g} GiB of memory that predict may take for images (--memory)"
+        bound = f"{self.bound / GIB:.1f} GiB" if self.bound >= GIB else f"{self.bound / MIB:.0f} MiB"
+        return f" that fit into the {bound} of memory that predict may take for images (--memory)"
 
     @property
     def _part(self) -> int:

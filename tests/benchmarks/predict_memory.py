@@ -81,7 +81,8 @@ def measure(model: Path, inference: str, scratch: Path, options: argparse.Namesp
                 taken, mask = process.apply(run, (str(model), inference, str(scratch), bound))
             found.append(taken / pixels)
             masks.add(mask)
-    note = f"{np.median(ours):.1f} against {np.median(whole):.1f} bytes a pixel, bound {needed / pixels:.0f}; masks {'are the same' if len(masks) == 1 else 'DIFFER'}"
+    note = f"{np.median(ours):.1f} against {np.median(whole):.1f} bytes a pixel, bound {needed / pixels:.0f}; "
+    note += "the same masks" if len(masks) == 1 else "DIFFERENT MASKS"
     what = f"image of {options.side}x{options.side}, U-Net on {options.image_size}, {inference}: memory tile by tile / whole"
     return report(f"predict memory {inference}", what, ratios(ours, whole), note=note, output=options.output) and len(masks) == 1
 

@@ -75,16 +75,10 @@ def measure(model: TrainedModel, images: Path, times: int, workers: int, scratch
     equal = digest(run(workers)) == digest(run(1))
     with Image.open(next(images.iterdir())) as picture:
         size = f"{picture.width}x{picture.height}"
-    return (
-        report(
-            f"predict {times}x {workers} workers",
-            f"{options.images} JPEG images of {size}, U-Net on {options.image_size}, masks, overlays and table: {workers} threads / one after the other",
-            found,
-            note=f"files {'are the same bytes' if equal else 'DIFFER'}",
-            output=options.output,
-        )
-        and equal
-    )
+    what = f"{options.images} JPEG images of {size}, U-Net on {options.image_size}, masks, overlays and table"
+    what += f": {workers} threads / one after the other"
+    note = "the same bytes" if equal else "DIFFERENT FILES"
+    return report(f"predict {times}x {workers} workers", what, found, note=note, output=options.output) and equal
 
 
 def digest(folder: Path) -> str:

@@ -171,7 +171,7 @@ def test_what_does_not_fit_in_any_way_is_left_out_with_one_message(
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert told.startswith(f"left out: {tmp_path / 'in' / 'b.png'}: is too large: 400x400 pixels, and ")
-    assert told.endswith(" is the most that fit into the 0.000977 GiB of memory that predict may take for images (--memory)\n")
+    assert told.endswith(" is the most that fit into the 1 MiB of memory that predict may take for images (--memory)\n")
     assert sorted(file.name for file in (tmp_path / "out" / "masks").iterdir()) == ["a.png", "c.png"]
 
 
