@@ -24,7 +24,7 @@ from guidino_tune.workflows.predict import TrainedModel
 from guidino_tune.workflows.prediction_extras import Extras, Measured, make_extras
 from guidino_tune.workflows.prediction_files import by_channels, check_output, find_images, mark_of, png
 from guidino_tune.workflows.prediction_masks import Target, plan_masks, write_mask
-from guidino_tune.workflows.prediction_memory import AUTOMATIC, Room, free_memory
+from guidino_tune.workflows.prediction_memory import AUTOMATIC, LEAST, Room, free_memory
 from guidino_tune.workflows.prediction_workers import automatic_workers, in_order
 
 LOOKED_AT = 4096
@@ -90,7 +90,7 @@ def predict_folder(
         extras: See ``prediction_extras.make_extras``; or those to which this call adds.
         masks_as: See ``prediction_masks.FORMATS``.
         workers: Threads that read and write; 1 for none; ``None``: ``automatic_workers``.
-        memory: Bytes that images may take together; ``None``: half of what is free.
+        memory: Bytes that images may take together; ``None``: half of what is free (``AUTOMATIC``, ``LEAST``).
         only: Images that are meant; ``None``: all.
         progress: Told (done, in all).
         tell: Told what was passed over, what is named otherwise than its image, and what was replaced.
@@ -137,7 +137,7 @@ def predict_folder(
 
 def _room(model: TrainedModel, extras: Extras | None, workers: int, memory: int | None) -> Room:
     data, rules = model.experiment.data, model.rules
-    bound = int(AUTOMATIC * free_memory()) if memory is None else memory
+    bound = max(int(AUTOMATIC * free_memory()), LEAST) if memory is None else memory
     objects = (extras is not None and extras.measures) or model.protocol.largest_component == "always"
     return Room(bound, workers, data.channels, 1 if rules.intensity.kind == "8-bit" else 2, data.num_classes, objects)
 

@@ -11,6 +11,9 @@ MIB, GIB = 1 << 20, 1 << 30
 AUTOMATIC = 0.5
 """Share of the free memory that is taken where nothing is said."""
 
+LEAST = 256 * MIB
+"""Is taken in any case, where nothing is said: small images are predicted also while the machine is busy."""
+
 _LIMITS = {  # of a control group: its limit, what it takes, and which line of memory.stat tells what can be taken back
     "v2": ("memory.max", "memory.current", "inactive_file"),
     "v1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

@@ -193,6 +193,12 @@ def test_an_image_beyond_the_limit_of_training_is_read_where_memory_allows(
     assert not limit.exceeded
 
 
+def test_small_images_are_predicted_while_the_machine_is_busy(models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guidino_tune.workflows.predict_folder.free_memory", lambda: 0)
+    Image.fromarray(generate(0, 60)[0]).save(tmp_path / "a.png")
+    assert predict_folder(load_model(models()), tmp_path / "a.png", tmp_path / "out") == (1, [])
+
+
 def test_an_overlay_of_a_very_large_image_is_drawn_from_some_of_its_pixels(
     models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
