@@ -257,3 +257,17 @@ def test_every_slice_of_a_volume_is_an_image(model: Path, tmp_path: Path, capsys
     assert Image.open(masks[0]).size == (20, 16)
     assert run(capsys, model, tmp_path / "in" / "v.nii.gz#3", "--output", tmp_path / "one")[0] == 0
     assert np.array_equal(Image.open(tmp_path / "one" / "masks" / "v#3.png"), Image.open(masks[3]))
+
+
+def test_arrays_of_numpy_are_images_and_archives_of_them_are_not(model: Path, tmp_path: Path, capsys: Shown) -> None:
+    pixels = generate(0, 24)[0]
+    for name, file in (("array", "in/a.npy"), ("picture", "picture/a.png")):
+        (tmp_path / file).parent.mkdir()
+        np.save(tmp_path / file, pixels) if name == "array" else Image.fromarray(pixels).save(tmp_path / file)
+        assert run(capsys, model, tmp_path / file, "--output", tmp_path / name)[0] == 0
+    assert np.array_equal(*(Image.open(tmp_path / name / "masks" / "a.png") for name in ("array", "picture")))
+    np.savez(tmp_path / "in" / "b.npz", pixels)
+    np.save(tmp_path / "in" / "c.npy", np.array([{"runs": "code"}]), allow_pickle=True)
+    code, out, err = run(capsys, model, tmp_path / "in", "--output", tmp_path / "out")
+    assert (code, "1 mask in" in out, "passed over: 1 .npz" in out) == (1, True, True)
+    assert "c.npy: holds object, which are no real numbers" in err
