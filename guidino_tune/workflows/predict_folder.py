@@ -114,7 +114,7 @@ def predict_folder(
         more.check(names.values())
     for note in found.notes:
         tell(note)
-    threads = automatic_workers() if workers is None else workers
+    threads = min(automatic_workers() if workers is None else workers, max(1, len(names)))  # one image has all of the memory
     run = _Run(model, output, threshold, overlays, more, targets, _room(model, more, threads, memory))
     tasks = [_Work(files, name) for files, name in names.items()]
     done = 0

@@ -74,7 +74,9 @@ def measure(model: Path, inference: str, scratch: Path, options: argparse.Namesp
     """Prints the line of one kind of inference, and says whether the masks are the same."""
     pixels = options.side**2
     needed = next(bound for bound in range(pixels, WHOLE, pixels) if Room(bound, 1).alone >= pixels)
-    ours, whole, masks = [], [], set()
+    ours: list[float] = []
+    whole: list[float] = []
+    masks: set[str] = set()
     for _ in range(options.rounds):
         for bound, found in ((needed, ours), (WHOLE, whole)):
             with multiprocessing.get_context("spawn").Pool(1) as process:
