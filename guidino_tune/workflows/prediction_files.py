@@ -20,7 +20,7 @@ from guidino_tune.data.reading import volume_slices
 from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import UserError, first_names
 
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
+_CHANNEL = re.compile(r"(.+)_(\d{4})(#\d+)?")  # of a slice of a volume its number follows
 
 
 class NoImages(UserError):
@@ -147,7 +147,7 @@ def output_names(files: Sequence[Path]) -> dict[Path, Path]:
 def image_of(file: Path) -> Path:
     """The image to which one of several files belongs, as a path without number and ending."""
     match = _CHANNEL.fullmatch(stem(file))
-    return file.with_name(match[1] if match else stem(file))
+    return file.with_name(f"{match[1]}{match[3] or ''}" if match else stem(file))
 
 
 def by_channels(names: Mapping[Path, Path], files: int) -> tuple[dict[tuple[Path, ...], Path], list[str]]:
@@ -169,9 +169,9 @@ def by_channels(names: Mapping[Path, Path], files: int) -> tuple[dict[tuple[Path
         if match is None:
             problems.append(f"{file}: the model sees images of {files} files, which are called NAME_0000, NAME_0001, ...")
             continue
-        found = channels.setdefault(name.with_name(match[1]), {})
-        beside = file.parent.iterdir() if len(names) == 1 else [file]
-        found |= {int(m[2]): one for one in beside if (m := _CHANNEL.fullmatch(stem(one))) and m[1] == match[1]}
+        found = channels.setdefault(name.with_name(f"{match[1]}{match[3] or ''}"), {})
+        beside = (one.with_name(f"{one.name}{match[3] or ''}") for one in file.parent.iterdir()) if len(names) == 1 else [file]
+        found |= {int(m[2]): one for one in beside if (m := _CHANNEL.fullmatch(stem(one))) and (m[1], m[3]) == (match[1], match[3])}
     whole: dict[tuple[Path, ...], Path] = {}
     for name, found in channels.items():
         if sorted(found) == list(range(files)):

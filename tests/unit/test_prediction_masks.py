@@ -17,6 +17,7 @@ from test_load_model import CT
 from test_load_model import models as models
 from test_prediction_files import Shown, contents, picture, run
 
+from guidino_tune.data.intensity import IntensityRule
 from guidino_tune.data.predicted import mark_in
 from guidino_tune.data.reading import read_raw
 from guidino_tune.errors import UserError
@@ -185,6 +186,26 @@ def test_a_dicom_file_that_says_little_gets_a_mask_that_says_little(scans: tuple
     assert mask.pixel_array.shape == (5, 7)  # 35 bytes, and one more to make them even
     assert "ImagePositionPatient" not in mask
     assert str(mask.PatientName) == ""
+
+
+def test_a_volume_of_several_files_has_one_mask(models: Any, tmp_path: Path) -> None:
+    """As nnU-Net has them: NAME_0000.nii.gz, NAME_0001.nii.gz; slice by slice they are one image."""
+    per_file = IntensityRule("percentiles", ((0.0, 255.0), (0.0, 200.0)), ("both", "both"), "2 files of 8 bits, 1 channel each")
+    trained = load_model(models(per_file, channels=2, num_classes=2))
+    parts = [voxels(20, 17, 12, seed=number) for number in range(2)]
+    for number, part in enumerate(parts):
+        save_volume(tmp_path / "in" / f"v_{number:04d}.nii.gz", part)
+    assert predict_folder(trained, tmp_path / "in", tmp_path / "out", masks_as="auto") == (1, [])
+    labels = np.asarray(nibabel.load(tmp_path / "out" / "masks" / "v.nii.gz").dataobj)
+    for number in (0, 7):
+        assert np.array_equal(labels[..., number].T, trained.predict(np.stack([part[..., number].T for part in parts], axis=-1)))
+    assert predict_folder(trained, tmp_path / "in" / "v_0001.nii.gz#7", tmp_path / "one", masks_as="auto") == (1, [])
+    one = nibabel.load(tmp_path / "one" / "masks" / "v#7.nii.gz")
+    assert np.array_equal(np.asarray(one.dataobj)[..., 0], labels[..., 7])
+    save_volume(tmp_path / "in" / "w_0000.nii.gz", parts[0])
+    done, failed = predict_folder(trained, tmp_path / "in", tmp_path / "out", masks_as="auto")
+    assert (done, len(failed)) == (1, 12)
+    assert failed[0].endswith("w_0000.nii.gz#00: the model sees images of 2 files, and of w#00 there is _0000")
 
 
 def test_each_format_has_its_own_files(model: Path, tmp_path: Path, capsys: Shown) -> None:
