@@ -115,7 +115,8 @@ def predict_folder(
     for note in found.notes:
         tell(note)
     threads = min(automatic_workers() if workers is None else workers, max(1, len(names)))  # one image has all of the memory
-    run = _Run(model, output, threshold, overlays, more, targets, _room(model, more, threads, memory))
+    made_by = f"{model.experiment.hash} {model.protocol} {threshold} {dict(model.provenance)}"
+    run = _Run(model, output, threshold, overlays, more, targets, _room(model, more, threads, memory), made_by)
     tasks = [_Work(files, name) for files, name in names.items()]
     done = 0
     if progress and tasks:
@@ -153,6 +154,7 @@ class _Run:
     extras: Extras | None
     targets: Mapping[Path, Target]
     room: Room
+    made_by: str
     _slices: dict[Path, list[np.ndarray | None]] = field(default_factory=dict)
 
     def read(self, work: _Work) -> _Work:
@@ -209,9 +211,7 @@ class _Run:
     def _finish(self, work: _Work) -> _Work:
         found, pixels = work.found, work.pixels
         if work.masks:
-            experiment = self.model.experiment
-            made_by = f"{experiment.hash} {self.model.protocol} {self.threshold} {dict(self.model.provenance)}"
-            write_mask(self.targets[work.name], self.output / MASKS, work.masks, self.model.class_names, made_by)
+            write_mask(self.targets[work.name], self.output / MASKS, work.masks, self.model.class_names, self.made_by)
             work.written = True
         if found is not None and pixels is not None:
             if self.extras:

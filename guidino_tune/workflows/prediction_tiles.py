@@ -29,6 +29,7 @@ from guidino_tune.inference import (
     window_weights,
 )
 from guidino_tune.normalisation import grey_levels, normalise, zscore_constants
+from guidino_tune.training.folder import named
 
 ROWS = 256
 """Of an image whose maps are resized: so many become labels at a time."""
@@ -112,7 +113,7 @@ def on_disk(shape: tuple[int, ...], folder: Path | None) -> np.ndarray:
         OSError: There is no room for it.
     """
     size = int(np.prod(shape, dtype=np.int64)) * 4
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with named(folder or Path(tempfile.gettempdir())), tempfile.TemporaryFile(dir=folder) as file:
         os.posix_fallocate(file.fileno(), 0, max(size, 1))  # else a disk that fills up later would kill the process
         return np.memmap(file, np.float32, "r+", shape=shape)
 

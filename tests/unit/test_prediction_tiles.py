@@ -124,8 +124,9 @@ def test_maps_in_a_file_leave_nothing_behind(tmp_path: Path) -> None:
     maps = on_disk((2, 30, 40), tmp_path)
     maps[:] = 3
     assert (maps.dtype, float(maps.sum()), list(tmp_path.iterdir())) == (np.float32, 7200.0, [])
-    with pytest.raises(OSError, match=r"No space|too large"):
+    with pytest.raises(OSError, match=r"No space|too large") as told:
         on_disk((2**20, 2**20, 2**10), tmp_path)
+    assert told.value.filename == str(tmp_path)  # whose disk it is
 
 
 # ------------------------------------------------------------------------------------------------------------------- the command
