@@ -139,8 +139,8 @@ def predict_folder(
 def _room(model: TrainedModel, extras: Extras | None, workers: int, memory: int | None) -> Room:
     data, rules = model.experiment.data, model.rules
     bound = max(int(AUTOMATIC * free_memory()), LEAST) if memory is None else memory
-    objects = (extras is not None and extras.measures) or model.protocol.largest_component == "always"
-    return Room(bound, workers, data.channels, 1 if rules.intensity.kind == "8-bit" else 2, data.num_classes, objects)
+    more = extras is not None or model.protocol.largest_component == "always"
+    return Room(bound, workers, data.channels, 1 if rules.intensity.kind == "8-bit" else 2, data.num_classes, more)
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ class Room:
         channels: Of an image.
         depth: Bytes of a channel: 1 or 2.
         classes: Foreground classes.
-        objects: Whether the objects of a mask are looked for, after the network or as post-processing.
+        objects: Whether objects of a mask are looked for, or probabilities written.
     """
 
     bound: int
