@@ -108,7 +108,7 @@ def predict_folder(
     meant = {file: name for file, name in found.names.items() if only is None or file in only}
     names, failed = by_channels(meant, len(model.rules.intensity.depths))
     targets = plan_masks(names, masks_as)
-    replaced = check_output(output, names.values(), overlays=overlays, masks=[target.file for target in targets.values()])
+    earlier = check_output(output, names.values(), overlays=overlays, masks=[target.file for target in targets.values()])
     more = extras if isinstance(extras, Extras) else make_extras(model.class_names, output, extras)
     if more:
         more.check(names.values())
@@ -118,12 +118,13 @@ def predict_folder(
     made_by = f"{model.experiment.hash} {model.protocol} {threshold} {dict(model.provenance)}"
     run = _Run(model, output, threshold, overlays, more, targets, _room(model, more, threads, memory), made_by)
     tasks = [_Work(files, name) for files, name in names.items()]
-    done = 0
+    done = replaced = 0
     if progress and tasks:
         progress(0, len(tasks))
     with contextlib.closing(in_order(tasks, run.read, run.segment, run.write, threads)) as finished:
         for number, work in enumerate(finished, 1):
             done += work.written
+            replaced += work.written and targets[work.name].file in earlier
             failed += work.problems
             if more and work.measured:
                 more.put(work.measured)

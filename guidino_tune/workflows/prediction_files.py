@@ -182,7 +182,7 @@ def by_channels(names: Mapping[Path, Path], files: int) -> tuple[dict[tuple[Path
     return whole, problems
 
 
-def check_output(output: Path, names: Iterable[Path], *, overlays: bool, masks: Collection[Path] | None = None) -> int:
+def check_output(output: Path, names: Iterable[Path], *, overlays: bool, masks: Collection[Path] | None = None) -> set[Path]:
     """Refuses to replace, or to write among, what ``predict`` did not write. Nothing is changed.
 
     Args:
@@ -192,7 +192,7 @@ def check_output(output: Path, names: Iterable[Path], *, overlays: bool, masks: 
         masks: The files of masks, below their folder; ``None``: a PNG of each name.
 
     Returns:
-        How many masks of an earlier run will be replaced.
+        The masks of an earlier run, below their folder, that will be replaced.
 
     Raises:
         UserError: Names the first such file, and how many there are.
@@ -218,7 +218,7 @@ def check_output(output: Path, names: Iterable[Path], *, overlays: bool, masks: 
         if others:
             what = f"{len(others)} images here are not of predict (such as {others[0].name}): its own would lie among them"
             raise UserError(f"{what}, and could be taken for them", where=str(folder), todo=todo)
-    return sum(target.is_relative_to(folders[0]) for target in there)
+    return {target.relative_to(folders[0]) for target in there if target.is_relative_to(folders[0])}
 
 
 def png(name: Path) -> Path:

@@ -91,6 +91,10 @@ def test_the_same_command_replaces_its_own_but_nothing_that_was_edited(model: Pa
     code, out, _ = run(capsys, *arguments)
     assert (code, "2 masks of an earlier run were replaced" in out) == (0, True)
     assert contents(tmp_path / "out") == before
+    (tmp_path / "in" / "a.png").write_bytes(b"")
+    code, out, _ = run(capsys, *arguments)
+    assert (code, "1 mask in" in out, "1 masks of an earlier run were replaced" in out) == (1, True, True)  # the other is as it was
+    picture(tmp_path / "in" / "a.png")
     (tmp_path / "out").rename(tmp_path / "moved")  # its own wherever they are
     assert run(capsys, *arguments[:-1], tmp_path / "moved")[0] == 0
 
@@ -222,7 +226,7 @@ def test_a_number_sign_is_that_of_a_slice_in_volumes_only(name: str, expected: t
 
 
 def test_nothing_is_in_the_way_of_a_new_folder(tmp_path: Path) -> None:
-    assert check_output(tmp_path / "new", [Path("a")], overlays=True) == 0
+    assert check_output(tmp_path / "new", [Path("a")], overlays=True) == set()
     assert not (tmp_path / "new").exists()
 
 
