@@ -28,7 +28,7 @@ _COPIED = (
 
 _MAY_BE_EMPTY = (
     "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
-    "StudyID",
+    "StudyID", "InstanceNumber",
 )  # fmt: skip
 """What DICOM wants to be there even where it is not known."""
 
@@ -105,6 +105,8 @@ def dicom_mask(source: Path, mask: np.ndarray, classes: Sequence[str], made_by: 
         new.add(old[name])
     for name in (name for name in _MAY_BE_EMPTY if name not in new):
         setattr(new, name, "")
+    if "FrameOfReferenceUID" in new and "PositionReferenceIndicator" not in new:
+        new.PositionReferenceIndicator = ""
     image = str(old.get("SOPInstanceUID") or source.name)
     series = str(old.get("SeriesInstanceUID") or source.parent)
     if "StudyInstanceUID" not in new:

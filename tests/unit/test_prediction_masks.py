@@ -156,6 +156,7 @@ def test_a_dicom_mask_lies_where_its_slice_lies(scans: tuple[Path, Path], tmp_pa
         (reference,) = mask.SourceImageSequence
         assert (reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID) == (CTImageStorage, f"1.2.3.4.{number + 1}")
         assert mask.file_meta.MediaStorageSOPInstanceUID == mask.SOPInstanceUID != old.SOPInstanceUID
+        assert mask.PositionReferenceIndicator == ""
         assert mask.ImageComments == "0 background, 1 class 1, 2 class 2"
         assert np.array_equal(mask.pixel_array, png_labels(tmp_path / "png", str(number)))
         assert np.array_equal(read_raw(tmp_path / "out" / "masks" / f"{number}.dcm").values[..., 0], mask.pixel_array)
@@ -177,15 +178,14 @@ def test_masks_of_other_settings_are_another_series(scans: tuple[Path, Path], tm
 
 
 def test_a_dicom_file_that_says_little_gets_a_mask_that_says_little(scans: tuple[Path, Path], tmp_path: Path) -> None:
-    nothing = dict.fromkeys(
-        ("PatientName", "StudyInstanceUID", "SeriesInstanceUID", "ImagePositionPatient", "FrameOfReferenceUID", "SeriesNumber")
-    )
+    absent = "PatientName StudyInstanceUID SeriesInstanceUID ImagePositionPatient FrameOfReferenceUID SeriesNumber InstanceNumber"
+    nothing = dict.fromkeys(absent.split())
     file = save_dicom(tmp_path / "poor.dcm", 9, np.full((5, 7), 1000), **nothing)
     assert predict_folder(load_model(scans[0]), file, tmp_path / "out", masks_as="dicom") == (1, [])
     mask = pydicom.dcmread(tmp_path / "out" / "masks" / "poor.dcm")
     assert mask.pixel_array.shape == (5, 7)  # 35 bytes, and one more to make them even
     assert "ImagePositionPatient" not in mask
-    assert str(mask.PatientName) == ""
+    assert (str(mask.PatientName), mask.InstanceNumber, "PositionReferenceIndicator" in mask) == ("", None, False)
 
 
 def test_a_volume_of_several_files_has_one_mask(models: Any, tmp_path: Path) -> None:
