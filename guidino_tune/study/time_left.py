@@ -28,7 +28,7 @@ FEW = 3
 RECENT = 60
 """Trials whose epochs tell what the next ones cost."""
 
-DOUBT, LEAST_DOUBT = 0.6, 0.15
+DOUBT, LEAST_DOUBT = 0.6, 0.25
 """Spread of a guess from the epochs of one trial, as the logarithm of a factor, which falls with the square root of their number; and the
 rest of it, for what is still to come may be other than what was."""
 

@@ -21,9 +21,9 @@ from small_searches import slow_space, study_folder, trials_of
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
-def elastic_space(tmp_path: Path, demo: Path) -> str:
+def elastic_space(tmp_path: Path, demo: Path, epochs: int = 200) -> str:
     """Trials that take long enough for a process to start on another node."""
-    file = slow_space(tmp_path, demo, epochs=200, trials=100, pruner="none", name="elastic")
+    file = slow_space(tmp_path, demo, epochs=epochs, trials=100, pruner="none", name="elastic")
     space = yaml.safe_load(file.read_text())
     space["resources"] = {"executor": "actor", "cpus_per_worker": 1}
     file.write_text(yaml.safe_dump(space))
@@ -143,7 +143,7 @@ def test_a_node_without_the_shared_folder_costs_no_trial(
 ) -> None:
     head("--num-cpus=1")
     with blind_node(home, tmp_path):
-        command = start("guidino_tune.search", elastic_space(tmp_path, demo), "--trials", "3")
+        command = start("guidino_tune.search", elastic_space(tmp_path, demo, epochs=50), "--trials", "3")
         assert command.wait() == 0
     printed = " ".join(command.log.read_text().split())
     assert "the study's folder is not there" in printed

@@ -69,7 +69,9 @@ def keep(folder: StudyFolder, file: Path) -> None:
     for name in ("root", "images", "masks"):
         definition["experiment"]["data"][name] = None
     with gzip.open(file, "wt") as stream:
-        stream.write(json.dumps({"definition": definition, "epochs": [(round(at - begin, 3), n, round(s, 4)) for at, n, s in epochs]}) + "\n")
+        stream.write(
+            json.dumps({"definition": definition, "epochs": [(round(at - begin, 3), n, round(s, 4)) for at, n, s in epochs]}) + "\n"
+        )
         for at, line in lines:
             stream.write(json.dumps([round(max(0.0, at - begin), 3), line]) + "\n")
 
@@ -78,7 +80,9 @@ def recorded(name: str) -> Recorded:
     """One of those in ``FOLDER``."""
     with gzip.open(FOLDER / f"{name}.jsonl.gz", "rt") as stream:
         head, *lines = [json.loads(line) for line in stream]
-    return Recorded(read_space(head["definition"], source=name), [(at, line) for at, line in lines], [tuple(epoch) for epoch in head["epochs"]])
+    return Recorded(
+        read_space(head["definition"], source=name), [(at, line) for at, line in lines], [tuple(epoch) for epoch in head["epochs"]]
+    )
 
 
 def replay(search: Recorded, shares: Sequence[float], folder: Path) -> Iterator[Look]:

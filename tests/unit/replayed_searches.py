@@ -35,11 +35,11 @@ class Look:
 class Watch:
     """Makes the driver of a simulated search, and looks at it at some moments."""
 
-    def __init__(self, moments: Sequence[float] = ()) -> None:
-        self.moments, self.now, self.looks, self.told = list(moments), 0.0, list[Look](), 0
+    def __init__(self, moments: Sequence[float] = (), told: Space | None = None) -> None:
+        self.moments, self.now, self.looks, self.told = list(moments), 0.0, list[Look](), told
 
     def driver(self, study: optuna.Study, space: Space, folder: Any, _: Any, settings: Any) -> Driver:
-        self.study, self.space, self.left, tally = study, space, TimeLeft(study, space), Tally(study)
+        self.study, self.space, self.left, tally = study, space, TimeLeft(study, self.told or space), Tally(study)
 
         def listener(number: int, experiment: Experiment, record: EpochRecord | None) -> None:
             if record is not None:
@@ -68,11 +68,13 @@ class _Named(Driver):
         return stored_trial(self.study, number)
 
 
-def replay(space: Space, source: Source, *, trials: int, workers: int, shares: Sequence[float]) -> tuple[float, list[Look]]:
-    """Seconds of a whole search, and what was told after these shares of it."""
+def replay(
+    space: Space, source: Source, *, trials: int, workers: int, shares: Sequence[float], told: Space | None = None
+) -> tuple[float, list[Look]]:
+    """Seconds of a whole search, and what was told after these shares of it; ``told``: what it is told to be instead."""
     last = Watch()
     simulate(space, source, workers=workers, epochs=10**9, trials=trials, make_driver=last.driver)
-    seen = Watch([share * last.now for share in shares])
+    seen = Watch([share * last.now for share in shares], told)
     simulate(space, source, workers=workers, epochs=10**9, trials=trials, make_driver=seen.driver)
     assert seen.now == last.now
     return last.now, seen.looks
@@ -84,11 +86,12 @@ class Known:
     note, best = "by a rule", 1.0
     known: Sequence[Values] = ()
 
-    def __init__(self, seconds: Callable[[Values], float], epochs: int) -> None:
-        self.seconds, self.epochs = seconds, epochs
+    def __init__(self, seconds: Callable[[Values], float], epochs: int, worse: str = "") -> None:
+        self.seconds, self.epochs, self.worse = seconds, epochs, worse
 
     def curve(self, values: Values, seed: int) -> Curve:
         top = 0.2 + 0.6 * (zlib.crc32(repr(sorted(values.items())).encode()) % 997) / 997
+        top *= 0.5 if values["segmenter.kind"] == self.worse else 1.0
         dice = top * (1 - np.exp(-np.arange(1, self.epochs + 1) / 5))
         return Curve(-1, seed, values, dice, np.full(self.epochs, self.seconds(values)), COMPLETE)
 
