@@ -36,8 +36,8 @@ BY_LOT = ("random", "qmc", "grid", "listed")
 """Samplers that do not learn from the trials so far."""
 
 LEARNING = 4
-"""Power of a trial's place at the first rung, with which one that learns draws others of its kind: searches with TPE over recorded curves were
-told best with 3 to 5 (errors in ``docs/watching.md``); 0 would be for one that does not learn, and told too long times."""
+"""Power of a trial's place at the first rung, with which a sampler that learns draws others of its kind: searches with TPE over recorded
+curves were told best with 3 to 5 (errors in ``docs/watching.md``); with 0, as for one that does not learn, too long times were told."""
 
 LOW, HIGH = 0.05, 0.95
 """The quantiles of the range."""

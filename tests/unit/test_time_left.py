@@ -77,7 +77,7 @@ def test_after_a_quarter_recorded_searches_are_told_better_than_by_the_time_for_
 
 
 def test_after_a_quarter_journals_of_real_searches_are_told_within_a_third(tmp_path: Path) -> None:
-    """Forty to sixty trials on real images, TPE, two at a time, on a machine that had other work as well: an epoch took 1 to 2 times as long."""
+    """Forty to sixty trials on real images, TPE, two at a time, on a machine with other work as well: epochs took 1 to 2 times as long."""
     missed, inside = [], []
     for name in RECORDED:
         search = recorded(name)
