@@ -41,6 +41,7 @@ are kept."""
 
 
 SAMPLERS = ("auto", "tpe", "prior", "random", "qmc", "gp", "nsga2", "grid", "listed")
+_BY_LOT = ("random", "qmc", "grid", "listed")
 PRUNERS = ("auto", "promotion", "asha", "none")
 """By name; any other one of Optuna or of the user's own is named as ``module:name``."""
 
@@ -190,6 +191,11 @@ class Study:
     def is_list(self) -> bool:
         """True when every listed set of values is run once, as for a table of systems or a grid, and nothing is drawn."""
         return self.sampler == "listed"
+
+    @property
+    def learns(self) -> bool:
+        """True when the sampler chooses by what earlier trials gave."""
+        return self.sampler not in _BY_LOT
 
 
 _SHARES = frozenset(map(str, range(1, 65)))

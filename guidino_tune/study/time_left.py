@@ -32,9 +32,6 @@ DOUBT, LEAST_DOUBT = 0.6, 0.25
 """Spread of a guess from the epochs of one trial, as the logarithm of a factor, which falls with the square root of their number; and the
 rest of it, for what is still to come may be other than what was."""
 
-BY_LOT = ("random", "qmc", "grid", "listed")
-"""Samplers that do not learn from the trials so far."""
-
 LEARNING = 4
 """Power of a trial's place at the first rung, with which a sampler that learns draws others of its kind: searches with TPE over recorded
 curves were told best with 3 to 5 (errors in ``docs/watching.md``); with 0, as for one that does not learn, too long times were told."""
@@ -144,7 +141,7 @@ class State:
         self.failing = len(self.failed) / (len(ended) + 2)
         self.hazard = self._hazard(ended)
         self.places = [self._places(trials, rung) for rung in self.rungs]
-        learns = bool(self.rungs) and settings.sampler not in BY_LOT
+        learns = bool(self.rungs) and settings.learns
         self.promise = [(self.places[0].get(number, 0.0) if learns else 1.0) ** LEARNING + 1e-9 for number in known]
         self.by_lot = max(0, settings.startup_trials - len(trials)) if learns else math.inf
         listed = len(told.space.first_trials)

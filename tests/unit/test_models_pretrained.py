@@ -241,6 +241,7 @@ def test_a_training_starts_from_it_and_another_file_is_noticed(tmp_path: Path) -
         assert torch.equal(value, random[name]) or name.startswith(("stem", "residual")), name
         assert not (weight and torch.equal(value, random[name])), name
     first[0].run_epoch()
+    first[0].close()  # its checkpoint is written
     save_file(resnet(8, (1, 1, 1, 1), make=noise), file)
     with pytest.raises(UserError, match=r"but segmenter\.sha256 with .* other weights"):
         TrainingRun(experiment, data, Listener(tmp_path / "new"))
