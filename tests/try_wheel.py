@@ -90,7 +90,7 @@ def undeclared(package: Path, requirements: Iterable[str], installed: Container[
 
     Args:
         package: Its folder.
-        requirements: Its own; those of an extra count too, but for ``dev``.
+        requirements: Its own; those of an extra count too, but for ``dev``. What is not installed here is known by the name of its import.
         installed: Names of what comes with those without an extra.
     """
     extras = {canonicalize_name(Requirement(text).name) for text in requirements if not re.search("extra == .dev.", text)}
@@ -101,7 +101,7 @@ def undeclared(package: Path, requirements: Iterable[str], installed: Container[
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {name.partition(".")[0] for name in names} - {NAME, *sys.stdlib_module_names}:
-                if not any(owner in extras or owner in installed for owner in map(canonicalize_name, owners.get(name, ()))):
+                if not any(owner in extras or owner in installed for owner in map(canonicalize_name, owners.get(name, (name,)))):
                     found.append(f"{file.relative_to(package.parent)}:{node.lineno} imports {name}, which nothing declares")
     return found
 
