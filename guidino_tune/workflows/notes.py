@@ -215,7 +215,7 @@ def _shown(value: Any) -> str:
 def _next_of_trial(trial: FrozenTrial, space: Space, folder: StudyFolder) -> str:
     name, number = _named(folder), trial.number
     if trial.state == TrialState.FAIL or not trial.intermediate_values:
-        return _code([f"show {name}"])
+        return _code([f"show {name}"]) + _stored(folder)
     file = f"{folder.path.name}-{number}.yaml"
     commands = [f"export {name} --trial {number} --output {shlex.quote(file)}", f"retrain {shlex.quote(file)} --seeds 3"]
     if trial.state != TrialState.COMPLETE:
@@ -243,7 +243,13 @@ def _quoted(path: Path) -> str:
 
 
 def _stored(folder: StudyFolder) -> str:
-    return "" if folder.journal.exists() else "\n\nIts trials are in a database: name it with `--storage` or `GUIDINO_TUNE_STORAGE`."
+    """What the commands must be told besides; of the home folder no path, for it may be moved."""
+    lines = []
+    if folder.path.parent == paths.studies() and paths.home() != Path("~/guidino_tune").expanduser():
+        lines.append("The home folder of this study was not `~/guidino_tune`: set `GUIDINO_TUNE_HOME` to it first.")
+    if not folder.journal.exists():
+        lines.append("Its trials are in a database: name it with `--storage` or `GUIDINO_TUNE_STORAGE`.")
+    return "".join(f"\n\n{line}" for line in lines)
 
 
 def _code(commands: list[str]) -> str:

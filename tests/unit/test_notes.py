@@ -122,6 +122,24 @@ def test_a_note_stays_when_the_home_folder_is_moved(setup: Setup, home: Path, mo
     assert TrialNotes(moved.study, moved.space, moved.folder).of(moved.study.trials[0]) == before
 
 
+@pytest.mark.parametrize("default", [True, False])
+def test_commands_that_must_be_told_of_the_home_folder_or_a_database_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default: bool
+) -> None:
+    """Copied into a shell, `show small` looks in ~/guidino_tune."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GUIDINO_TUNE_HOME", str(tmp_path / ("guidino_tune" if default else "elsewhere")))
+    setup = Setup()
+    setup.trial([0.2, 0.5, 0.1, 0.1], TrialState.COMPLETE)
+    setup.trial([0.4], TrialState.FAIL, failure="out-of-memory", message="no room")
+    notes = [note_of(setup, 0), note_of(setup, 1), study_note(setup.study, setup.space, setup.folder)]
+    assert ["set `GUIDINO_TUNE_HOME` to it" in note for note in notes] == [not default] * 3
+    assert not any("database" in note for note in notes)
+    elsewhere, trials = TrialNotes(setup.study, setup.space, setup.folder), setup.study.get_trials()
+    setup.folder.journal.unlink()
+    assert ["name it with `--storage`" in elsewhere.of(trial) for trial in trials] == [True, True]
+
+
 def test_a_study_in_another_place_is_named_by_its_path(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "my studies" / "small")
     space = search_space(first_trials=[])
