@@ -80,7 +80,7 @@ def _lines(found: Ensembled) -> list[str]:
     lines.append(f" predict: {paths.next_command(f'predict {model} IMAGES --output masks')}")
     lines.append(f"evaluate: {paths.next_command(f'evaluate {model} --split validation')}")
     if found.study:
-        lines.append(f"  report: {paths.next_command(f'report {found.study}')} tells of it beside the trials")
+        lines.append(f"  report: {paths.next_command(f'report {found.study}')}")
     return lines
 
 

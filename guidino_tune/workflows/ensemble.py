@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 import tempfile
 import time
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.status import Status
 from torch import nn
 
-from guidino_tune import __version__, paths
+from guidino_tune import __version__
 from guidino_tune.analysis.selection import Gain, Members, Step, best_of, greedy, held_out, ranked, weights_of
 from guidino_tune.config import Data, Experiment, Protocol
 from guidino_tune.data.carrying import DIGEST, provenance_of
@@ -39,6 +38,7 @@ from guidino_tune.training.ensemble_folder import ALIKE, Member, export_ensemble
 from guidino_tune.training.evaluation import choose_cases, find_split, predict_case
 from guidino_tune.training.model_folder import ENSEMBLE, best_device, find_rules, find_weights, load_single
 from guidino_tune.workflows.progress import silent_console
+from guidino_tune.workflows.study_page import in_command, storage_option
 
 CANDIDATES = 20
 """Models of a study among which is chosen."""
@@ -165,7 +165,8 @@ def make_ensemble(
         target, noted, found[0].split_file, None if len(set(weights.values())) == 1 else list(weights.values()),
     )  # fmt: skip
     made = Ensembled(target, {found[number].name: weight for number, weight in weights.items()}, dice, gains, seconds, parameters)
-    return replace(made, study=_note_with_study(made, found[0].split_file, len(found), groups, console, is_chosen=not every))
+    study = _note_with_study(made, found[0].split_file, len(found), groups, console, is_chosen=not every)
+    return replace(made, study=study and study + storage_option(storage))
 
 
 def _note_with_study(made: Ensembled, split_file: Path, candidates: int, groups: np.ndarray, console: Console, *, is_chosen: bool) -> str:
@@ -192,7 +193,7 @@ def _note_with_study(made: Ensembled, split_file: Path, candidates: int, groups:
         why = f"the study's report will not tell of this ensemble: {error.filename} cannot be written ({error.strerror})"
         console.print(f"note: {why}", style="yellow", highlight=False, soft_wrap=True)
         return ""
-    return folder.path.name if folder.path.parent == paths.studies() else shlex.quote(str(folder.path))
+    return in_command(folder)
 
 
 def _parameters(model: nn.Module) -> int:

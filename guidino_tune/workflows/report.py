@@ -26,7 +26,7 @@ from guidino_tune.study.store import StoredStudy, StudyFolder
 from guidino_tune.training.folder import write_text
 from guidino_tune.workflows.certainty import Certainty
 from guidino_tune.workflows.home import follow_home
-from guidino_tune.workflows.study_page import StudyPage, page_of, page_of_stored
+from guidino_tune.workflows.study_page import StudyPage, in_command, page_of, page_of_stored
 from guidino_tune.workflows.track import send_where_free
 
 Format = Literal["html", "markdown"]
@@ -70,7 +70,7 @@ def make_document(page: StudyPage, *, certainty: Certainty | None = None, price:
         failures=page.failures,
         comparisons=_comparisons(material.folder) if material.folder else (),
         ensembles=noted_ensembles(material.folder) if material.folder else (),
-        try_ensemble=_try_ensemble(material),
+        try_ensemble=_try_ensemble(material, page.storage),
         patients=_patients(material),
         pages=_pages(material.folder) if material.folder else {},
         commands=page.commands,
@@ -104,10 +104,13 @@ def _comparisons(folder: StudyFolder) -> list[Comparison]:
     return found
 
 
-def _try_ensemble(material: Material) -> str:
+def _try_ensemble(material: Material, storage: str) -> str:
     """The command that finds out what an ensemble would give, where there are two models to make one of."""
+    if not material.folder:
+        return ""
     folders = [folder for number in material.ranked if (folder := material.trial_folder(number)) and (folder / "best").is_dir()]
-    return paths.next_command(f"ensemble {material.name} --output ensemble") if len(folders) > 1 else ""
+    command = f"ensemble {in_command(material.folder)} --output ensemble{storage}"
+    return paths.next_command(command) if len(folders) > 1 else ""
 
 
 def _patients(material: Material) -> dict[str, str] | None:

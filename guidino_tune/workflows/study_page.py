@@ -17,7 +17,7 @@ from guidino_tune.study.nodes import NODE
 from guidino_tune.study.objectives import as_dict, in_words
 from guidino_tune.study.outcomes import INTERRUPTION, FirstFailure
 from guidino_tune.study.reading import Reader
-from guidino_tune.study.store import StoredStudy
+from guidino_tune.study.store import StoredStudy, StudyFolder
 from guidino_tune.study.trials import best_value, ranking, tried
 from guidino_tune.tracking import tracking_uri
 from guidino_tune.tracking.client import is_server
@@ -42,6 +42,7 @@ class StudyPage:
         commands: What to do next, by what it does; where the study is driven on another machine, to be given there.
         where: That machine; empty for this one.
         links: Where its parts are: folder, storage, MLflow.
+        storage: The option that names its database in a command; empty for a journal, and for a URL that holds a password.
     """
 
     stored: StoredStudy
@@ -54,6 +55,7 @@ class StudyPage:
     commands: dict[str, str]
     where: str
     links: dict[str, str]
+    storage: str = ""
 
 
 def page_of(reader: Reader, name: str) -> StudyPage:
@@ -81,6 +83,7 @@ def page_of_stored(stored: StoredStudy, url: str | None = None) -> StudyPage:
         commands=_commands(stored, about, folder, url, away=bool(where)),
         where=where,
         links=_links(stored, url, f"{where}:{folder}" if where else folder),
+        storage=storage_option(url),
     )
 
 
@@ -138,10 +141,20 @@ def _place(stored: StoredStudy) -> tuple[str, str]:
     return machine or "the machine that began it", folder or f"$GUIDINO_TUNE_HOME/studies/{stored.study.study_name}"
 
 
+def storage_option(url: str | None) -> str:
+    """What names a database in a command, with a space before it; empty for none, and for a URL that holds a password."""
+    return f" --storage {shlex.quote(url)}" if url and redacted(url) == url else ""
+
+
+def in_command(folder: StudyFolder) -> str:
+    """A study as a command takes it: its name where it is in the home folder, else its path."""
+    return folder.path.name if folder.path.parent == paths.studies() else shlex.quote(str(folder.path))
+
+
 def _commands(stored: StoredStudy, about: Overview, folder: str, url: str | None, *, away: bool) -> dict[str, str]:
     definition = f"{folder}/study.yaml"
     space = definition if folder.startswith("$") else shlex.quote(definition)
-    storage = f" --storage {shlex.quote(url)}" if url and redacted(url) == url else ""
+    storage = storage_option(url)
     trials = f" --trials {2 * stored.space.study.trials}" if about.state == "ended" and not stored.space.study.is_list else ""
 
     def command(words: str) -> str:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from report_helpers import simulated
+from test_list_and_show import make
 from test_report import page, section
 
+from guidino_tune.errors import UserError
 from guidino_tune.study.ensembles import FILE, MadeEnsemble, note_ensemble, noted_ensembles
+from guidino_tune.study.reading import Reader
 from guidino_tune.study.store import StoredStudy
+from guidino_tune.workflows.ensemble import of_study
 from guidino_tune.workflows.report import write_report
-from guidino_tune.workflows.study_page import page_of_stored
+from guidino_tune.workflows.study_page import page_of, page_of_stored
 
 MADE = MadeEnsemble(
     model="/models/team", made="2026-11-30 12:00", members={"trial 4": 2, "trial 7": 1}, candidates=12, is_chosen=True,
@@ -97,6 +102,22 @@ def test_without_an_ensemble_the_command_is_told_that_finds_out(study: StoredStu
     ranked = [t.number for t in study.study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
     for number in ranked[:2]:
         (study.folder.trial(number).path / "best").mkdir(parents=True)
-    assert "guidino-tune ensemble synthetic --output ensemble" in told(study)
+    assert f"guidino-tune ensemble {study.folder.path} --output ensemble" in told(study)  # it lies in no home folder
     elsewhere = StoredStudy(type(study.folder)(study.folder.path / "none"), study.study, study.space)
     assert noted_ensembles(elsewhere.folder) == []
+
+
+def test_the_command_finds_a_study_in_a_database(home: Path, tmp_path: Path) -> None:
+    """As it is told it is understood: that study has no model, which is another complaint than that its trials are elsewhere."""
+    url = f"sqlite:///{tmp_path}/studies.db"
+    folder = make("team-1", url).folder
+    whole = page_of(Reader(url), "team-1")
+    for number in [t.number for t in whole.stored.study.get_trials() if t.state.name == "COMPLETE"][:2]:
+        (folder.trial(number).path / "best").mkdir(parents=True)
+    text = re.sub(r"\\(.)", r"\1", write_report(whole, tmp_path / "r.md", format="markdown").read_text())
+    found = re.search(r"guidino-tune (ensemble team-1 .*)", text)
+    assert found
+    with pytest.raises(UserError, match="complete trials have weights here"):
+        of_study("team-1", 20, shlex.split(found[1])[-1])
+    with pytest.raises(UserError, match="database"):
+        of_study("team-1", 20)

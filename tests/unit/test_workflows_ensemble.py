@@ -210,7 +210,7 @@ def test_the_study_whose_models_they_are_knows_its_ensembles(
     try:
         for extra in ([], ["--force", "--all"]):
             assert ensemble([*map(str, folders), "--output", str(team), *extra]) == 0
-            assert f"report {folder.path} tells of it" in capsys.readouterr().out.replace("'", "")
+            assert f"report {folder.path}\n" in capsys.readouterr().out.replace("'", "")  # the line is a command, to be copied
             (made,) = noted_ensembles(folder)
             assert (made.model, made.candidates, made.is_chosen) == (str(team), 3, not extra)
             assert made.members == yaml.safe_load((team / "provenance.yaml").read_text())["ensemble_of"]
