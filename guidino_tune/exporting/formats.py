@@ -183,6 +183,9 @@ def check_target(target: Path, *, force: bool) -> None:
         UserError: Something else is there, or the folder of all folders is meant.
     """
     if not os.path.lexists(target):
+        above = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
+        if not above.is_dir():
+            raise UserError("is no folder, and cannot hold one", where=str(above), todo="choose another folder")
         return
     todo = "choose another folder" + ("" if force else ", or replace it (force)")
     if not target.is_dir() or target.is_symlink():

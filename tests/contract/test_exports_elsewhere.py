@@ -157,6 +157,8 @@ def test_mistakes_are_told(model: Path, tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "out" / "mine").write_text("mine")
     for form in ("torch-export", "folder"):
         assert "nothing was changed" in refused(str(model), "--format", form, "--output", out)
+        with pytest.raises(gt.UserError, match="mine: is no folder, and cannot hold one"):
+            gt.export_model(model, tmp_path / "out" / "mine" / "new", form)
     assert "is the model, or holds it" in refused(str(model), "--format", "folder", "--force", "--output", str(model.parent))
     assert "is the model, or holds it" in refused(str(model), "--format", "hf", "--force", "--output", str(model))
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
