@@ -173,7 +173,8 @@ def _end(trial: FrozenTrial, space: Space, place: tuple[int, int] | None, pruner
     if trial.state == TrialState.PRUNED:
         why = "its Dice there was not among the best" if pruner in PRUNERS else f"by {code(pruner)}"
         return f"**Stopped early**: {system}, {ran}: {why}.{score}"
-    stood = f" When it ended, it was number {place[0]} of {place[1]} that had run their whole budget." if place else ""
+    by = " by Dice" if len(space.study.objectives) > 1 else ""  # the leaderboard has the Pareto front first
+    stood = f" When it ended, it was number {place[0]} of {place[1]}{by} that had run their whole budget." if place else ""
     more = "; ".join(f"{SHORT.get(name, name)} {shown_value(name, value)}" for name, value in as_dict(space.study, trial).items())
     return f"**Complete**: {system}, {last}{of} epochs.{score}{stood}{f' {more}.' if more else ''}"
 
@@ -221,7 +222,8 @@ def _next_of_trial(trial: FrozenTrial, space: Space, folder: StudyFolder) -> str
     if trial.state != TrialState.COMPLETE:
         return _code(commands) + _stored(folder)
     kept = space.study.kept_weights
-    condition = "" if kept is None else f" as long as it is among the {kept} best, whose weights are kept"
+    front = " or on the Pareto front" if len(space.study.objectives) > 1 else ""
+    condition = "" if kept is None else f" as long as it is among the {kept} best{front}, whose weights are kept"
     predict = f"predict {_placed(folder, number)} \\\n    IMAGES --output masks"  # MLflow's page is as wide as its longest line
     return f"{_code(commands)}\n\nIts own model{condition}:\n\n{_code([predict])}{_stored(folder)}"
 

@@ -79,6 +79,19 @@ def test_what_a_trial_searched_other_than_the_default(home: Path) -> None:
     assert "- `" not in alike
 
 
+def test_with_several_objectives_a_place_is_that_by_dice_and_the_front_keeps_its_weights_too(home: Path) -> None:
+    space = search_space(first_trials=[], study={"objectives": ["val_dice", "parameters"], "trials": 4, "pruner": "none"})
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    for dice, size in ((0.5, 9.0), (0.4, 1.0)):
+        made = optuna.trial.create_trial(
+            values=[dice, size], intermediate_values={4: dice}, user_attrs={"name": "U-Net", "epochs": 4, "parameters": size}
+        )
+        study.add_trial(made)
+    told = TrialNotes(study, space, StudyFolder(paths.studies() / "small")).of(study.trials[1])
+    assert "number 2 of 2 by Dice that had run" in told
+    assert "as long as it is among the 20 best or on the Pareto front, whose weights are kept" in told
+
+
 def test_a_trial_that_was_stopped_or_failed_tells_why_and_what_to_do(setup: Setup) -> None:
     setup.trial([0.1, 0.3], TrialState.PRUNED)
     setup.trial([0.4], TrialState.FAIL, failure="out-of-memory", message="no room for 2 GiB")
