@@ -171,6 +171,8 @@ class RunSender:
             self._send_datasets(sent.run_id, study)
         points = [*records, EpochRecord(sent.step + final.epoch, metrics, final.time)]
         tags, noted = self._addressed(tags)
+        if NOTE in tags and key != STUDY and self._is_a_persons(sent):
+            del tags[NOTE]
         self._log(
             sent.run_id,
             params=[] if sent.params else [Param(as_key(name), as_text(value)) for name, value in params.items()],
@@ -185,6 +187,11 @@ class RunSender:
             return tags, tags
         note, lacking = addressed(tags[NOTE], self._experiment_id, lambda number: self._ledger.sent(number).run_id)
         return {**tags, NOTE: note}, {**tags, NOTE: "" if lacking else tags[NOTE]}
+
+    def _is_a_persons(self, sent: Sent) -> bool:
+        """True when a run has a description that is not the one that was sent: it stays, also when ours is worded anew."""
+        ours = addressed(sent.tags.get(NOTE, ""), self._experiment_id, lambda number: self._ledger.sent(number).run_id)[0]
+        return self._client.get_run(sent.run_id).data.tags.get(NOTE, "") not in ("", ours)
 
     def _send_status(self, key: str, status: str, end: int | None = None) -> None:
         sent = self._ledger.sent(key)

@@ -10,6 +10,7 @@ from PIL import Image
 from test_tracking_mlflow import Stored, trial
 
 from guidino_tune.tracking import MLflowTracker, StudySnapshot
+from guidino_tune.tracking.client import connect
 from guidino_tune.tracking.ledger import Ledger
 from guidino_tune.tracking.missing import missing
 from guidino_tune.tracking.notes import NOTE, addressed, link, picture
@@ -51,3 +52,27 @@ def test_descriptions_reach_mlflow_with_the_addresses_of_its_runs(empty_mlflow: 
         assert preview.size == (640, 320)
     assert not missing(Ledger(ledger, read_only=True), [ended], (), uri)
     assert missing(Ledger(ledger, read_only=True), [replace(ended, tags={NOTE: "other"})], (), uri).trials == 1
+
+
+def test_a_description_that_a_person_wrote_stays_and_ours_is_brought_up_to_date(empty_mlflow: Path, tmp_path: Path) -> None:
+    """Also when it was there before the trial ended, and when a later version of this package words its own in another way."""
+    shutil.copy(empty_mlflow, tmp_path)
+    uri, ledger, client = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "ledger.jsonl", connect(f"sqlite:///{tmp_path}/mlflow.db", 5)
+
+    def send(text: str | None) -> dict[str, str]:
+        tracker = MLflowTracker(uri, "notes", StudySnapshot("small", id="one"), ledger, tmp_path / "artifacts")
+        for number in range(3):
+            ended = {} if text is None else {"state": "complete", "tags": {NOTE: f"{text} {link(number, 'here')}"}}
+            tracker.update(trial(number, (0.5,), **ended))
+        tracker.start()
+        assert tracker.close(30), tracker.message
+        runs = {run.data.tags["guidino.trial"]: run for run in Stored(uri, "notes").children()}
+        for number, written in (("0", "mine, early" if text is None else ""), ("1", "mine, late" if text == "one" else "")):
+            if written:
+                client.set_tag(runs[number].info.run_id, NOTE, written)
+        return {number: run.data.tags.get(NOTE, "").split(" [")[0] for number, run in sorted(runs.items())}
+
+    assert send(None) == {"0": "", "1": "", "2": ""}
+    assert send("one") == {"0": "mine, early", "1": "one", "2": "one"}
+    assert send("two") == {"0": "mine, early", "1": "mine, late", "2": "two"}
+    assert send("three") == {"0": "mine, early", "1": "mine, late", "2": "three"}
