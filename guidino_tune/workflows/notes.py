@@ -20,13 +20,14 @@ from guidino_tune import paths
 from guidino_tune.analysis.plain_tables import markdown_table
 from guidino_tune.config.study import PRUNERS
 from guidino_tune.errors import UserError, redacted
+from guidino_tune.reporting.words import many
 from guidino_tune.space.parameters import get_path, has_path
 from guidino_tune.space.space import Space
 from guidino_tune.study.objectives import SHORT, as_dict, beyond, feasible
 from guidino_tune.study.objectives import shown as shown_value
 from guidino_tune.study.standings import Ordered
 from guidino_tune.study.store import StudyFolder
-from guidino_tune.study.trials import best_value, rank, ranking
+from guidino_tune.study.trials import best_value, rank, ranking, tried
 from guidino_tune.tracking.notes import link, picture
 from guidino_tune.training.failures import POLICIES, as_kind
 from guidino_tune.workflows.progress import leaderboard
@@ -119,9 +120,9 @@ def _board(study: optuna.Study, space: Space, rows: int) -> str:
     lines = [[str(text) for text in line] for line in zip(*(column.cells for column in table.columns), strict=True)]
     at = headings.index("trial")
     shown = [[GAP + (link(int(text), text) if place == at else cell(text)) for place, text in enumerate(line)] for line in lines]
-    ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    ended = sum(trial.state.is_finished() for trial in tried(study))
     more = f", without {', '.join(map(cell, hidden))}" if hidden else ""
-    return f"After {ended} trials{more}:\n\n" + markdown_table([GAP + cell(heading) for heading in headings], shown).rstrip("\n")
+    return f"After {many(ended, 'trial')}{more}:\n\n" + markdown_table([GAP + cell(heading) for heading in headings], shown).rstrip("\n")
 
 
 def _next_of_study(study: optuna.Study, folder: StudyFolder, ranked: list[FrozenTrial]) -> str:

@@ -16,6 +16,7 @@ from training_helpers import search_space
 
 from guidino_tune import paths
 from guidino_tune.export import main as export
+from guidino_tune.study.outcomes import REPEATS
 from guidino_tune.study.store import StudyFolder, open_study, stored_study
 from guidino_tune.tracking import StudySnapshot
 from guidino_tune.tracking.notes import NOTE, link, picture
@@ -151,6 +152,16 @@ def test_commands_that_must_be_told_of_the_home_folder_or_a_database_say_so(
     elsewhere, trials = TrialNotes(setup.study, setup.space, setup.folder), setup.study.get_trials()
     setup.folder.journal.unlink()
     assert ["name it with `--storage`" in elsewhere.of(trial) for trial in trials] == [True, True]
+
+
+def test_proposals_that_repeat_a_trial_are_no_trials(setup: Setup) -> None:
+    setup.trial([0.2, 0.5, 0.1, 0.1], TrialState.COMPLETE)
+    for _ in range(3):
+        again = setup.study.ask()
+        again.set_user_attr(REPEATS, 0)
+        setup.study.tell(again, state=TrialState.FAIL)
+    assert "After 1 trial" in study_note(setup.study, setup.space, setup.folder)
+    assert "After 1 trials" not in study_note(setup.study, setup.space, setup.folder)
 
 
 def test_a_study_in_another_place_is_named_by_its_path(tmp_path: Path) -> None:
