@@ -121,7 +121,10 @@ def _patients(material: Material) -> dict[str, str] | None:
     from guidino_tune.data.sources import find_cases
 
     with contextlib.suppress(UserError, OSError):
-        listed = find_cases(material.space.experiment(material.best.params).data).cases
+        data = material.space.experiment(material.best.params).data
+        if not (data.root or data.images or (paths.datasets() / data.kind).is_dir()):
+            return None  # the images of the demo would be drawn
+        listed = find_cases(data).cases
         found = {case.id: case.group for case in listed if case.id in cases}
         return found if found.keys() == cases.keys() else None
     return None

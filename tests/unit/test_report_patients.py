@@ -116,6 +116,16 @@ def test_without_the_images_it_is_not_known_who_is_a_patient(tmp_path: Path, dup
     assert "is not known here" in section(page(whole), "Verdict", "Question and data")
 
 
+def test_a_report_draws_no_images_of_the_demo(tmp_path: Path, home: Path, duplicated: np.ndarray) -> None:
+    """Of a search on another machine: a report only reads."""
+    whole = study_of(tmp_path, duplicated)
+    whole = stored(
+        tmp_path / "synthetic", override(whole.space, {"data.kind": "demo", "data.root": None, "data.group": None}), whole.study.trials
+    )
+    assert "is not known here" in section(page(whole), "Verdict", "Question and data")
+    assert not home.exists()
+
+
 def test_trials_on_other_cases_are_not_compared(tmp_path: Path, duplicated: np.ndarray) -> None:
     whole = study_of(tmp_path, duplicated)
     material = collect(whole)
