@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from guidino_tune import paths
 from guidino_tune.study.store import StudyFolder
 from guidino_tune.training.folder import append_whole
 
@@ -67,8 +69,9 @@ def noted_ensembles(folder: StudyFolder) -> list[MadeEnsemble]:
             made = _read(json.loads(line))
         except (ValueError, TypeError, KeyError, AttributeError):  # torn, or of another version
             continue
-        found.pop(made.model, None)
-        found[made.model] = made
+        place = str(paths.rebased(Path(made.model)))  # the home folder may have been moved since
+        found.pop(place, None)
+        found[place] = made
     return list(found.values())[::-1]
 
 

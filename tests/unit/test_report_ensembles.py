@@ -13,6 +13,7 @@ from report_helpers import simulated
 from test_list_and_show import make
 from test_report import page, section
 
+from guidino_tune import paths
 from guidino_tune.errors import UserError
 from guidino_tune.study.ensembles import FILE, MadeEnsemble, note_ensemble, noted_ensembles
 from guidino_tune.study.reading import Reader
@@ -88,6 +89,18 @@ def test_the_latest_comes_first_and_what_cannot_be_read_is_left_out(study: Store
     assert [made.model[-1] for made in noted_ensembles(study.folder)] == list("gfedcba")
     assert noted_ensembles(study.folder)[0] == dataclasses.replace(MADE, model="/models/g")
     assert "2 earlier ensembles" in told(study)
+
+
+def test_one_that_was_made_again_after_a_move_of_the_home_folder_counts_once(
+    study: StoredStudy, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "team").mkdir(parents=True)
+    paths.remember_home()
+    note_ensemble(study.folder, dataclasses.replace(MADE, model=str(home / "team")))
+    moved = home.rename(home.with_name("moved"))
+    monkeypatch.setenv("GUIDINO_TUNE_HOME", str(moved))
+    note_ensemble(study.folder, again := dataclasses.replace(MADE, model=str(moved / "team"), made="later"))
+    assert noted_ensembles(study.folder) == [again]
 
 
 def test_text_of_users_is_text(study: StoredStudy) -> None:
