@@ -22,6 +22,9 @@ SAME = 1e-4
 FEWEST = 6
 """Patients, or cases where no patients are known, below which no interval is made of them."""
 
+FEW_PATIENTS = 15
+"""Below which an interval of 95 % holds less than it says: with 6 patients 86 % in a simulation, with 10 it was 90 %, and with 20, 93 %."""
+
 CAUTION = (
     "An interval over cases says how sure a difference is for these trained models on other images. It does not know what another seed "
     "would have given, for each configuration was trained once, nor that the best of many is chosen on these very cases, which flatters it."
@@ -186,7 +189,8 @@ def _units(material: Material, known: Known, best: Trial) -> Iterator[Text]:
     if known.patients is None:
         why = "which of them are of one patient is not known here, for the data set is not on this machine, or has changed"
     elif patients < len(cases):
-        yield Text(f"Intervals over cases draw whole patients: the {many(len(cases), 'validation case')} are of {patients} patients.")
+        few = " Of so few they are somewhat too narrow." if patients < FEW_PATIENTS else ""
+        yield Text(f"Intervals over cases draw whole patients: the {many(len(cases), 'validation case')} are of {patients} patients.{few}")
         return
     else:
         why = "the data set names no patients (data.group)"

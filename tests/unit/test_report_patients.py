@@ -133,3 +133,10 @@ def test_trials_on_other_cases_are_not_compared(tmp_path: Path, duplicated: np.n
     assert paired(material, one, other, {}) is not None
     (whole.folder.trial(other).path / FILE).unlink()
     assert paired(material, one, other, {}) is None
+
+
+@pytest.mark.parametrize(("patients", "few"), [(8, True), (20, False)])
+def test_of_few_patients_it_says_that_intervals_are_too_narrow(patients: int, few: bool, tmp_path: Path) -> None:
+    names = [f"P{patient:02}_s{image}" for patient in range(patients) for image in range(2)]
+    whole = study_of(tmp_path, np.random.default_rng(0).normal(0.03, 0.1, len(names)), names)
+    assert ("somewhat too narrow" in section(page(whole), "Verdict", "Question and data")) == few
