@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import threading
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ run along the second axis and its columns along the first, as ITK writes picture
 _EXTRA = "pip install 'guidino-tune[nifti]'"
 _KEPT = 2  # volumes that were read last: slices of one follow each other
 _MAX_VOXELS = 2**30
+_ZIPPED, _HEAD = b"\x1f\x8b", 540  # how gzip begins; bytes of the longest header
 
 _volumes: OrderedDict[tuple[str, int, int], tuple[Values, float, float]] = OrderedDict()
 _lock = threading.Lock()
@@ -68,13 +70,25 @@ def count_slices(path: Path) -> int:
     Raises:
         Refused: As ``read_nifti``.
     """
-    library = _nibabel()
-    try:
-        image = library.load(path)
-    except Exception as error:
-        raise Refused(f"cannot be decoded: {error or type(error).__name__}") from None
-    shape = _shape(image.shape)
+    shape = _shape(header_of(path).get_data_shape())
     return 1 if len(shape) == 2 else int(shape[AXIS])
+
+
+def header_of(path: Path) -> Any:
+    """The header of a file, as nibabel's object; whether it is zipped its first bytes tell, not its name.
+
+    Raises:
+        Refused: nibabel is not installed, or the file is none of NIfTI.
+    """
+    _nibabel()
+    try:
+        with open(path, "rb") as opened:
+            zipped = opened.read(len(_ZIPPED)) == _ZIPPED
+        with gzip.open(path) if zipped else open(path, "rb") as opened:
+            head = opened.read(_HEAD)
+    except (OSError, EOFError, zlib.error) as error:
+        raise Refused(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return _header(head)
 
 
 def orientation(path: Path) -> str:
@@ -84,21 +98,20 @@ def orientation(path: Path) -> str:
     Raises:
         Refused: As ``count_slices``.
     """
-    library = _nibabel()
+    header = header_of(path)
     try:
-        image = library.load(path)
-        header = image.header
+        affine = header.get_best_affine()
         oriented = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
-        if not oriented or np.array_equal(image.affine, np.eye(4)):
+        if not oriented or np.array_equal(affine, np.eye(4)):
             return ""
-        return "".join(str(code) for code in library.aff2axcodes(image.affine))
+        return "".join(str(code) for code in _nibabel().aff2axcodes(affine))
     except Exception as error:
         raise Refused(f"cannot be decoded: {error or type(error).__name__}") from None
 
 
 def nifti_is_deep(path: Path) -> bool:
     """Whether ``read_nifti`` would give more than 8 bits, from the header."""
-    header = _nibabel().load(path).header
+    header = header_of(path)
     return bool(header.get_data_dtype() != np.uint8 or header.get_slope_inter() not in ((None, None), (1.0, 0.0)))
 
 
@@ -135,14 +148,20 @@ def _volume(path: Path, content: bytes | None) -> tuple[Values, float, float]:
         return found
 
 
-def _read(content: bytes) -> tuple[Values, float, float]:
+def _header(head: bytes) -> Any:
     library = _nibabel()
-    zipped = content.startswith(b"\x1f\x8b")
-    head = gzip.GzipFile(fileobj=io.BytesIO(content)).read(544) if zipped else content[:544]
     kind = library.Nifti2Image if head[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else library.Nifti1Image
     if head[344:348] not in (b"n+1\0", b"n+1") and kind is library.Nifti1Image:
         raise Refused("cannot be decoded: it is no NIfTI file of one part (.nii, .nii.gz)")
-    header = kind.header_class.from_fileobj(io.BytesIO(head), check=False)
+    size = kind.header_class.template_dtype.itemsize
+    if len(head) < size:
+        raise Refused("is cut short: its header ends too early")
+    return kind.header_class(head[:size], check=False)  # extensions, which follow, are none of our business
+
+
+def _read(content: bytes) -> tuple[Values, float, float]:
+    zipped = content.startswith(_ZIPPED)
+    header = _header(gzip.GzipFile(fileobj=io.BytesIO(content)).read(_HEAD) if zipped else content[:_HEAD])
     shape = _shape(header.get_data_shape())
     check_size(shape[0], shape[1], header.get_data_dtype().itemsize)
     if int(np.prod(shape)) > _MAX_VOXELS:

@@ -7,10 +7,10 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from guidino_tune.data.niftis import header_of
 from guidino_tune.data.predicted import UNSIGNED, sign
 from guidino_tune.errors import UserError
 
@@ -60,12 +60,12 @@ def nifti_mask(source: Path, masks: Sequence[np.ndarray], first: int | None = No
     """
     import nibabel
 
-    image: Any = nibabel.load(source)
-    header = image.header.copy()
+    header = header_of(source)
+    kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Image.header_class) else nibabel.Nifti1Image
+    header["vox_offset"] = 0  # extensions are left out
     labels = np.stack([mask.T for mask in masks], axis=2)  # as ``data.niftis`` reads slices
     if first is None:
-        labels = labels.reshape(image.shape)
-    header.extensions.clear()
+        labels = labels.reshape(header.get_data_shape())
     if header.get_data_shape() != labels.shape:  # which also forgets the size of pixels along axes that are not there
         header.set_data_shape(labels.shape)
     header.set_data_dtype(np.uint8)
@@ -78,7 +78,7 @@ def nifti_mask(source: Path, masks: Sequence[np.ndarray], first: int | None = No
         if code:
             matrix[:3, 3] += matrix[:3, 2] * first
             write(matrix, int(code))
-    made = type(image)(labels.astype(np.uint8), header.get_best_affine(), header)
+    made = kind(labels.astype(np.uint8), header.get_best_affine(), header)
     return gzip.compress(sign(made.to_bytes()), 4, mtime=0)
 
 

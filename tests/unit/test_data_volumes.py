@@ -1,5 +1,6 @@
 """DICOM frames and slices of NIfTI volumes: the numbers that they mean, or the package that is missing."""
 
+import gzip
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pydicom.uid import (
 
 from guidino_tune.config import Data
 from guidino_tune.data.intensity import decode_image, measure_intensity
+from guidino_tune.data.niftis import orientation
 from guidino_tune.data.reading import is_deep, read_raw, volume_slices
 from guidino_tune.data.sources import find_cases
 from guidino_tune.errors import UserError
@@ -238,6 +240,19 @@ def test_a_picture_in_nifti_and_the_scale_of_its_header(tmp_path: Path) -> None:
     scaled = read_raw(nifti(tmp_path / "s.nii", values, 0.5, 7))
     assert scaled.values.dtype == np.float32
     assert np.array_equal(scaled.values[..., 0], values.T * 0.5 + 7)
+
+
+@pytest.mark.parametrize(("name", "zipped"), [("v.nii", False), ("v.nii.gz", True), ("v.nii", True), ("v.nii.gz", False)])
+def test_extensions_and_what_the_name_says_of_zip_do_not_matter(tmp_path: Path, name: str, zipped: bool) -> None:
+    """AFNI writes an extension behind each header; other programs write files that are zipped, or not, against their names."""
+    volume = RANDOM.integers(0, 200, (12, 9, 5), dtype=np.uint8)
+    image = Nifti1Image(volume, np.diag([-1.0, -1, 2, 1]))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("afni", b"<AFNI_attributes/>" * 50))
+    content = image.to_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content) if zipped else content)
+    assert volume_slices(tmp_path / name) == 5
+    assert orientation(tmp_path / name) == "LPS"
+    assert np.array_equal(read_raw(tmp_path / f"{name}#2").values[..., 0], volume[:, :, 2].T)
 
 
 def test_a_changed_volume_is_read_again(tmp_path: Path) -> None:

@@ -89,6 +89,20 @@ def test_a_label_volume_lies_where_its_volume_lies(
     assert len(list((tmp_path / "out" / "overlays").rglob("*.png"))) == labels.shape[2]
 
 
+@pytest.mark.parametrize("shape", [(20, 17, 3), (20, 17)])
+def test_an_extension_is_left_out_and_a_wrong_ending_does_not_matter(shape: tuple[int, ...], model: Path, tmp_path: Path) -> None:
+    source = save_volume(tmp_path / "v.nii", voxels(*shape))
+    image = nibabel.load(source)
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"of the patient " * 60))
+    file = tmp_path / "v.nii.gz"
+    file.write_bytes(image.to_bytes())
+    assert predict_folder(load_model(model), file, tmp_path / "out", masks_as="nifti", overlays=False) == (1, [])
+    mask = nibabel.load(tmp_path / "out" / "masks" / "v.nii.gz")
+    assert (mask.shape, len(mask.header.extensions)) == (shape, 0)
+    assert np.array_equal(mask.affine, image.affine)
+    assert is_own(tmp_path / "out" / "masks" / "v.nii.gz")
+
+
 def test_one_slice_lies_at_its_place(model: Path, tmp_path: Path) -> None:
     save_volume(tmp_path / "v.nii.gz", voxels(20, 17, 12))
     trained = load_model(model)
