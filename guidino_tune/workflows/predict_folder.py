@@ -212,8 +212,11 @@ class _Run:
     def _finish(self, work: _Work) -> _Work:
         found, pixels = work.found, work.pixels
         if work.masks:
-            write_mask(self.targets[work.name], self.output / MASKS, work.masks, self.model.class_names, self.made_by)
-            work.written = True
+            try:
+                write_mask(self.targets[work.name], self.output / MASKS, work.masks, self.model.class_names, self.made_by)
+                work.written = True
+            except UserError as error:
+                work.problems.append(f"{error.where}: {error.what}")
         if found is not None and pixels is not None:
             if self.extras:
                 work.measured = self.extras.measure(work.files[0], work.name, found)

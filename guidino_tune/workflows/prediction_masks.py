@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,7 @@ def plan_masks(names: Mapping[tuple[Path, ...], Path], wanted: str = "png") -> d
     counts = Counter(slice_of(files[0])[0] for files in names)
     planned: dict[Path, Target] = {}
     taken: dict[Path, Path] = {}
+    wholes: dict[Path, Path | None] = {}
     for files, name in names.items():
         image, number = slice_of(files[0])
         kind = _kind(image, wanted)
@@ -69,8 +71,10 @@ def plan_masks(names: Mapping[tuple[Path, ...], Path], wanted: str = "png") -> d
         elif kind == "dicom":
             planned[name] = Target(kind, name.with_name(f"{name.name}{DICOM_END}"), image)
         else:
-            whole = number is None or counts[image] == volume_slices(image)
-            file = name.with_name(f"{name.name if number is None or not whole else name.name.rpartition('#')[0]}{NIFTI_END}")
+            if image not in wholes:  # asked once: each time opens the file
+                wholes[image] = _whole_name(image, number, name, counts[image])
+            whole = wholes[image]
+            file = name.with_name(f"{(whole or name).name}{NIFTI_END}")
             if taken.setdefault(file, image) != image:  # a volume and a 2D image that differ only in their ending
                 file = name.with_name(f"{image.name}{NIFTI_END}")
             planned[name] = Target(kind, file, image, counts[image] if whole else 1, None if whole else number)
@@ -86,15 +90,37 @@ def write_mask(target: Target, folder: Path, masks: Sequence[np.ndarray], classe
         masks: Labels (H, W) of each slice.
         classes: Names by label. A PNG of one class has 0 and 255, every other file the labels.
         made_by: See ``dicom_mask``.
+
+    Raises:
+        UserError: The header of the image cannot be copied.
     """
     path = folder / target.file
-    if target.kind == "nifti":
-        write_bytes(path, nifti_mask(target.image, masks, target.first))
-    elif target.kind == "dicom":
-        write_bytes(path, dicom_mask(target.image, masks[0], classes, made_by))
+    if target.kind != "png":
+        write_bytes(path, _with_header(target, masks, classes, made_by))
     else:
         levels = Image.fromarray(masks[0] * np.uint8(255) if len(classes) == 2 else masks[0])
         save_png(levels, path, mark_of(levels))
+
+
+def _whole_name(image: Path, number: int | None, name: Path, slices: int) -> Path | None:
+    """What the mask of a whole volume is called, by one of its slices; ``None`` where not all slices are meant."""
+    if number is None:
+        return name
+    with contextlib.suppress(UserError):  # it was moved away meanwhile: that is told when it is read
+        if volume_slices(image) != slices:
+            return None
+    return name.with_name(name.name.rpartition("#")[0])
+
+
+def _with_header(target: Target, masks: Sequence[np.ndarray], classes: Sequence[str], made_by: str) -> bytes:
+    try:
+        if target.kind == "nifti":
+            return nifti_mask(target.image, masks, target.first)
+        return dicom_mask(target.image, masks[0], classes, made_by)
+    except Exception as error:  # the image was moved away, or its header is damaged: then libraries raise whatever comes
+        reason = getattr(error, "strerror", None) or getattr(error, "what", None) or str(error) or type(error).__name__
+        what = f"has no mask as {_NAMES[target.kind]}, which needs its header: {reason}"
+        raise UserError(what, where=str(target.image), todo="choose --masks-as png, or repair the header") from None
 
 
 def _kind(image: Path, wanted: str) -> str:

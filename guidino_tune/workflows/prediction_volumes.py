@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -107,19 +108,19 @@ def dicom_mask(source: Path, mask: np.ndarray, classes: Sequence[str], made_by: 
         setattr(new, name, "")
     if "FrameOfReferenceUID" in new and "PositionReferenceIndicator" not in new:
         new.PositionReferenceIndicator = ""
-    image = str(old.get("SOPInstanceUID") or source.name)
-    series = str(old.get("SeriesInstanceUID") or source.parent)
-    if "StudyInstanceUID" not in new:
+    series = str(old.get("SeriesInstanceUID") or source.resolve().parent)
+    image = str(old.get("SOPInstanceUID") or f"{series}/{source.name}")
+    if not new.get("StudyInstanceUID"):
         new.StudyInstanceUID = generate_uid(entropy_srcs=["study", series])
     new.SeriesInstanceUID = generate_uid(entropy_srcs=["series", series, made_by])
     new.SOPClassUID = SecondaryCaptureImageStorage
     new.SOPInstanceUID = generate_uid(entropy_srcs=["mask", image, made_by, hashlib.sha256(mask.tobytes()).hexdigest()])
     new.Modality, new.ConversionType, new.ImageType = "OT", "WSD", ["DERIVED", "SECONDARY"]
     new.Manufacturer, new.SeriesDescription = "guidino_tune", "Predicted masks"
-    new.SeriesNumber = 1000 + int(old.get("SeriesNumber") or 0)
+    new.SeriesNumber = 1000 + _number_of(old)
     new.DerivationDescription = UNSIGNED.decode("ascii")
     new.ImageComments = ", ".join(f"{label} {name}" for label, name in enumerate(classes)).encode("ascii", "replace").decode("ascii")
-    if "SOPClassUID" in old and "SOPInstanceUID" in old:
+    if old.get("SOPClassUID") and old.get("SOPInstanceUID"):
         reference = pydicom.Dataset()
         reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = old.SOPClassUID, old.SOPInstanceUID
         new.SourceImageSequence = [reference]
@@ -133,3 +134,11 @@ def dicom_mask(source: Path, mask: np.ndarray, classes: Sequence[str], made_by: 
     written = io.BytesIO()
     pydicom.dcmwrite(written, new, enforce_file_format=True)
     return sign(written.getvalue())
+
+
+def _number_of(series: Any) -> int:
+    """0 where a file has no number of its series, or what is none."""
+    try:
+        return int(series.get("SeriesNumber") or 0)
+    except (TypeError, ValueError):
+        return 0

@@ -202,6 +202,30 @@ def test_a_dicom_file_that_says_little_gets_a_mask_that_says_little(scans: tuple
     assert (str(mask.PatientName), mask.InstanceNumber, "PositionReferenceIndicator" in mask) == ("", None, False)
 
 
+@pytest.mark.parametrize("text", ["abc", "1\\2", ""])
+def test_a_number_of_the_series_that_is_none_counts_as_0(text: str, scans: tuple[Path, Path], tmp_path: Path) -> None:
+    file = save_dicom(tmp_path / "odd.dcm", 9, np.full((5, 7), 1000), SeriesNumber=1234)
+    content = file.read_bytes()
+    at = content.index(b"\x20\0\x11\0IS\x04\x001234")
+    file.write_bytes(content[: at + 8] + text.ljust(4).encode("ascii") + content[at + 12 :])
+    assert predict_folder(load_model(scans[0]), file, tmp_path / "out", masks_as="dicom", overlays=False) == (1, [])
+    assert pydicom.dcmread(tmp_path / "out" / "masks" / "odd.dcm").SeriesNumber == 1000
+
+
+def test_images_without_numbers_of_their_own_have_masks_with_numbers_of_their_own(scans: tuple[Path, Path], tmp_path: Path) -> None:
+    """Two folders with equal names and pixels: one number for both masks would make an archive keep one of them."""
+    for folder in "ab":
+        file = save_dicom(tmp_path / "bare" / folder / "1.dcm", 1, np.full((5, 7), 1000), SeriesInstanceUID=None, StudyInstanceUID="")
+        data = pydicom.dcmread(file)
+        data.SOPInstanceUID = ""
+        data.save_as(file)
+    assert predict_folder(load_model(scans[0]), tmp_path / "bare", tmp_path / "out", masks_as="dicom", overlays=False) == (2, [])
+    masks = [pydicom.dcmread(tmp_path / "out" / "masks" / folder / "1.dcm") for folder in "ab"]
+    for name in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+        assert len({str(mask[name].value) for mask in masks} - {""}) == 2
+    assert "SourceImageSequence" not in masks[0]
+
+
 def test_a_volume_of_several_files_has_one_mask(models: Any, tmp_path: Path) -> None:
     """As nnU-Net has them: NAME_0000.nii.gz, NAME_0001.nii.gz; slice by slice they are one image."""
     per_file = IntensityRule("percentiles", ((0.0, 255.0), (0.0, 200.0)), ("both", "both"), "2 files of 8 bits, 1 channel each")
@@ -245,6 +269,51 @@ def test_names_do_not_collide(tmp_path: Path) -> None:
     assert [(str(target.file), target.slices) for target in plan_masks(names, "auto").values()] == [
         ("v.nii.gz", 2), ("v.nii.gz", 2), ("v.nii.nii.gz", 1),
     ]  # fmt: skip
+
+
+def test_two_volumes_that_differ_in_ending_and_slices_have_a_mask_each(model: Path, tmp_path: Path) -> None:
+    """Slices 0 to 10 of both have one name, and slice 11 of the longer one has a name of its own."""
+    save_volume(tmp_path / "in" / "v.nii", voxels(20, 17, 11)), save_volume(tmp_path / "in" / "v.nii.gz", voxels(20, 17, 12))
+    assert predict_folder(load_model(model), tmp_path / "in", tmp_path / "out", masks_as="auto", overlays=False) == (2, [])
+    masks = {file.name: nibabel.load(file).shape[2] for file in (tmp_path / "out" / "masks").iterdir()}
+    assert masks == {"v.nii.nii.gz": 11, "v.nii.gz.nii.gz": 12}
+
+
+def test_the_slices_of_a_volume_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from guidino_tune.workflows import prediction_masks as module
+
+    counted = []
+    monkeypatch.setattr(module, "volume_slices", lambda file: counted.append(file) or 300)
+    names = {(tmp_path / f"v.nii.gz#{number:03d}",): Path(f"v#{number:03d}") for number in range(300)}
+    assert {target.slices for target in plan_masks(names, "auto").values()} == {300}
+    assert counted == [tmp_path / "v.nii.gz"]
+
+
+@pytest.mark.parametrize("kind", ["nifti", "dicom"])
+def test_an_image_that_is_moved_away_meanwhile_does_not_end_the_others(
+    kind: str, scans: tuple[Path, Path], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder that is watched: its header is needed again when the mask is written."""
+    from guidino_tune.workflows import predict_folder as module
+
+    if kind == "nifti":
+        folder, gone = save_volume(tmp_path / "volumes" / "a.nii", voxels(20, 17, 3)).parent, "a.nii"
+        save_volume(folder / "b.nii", voxels(20, 17, 3))
+    else:
+        (model, folder), gone = scans, "1.dcm"
+    read = module.read_image
+
+    def then_gone(files: Any, rules: Any) -> Any:
+        pixels = read(files, rules)
+        if files[0].name in (gone, f"{gone}#2"):
+            (folder / gone).unlink()
+        return pixels
+
+    monkeypatch.setattr(module, "read_image", then_gone)
+    done, failed = predict_folder(load_model(model), folder, tmp_path / "out", masks_as="auto", overlays=False, workers=2)
+    assert (done, len(failed)) == (1 if kind == "nifti" else 2, 1)
+    assert failed[0].startswith(f"{folder / gone}: has no mask as {'NIfTI' if kind == 'nifti' else 'DICOM'}, which needs its header: ")
+    assert "No such file" in failed[0] or "no such file" in failed[0]
 
 
 @pytest.mark.parametrize("kind", ["nifti", "dicom"])
