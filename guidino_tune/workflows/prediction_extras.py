@@ -26,6 +26,8 @@ PROBABILITIES = "probabilities"
 
 COLUMNS = ("image", "width", "height", "label", "class", "pixels", "share", "objects", "largest", "mean_probability")
 
+_NUMBERS = ("label", "pixels", "share", "objects", "largest", "mean_probability")
+
 MADE_BY = "guidino-tune predict"
 
 
@@ -138,7 +140,7 @@ class Extras:
                     kept = found.setdefault(name, Measured(measured.image))
                     kept.rows += measured.rows
                     kept.objects += measured.objects
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
                 raise UserError(f"cannot be read back: {error}", where=str(file), todo="move it away, or restore it") from None
         self._found |= {name: measured for name, measured in found.items() if name in there}
 
@@ -147,9 +149,11 @@ class Extras:
         every = [self._found[name] for name in sorted(self._found, key=_place)]
         if self.table is not None:
             text = io.StringIO()
-            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(row for measured in every for row in measured.rows)
+            # Python 3.11 quotes the characters of its own line ends only, and every reader takes another one for an end, too.
+            plain, quoted = (csv.DictWriter(text, COLUMNS, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+            plain.writeheader()
+            for row in (row for measured in every for row in measured.rows):
+                (quoted if "\r" in row["image"] else plain).writerow(row)
             write_text(self.table, text.getvalue())
         if self.objects is not None:
             images = [{"id": number, **measured.image} for number, measured in enumerate(every, 1)]
@@ -201,10 +205,24 @@ def _place(name: str) -> list[tuple[bool, str]]:
 
 
 def _read_table(file: Path) -> dict[str, Measured]:
+    """Strictly: what would be lost, or would stand in a wrong column, when the table is written again is an error.
+
+    Raises:
+        ValueError: Names the line.
+    """
     found: dict[str, Measured] = {}
     with open(file, encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            size = {"width": int(row["width"]), "height": int(row["height"])}
+        lines = csv.reader(stream, strict=True)
+        if (head := tuple(next(lines, ()))) != COLUMNS:
+            raise ValueError(f"its columns are {', '.join(head)}, and those of predict {', '.join(COLUMNS)}")
+        for values in filter(None, lines):  # a program may have left an empty last line
+            try:
+                row = dict(zip(COLUMNS, values, strict=True))
+                size = {name: int(row[name]) for name in ("width", "height")}
+                for name in _NUMBERS:
+                    float(row[name])
+            except ValueError:
+                raise ValueError(f"line {lines.line_num} is damaged") from None
             found.setdefault(row["image"], Measured({"file_name": row["image"], **size})).rows.append(row)
     return found
 

@@ -216,6 +216,49 @@ def test_a_file_that_cannot_be_gone_on_with_is_told_at_once(content: str, expect
     assert (tmp_path / "o.json").read_text() == content
 
 
+HEAD = "image,width,height,label,class,pixels,share,objects,largest,mean_probability"
+ROW = "a.png,33,40,1,foreground,7,0.005303,1,7,0.6"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (f"{HEAD},remark\n{ROW},look at it\n", "its columns are image, .*, remark"),  # a person's own column
+        (f"{HEAD}\n{ROW},look at it\n", "line 2 is damaged"),
+        (f"{HEAD}\n{ROW}\nb.png,33,40,1,foregr", "line 3 is damaged"),
+        (f"{HEAD}\n{ROW.replace('0.6', '0,6')}\n", "line 2 is damaged"),
+        (f"{HEAD}\n{ROW.replace('7', 'seven')}\n", "line 2 is damaged"),
+        (f'{HEAD}\n"{ROW}\n{ROW}\n', "unexpected end of data"),  # all behind a quotation mark that is not closed
+        (f'{HEAD}\n"{ROW * 5000}\n', "field larger than field limit"),
+    ],
+)
+def test_a_damaged_table_is_told_at_once(content: str, expected: str, model: Path, tmp_path: Path) -> None:
+    """Not when the first image has come, and not by a table that lacks what stood there."""
+    (tmp_path / "in").mkdir()
+    draw(tmp_path / "in" / "a.png")
+    table = tmp_path / "t.csv"
+    table.write_text(content)
+    with pytest.raises(UserError, match=f"cannot be read back: .*{expected}") as caught:
+        looking(load_model(model), tmp_path / "in", tmp_path / "out", {}, 4, extras={"csv": table})
+    assert (caught.value.where, table.read_text()) == (str(table), content)
+
+
+def test_strange_names_come_through_a_table_and_back(model: Path, tmp_path: Path) -> None:
+    names = ['a,b "c".png', "line\nbreak.png", "back\rspace.png", "=1+1.png", "ü 日本 #3.png", " lead.png"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        draw(tmp_path / "in" / name)
+    table, objects = tmp_path / "t.csv", tmp_path / "o.json"
+    extras = {"csv": table, "polygons": objects}
+    rounds = looking(load_model(model), tmp_path / "in", tmp_path / "out", {}, 4, extras=extras)
+    assert rounds == [(len(names), [])]
+    before = table.read_bytes(), objects.read_bytes()
+    assert rounds == looking(load_model(model), tmp_path / "in", tmp_path / "out", {}, 4, extras=extras)
+    assert (table.read_bytes(), objects.read_bytes()) == before
+    with table.open(newline="") as opened:
+        assert sorted(row["image"] for row in csv.DictReader(opened)) == sorted(names)
+
+
 def test_the_command_watches_with_a_table(model: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     draw(tmp_path / "in" / "a.png")
