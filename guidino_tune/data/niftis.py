@@ -19,7 +19,8 @@ AXIS = 2
 run along the second axis and its columns along the first, as ITK writes pictures."""
 
 _EXTRA = "pip install 'guidino-tune[nifti]'"
-_KEPT = 2  # volumes that were read last: slices of one follow each other
+_KEPT = 2  # volumes that were read last, in any case: slices of one follow each other
+_KEPT_BYTES = 2**29  # and more of them as long as they take no more: an image of several files has a slice in each
 _MAX_VOXELS = 2**30
 _ZIPPED, _HEAD = b"\x1f\x8b", 540  # how gzip begins; bytes of the longest header
 
@@ -143,7 +144,7 @@ def _volume(path: Path, content: bytes | None) -> tuple[Values, float, float]:
         found = _read(path.read_bytes() if content is None else content)
         if found[0].ndim > 2:
             _volumes[key] = found
-            while len(_volumes) > _KEPT:
+            while len(_volumes) > _KEPT and sum(values.nbytes for values, _, _ in _volumes.values()) > _KEPT_BYTES:
                 _volumes.popitem(last=False)
         return found
 

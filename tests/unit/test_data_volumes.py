@@ -23,6 +23,7 @@ from pydicom.uid import (
 )
 
 from guidino_tune.config import Data
+from guidino_tune.data import niftis
 from guidino_tune.data.intensity import decode_image, measure_intensity
 from guidino_tune.data.niftis import orientation
 from guidino_tune.data.reading import is_deep, read_raw, volume_slices
@@ -253,6 +254,20 @@ def test_extensions_and_what_the_name_says_of_zip_do_not_matter(tmp_path: Path, 
     assert volume_slices(tmp_path / name) == 5
     assert orientation(tmp_path / name) == "LPS"
     assert np.array_equal(read_raw(tmp_path / f"{name}#2").values[..., 0], volume[:, :, 2].T)
+
+
+@pytest.mark.parametrize(("room", "times"), [(2**29, 4), (0, 20)])
+def test_slices_of_four_files_in_turn_unpack_each_of_them_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, times: int
+) -> None:
+    """An image of four files, such as four sequences of a head, is read slice by slice; small volumes stay in memory together."""
+    files = [nifti(tmp_path / f"head_{i:04d}.nii.gz", np.full((12, 9, 5), i, np.int16)) for i in range(4)]
+    read, unpacked = niftis._read, []
+    monkeypatch.setattr(niftis, "_KEPT_BYTES", room)
+    monkeypatch.setattr(niftis, "_read", lambda content: unpacked.append(1) or read(content))
+    for number in range(5):
+        assert [int(read_raw(file.with_name(f"{file.name}#{number}")).values.max()) for file in files] == [0, 1, 2, 3]
+    assert len(unpacked) == times
 
 
 def test_a_changed_volume_is_read_again(tmp_path: Path) -> None:
