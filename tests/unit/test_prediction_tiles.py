@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +225,41 @@ def test_costs_grow_as_they_should() -> None:
     for other in (room, dataclasses.replace(room, channels=1), dataclasses.replace(room, classes=30), dataclasses.replace(room, workers=1)):
         most = next(pixels for pixels in range(2**24, 2**30, 2**17) if not other.holds(pixels)) if other.holds(2**24) else 0
         assert most < other.alone  # tiles are for more than what fits whole
+
+
+PEAK = """
+import dataclasses, sys
+from types import SimpleNamespace
+import numpy as np, torch
+from training_helpers import make_experiment
+from guidino_tune.config import Protocol
+from guidino_tune.inference import predict_image
+
+class Network(torch.nn.Module):
+    def forward(self, images):
+        return SimpleNamespace(logits=(images.mean(1, keepdim=True).repeat(1, 21, 1, 1),), guide=images[:, :1, ::4, ::4])
+
+def peak(side):
+    predict_image(Network().eval(), np.zeros((side, side, 3), np.uint8), data, Protocol(inference=sys.argv[1]), device="cpu")
+    status = open("/proc/self/status").read()  # getrusage begins with what the process that started this one had
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+data = dataclasses.replace(make_experiment("unet", guide=None).data, num_classes=20)
+torch.set_num_threads(1)
+small = peak(80)
+print((peak(1000) - small) / 1000**2)
+"""
+
+
+@pytest.mark.parametrize("inference", ["resized", "sliding"])
+def test_many_classes_take_no_more_than_is_reckoned(inference: str) -> None:
+    """As the system measures it, with 5 % for what is around the arrays."""
+    paths = os.pathsep.join(str(Path(__file__).parents[above]) for above in (2, 0))
+    words, around = [sys.executable, "-c", PEAK, inference], os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120, env=around)
+    room = Room(2**40, 1, classes=20)
+    reckoned = next(cost for cost in range(1, 1000) if dataclasses.replace(room, bound=cost * 1000**2).holds(1000**2))
+    assert 0.7 * reckoned < float(done.stdout) < 1.05 * reckoned
 
 
 @pytest.mark.parametrize(
