@@ -133,7 +133,7 @@ def predict_folder(
     for file in more.finish() if more else ():
         tell(f"written: {file}")
     if replaced:
-        tell(f"{replaced} masks of an earlier run were replaced")
+        tell(f"{replaced} masks of an earlier run were replaced" if replaced > 1 else "a mask of an earlier run was replaced")
     return done, failed
 
 

@@ -93,7 +93,7 @@ def test_the_same_command_replaces_its_own_but_nothing_that_was_edited(model: Pa
     assert contents(tmp_path / "out") == before
     (tmp_path / "in" / "a.png").write_bytes(b"")
     code, out, _ = run(capsys, *arguments)
-    assert (code, "1 mask in" in out, "1 masks of an earlier run were replaced" in out) == (1, True, True)  # the other is as it was
+    assert (code, "1 mask in" in out, "a mask of an earlier run was replaced" in out) == (1, True, True)  # the other is as it was
     picture(tmp_path / "in" / "a.png")
     (tmp_path / "out").rename(tmp_path / "moved")  # its own wherever they are
     assert run(capsys, *arguments[:-1], tmp_path / "moved")[0] == 0

@@ -329,7 +329,7 @@ def test_what_predict_did_not_write_stays(kind: str, scans: tuple[Path, Path], m
     own = mask.read_bytes()
     assert is_own(mask)
     code, out, _ = run(capsys, *words)
-    assert (code, "1 masks of an earlier run were replaced" in out, mask.read_bytes() == own) == (0, True, True)
+    assert (code, "a mask of an earlier run was replaced" in out, mask.read_bytes() == own) == (0, True, True)
     raw = bytearray(gzip.decompress(own) if kind == "nifti" else own)
     raw[-3] ^= 1  # a voxel
     edited = gzip.compress(bytes(raw)) if kind == "nifti" else bytes(raw)
