@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import os
 import time
@@ -12,10 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import optuna
-from optuna.trial import TrialState
 from rich.console import Console
 
-from guidino_tune import paths
 from guidino_tune.config import Experiment
 from guidino_tune.data.dividing import keep_split
 from guidino_tune.data.opening import SearchData, open_for_search
@@ -37,32 +34,24 @@ from guidino_tune.space.space import Space, override
 from guidino_tune.stopping import raise_swallowed
 from guidino_tune.study.driver import INTERRUPTED, Driver
 from guidino_tune.study.kept_weights import KeptWeights
-from guidino_tune.study.outcomes import REPEATS, in_words, same_way
 from guidino_tune.study.precision import SETTLED
 from guidino_tune.study.seeding import find_seeds, queue_seeds
-from guidino_tune.study.stopping import sentence
 from guidino_tune.study.store import BEGUN_BY, StoredStudy, StudyFolder, folder_of, open_study
-from guidino_tune.study.trials import best_value, finished, ranking, remaining, without_result
-from guidino_tune.tracking import MLflowTracker
-from guidino_tune.tracking.client import is_server
-from guidino_tune.training.folder import write_text
+from guidino_tune.study.trials import finished, remaining
 from guidino_tune.training.reporter import EpochRecord
 from guidino_tune.workflows.backbones import continued, note
 from guidino_tune.workflows.certainty import Certainty
 from guidino_tune.workflows.checks import changed_code, check_content, check_settings
+from guidino_tune.workflows.closing import CONTINUES, tell_result
 from guidino_tune.workflows.home import follow_home
 from guidino_tune.workflows.precision import settle
-from guidino_tune.workflows.progress import Progress, conclusions, hidden_line, leaderboard, silent_console
+from guidino_tune.workflows.progress import Progress, silent_console
 from guidino_tune.workflows.recorder import Recorder
 from guidino_tune.workflows.report import report_at_end
 from guidino_tune.workflows.resolve import resolve_data
 from guidino_tune.workflows.result import Callback, Listener, StudyResult, callback_listener
-from guidino_tune.workflows.tables import UNLIMITED, print_table
 from guidino_tune.workflows.track import Tracking, await_mlflow, open_tracker, remember_data, study_snapshot
 from guidino_tune.workflows.view_ways import settle_views
-
-CONTINUES = "Nothing is lost: run it again to go on from here."
-
 
 SENDING, STOPPING, AT_ONCE = 60.0, 5.0, 1.0
 """Seconds for what MLflow has not got yet: at the end of a search, when it was stopped, and when it was stopped twice. The rest is sent by
@@ -187,7 +176,7 @@ def run_search(
                 folder.trial(number).drop_weights()
             tracker.close(timeout=patience, interrupted=bool(end))
         certainty = certainty or Certainty(study, space)
-        _closing(study, space, folder, console, baseline=baseline, tracking=tracker, end=end, certainty=certainty, report=report)
+        tell_result(stored, console, baseline=baseline, tracking=tracker, end=end, certainty=certainty, report=report, storage=storage)
     return StudyResult(stored, end, storage)
 
 
@@ -338,63 +327,3 @@ def _same_data(study: optuna.Study, data: SearchData, folder: StudyFolder) -> No
             where=str(folder.path),
             todo="restore the images, go on with the version of guidino_tune that began it, or start another study with another study.name",
         )
-
-
-def _closing(
-    study: optuna.Study, space: Space, folder: StudyFolder, console: Console, *, baseline: float, tracking: MLflowTracker, end: str,
-    certainty: Certainty, report: Path | None,
-) -> None:  # fmt: skip
-    name, file = space.study.name, folder.path / "leaderboard.txt"
-    write_text(file, _plain(study, space))
-    table, hidden = leaderboard(study, space, width=console.width)
-    console.print(f"Study {name}", style="bold", highlight=False)
-    print_table(console, table)
-    if line := hidden_line(hidden, name, str(file)):
-        console.print(line, style="dim", highlight=False, soft_wrap=True)
-    ranked = ranking(study)
-    failed = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.FAIL and REPEATS not in t.user_attrs]
-    if failed:
-        lines = [f"{len(failed)} trials failed:", *in_words(failed), *without_result(study, space)]
-        console.print("\n  ".join(lines), style="red", highlight=False, soft_wrap=True, markup=False)
-        if kind := same_way(t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING):
-            console.print(f"No trial has a result: all of them failed the same way ({kind}).", style="red", highlight=False)
-    if ranked:
-        best, worst = (best_value(trial) or 0.0 for trial in (ranked[0], ranked[-1]))
-        verdict = "beats" if best > baseline else "does NOT beat"
-        console.print(
-            f"Best validation Dice {best:.4f} {verdict} the best constant mask ({baseline:.4f}); worst complete trial {worst:.4f}."
-        )
-    for line in filter(None, (sentence(study, space, folder), *conclusions(study, space), *certainty.sentences())):
-        console.print(line, highlight=False, soft_wrap=True)
-    if tracking.pending or tracking.last_error:
-        console.print(tracking.message, style="yellow", highlight=False, soft_wrap=True)
-    left = [str(t.number) for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
-    if left and not end:
-        console.print(
-            f"{len(left)} trials were left unfinished (trial {', '.join(left[:8])}), for as many as were asked for have their result; a "
-            "search for more goes on with them.",
-            style="yellow", highlight=False, soft_wrap=True,
-        )  # fmt: skip
-    pages = ("open", tracking.url) if is_server(tracking.uri) else ("browse", paths.next_command(f"ui {name}"))
-    if end:
-        console.print(f"{end}. {CONTINUES}", style="yellow", highlight=False, soft_wrap=True)
-    steps = [("report", str(report or "")), pages]
-    if ranked:
-        steps += [
-            ("export", paths.next_command(f"export {name} --output best.yaml")),
-            ("retrain", paths.next_command("retrain best.yaml --seeds 3")),
-            ("compare", paths.next_command(f"compare {name}")),
-        ]
-    for label, command in (step for step in steps if step[1]):
-        console.print(f"{label:>8}: {command}", highlight=False, soft_wrap=True)
-
-
-def _plain(study: optuna.Study, space: Space) -> str:
-    """Everything in whole lines; a notebook would show what is printed anywhere."""
-    table, _ = leaderboard(study, space, rows=1000)
-    for column in table.columns:
-        column.max_width = None
-    console = Console(width=UNLIMITED, record=True, file=io.StringIO(), force_jupyter=False)
-    console.print(f"Study {study.study_name}", highlight=False)
-    console.print(table)
-    return "".join(f"{line.rstrip()}\n" for line in console.export_text().splitlines())

@@ -21,8 +21,9 @@ from guidino_tune.config import Experiment
 from guidino_tune.running.environment import SEAL, sealed_tests
 from guidino_tune.space.space import load_space, override
 from guidino_tune.workflows import result as results
+from guidino_tune.workflows.closing import leaderboard_text
 from guidino_tune.workflows.progress import silent_console
-from guidino_tune.workflows.search import _plain, _take_own
+from guidino_tune.workflows.search import _take_own
 
 RATES = ((1e-3, (0.1, 0.2, 0.5, 0.4)), (2e-3, (0.2, 0.7, 0.6, 0.5)), (3e-3, (0.1,)), (4e-3, (0.3,)))
 """Learning rate and Dice of each epoch; the third trial ends early, the fourth is left."""
@@ -214,6 +215,6 @@ def test_what_a_search_writes_is_not_shown_in_a_notebook(home: Path, monkeypatch
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setattr("rich.jupyter.display", lambda *found: shown.append(found))
     run = make_study()
-    assert "GuiDINO-U" in _plain(run.study, run.space)
+    assert "GuiDINO-U" in leaderboard_text(run.study, run.space)
     silent_console().print("nothing")
     assert shown == []

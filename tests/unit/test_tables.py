@@ -14,8 +14,8 @@ from guidino_tune.config import Data, Experiment, Resources, Study
 from guidino_tune.space.parameters import Parameter
 from guidino_tune.space.space import Space
 from guidino_tune.space.suggest import suggest
+from guidino_tune.workflows.closing import leaderboard_text
 from guidino_tune.workflows.progress import Progress, hidden_line, leaderboard
-from guidino_tune.workflows.search import _plain
 from guidino_tune.workflows.tables import headings, most_telling, print_table
 
 LONG = "/models/of/the/clinic/dinov3-vits16-pretrain-lvd1689m-and-more"
@@ -131,7 +131,7 @@ def test_a_long_value_is_folded_and_not_cut() -> None:
 def test_the_file_has_every_column_in_whole_lines() -> None:
     space = space_of(FIFTEEN)
     study = study_of(space, 40)
-    title, heading, *rows = _plain(study, space).splitlines()
+    title, heading, *rows = leaderboard_text(study, space).splitlines()
     assert title == "Study mine"
     assert all(name in heading for name in headings(space).values())
     assert len(rows) == 39
