@@ -47,6 +47,9 @@ _KNOWN = ("RAY_JOB_ID", "RAY_RAYLET_PID")
 _LAUNCHER, _ENDING = 30.0, 10.0
 """Seconds that the parent waits for the words of a launcher, which it has ready; and the driver for the end of its parent."""
 
+_IDS = 2000
+"""So many IDs of Ray are left to each process: they come at random from a generator that a fork copies."""
+
 _address = ""
 """Of the socket of this process's parent of trials."""
 
@@ -141,6 +144,7 @@ def _serve(listener: socket.socket, alive: int, folder: str) -> None:
                     same = known == tuple(environment.get(name, "") for name in _KNOWN)
                     if same and Path(arguments[0]).name == _SCRIPT:
                         _import_ray(environment)
+                        _leave_ids_behind()
                         if not os.fork():
                             selector.close()
                             listener.close()
@@ -196,6 +200,18 @@ def _import_ray(environment: dict[str, str]) -> None:
 
     gc.collect()
     gc.freeze()  # pages that the collector does not write to stay shared
+
+
+def _leave_ids_behind() -> None:
+    """Goes on to IDs that no process forked before has.
+
+    The first object of a worker is only there for a moment, to warm up the store; two that begin at the same time with one ID for it end
+    with an error, and Ray starts no other in the place of such a worker.
+    """
+    import ray
+
+    for _ in range(_IDS):
+        ray.ObjectRef.from_random()
 
 
 def _become(connection: socket.socket, folder: str, arguments: list[str], environment: dict[str, str], files: list[int]) -> None:

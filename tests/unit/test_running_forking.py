@@ -21,6 +21,9 @@ import json, os, random, sys, threading
 forked = "torch" in sys.modules
 import numpy, torch
 numbers = [random.random(), numpy.random.random(), torch.rand(1).item()]
+if forked:
+    import ray
+    numbers += [ray.ObjectRef.from_random().hex() for _ in range(5)]
 torch.set_num_threads(2)
 weights = torch.ones(8, 8, 3, 3, requires_grad=True)
 torch.nn.functional.conv2d(torch.ones(4, 8, 64, 64), weights).sum().backward()  # hangs where threads of the driver were lost
@@ -99,7 +102,7 @@ def test_workers_are_forked_and_each_is_as_ray_starts_it(driver: subprocess.Pope
     first, second = (one["numbers"] for one in found)
     assert isinstance(first, list)
     assert isinstance(second, list)
-    assert not set(first) & set(second)  # random, numpy and torch
+    assert not set(first) & set(second)  # random, numpy, torch, and Ray's IDs
     # Of another cluster, and no worker: as Python starts them.
     assert not told(command, script, folder=tmp_path, **ours | {"RAY_JOB_ID": "02000000"})["forked"]
     other = tmp_path / "other.py"
