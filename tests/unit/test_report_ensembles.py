@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from report_helpers import simulated
-from test_list_and_show import make
 from test_report import page, section
 
 from guidino_tune import paths
@@ -123,6 +122,8 @@ def test_without_an_ensemble_the_command_is_told_that_finds_out(study: StoredStu
 def test_the_command_finds_a_study_in_a_database(home: Path, tmp_path: Path) -> None:
     """As it is told it is understood: that study has no model, which is another complaint than that its trials are elsewhere."""
     url = f"sqlite:///{tmp_path}/studies.db"
+    from test_list_and_show import make  # it imports Ray, which must not come before its settings where other tests import this file
+
     folder = make("team-1", url).folder
     whole = page_of(Reader(url), "team-1")
     for number in [t.number for t in whole.stored.study.get_trials() if t.state.name == "COMPLETE"][:2]:
